@@ -1,0 +1,152 @@
+"""The order of the data: which window comes k-th, as a pure function of (token counts, seed, k).
+
+Nothing here holds state and nothing depends on ranks, workers or how far a run has come, so a run
+resumes anywhere, on any number of processes, from one integer. Floor 0.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+ORDER_VERSION = 1
+BLOCK_WINDOWS = 4096  # a mixture holds its proportions exactly in every block of this many windows
+FEISTEL_ROUNDS = 6
+
+
+def derive_keys(*parts: object) -> np.ndarray:
+    """Return the `(FEISTEL_ROUNDS,)` uint64 round keys named by `parts`."""
+    text = "|".join(["pretrain_lib.order", str(ORDER_VERSION), *map(str, parts)])
+    digest = hashlib.blake2b(text.encode(), digest_size=8 * FEISTEL_ROUNDS).digest()
+    return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+
+
+def _scramble(values: np.ndarray, key: np.uint64) -> np.ndarray:
+    """Hash uint64 `values` with `key` (the finalizer of SplitMix64, Steele et al. 2014)."""
+    x = values + key
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def permute(indices: np.ndarray, *, size: int, keys: np.ndarray) -> np.ndarray:
+    """Map each index in `range(size)` to its place under the bijection that `keys` selects.
+
+    A balanced Feistel network permutes the next power of four; an image beyond `size` is permuted
+    again until it falls inside ("cycle walking", Black and Rogaway 2002), which keeps it a
+    bijection. Needs O(len(indices)) time and memory, whatever `size`.
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    result = np.asarray(indices, dtype=np.uint64).copy()
+    assert not len(result) or int(result.max()) < size, "an index is outside the permutation"
+    outside = np.arange(len(result))
+    while len(outside):
+        left, right = result[outside] >> half, result[outside] & mask
+        for key in keys:
+            left, right = right, left ^ (_scramble(right, key) & mask)
+        result[outside] = (left << half) | right
+        outside = outside[result[outside] >= np.uint64(size)]
+    return result.astype(np.int64)
+
+
+def block_quotas(weights: tuple[float, ...]) -> tuple[int, ...]:
+    """Split `BLOCK_WINDOWS` in proportion to `weights` (largest remainders), in whole windows."""
+    if not weights or min(weights) < 0 or sum(weights) <= 0:
+        raise ValueError(f"data.weights={list(weights)} must be non-negative with a positive sum")
+    shares = [weight / sum(weights) * BLOCK_WINDOWS for weight in weights]
+    quotas = [int(share) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda i: (quotas[i] - shares[i], i))
+    for i in by_remainder[: BLOCK_WINDOWS - sum(quotas)]:
+        quotas[i] += 1
+    for weight, quota in zip(weights, quotas, strict=True):
+        if weight > 0 and quota == 0:
+            raise ValueError(
+                f"data.weights={list(weights)}: {weight} is less than one window in "
+                f"{BLOCK_WINDOWS}; raise it above {sum(weights) / BLOCK_WINDOWS:.3g} or set it to 0"
+            )
+    return tuple(quotas)
+
+
+@dataclass(frozen=True)
+class WindowOrder:
+    """The endless shuffled order of windows over one or several token sources.
+
+    A window is `sequence_length + 1` tokens: inputs, and targets one further; neighbours overlap by
+    one token, so no target is lost between them. In epoch e of a source its windows start at
+    `offset(e) + i * sequence_length`, so their boundaries move every epoch, and each is drawn once.
+    """
+
+    num_tokens: tuple[int, ...]  # of each source
+    sequence_length: int
+    seed: int
+    weights: tuple[float, ...] | None = None  # shares of the windows; default: by num_tokens
+
+    def __post_init__(self) -> None:
+        for tokens in self.num_tokens:
+            if tokens <= self.sequence_length:
+                raise ValueError(
+                    f"a source of {tokens} tokens is too short: a window needs "
+                    f"batch.sequence_length + 1 = {self.sequence_length + 1}; add text or set "
+                    f"batch.sequence_length to at most {tokens - 1}"
+                )
+        if self.weights is not None and len(self.weights) != len(self.num_tokens):
+            raise ValueError(
+                f"data.weights={list(self.weights)} needs one weight for each of the "
+                f"{len(self.num_tokens)} sources"
+            )
+        block_quotas(self.weights or self.num_tokens)
+
+    def windows_per_epoch(self, source: int) -> int:
+        """Return how many windows one epoch of `source` has (the same in every epoch)."""
+        tokens, length = self.num_tokens[source], self.sequence_length
+        return max(1, (tokens - length) // length)
+
+    def offset(self, source: int, epoch: int) -> int:
+        """Return the token at which the windows of `source` begin in `epoch`."""
+        spare = self.num_tokens[source] - self.windows_per_epoch(source) * self.sequence_length
+        keys = derive_keys("offset", self.seed, source, epoch)
+        return int(keys[0] % np.uint64(min(self.sequence_length, spare)))
+
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return `(source, epoch, start)` of the windows at `positions` in the run, int64 each.
+
+        `start` is the first token of the window within its source.
+        """
+        positions = np.asarray(positions, dtype=np.int64)
+        source, drawn = self._draws(positions)
+        size = np.array([self.windows_per_epoch(s) for s in range(len(self.num_tokens))])[source]
+        epoch, start = drawn // size, np.empty_like(positions)
+        for s, e in sorted(set(zip(source.tolist(), epoch.tolist(), strict=True))):
+            here = (source == s) & (epoch == e)
+            keys = derive_keys("window", self.seed, s, e)
+            windows = permute(drawn[here] % size[here], size=self.windows_per_epoch(s), keys=keys)
+            start[here] = self.offset(s, e) + windows * self.sequence_length
+        return source, epoch, start
+
+    def _draws(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return for each position its source, and how many windows that source gave before it."""
+        quotas = block_quotas(self.weights or self.num_tokens)
+        source, drawn = np.empty_like(positions), np.empty_like(positions)
+        for block in np.unique(positions // BLOCK_WINDOWS):
+            here = positions // BLOCK_WINDOWS == block
+            sources, before = _mixture_block(quotas, self.seed, int(block))
+            slots = positions[here] % BLOCK_WINDOWS
+            source[here] = sources[slots]
+            drawn[here] = block * np.array(quotas)[sources[slots]] + before[slots]
+        return source, drawn
+
+
+@lru_cache(maxsize=64)
+def _mixture_block(
+    quotas: tuple[int, ...], seed: int, block: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the source of each slot of a block, and how often it stood earlier in the block."""
+    keys = derive_keys("mixture", seed, block)
+    shuffled = permute(np.arange(BLOCK_WINDOWS), size=BLOCK_WINDOWS, keys=keys)
+    sources = np.repeat(np.arange(len(quotas)), quotas)[shuffled]
+    before = np.empty(BLOCK_WINDOWS, dtype=np.int64)
+    for source, quota in enumerate(quotas):
+        before[sources == source] = np.arange(quota)
+    return sources, before
