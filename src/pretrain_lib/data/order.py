@@ -139,9 +139,7 @@ class WindowOrder:
 
 
 @lru_cache(maxsize=64)
-def _mixture_block(
-    quotas: tuple[int, ...], seed: int, block: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _mixture_block(quotas: tuple[int, ...], seed: int, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the source of each slot of a block, and how often it stood earlier in the block."""
     keys = derive_keys("mixture", seed, block)
     shuffled = permute(np.arange(BLOCK_WINDOWS), size=BLOCK_WINDOWS, keys=keys)

@@ -1,0 +1,131 @@
+"""Batches: a torch Dataset whose item k is window k, and this rank's micro-batches of each step.
+
+Floor 2.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, default_collate
+
+from pretrain_lib.data.order import WindowOrder
+from pretrain_lib.data.packing import read_window
+from pretrain_lib.data.shards import TokenArray
+
+Batch = dict[str, torch.Tensor]
+
+
+class PackedDataset(Dataset):
+    """The shuffled windows of one or several token arrays: item k is the k-th of the run.
+
+    Its length is one epoch; items beyond it exist and are the epochs that follow, each in an order
+    of its own. Items are dicts of `input_ids` and `targets` (T,) int64, and `document_ends` (T,)
+    int32 with `document_masking`.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenArray | Sequence[TokenArray],
+        *,
+        sequence_length: int,
+        seed: int = 0,
+        weights: Sequence[float] | None = None,
+        document_masking: bool = False,
+    ) -> None:
+        self.sources = [tokens] if isinstance(tokens, TokenArray) else list(tokens)
+        if document_masking and not all(source.has_documents for source in self.sources):
+            raise ValueError(
+                "data.document_masking=true needs to know where documents end, which .npy and .bin "
+                "arrays do not say; prepare the text with `pretrain prepare`"
+            )
+        self.sequence_length = sequence_length
+        self.document_masking = document_masking
+        self.order = WindowOrder(
+            num_tokens=tuple(len(source) for source in self.sources),
+            sequence_length=sequence_length,
+            seed=seed,
+            weights=tuple(weights) if weights else None,
+        )
+
+    def __len__(self) -> int:
+        return sum(self.order.windows_per_epoch(s) for s in range(len(self.sources)))
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Batch]:
+        """Return several windows at once, which a DataLoader prefers to one by one."""
+        located = zip(*self.order.locate(np.array(indices)), strict=True)
+        return [
+            {
+                name: torch.from_numpy(array)
+                for name, array in read_window(
+                    self.sources[source],
+                    int(start),
+                    self.sequence_length,
+                    document_masking=self.document_masking,
+                ).items()
+            }
+            for source, _, start in located
+        ]
+
+
+def rank_micro_batches(
+    dataset: PackedDataset,
+    first: int,
+    count: int,
+    *,
+    micro_batch: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[Batch]:
+    """Return what one rank runs of the step that consumes windows `[first, first + count)`.
+
+    Micro-batch m of the step is its windows `[m * b, (m + 1) * b)`, on rank m mod `world_size`:
+    each is the same tensor whatever the number of ranks. `(b, T)` per tensor.
+    """
+    assert count % (micro_batch * world_size) == 0, f"{count} windows do not divide"
+    return [
+        default_collate(dataset.__getitems__(range(start, start + micro_batch)))
+        for start in range(first + rank * micro_batch, first + count, world_size * micro_batch)
+    ]
+
+
+def iterate_steps(
+    dataset: PackedDataset,
+    steps: Iterable[tuple[int, int]],
+    *,
+    micro_batch: int,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[list[Batch]]:
+    """Yield this rank's micro-batches of each step `(first, count)` in `steps`, on `device`.
+
+    The next step is read, and pinned for CUDA, while the current one computes.
+    """
+
+    def load(step: tuple[int, int]) -> list[Batch]:
+        batches = rank_micro_batches(
+            dataset, *step, micro_batch=micro_batch, rank=rank, world_size=world_size
+        )
+        if device.type == "cuda":
+            return [{name: t.pin_memory() for name, t in batch.items()} for batch in batches]
+        return batches
+
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
+        pending = None
+        for step in steps:
+            upcoming = reader.submit(load, step)
+            if pending is not None:
+                yield [to_device(batch, device) for batch in pending.result()]
+            pending = upcoming
+        if pending is not None:
+            yield [to_device(batch, device) for batch in pending.result()]
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch, without waiting for the copy where it is pinned."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -1,0 +1,313 @@
+"""Source to shards: tokenised in units, each committed on its own, so a restart skips whole units.
+
+The bytes written depend on the job (sources, tokenizer, split), never on the number of processes or
+the order in which they finish. Floor 1.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from pretrain_lib.data.order import derive_keys, permute
+from pretrain_lib.data.shards import (
+    FORMAT_VERSION,
+    MANIFEST,
+    SHARD_HASHES,
+    read_manifest,
+    token_dtype,
+    write_json,
+    write_shard,
+)
+from pretrain_lib.data.sources import Source, open_source
+from pretrain_lib.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+
+JOB = "job.json"
+TOKENIZER_FOLDER = "tokenizer"
+HASH_SHARE = 0.01  # of the documents, held out by `hash`
+ENCODE_BATCH_BYTES = 2**20
+TRAINING_TEXT_BYTES = 200 * 2**20  # at most so much text trains a tokenizer
+
+
+@dataclass(frozen=True)
+class Job:
+    """What decides every byte of a prepared folder."""
+
+    sources: tuple[str, ...]
+    tokenizer: str | None = None  # folder, tokenizer.json or hub id
+    train_tokenizer: int | None = None  # or: train one with so many ids
+    validation: str = "hash"  # hash, hash:SHARE, first:TOKENS, or none
+    text_field: str = "text"
+
+    def __post_init__(self) -> None:
+        if (self.tokenizer is None) == (self.train_tokenizer is None):
+            raise ValueError(
+                f"exactly one of tokenizer={self.tokenizer} and "
+                f"train_tokenizer={self.train_tokenizer} must be given"
+            )
+        parse_validation(self.validation)
+
+    def open_sources(self) -> list[Source]:
+        """Open the sources, checking that they can be read."""
+        return [open_source(name, text_field=self.text_field) for name in self.sources]
+
+    def record(self) -> dict:
+        """Return the job as stored beside the data and compared when it is run again."""
+        tokenizer = f"trained, {self.train_tokenizer} ids"
+        if self.tokenizer is not None:
+            tokenizer = load_tokenizer(self.tokenizer).sha256
+        return {
+            "format_version": FORMAT_VERSION,
+            "sources": [source.identity() for source in self.open_sources()],
+            "tokenizer": tokenizer,
+            "validation": self.validation,
+            "text_field": self.text_field,
+        }
+
+
+def parse_validation(rule: str) -> tuple[str, float]:
+    """Return `("hash", share)`, `("first", tokens)` or `("none", 0)`."""
+    kind, _, amount = rule.partition(":")
+    with contextlib.suppress(ValueError):
+        if kind == "hash" and 0 < (share := float(amount or HASH_SHARE)) < 1:
+            return kind, share
+        if kind == "first" and (tokens := int(float(amount))) > 0:
+            return kind, tokens
+        if rule == "none":
+            return kind, 0
+    raise ValueError(
+        f"data.validation={rule} must be hash, hash:SHARE, first:TOKENS, the path of a token "
+        f"array, or none"
+    )
+
+
+def prepare(job: Job, folder: Path, *, workers: int = 1, quiet: bool = False) -> dict:
+    """Tokenise a job's sources into `folder` and return its manifest; done already: only return.
+
+    Killed at any instant and called again, it continues with the units that are not committed.
+    Raises ValueError if the folder holds another job, or is being prepared by another process.
+    """
+    record = job.record()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ValueError(f"data.path={folder} cannot be written: {error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"data.path={folder} is being prepared by another process") from error
+        check_same_job(folder, record)
+        if not (folder / MANIFEST).is_file():
+            write_json(folder / JOB, record)
+            _write_units(job, folder, workers=workers, quiet=quiet)
+        return read_manifest(folder)
+
+
+def check_same_job(folder: Path, record: dict) -> None:
+    """Raise ValueError, naming the differences, if `folder` was prepared by another job."""
+    if not (folder / JOB).is_file():
+        return
+    before = json.loads((folder / JOB).read_text())
+    differences = [
+        f"{key}: {before.get(key)} there, {value} asked for"
+        for key, value in record.items()
+        if before.get(key) != value
+    ]
+    if differences:
+        raise ValueError(
+            f"data.path={folder} was prepared differently ({'; '.join(differences)}); give "
+            f"another folder, or delete this one"
+        )
+
+
+def _write_units(job: Job, folder: Path, *, workers: int, quiet: bool) -> None:
+    sources = job.open_sources()
+    tokenizer = _write_tokenizer(job, sources, folder)
+    units = [(s, u) for s, source in enumerate(sources) for u in range(len(source.units()))]
+    held_out = _write_first_tokens(job, sources, units, tokenizer, folder)
+    tasks = [(job, folder, index, *unit, held_out[index]) for index, unit in enumerate(units)]
+    bar = tqdm(
+        total=len(tasks),
+        desc="preparing",
+        unit="unit",
+        disable=quiet or not sys.stderr.isatty(),
+    )
+    with bar, contextlib.ExitStack() as stack:
+        run: Iterable = map(_write_unit, tasks)
+        if workers > 1:
+            # Spawned, because the Rust tokenizer's threads do not survive a fork.
+            pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+            run = stack.enter_context(pool).map(_write_unit, tasks)
+        for _ in run:
+            bar.update()
+    _write_manifest(job, folder, tokenizer, len(units))
+
+
+def _write_tokenizer(job: Job, sources: list[Source], folder: Path) -> Tokenizer:
+    target = folder / TOKENIZER_FOLDER
+    if (target / "tokenizer_config.json").is_file():
+        return load_tokenizer(target)
+    if job.tokenizer is not None:
+        tokenizer = load_tokenizer(job.tokenizer)
+    else:
+        tokenizer = train_tokenizer(
+            _training_texts(sources), vocabulary_size=job.train_tokenizer or 0
+        )
+    tokenizer.save(target)
+    return tokenizer
+
+
+def _training_texts(sources: list[Source]) -> Iterator[str]:
+    size = 0
+    for source in sources:
+        for unit in source.units():
+            for text in source.documents(unit):
+                yield text
+                size += len(text)
+                if size > TRAINING_TEXT_BYTES:
+                    return
+
+
+def _write_first_tokens(
+    job: Job,
+    sources: list[Source],
+    units: list[tuple[int, int]],
+    tokenizer: Tokenizer,
+    folder: Path,
+) -> list[int]:
+    """Write the validation split of `first:TOKENS`: how many documents each unit gave to it."""
+    kind, amount = parse_validation(job.validation)
+    taken = [0] * len(units)
+    if kind != "first":
+        return taken
+    documents, text_bytes, tokens = [], 0, 0
+    for index, (s, u) in enumerate(units):
+        for text in sources[s].documents(sources[s].units()[u]):
+            if tokens >= amount:
+                break
+            taken[index] += 1
+            if text.strip():
+                documents += tokenizer.encode_documents([text])
+                text_bytes += len(text.encode())
+                tokens += len(documents[-1])
+        if tokens >= amount:
+            break
+    dtype = token_dtype(tokenizer.vocabulary_size)
+    write_shard(folder, "validation-first", documents, dtype=dtype, text_bytes=text_bytes)
+    return taken
+
+
+def _write_unit(task: tuple[Job, Path, int, int, int, int]) -> None:
+    """Tokenise one unit into `train-INDEX` and, for `hash`, `validation-INDEX`."""
+    job, folder, index, source_index, unit_index, skip = task
+    names = [f"validation-{index:05d}", f"train-{index:05d}"]  # the last commits the unit
+    if (folder / f"{names[-1]}.json").is_file():
+        return
+    source = job.open_sources()[source_index]
+    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
+    kind, share = parse_validation(job.validation)
+    texts = {name: [] for name in names}
+    for position, text in enumerate(source.documents(source.units()[unit_index])):
+        if position >= skip and text.strip():
+            held_out = kind == "hash" and _hash_fraction(text) < share
+            texts[names[0] if held_out else names[1]].append(text)
+    dtype = token_dtype(tokenizer.vocabulary_size)
+    for name in names:
+        shuffled = _shuffle(texts[name], "documents", name)
+        documents = list(_encode(shuffled, tokenizer))
+        text_bytes = sum(len(text.encode()) for text in shuffled)
+        write_shard(folder, name, documents, dtype=dtype, text_bytes=text_bytes)
+
+
+def _hash_fraction(text: str) -> float:
+    """Return a number in [0, 1) that depends on the text alone: duplicates share a side."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64
+
+
+def _shuffle(texts: list[str], *key: object) -> list[str]:
+    order = permute(np.arange(len(texts)), size=len(texts), keys=derive_keys(*key))
+    return [texts[i] for i in order]
+
+
+def _encode(texts: list[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    batch, size = [], 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= ENCODE_BATCH_BYTES:
+            yield from tokenizer.encode_documents(batch)
+            batch, size = [], 0
+    yield from tokenizer.encode_documents(batch)
+
+
+def _write_manifest(job: Job, folder: Path, tokenizer: Tokenizer, num_units: int) -> None:
+    kind, _ = parse_validation(job.validation)
+    numbers = range(num_units)
+    names = {
+        "train": [f"train-{i:05d}" for i in numbers],
+        "validation": {
+            "hash": [f"validation-{i:05d}" for i in numbers],
+            "first": ["validation-first"],
+            "none": [],
+        }[kind],
+    }
+    splits = {split: _summary(folder, shards) for split, shards in names.items()}
+    if not splits["train"]["documents"]:
+        raise ValueError(
+            f"data.source={', '.join(job.sources)} leaves no document with text to train on "
+            f"(validation={job.validation} took {splits['validation']['documents']})"
+        )
+    hashes = [[s["sha256"], s["ends_sha256"]] for split in splits.values() for s in split["shards"]]
+    identity = {"tokenizer": tokenizer.sha256, "validation": job.validation, "shards": hashes}
+    write_json(
+        folder / MANIFEST,
+        {
+            "format_version": FORMAT_VERSION,
+            "sources": list(job.sources),
+            "validation": job.validation,
+            "dtype": token_dtype(tokenizer.vocabulary_size).str,
+            "tokenizer_sha256": tokenizer.sha256,
+            "vocabulary_size": tokenizer.vocabulary_size,
+            "end_of_text_id": tokenizer.end_of_text_id,
+            "splits": splits,
+            "fingerprint": hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+        },
+    )
+
+
+def _summary(folder: Path, names: list[str]) -> dict:
+    """Return the totals of a split and what the manifest keeps of each shard."""
+    records = []
+    for name in names:
+        raw = (folder / f"{name}.json").read_bytes()
+        own_hash = {SHARD_HASHES[".json"]: hashlib.sha256(raw).hexdigest()}
+        records.append(json.loads(raw) | own_hash | {"name": name})
+    totals = ("tokens", "documents", "text_bytes")
+    kept = ("name", *totals, *SHARD_HASHES.values())
+    filled = [record for record in records if record["tokens"]]
+    return {
+        **{key: sum(record[key] for record in records) for key in totals},
+        "lowest_id": min((record["lowest_id"] for record in filled), default=None),
+        "highest_id": max((record["highest_id"] for record in filled), default=None),
+        "shards": [{key: record[key] for key in kept} for record in records],
+    }
+
+
+def default_folder(job: Job) -> Path:
+    """Return the cache folder of a job, named by what decides its bytes."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    key = hashlib.sha256(json.dumps(job.record()).encode()).hexdigest()[:12]
+    return cache / "pretrain_lib" / f"{Path(job.sources[0]).name.replace(':', '-')}-{key}"

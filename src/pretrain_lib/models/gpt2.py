@@ -1,0 +1,166 @@
+"""GPT-2 (Radford et al. 2019), whole: configuration, initialisation, forward. Floor 1.
+
+Parameter names are those of transformers' `GPT2LMHeadModel`.
+Shapes: B sequences, T positions, D width, H heads, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pretrain_lib.loss import linear_cross_entropy
+from pretrain_lib.models.attention import causal_attention, document_positions
+
+INITIAL_STD = 0.02
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """The shape of a GPT-2; the defaults are those of the 124M model."""
+
+    vocabulary_size: int = 50257
+    context_length: int = 1024
+    """Positions that have an embedding: the longest sequence."""
+    num_layers: int = 12
+    num_heads: int = 12
+    width: int = 768
+    dropout: float = 0.0
+    vocabulary_multiple: int = 128
+    """The embedding table is padded to a multiple of this many rows, for speed; 1 for none."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"model.width={self.width} must be a multiple of model.num_heads={self.num_heads}"
+            )
+
+    @property
+    def padded_vocabulary_size(self) -> int:
+        """Rows of the embedding table."""
+        return -(-self.vocabulary_size // self.vocabulary_multiple) * self.vocabulary_multiple
+
+
+class GPT2(nn.Module):
+    """A GPT-2 language model with a tied head."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.padded_vocabulary_size, config.width),
+                "wpe": nn.Embedding(config.context_length, config.width),
+                "h": nn.ModuleList(Block(config) for _ in range(config.num_layers)),
+                "ln_f": nn.LayerNorm(config.width),
+            }
+        )
+
+    @torch.no_grad()
+    def initialize(self, seed: int) -> "GPT2":
+        """Set the weights as the GPT-2 paper does; the same for a seed on every machine."""
+        generator = torch.Generator().manual_seed(seed)
+        # Each block adds twice to the residual stream; its spread must not grow with depth.
+        residual_std = INITIAL_STD * (2 * self.config.num_layers) ** -0.5
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                std = residual_std if name.endswith("c_proj.weight") else INITIAL_STD
+                parameter.normal_(0.0, std, generator=generator)
+            else:
+                parameter.fill_(1.0 if ".ln_" in name and name.endswith("weight") else 0.0)
+        self.transformer["wte"].weight[self.config.vocabulary_size :] = 0.0
+        return self
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """The weight (V_padded, D) that maps hidden states to logits."""
+        return self.transformer["wte"].weight
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        document_ends: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
+        """Return `(summed loss in nats, number of targets)`, or without targets logits (B, T, V).
+
+        `input_ids`, `targets` int64 (B, T); `document_ends` (B, E) keeps documents apart.
+        """
+        hidden = self.hidden_states(input_ids, document_ends)
+        vocabulary_size = self.config.vocabulary_size
+        if targets is None:
+            return F.linear(hidden, self.head_weight)[..., :vocabulary_size]
+        return linear_cross_entropy(
+            hidden, self.head_weight, targets, vocabulary_size=vocabulary_size
+        )
+
+    def hidden_states(
+        self, input_ids: torch.Tensor, document_ends: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the final hidden states (B, T, D), normalised, before the head."""
+        length = input_ids.shape[1]
+        if length > self.config.context_length:
+            raise ValueError(
+                f"a sequence of {length} tokens is longer than "
+                f"model.context_length={self.config.context_length}"
+            )
+        positions = torch.arange(length, device=input_ids.device)
+        if document_ends is not None:
+            positions = document_positions(document_ends, length)
+        x = self.transformer["wte"](input_ids) + self.transformer["wpe"](positions)
+        x = F.dropout(x, self.config.dropout, self.training)
+        for block in self.transformer["h"]:
+            x = block(x, document_ends)
+        return self.transformer["ln_f"](x)
+
+
+class Block(nn.Module):
+    """Attention, then an MLP, each behind a LayerNorm and added to the residual stream."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.width)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.width)
+        self.mlp = MLP(config)
+
+    def forward(self, x: torch.Tensor, document_ends: torch.Tensor | None) -> torch.Tensor:
+        x = x + self.attn(self.ln_1(x), document_ends)  # (B, T, D)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Attention(nn.Module):
+    """Causal self-attention with one projection for query, key and value."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.width, 3 * config.width)
+        self.c_proj = nn.Linear(config.width, config.width)
+
+    def forward(self, x: torch.Tensor, document_ends: torch.Tensor | None) -> torch.Tensor:
+        B, T, D = x.shape
+        q, k, v = (
+            part.view(B, T, self.num_heads, D // self.num_heads).transpose(1, 2)
+            for part in self.c_attn(x).split(D, dim=2)
+        )  # (B, H, T, D / H) each
+        dropout = self.dropout if self.training else 0.0
+        y = causal_attention(q, k, v, document_ends=document_ends, dropout=dropout)
+        y = self.c_proj(y.transpose(1, 2).reshape(B, T, D))
+        return F.dropout(y, self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    """Two layers with the tanh form of GELU between them, four times as wide inside."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.c_fc = nn.Linear(config.width, 4 * config.width)
+        self.c_proj = nn.Linear(4 * config.width, config.width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        return F.dropout(x, self.dropout, self.training)

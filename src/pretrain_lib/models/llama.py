@@ -1,0 +1,213 @@
+"""LLaMA (Touvron et al. 2023), whole: configuration, initialisation, forward. Floor 1.
+
+Parameter names are those of transformers' `LlamaForCausalLM`.
+Shapes: B sequences, T positions, D width, H heads, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pretrain_lib.loss import linear_cross_entropy
+from pretrain_lib.models.attention import causal_attention, document_positions
+
+INITIAL_STD = 0.02
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The shape of a LLaMA; the defaults are those of the 1.3B recipe."""
+
+    vocabulary_size: int = 8192
+    context_length: int = 2048
+    num_layers: int = 24
+    num_heads: int = 32
+    num_key_value_heads: int = 32
+    """Fewer than num_heads for grouped-query attention (Ainslie et al. 2023)."""
+    width: int = 2048
+    mlp_width: int = 5632
+    rope_theta: float = 10_000.0
+    norm_epsilon: float = 1e-5
+    tied_head: bool = False
+    vocabulary_multiple: int = 128
+    """The embedding table is padded to a multiple of this many rows, for speed; 1 for none."""
+
+    def __post_init__(self) -> None:
+        if self.width % (2 * self.num_heads):
+            raise ValueError(
+                f"model.width={self.width} must be a multiple of 2 x model.num_heads="
+                f"{self.num_heads}, so that a head's width is even, as rotary positions need"
+            )
+        if self.num_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"model.num_heads={self.num_heads} must be a multiple of "
+                f"model.num_key_value_heads={self.num_key_value_heads}"
+            )
+
+    @property
+    def padded_vocabulary_size(self) -> int:
+        """Rows of the embedding table."""
+        return -(-self.vocabulary_size // self.vocabulary_multiple) * self.vocabulary_multiple
+
+
+class Llama(nn.Module):
+    """A LLaMA language model."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = nn.ModuleDict(
+            {
+                "embed_tokens": nn.Embedding(config.padded_vocabulary_size, config.width),
+                "layers": nn.ModuleList(Block(config) for _ in range(config.num_layers)),
+                "norm": nn.RMSNorm(config.width, eps=config.norm_epsilon),
+            }
+        )
+        if not config.tied_head:
+            self.lm_head = nn.Linear(config.width, config.padded_vocabulary_size, bias=False)
+
+    @torch.no_grad()
+    def initialize(self, seed: int) -> "Llama":
+        """Set the weights at random; the same for a seed on every machine."""
+        generator = torch.Generator().manual_seed(seed)
+        # Each block adds twice to the residual stream; its spread must not grow with depth.
+        residual_std = INITIAL_STD * (2 * self.config.num_layers) ** -0.5
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                std = residual_std if residual else INITIAL_STD
+                parameter.normal_(0.0, std, generator=generator)
+            else:
+                parameter.fill_(1.0)
+        self.model["embed_tokens"].weight[self.config.vocabulary_size :] = 0.0
+        self.head_weight[self.config.vocabulary_size :] = 0.0
+        return self
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """The weight (V_padded, D) that maps hidden states to logits."""
+        tied = self.config.tied_head
+        return self.model["embed_tokens"].weight if tied else self.lm_head.weight
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        document_ends: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
+        """Return `(summed loss in nats, number of targets)`, or without targets logits (B, T, V).
+
+        `input_ids`, `targets` int64 (B, T); `document_ends` (B, E) keeps documents apart.
+        """
+        hidden = self.hidden_states(input_ids, document_ends)
+        vocabulary_size = self.config.vocabulary_size
+        if targets is None:
+            return F.linear(hidden, self.head_weight)[..., :vocabulary_size]
+        return linear_cross_entropy(
+            hidden, self.head_weight, targets, vocabulary_size=vocabulary_size
+        )
+
+    def hidden_states(
+        self, input_ids: torch.Tensor, document_ends: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the final hidden states (B, T, D), normalised, before the head."""
+        length = input_ids.shape[1]
+        if length > self.config.context_length:
+            raise ValueError(
+                f"a sequence of {length} tokens is longer than "
+                f"model.context_length={self.config.context_length}"
+            )
+        positions = torch.arange(length, device=input_ids.device)[None]
+        if document_ends is not None:
+            positions = document_positions(document_ends, length)
+        head_width = self.config.width // self.config.num_heads
+        rotation = rotary_angles(positions, head_width, self.config.rope_theta)
+        x = self.model["embed_tokens"](input_ids)
+        for layer in self.model["layers"]:
+            x = layer(x, rotation, document_ends)
+        return self.model["norm"](x)
+
+
+def rotary_angles(
+    positions: torch.Tensor, head_width: int, theta: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cosine and sine, (B, 1, T, head_width) in fp32 (RoPE, Su et al. 2021).
+
+    `positions` (B, T). Dimension i and i + head_width / 2 turn together, as in transformers.
+    """
+    exponents = torch.arange(0, head_width, 2, device=positions.device).float() / head_width
+    with torch.autocast(positions.device.type, enabled=False):
+        angles = positions[:, None, :, None].float() / theta**exponents
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Turn queries or keys (B, H, T, head_width) by their position, in fp32, and cast back."""
+    cosine, sine = rotation
+    first, second = x.float().chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)
+    return (x * cosine + turned * sine).to(x.dtype)
+
+
+class Block(nn.Module):
+    """Attention, then an MLP, each behind an RMSNorm and added to the residual stream."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.width, eps=config.norm_epsilon)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        document_ends: torch.Tensor | None,
+    ) -> torch.Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, document_ends)  # (B, T, D)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions and grouped keys and values."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.head_width = config.width // config.num_heads
+        key_value_width = config.num_key_value_heads * self.head_width
+        self.q_proj = nn.Linear(config.width, config.width, bias=False)
+        self.k_proj = nn.Linear(config.width, key_value_width, bias=False)
+        self.v_proj = nn.Linear(config.width, key_value_width, bias=False)
+        self.o_proj = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        document_ends: torch.Tensor | None,
+    ) -> torch.Tensor:
+        B, T, D = x.shape
+        q, k, v = (
+            projection(x).view(B, T, -1, self.head_width).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )  # (B, H or H_kv, T, head_width)
+        q, k = rotate(q, rotation), rotate(k, rotation)
+        y = causal_attention(q, k, v, document_ends=document_ends)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, D))
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020): a gate, in SiLU, times a value, projected back."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.width, config.mlp_width, bias=False)
+        self.up_proj = nn.Linear(config.width, config.mlp_width, bias=False)
+        self.down_proj = nn.Linear(config.mlp_width, config.width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
