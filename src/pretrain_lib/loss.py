@@ -6,7 +6,7 @@ Floor 0.
 import torch
 
 IGNORED_TARGET = -100
-CHUNK_LOGITS = 2**25  # at most so many logits (fp32: 128 MiB) are alive at a time
+CHUNK_LOGITS = 2**26  # at most so many logits (fp32: 256 MiB) are alive at a time
 
 
 def linear_cross_entropy(
@@ -40,20 +40,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         low_weight = weight.to(hidden.dtype)
         hidden_grad = torch.empty_like(hidden) if needs_gradients else None
         weight_grad = torch.zeros_like(weight) if needs_gradients else None
-        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        chunk = max(1, CHUNK_LOGITS // weight.shape[0])
+        partial_grad = torch.empty_like(low_weight) if needs_gradients else None
+        chunk = _even_chunk(len(hidden), at_most=max(1, CHUNK_LOGITS // len(weight)))
+        # One buffer for all chunks: fresh pages for each would cost as much as the arithmetic.
+        buffer = hidden.new_empty(chunk, len(weight))
+        high = buffer if hidden.dtype == torch.float64 else buffer.float()
+        loss = torch.zeros((), dtype=high.dtype, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), chunk):
                 rows = slice(start, start + chunk)
-                logits = (hidden[rows] @ low_weight.T).to(_accumulation_dtype(hidden))
-                chunk_loss = _loss_and_gradient_in_place(logits, targets[rows], vocabulary_size)
-                loss += chunk_loss.to(loss.dtype)
+                size = len(hidden[rows])
+                low, logits = buffer[:size], high[:size]
+                logits.copy_(torch.mm(hidden[rows], low_weight.T, out=low))
+                loss += _loss_and_gradient_in_place(logits, targets[rows], vocabulary_size)
                 if needs_gradients:
-                    gradient = logits.to(hidden.dtype)
-                    torch.mm(gradient, low_weight, out=hidden_grad[rows])
-                    weight_grad += gradient.T @ hidden[rows]
+                    torch.mm(low.copy_(logits), low_weight, out=hidden_grad[rows])
+                    weight_grad += torch.mm(low.T, hidden[rows], out=partial_grad)
         ctx.save_for_backward(hidden_grad, weight_grad)
-        return loss
+        return loss.float()
 
     @staticmethod
     def backward(ctx, loss_grad):  # noqa: ANN001, ANN205
@@ -62,20 +66,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return hidden_grad * scale.to(hidden_grad.dtype), weight_grad * scale, None, None
 
 
-def _accumulation_dtype(hidden: torch.Tensor) -> torch.dtype:
-    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+def _even_chunk(rows: int, *, at_most: int) -> int:
+    """Return the size of equal chunks: each costs a pass over the weight's gradient."""
+    chunks = -(-rows // at_most)
+    return -(-rows // chunks)
 
 
 def _loss_and_gradient_in_place(
     logits: torch.Tensor, targets: torch.Tensor, vocabulary_size: int
 ) -> torch.Tensor:
     """Return the summed loss of a chunk and turn its logits (N, V_padded) into their gradient."""
-    counts = targets != IGNORED_TARGET
+    counts = (targets != IGNORED_TARGET)[:, None]
     picked = targets.clamp(min=0)[:, None]
     logits[:, vocabulary_size:] = -torch.inf
-    log_normalizer = logits.logsumexp(dim=1, keepdim=True)
-    nll = (log_normalizer - logits.gather(1, picked))[:, 0]
-    logits.sub_(log_normalizer).exp_()  # the softmax
-    logits.scatter_add_(1, picked, -torch.ones_like(picked, dtype=logits.dtype))
-    logits.mul_(counts[:, None])
+    logits -= logits.amax(dim=1, keepdim=True)
+    picked_logits = logits.gather(1, picked)
+    normalizer = logits.exp_().sum(dim=1, keepdim=True)
+    nll = normalizer.log() - picked_logits
+    logits *= counts / normalizer  # the softmax
+    logits.scatter_add_(1, picked, -counts.to(logits.dtype))
     return (nll * counts).sum()

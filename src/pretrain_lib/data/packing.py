@@ -7,7 +7,6 @@ as GPT-2 was trained; with `document_masking` a document in it sees only itself.
 import numpy as np
 
 from pretrain_lib.data.shards import TokenArray
-
 from pretrain_lib.loss import IGNORED_TARGET
 
 

@@ -160,7 +160,7 @@ class TokenArray:
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Return ids `[start, start + count)` as int64 `(count,)`."""
-        assert 0 <= start and start + count <= len(self), f"{start}+{count} is outside the array"
+        assert start >= 0 and start + count <= len(self), f"{start}+{count} is outside the array"
         parts = [file.read(low, high - low) for file, low, high in self._overlaps(start, count)]
         tokens = np.concatenate(parts).astype(np.int64)
         if self.vocabulary_size is not None and count:

@@ -16,8 +16,8 @@ def causal_attention(
 ) -> torch.Tensor:
     """Attend to earlier positions, within the own document where `document_ends` says so.
 
-    `q` (B, H, T, D); `k`, `v` (B, H_kv, T, D) with H a multiple of H_kv; `document_ends` (B, E), see
-    `document_index`. Returns (B, H, T, D).
+    `q` (B, H, T, D); `k`, `v` (B, H_kv, T, D) with H a multiple of H_kv; `document_ends` (B, E)
+    as in `document_index`. Returns (B, H, T, D).
     """
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
