@@ -1,0 +1,88 @@
+"""What a run states before it starts. Floor 4."""
+
+import torch
+from accelerate import Accelerator
+
+from pretrain_lib.config import Recipe
+from pretrain_lib.corpus import Corpus
+from pretrain_lib.flops import count_parameters, model_flops
+from pretrain_lib.metrics import human, human_time
+from pretrain_lib.models.hf import Model
+
+ASSUMED_MFU = 0.4  # for the first estimate of the time, before a step was measured
+
+
+def banner(
+    config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator, *, peak: float | None
+) -> list[str]:
+    """Return the lines that state data, model, device, batch and schedule of a run."""
+    return [
+        *_data_lines(config, corpus),
+        _model_line(config, model),
+        _device_line(accelerator, peak),
+        *_batch_lines(config, model, accelerator, peak),
+    ]
+
+
+def _data_lines(config: Recipe, corpus: Corpus) -> list[str]:
+    low, high = corpus.id_range
+    total = config.learning_rate().total_steps
+    planned = config.batch_sizes().before(total) * config.batch.sequence_length
+    lines = [
+        f"data      {corpus.name}",
+        f"          {len(corpus.train):,} tokens ({corpus.dtype}, memory not used for them), "
+        f"ids {low} to {high}, vocabulary {config.model.vocabulary_size:,}; "
+        f"{planned / len(corpus.train):.2f} epochs planned",
+    ]
+    if corpus.validation is not None:
+        used = min(len(corpus.validation), config.run.evaluate_tokens)
+        lines.append(
+            f"          validation on {used:,} of {len(corpus.validation):,} held-out tokens"
+        )
+    return lines
+
+
+def _model_line(config: Recipe, model: Model) -> str:
+    shape = config.model
+    return (
+        f"model     {type(model).__name__}, {count_parameters(model):,} parameters: "
+        f"{shape.num_layers} layers, {shape.num_heads} heads, width {shape.width}, "
+        f"context {shape.context_length}"
+    )
+
+
+def _device_line(accelerator: Accelerator, peak: float | None) -> str:
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    if device.type == "cpu":
+        name = f"CPU with {torch.get_num_threads()} threads"
+    precision = {"no": "fp32", "bf16": "bf16 autocast, fp32 weights"}[accelerator.mixed_precision]
+    rate = "" if peak is None else f", {peak / 1e12:.3g} TFLOP/s taken as its peak"
+    return (
+        f"device    {accelerator.num_processes} x {name}, {precision}, "
+        f"{accelerator.distributed_type.value}{rate}"
+    )
+
+
+def _batch_lines(
+    config: Recipe, model: Model, accelerator: Accelerator, peak: float | None
+) -> list[str]:
+    batch, schedule = config.batch, config.learning_rate()
+    micro_batches = batch.tokens // (
+        batch.micro_batch * batch.sequence_length * accelerator.num_processes
+    )
+    tokens = config.batch_sizes().before(schedule.total_steps) * batch.sequence_length
+    eta = ""
+    if peak is not None:
+        flops = model_flops(model, sequence_length=batch.sequence_length).total * tokens
+        seconds = flops / (peak * accelerator.num_processes * ASSUMED_MFU)
+        eta = f"; {human_time(seconds)} at {ASSUMED_MFU:.0%} of the peak"
+    return [
+        f"batch     {batch.tokens:,} tokens a step = {accelerator.num_processes} processes x "
+        f"{micro_batches} micro-batches x {batch.micro_batch} sequences x "
+        f"{batch.sequence_length} tokens",
+        f"schedule  {schedule.total_steps:,} steps = {human(tokens)} tokens, {schedule.kind} from "
+        f"{schedule.peak:g} to {schedule.floor:g} after {schedule.warmup_steps:,} steps of "
+        f"warm-up{eta}",
+        f"run       {config.run.dir}",
+    ]

@@ -1,0 +1,300 @@
+"""The settings of a run: one dataclass per concern, read from YAML and flags, checked. Floor 2."""
+
+import dataclasses
+import re
+import sys
+from argparse import ArgumentParser as PlainParser
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, NoReturn
+
+from pretrain_lib.models.gpt2 import GPT2Config
+from pretrain_lib.models.llama import LlamaConfig
+from pretrain_lib.schedule import BatchSizes, LearningRate
+
+
+class TokenCount(int):
+    """A number of tokens; reads 375M, 10e9, 2.5B, 524_288."""
+
+    @classmethod
+    def parse(cls, value: Any) -> "TokenCount":
+        """Read a count as it is written in YAML or on the command line."""
+        match = re.fullmatch(r"([\d.]+(?:e\d+)?)([KMBT]?)", str(value).replace("_", ""))
+        if not match:
+            raise ValueError(f"{value!r} is not a number of tokens such as 524288, 375M or 10e9")
+        exponent = {"": 0, "K": 3, "M": 6, "B": 9, "T": 12}[match[2]]
+        return cls(Decimal(match[1]).scaleb(exponent))
+
+
+class Duration(float):
+    """A time in seconds; reads 90, 45s, 30m, 2h, 1.5d."""
+
+    @classmethod
+    def parse(cls, value: Any) -> "Duration":
+        """Read a duration as it is written in YAML or on the command line."""
+        match = re.fullmatch(r"([\d.]+)([smhd]?)", str(value))
+        if not match:
+            raise ValueError(f"{value!r} is not a time such as 90, 45s, 30m, 2h or 1.5d")
+        return cls(float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]])
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read."""
+
+    source: str | list[str] | None = None
+    """The text: python-stdlib (the embedded corpus), files, folders, or OWNER/NAME[:CONFIG] on the
+    hub. Prepared once into `path`."""
+    path: str | None = None
+    """A folder made by `pretrain prepare` (made now from `source` if it is not there), or an array
+    of tokens (.npy, .bin). Default: a cache folder named by what decides its content."""
+    validation: str = "hash"
+    """Held-out text: hash[:SHARE] of the documents, first:TOKENS of the source, the path of an
+    array of tokens, or none."""
+    tokenizer: str | None = None
+    """A folder, a tokenizer.json, or a name on the hub."""
+    train_tokenizer: int | None = None
+    """Train a byte-level BPE of so many ids on the source, if no tokenizer is given."""
+    text_field: str = "text"
+    """The column or JSON field with the text."""
+    document_masking: bool = False
+    """Keep packed documents apart: attention and positions stay inside each."""
+    workers: int = 1
+    """Processes that prepare a source."""
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """What one optimizer step consumes."""
+
+    tokens: TokenCount = TokenCount(2**19)
+    """Tokens per optimizer step over all processes; accumulation follows from it."""
+    micro_batch: int = 8
+    """Sequences per process and forward pass: memory and speed, not mathematics."""
+    sequence_length: int = 1024
+    """Tokens per sequence (T)."""
+    ramp_from: TokenCount | None = None
+    """Tokens per step at the start, if the batch is to grow."""
+    ramp_increment: TokenCount | None = None
+    """Tokens that each stage of the ramp adds."""
+    ramp_tokens: TokenCount | None = None
+    """Tokens over which the batch grows."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and clipping."""
+
+    learning_rate: float = 6e-4
+    """The peak of the schedule."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    """On tensors of two or more dimensions."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over the run."""
+
+    kind: str = "cosine"
+    """cosine, linear, constant, or wsd (warm-up, stable, decay)."""
+    tokens: TokenCount = TokenCount(10e9)
+    """Tokens of the whole run."""
+    warmup_tokens: TokenCount = TokenCount(375e6)
+    decay_tokens: TokenCount = TokenCount(0)
+    """Tokens of wsd's last phase."""
+    final_fraction: float = 0.1
+    """The rate at the end, as a fraction of the peak."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Texts that the model writes while it trains."""
+
+    prompts: list[str] = field(default_factory=list)
+    per_prompt: int = 4
+    tokens: int = 32
+    """New tokens per sample."""
+    temperature: float = 1.0
+    """0 takes the likeliest token."""
+    top_k: int | None = 50
+    top_p: float | None = None
+    every: int = 250
+    """Steps between samples; also once at the end."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where and how long."""
+
+    dir: str = "runs/default"
+    """The run folder."""
+    seed: int = 1337
+    max_steps: int | None = None
+    """Stop after so many optimizer steps; the schedule stays as it is."""
+    max_time: Duration | None = None
+    """Stop, saved, within this time."""
+    save_every: int | None = None
+    """Steps between checkpoints; there is always one at the end."""
+    save_every_tokens: TokenCount | None = None
+    keep_last: int = 3
+    """Checkpoints kept; 0 keeps all."""
+    log_every: int = 1
+    """Steps between rows of metrics."""
+    evaluate_every: int = 250
+    """Steps between validations; also at step 0 and at the end."""
+    evaluate_tokens: TokenCount = TokenCount(20 * 2**19)
+    """Validation tokens per evaluation, at most."""
+    resume: str = "auto"
+    """auto, never, or the path of a checkpoint: another run's makes this one its fork."""
+    allow_changes: list[str] = field(default_factory=list)
+    """Settings that may differ from the checkpoint's on resume, such as schedule.tokens."""
+    processes: int | None = None
+    """The number of processes expected; another stops the run."""
+    max_skipped: int = 10
+    """Stop after so many updates in a row with a gradient that is not finite."""
+    trackers: list[str] = field(default_factory=list)
+    """Any of Accelerate's: tensorboard, trackio, wandb, ..."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All settings of a run."""
+
+    model: GPT2Config | LlamaConfig
+    data: DataConfig
+    batch: BatchConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    samples: SampleConfig
+    run: RunConfig
+
+    def batch_sizes(self) -> BatchSizes:
+        """Return the windows per step; raises ValueError where tokens are no whole windows."""
+        ramp = (self.batch.ramp_from, self.batch.ramp_increment, self.batch.ramp_tokens)
+        if any(value is not None for value in ramp) and None in ramp:
+            raise ValueError(
+                "batch.ramp_from, batch.ramp_increment and batch.ramp_tokens go together"
+            )
+        names = ("tokens", "ramp_from", "ramp_increment", "ramp_tokens")
+        full, initial, increment, length = (self._windows(name) for name in names)
+        return BatchSizes(full, initial, increment, length)
+
+    def _windows(self, name: str) -> int:
+        tokens, length = getattr(self.batch, name) or 0, self.batch.sequence_length
+        if tokens % length and name != "ramp_tokens":
+            raise _does_not_divide(name, tokens, f"{length} tokens of a sequence", length)
+        return tokens // length
+
+    def learning_rate(self) -> LearningRate:
+        """Return the schedule in steps."""
+        sizes, length = self.batch_sizes(), self.batch.sequence_length
+        total = sizes.steps_within(self.schedule.tokens // length)
+        before_decay = max(0, self.schedule.tokens - self.schedule.decay_tokens)
+        return LearningRate(
+            kind=self.schedule.kind,
+            peak=self.optimizer.learning_rate,
+            floor=self.optimizer.learning_rate * self.schedule.final_fraction,
+            warmup_steps=sizes.steps_within(self.schedule.warmup_tokens // length),
+            total_steps=total,
+            decay_steps=total - sizes.steps_within(before_decay // length),
+        )
+
+    def check(self, *, processes: int) -> None:
+        """Raise ValueError for settings that contradict one another on so many processes."""
+        if self.batch.sequence_length > self.model.context_length:
+            raise ValueError(
+                f"batch.sequence_length={self.batch.sequence_length} is longer than "
+                f"model.context_length={self.model.context_length}; shorten the one or raise the "
+                f"other"
+            )
+        unit = processes * self.batch.micro_batch * self.batch.sequence_length
+        text = (
+            f"{processes} processes x {self.batch.micro_batch} sequences "
+            f"x {self.batch.sequence_length} tokens = {unit}"
+        )
+        for name in ("tokens", "ramp_from", "ramp_increment"):
+            tokens = getattr(self.batch, name)
+            if tokens is not None and (tokens % unit or tokens <= 0):
+                raise _does_not_divide(name, tokens, text, unit)
+        if self.learning_rate().total_steps < 1:
+            raise ValueError(
+                f"schedule.tokens={self.schedule.tokens} is less than one step of "
+                f"batch.tokens={self.batch.tokens}"
+            )
+
+    def to_dict(self) -> dict:
+        """Return the settings as plain values, section by section."""
+        return _plain(dataclasses.asdict(self))
+
+
+def _does_not_divide(name: str, tokens: int, unit_text: str, unit: int) -> ValueError:
+    nearest = max(1, round(tokens / unit)) * unit
+    return ValueError(
+        f"batch.{name}={tokens} must be a multiple of {unit_text}; nearest: {nearest}"
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    for kind in (TokenCount, Duration):
+        if isinstance(value, kind):
+            return kind.__base__(value)
+    return value
+
+
+def parse_recipe(
+    defaults: Recipe, *, presets: dict[str, dict] | None = None, arguments: list[str] | None = None
+) -> tuple[Recipe, bool]:
+    """Read overlays and flags over a recipe's own settings: `(settings, whether --plan is set)`.
+
+    Later wins: the recipe, `--preset`, each `--config FILE`, flags. A preset maps dotted names to
+    values. What cannot be read ends the program with one line and exit code 2.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    presets = presets or {}
+    parser = _build_parser(defaults, presets)
+    # Found first, because a preset moves the defaults that everything else overrides.
+    finder = PlainParser(allow_abbrev=False, add_help=False, exit_on_error=False)
+    finder.add_argument("--preset")
+    parser.set_defaults(presets.get(finder.parse_known_args(arguments)[0].preset, {}))
+    settings = parser.parse_args(arguments)
+    values = vars(parser.instantiate(settings))
+    sections = {f.name: values[f.name] for f in dataclasses.fields(Recipe)}
+    data: DataConfig = sections["data"]
+    if data.path and data.source == defaults.data.source:
+        # The recipe's own source is a default: a folder named by the user is taken as it is.
+        sections["data"] = dataclasses.replace(data, source=None)
+    return Recipe(**sections), values["plan"]
+
+
+def _build_parser(defaults: Recipe, presets: dict[str, dict]):  # noqa: ANN202 (imported lazily)
+    from jsonargparse import ArgumentParser
+    from jsonargparse.typing import register_type
+
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+            print(f"error: {' '.join(lines)} (--help lists all flags)", file=sys.stderr)
+            sys.exit(2)
+
+    for kind in (TokenCount, Duration):
+        register_type(
+            kind, serializer=kind.__base__, deserializer=kind.parse, fail_already_registered=False
+        )
+    parser = Parser(allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="A YAML overlay; may be repeated.")
+    parser.add_argument("--plan", action="store_true", help="Print what the run costs, and exit.")
+    parser.add_argument(
+        "--preset", choices=sorted(presets), help="A size, with its batch and rate."
+    )
+    for section in dataclasses.fields(Recipe):
+        value = getattr(defaults, section.name)
+        parser.add_argument(f"--{section.name}", type=type(value), default=value)
+    return parser

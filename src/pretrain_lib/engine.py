@@ -1,0 +1,81 @@
+"""Builds the Accelerator, and refuses a world that is not the one asked for. Floor 3."""
+
+import os
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+
+from pretrain_lib.config import Recipe
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+def start_accelerator(config: Recipe) -> Accelerator:
+    """Return the Accelerator of a run: device, processes, precision, trackers.
+
+    Processes, precision and sharding come from `accelerate launch`; started by plain `python` a
+    run has one process, and bf16 where the device is fast in it.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    # Without this, two processes on a machine without CUDA would be two runs of one process.
+    cpu = launched > 1 and not torch.cuda.is_available()
+    precision, remark = choose_precision(os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16"), cpu)
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=precision,
+        # The step sets the number of micro-batches itself; this keeps the environment's out.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=1, sync_with_dataloader=False
+        ),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
+        log_with=list(config.run.trackers) or None,
+        project_dir=config.run.dir,
+    )
+    if remark:
+        accelerator.print(remark)
+    check_world(accelerator, launched=launched, expected=config.run.processes)
+    if accelerator.device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    return accelerator
+
+
+def choose_precision(wanted: str, cpu: bool) -> tuple[str, str | None]:
+    """Return the precision to train in, "bf16" or "no" (fp32), and a remark if it is another."""
+    if wanted not in ("no", "bf16"):
+        raise ValueError(
+            f"mixed_precision={wanted} is not supported: set 'no' or 'bf16' in the configuration "
+            f"given to accelerate launch (fp16 would need a loss scaler)"
+        )
+    if wanted == "no":
+        return "no", None
+    if torch.cuda.is_available() and not cpu and not _asked_for_cpu():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        device = "this GPU"
+    elif torch.backends.mps.is_available() and not cpu and not _asked_for_cpu():
+        fast, device = False, "MPS"
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        device = "this CPU"
+    return ("bf16", None) if fast else ("no", f"{device} is not fast in bf16: training in fp32")
+
+
+def _asked_for_cpu() -> bool:
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+
+
+def check_world(accelerator: Accelerator, *, launched: int, expected: int | None) -> None:
+    """Raise ValueError if the processes that run are not those started, or not those expected."""
+    running = accelerator.num_processes
+    if running != launched:
+        raise ValueError(
+            f"{launched} processes were started but Accelerate runs {running}: give accelerate "
+            f"launch one of the files in accelerate_configs/"
+        )
+    if expected is not None and running != expected:
+        raise ValueError(
+            f"run.processes={expected} but {running} run: check num_processes in the configuration "
+            f"given to accelerate launch (for several processes on CPUs: cpu_2proc.yaml)"
+        )

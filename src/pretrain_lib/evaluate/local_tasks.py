@@ -1,0 +1,174 @@
+"""Two lm-eval tasks made of a prepared folder's held-out text: they need no network.
+
+Plain YAML and JSONL, so `lm_eval --include_path FOLDER` runs them as well. Floor 4.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from pretrain_lib.data.order import derive_keys, permute
+from pretrain_lib.data.prepare import TOKENIZER_FOLDER
+from pretrain_lib.data.shards import open_split, write_atomically
+from pretrain_lib.data.tokenizer import load_tokenizer
+
+CHOICE_TASK = "heldout_choice"
+PERPLEXITY_TASK = "heldout_perplexity"
+NUM_ENDINGS = 4
+DOCUMENT_TOKENS = 50_000  # at most so much of one document is read
+STRETCHES_PER_ITEM = 10  # reading stops when so many are there to choose from
+# One space between two words: the delimiter that lm-eval puts between context and ending.
+WORD_GAP = re.compile(r"(?<=\S) (?=\S)")
+METRICS = {
+    CHOICE_TASK: ("acc", "acc_norm"),
+    PERPLEXITY_TASK: ("word_perplexity", "byte_perplexity", "bits_per_byte"),
+}
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A piece of a document, cut in two at one space, which belongs to neither part."""
+
+    context: str
+    ending: str
+
+
+def write_local_tasks(
+    prepared: Path,
+    out: Path,
+    *,
+    items: int = 200,
+    seed: int = 0,
+    context_characters: int = 400,
+    ending_characters: int = 120,
+    documents: int = 50,
+    document_characters: int = 4000,
+) -> list[str]:
+    """Write the task files of a prepared folder's validation split and return the tasks' names.
+
+    `heldout_choice` has `items` contexts with four endings, one of which is the text that follows;
+    the others follow other contexts, so nothing but the context tells them apart, and chance is
+    25 %. As all are equally long, `acc_norm` equals `acc`. `heldout_perplexity` has the first
+    `document_characters` of at most `documents` documents. Both depend on the text and the seed
+    alone. Raises ValueError for too little held-out text.
+    """
+    texts, stretches = [], {}
+    for text in read_documents(prepared, seed=seed):
+        if len(texts) < documents:
+            texts.append(text[:document_characters])
+        for stretch in cut_stretches(text, context_characters, ending_characters):
+            stretches.setdefault(stretch.ending, stretch)  # the endings of an item must differ
+        if len(texts) >= documents and len(stretches) >= STRETCHES_PER_ITEM * items:
+            break
+    if len(stretches) < max(items, NUM_ENDINGS):
+        raise ValueError(
+            f"items={items} needs {max(items, NUM_ENDINGS)} stretches of "
+            f"{context_characters} + {ending_characters} characters, the held-out text of "
+            f"{prepared} gives {len(stretches)}; hold out more (data.validation) or ask for fewer"
+        )
+    rows = choice_items(list(stretches.values()), items=items, seed=seed)
+    _write_task(out, CHOICE_TASK, rows)
+    _write_task(out, PERPLEXITY_TASK, [{"text": text} for text in texts])
+    return [CHOICE_TASK, PERPLEXITY_TASK]
+
+
+def read_documents(prepared: Path, *, seed: int) -> Iterator[str]:
+    """Yield the held-out documents of a prepared folder as text, in a shuffled order."""
+    tokens = open_split(prepared, "validation")
+    if not len(tokens):
+        raise ValueError(
+            f"data.path={prepared} has no held-out text; prepare it with a validation share "
+            f"(data.validation=hash)"
+        )
+    tokenizer = load_tokenizer(prepared / TOKENIZER_FOLDER)
+    bounds = np.concatenate([[0], tokens.document_ends(0, len(tokens)), [len(tokens)]])
+    num_documents = len(bounds) - 1
+    keys = derive_keys("local_tasks", seed)
+    for document in permute(np.arange(num_documents), size=num_documents, keys=keys):
+        start, end = bounds[document] + 1, bounds[document + 1]  # its first id is end-of-text
+        count = min(int(end - start), DOCUMENT_TOKENS)
+        # A character of several bytes may have been cut in two where reading stopped.
+        yield tokenizer.decode(tokens.read(int(start), count)).rstrip("\N{REPLACEMENT CHARACTER}")
+
+
+def cut_stretches(text: str, context_characters: int, ending_characters: int) -> Iterator[Stretch]:
+    """Yield stretches of a text that do not overlap.
+
+    Context and ending each begin at a word after a single space. The ending has exactly
+    `ending_characters`, the context between half of `context_characters` and all of it.
+    """
+    gaps = np.array([match.start() for match in WORD_GAP.finditer(text)], dtype=np.int64)
+    first = 0  # the gap before the context
+    while first < len(gaps):
+        start = gaps[first] + 1
+        last = np.searchsorted(gaps, start + context_characters, side="right") - 1
+        end = gaps[last] + 1 + ending_characters
+        if gaps[last] - start >= context_characters // 2 and end <= len(text):
+            yield Stretch(text[start : gaps[last]], text[gaps[last] + 1 : end])
+            first = np.searchsorted(gaps, end)
+        else:
+            first += 1
+
+
+def choice_items(stretches: Sequence[Stretch], *, items: int, seed: int) -> list[dict]:
+    """Return `items` rows of `context`, `choices` (endings of other stretches too), `label`.
+
+    Every label is the right one equally often, give or take one.
+    """
+    generator = np.random.default_rng(seed)
+    labels = (generator.permutation(items) % NUM_ENDINGS).tolist()
+    chosen = generator.permutation(len(stretches))[:items]
+    rows = []
+    for right, label in zip(chosen, labels, strict=True):
+        # Drawn among the others: indices from the right one on move up by one.
+        wrong = generator.choice(len(stretches) - 1, size=NUM_ENDINGS - 1, replace=False)
+        endings = [stretches[i + (i >= right)].ending for i in wrong]
+        endings.insert(label, stretches[right].ending)
+        rows.append({"context": stretches[right].context, "choices": endings, "label": label})
+    return rows
+
+
+def _write_task(out: Path, task: str, rows: Sequence[dict]) -> None:
+    """Write `TASK.jsonl` and `TASK.yaml`, which names it by its absolute path."""
+    out.mkdir(parents=True, exist_ok=True)
+    data = out.resolve() / f"{task}.jsonl"
+    write_atomically(data, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    if task == CHOICE_TASK:
+        fields = {
+            "output_type": "multiple_choice",
+            "doc_to_text": "context",
+            "doc_to_choice": "choices",
+            "doc_to_target": "label",
+            "target_delimiter": " ",
+        }
+    else:
+        fields = {
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            # The column's name: what a template renders, lm-eval may read as a Python list.
+            "doc_to_target": "text",
+        }
+    aggregation = {"acc": "mean", "acc_norm": "mean", "bits_per_byte": "bits_per_byte"}
+    config = {
+        "task": task,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"validation": str(data)}},
+        "validation_split": "validation",
+        **fields,
+        "metric_list": [
+            {
+                "metric": metric,
+                "aggregation": aggregation.get(metric, "weighted_perplexity"),
+                "higher_is_better": task == CHOICE_TASK,
+            }
+            for metric in METRICS[task]
+        ],
+        "metadata": {"version": 1.0},
+    }
+    text = yaml.safe_dump(config, sort_keys=False)
+    write_atomically(out / f"{task}.yaml", text.encode())

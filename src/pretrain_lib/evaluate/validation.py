@@ -1,0 +1,71 @@
+"""Validation: the loss on a fixed stretch of held-out tokens. Floor 4."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import default_collate
+
+from pretrain_lib.data.batches import to_device
+from pretrain_lib.data.packing import read_window, validation_windows
+from pretrain_lib.data.shards import TokenArray
+from pretrain_lib.metrics import perplexity
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """What a validation found."""
+
+    loss: float
+    """Nats per target token."""
+    perplexity: float
+    bits_per_byte: float | None
+    """Comparable between tokenizers; None where the size of the text is not known."""
+    targets: int
+
+
+@torch.no_grad()
+def validate(
+    accelerator: Accelerator,
+    model: nn.Module,
+    tokens: TokenArray,
+    *,
+    sequence_length: int,
+    micro_batch: int,
+    max_tokens: int,
+    document_masking: bool = False,
+    bytes_per_token: float | None = None,
+) -> ValidationResult:
+    """Return the loss over the first windows of `tokens`, every target token weighing the same.
+
+    The windows are the same for any number of ranks, which share them out.
+    """
+    windows = validation_windows(tokens, sequence_length, max_tokens=max_tokens)
+    training = model.training
+    model.eval()
+    totals = torch.zeros(2, device=accelerator.device)  # summed loss, targets
+    stride = accelerator.num_processes * micro_batch
+    for first in range(accelerator.process_index * micro_batch, windows, stride):
+        batch = [
+            read_window(
+                tokens, w * sequence_length, sequence_length, document_masking=document_masking
+            )
+            for w in range(first, min(first + micro_batch, windows))
+        ]
+        with accelerator.autocast():
+            loss, count = model(**to_device(_collate(batch), accelerator.device))
+        totals += torch.stack([loss, count.float()])
+    model.train(training)
+    loss_sum, targets = accelerator.reduce(totals, "sum").tolist()
+    loss = loss_sum / targets
+    bits = None if bytes_per_token is None else loss / math.log(2) / bytes_per_token
+    return ValidationResult(loss, perplexity(loss), bits, int(targets))
+
+
+def _collate(windows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    return default_collate(
+        [{name: torch.from_numpy(array) for name, array in w.items()} for w in windows]
+    )

@@ -1,0 +1,135 @@
+"""The folder of a run: locked while in use, with its settings, manifest and status. Floor 3."""
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import yaml
+
+from pretrain_lib.config import Recipe
+from pretrain_lib.data.shards import write_atomically, write_json
+
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
+STATUS = "status.json"
+PACKAGES = ("pretrain_lib", "torch", "accelerate", "transformers", "tokenizers", "safetensors")
+# What may differ when a run is resumed: where and how it runs, never what it computes.
+FREE_SETTINGS = (
+    "run.",
+    "samples.",
+    "batch.micro_batch",
+    "data.source",
+    "data.path",
+    "data.workers",
+    "data.text_field",
+    "data.validation",
+    "data.tokenizer",
+    "data.train_tokenizer",
+)
+FIXED_SETTINGS = ("run.seed",)
+
+
+@contextmanager
+def open_run_folder(folder: Path, *, resume: str) -> Iterator[None]:
+    """Make and hold a run folder; raises ValueError if it is in use, unwritable or unwanted."""
+    if resume == "never" and folder.is_dir() and any(p.name != ".lock" for p in folder.iterdir()):
+        raise ValueError(
+            f"run.dir={folder} is not empty and run.resume=never; give another folder, or "
+            f"run.resume=auto to continue it"
+        )
+    try:
+        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ValueError(f"run.dir={folder} cannot be written: {error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"run.dir={folder} is in use by another process; wait for it, or give another "
+                f"folder"
+            ) from error
+        yield
+
+
+def write_settings(folder: Path, config: Recipe, manifest: dict) -> None:
+    """Write `config.yaml`, which a recipe reads again, and `manifest.json`."""
+    text = yaml.safe_dump(config.to_dict(), sort_keys=False)
+    write_atomically(folder / "config.yaml", text.encode())
+    write_json(folder / "manifest.json", manifest)
+
+
+def write_status(folder: Path, state: str, *, step: int | None = None, reason: str = "") -> None:
+    """Write `status.json`: running, done, resumable, failed or refused."""
+    assert state in ("running", "done", "resumable", "failed", "refused"), state
+    write_json(folder / STATUS, {"state": state, "step": step, "reason": reason})
+
+
+def read_status(folder: Path) -> dict:
+    """Return `status.json`, empty if there is none."""
+    path = folder / STATUS
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def build_manifest(
+    config: Recipe, *, fingerprint: str, world: dict, parent: str | None = None
+) -> dict:
+    """Return what a run depends on: settings, data, versions, revision, machine, parent run."""
+    return {
+        "config": config.to_dict(),
+        "data_fingerprint": fingerprint,
+        "versions": {name: version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+        "git": _git_revision(),
+        "world": world | {"system": platform.platform(), "threads": torch.get_num_threads()},
+        "parent": parent,
+    }
+
+
+def _git_revision() -> dict | None:
+    """Return the revision of the checkout that the run was started in, and whether it was clean."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def setting_changes(before: dict, now: dict, prefix: str = "") -> dict[str, tuple]:
+    """Return every setting that differs, by dotted name: `(value before, value now)`."""
+    changes = {}
+    for key in before.keys() | now.keys():
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changes |= setting_changes(old, new, f"{prefix}{key}.")
+        elif old != new:
+            changes[prefix + key] = (old, new)
+    return changes
+
+
+def unsafe_changes(changes: dict[str, tuple], *, allowed: list[str]) -> dict[str, tuple]:
+    """Return the changes with which a resumed run would not be the run that was saved."""
+    return {
+        name: values
+        for name, values in changes.items()
+        if name not in allowed and (name in FIXED_SETTINGS or not name.startswith(FREE_SETTINGS))
+    }
+
+
+def is_main_rank() -> bool:
+    """Whether this is the process that writes, known before the processes meet."""
+    return int(os.environ.get("RANK", 0)) == 0

@@ -1,0 +1,312 @@
+"""The loop: made of public parts only, so that a script of your own can copy it. Floor 5."""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from pretrain_lib.banner import banner
+from pretrain_lib.checkpoint import TrainingState, save_checkpoint
+from pretrain_lib.config import Recipe
+from pretrain_lib.corpus import Corpus
+from pretrain_lib.data.batches import Batch, PackedDataset, iterate_steps
+from pretrain_lib.evaluate.validation import validate
+from pretrain_lib.flops import device_peak, model_flops
+from pretrain_lib.generate import sample_texts
+from pretrain_lib.metrics import Metrics, drop_rows_after, format_train_row, start_trackers
+from pretrain_lib.models.hf import Model
+from pretrain_lib.optim import build_adamw
+from pretrain_lib.resume import resume
+from pretrain_lib.run_folder import (
+    CHECKPOINTS,
+    METRICS,
+    SAMPLES,
+    build_manifest,
+    write_settings,
+    write_status,
+)
+from pretrain_lib.step import StepResult, train_step
+from pretrain_lib.watch import StopWatch
+
+
+@dataclass
+class Run:
+    """The parts of a run, as the functions below hand them on."""
+
+    config: Recipe
+    accelerator: Accelerator
+    model: Model
+    prepared_model: torch.nn.Module  # the model as Accelerate wrapped it
+    optimizer: torch.optim.Optimizer
+    corpus: Corpus
+    state: TrainingState
+    manifest: dict
+    metrics: Metrics
+    watch: StopWatch
+    last_step: int
+    peak: float | None  # FLOP/s of all devices
+    skipped_in_a_row: int = 0
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.run.dir)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens consumed so far."""
+        return self.state.windows * self.config.batch.sequence_length
+
+
+def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator) -> None:
+    """Train `model` as `config` says, from its newest checkpoint if there is one.
+
+    Ends when the schedule or `run.max_steps` is reached, at a signal, or when `run.max_time` is
+    used up, always with a checkpoint; `status.json` in the run folder says which it was.
+    """
+    config.check(processes=accelerator.num_processes)
+    run = _start(config, model, corpus, accelerator)
+    schedule, resumed_at = config.learning_rate(), run.state.step or None
+    batches = _batches(run)
+    try:
+        while True:
+            reason = run.watch.reason()
+            ended = run.state.step >= run.last_step
+            if run.state.step != resumed_at:
+                _evaluate(run, due=ended)
+                _sample(run, due=ended)
+                _save(run, due=ended or reason is not None)
+            if ended or reason is not None:
+                break
+            started = time.monotonic()
+            result = train_step(
+                accelerator,
+                run.prepared_model,
+                run.optimizer,
+                next(batches),
+                learning_rate=schedule(run.state.step),
+                max_grad_norm=config.optimizer.max_grad_norm,
+                seed=config.run.seed,
+                step=run.state.step,
+            )
+            _record(run, result, seconds=time.monotonic() - started)
+        _finish(run, None if ended else reason)
+    finally:
+        batches.close()
+        run.metrics.close()
+        run.watch.close()
+
+
+def _start(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator) -> Run:
+    optimizer = build_adamw(
+        model.to(accelerator.device),
+        learning_rate=config.optimizer.learning_rate,
+        betas=config.optimizer.betas,
+        epsilon=config.optimizer.epsilon,
+        weight_decay=config.optimizer.weight_decay,
+    )
+    state, parent, remarks = resume(config, model, optimizer, fingerprint=corpus.fingerprint)
+    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
+    folder, total = Path(config.run.dir), config.learning_rate().total_steps
+    last_step = total if config.run.max_steps is None else min(total, config.run.max_steps)
+    low_precision = accelerator.mixed_precision == "bf16"
+    peak = device_peak(accelerator.device, torch.bfloat16 if low_precision else torch.float32)
+    world = {
+        "device": str(accelerator.device),
+        "processes": accelerator.num_processes,
+        "precision": accelerator.mixed_precision,
+        "distributed": accelerator.distributed_type.value,
+    }
+    manifest = build_manifest(config, fingerprint=corpus.fingerprint, world=world, parent=parent)
+    if accelerator.is_main_process:
+        write_settings(folder, config, manifest)
+        write_status(folder, "running", step=state.step)
+        for rows in (METRICS, SAMPLES):
+            drop_rows_after(folder / rows, state.step)
+    start_trackers(accelerator, config.to_dict())
+    metrics = Metrics(folder / METRICS, accelerator, total_steps=last_step, step=state.step)
+    for line in banner(config, model, corpus, accelerator, peak=peak):
+        metrics.say(line)
+    if state.step:
+        metrics.say(f"resumed at step {state.step:,}, window {state.windows:,} of the data")
+        for remark in remarks:
+            metrics.say(f"changed since: {remark}")
+    return Run(
+        config=config,
+        accelerator=accelerator,
+        model=model,
+        prepared_model=prepared_model,
+        optimizer=prepared_optimizer,
+        corpus=corpus,
+        state=state,
+        manifest=manifest,
+        metrics=metrics,
+        watch=StopWatch(accelerator, max_time=config.run.max_time),
+        last_step=last_step,
+        peak=None if peak is None else peak * accelerator.num_processes,
+    )
+
+
+def _batches(run: Run) -> Iterator[list[Batch]]:
+    """Return this rank's micro-batches of the steps that are left, continuing in the data."""
+    config, sizes, first = run.config, run.config.batch_sizes(), run.state.step
+    dataset = PackedDataset(
+        run.corpus.train,
+        sequence_length=config.batch.sequence_length,
+        seed=config.run.seed,
+        document_masking=config.data.document_masking,
+    )
+    offset = run.state.windows - sizes.before(first)  # not zero in a fork with other batches
+    return iterate_steps(
+        dataset,
+        ((offset + sizes.before(s), sizes.at(s)) for s in range(first, run.last_step)),
+        micro_batch=config.batch.micro_batch,
+        device=run.accelerator.device,
+        rank=run.accelerator.process_index,
+        world_size=run.accelerator.num_processes,
+    )
+
+
+def _record(run: Run, result: StepResult, *, seconds: float) -> None:
+    """Count a finished step and write its row."""
+    state, config, length = run.state, run.config, run.config.batch.sequence_length
+    windows, learning_rate = config.batch_sizes().at(state.step), config.learning_rate()(state.step)
+    state.step, state.windows = state.step + 1, state.windows + windows
+    state.seconds += seconds
+    run.watch.longest_step = max(run.watch.longest_step, seconds)
+    _count_skipped(run, result)
+    run.metrics.advance()
+    if state.step % config.run.log_every and state.step != run.last_step:
+        return
+    speed = windows * length / seconds
+    flops = model_flops(run.model, sequence_length=length).total
+    row = {
+        "kind": "train",
+        "step": state.step,
+        "tokens": run.tokens,
+        "loss": result.loss,
+        "lr": learning_rate,
+        "grad_norm": result.grad_norm,
+        "targets": result.targets,
+        "tokens_per_second": speed,
+        "mfu": None if run.peak is None else speed * flops / run.peak,
+        "seconds": state.seconds,
+    }
+    run.metrics.write(row)
+    line = format_train_row(row, step_tokens=windows * length, total_steps=run.last_step)
+    run.metrics.say(line)
+
+
+def _count_skipped(run: Run, result: StepResult) -> None:
+    """Note an update that was left out; too many in a row end the run."""
+    if not result.skipped:
+        run.skipped_in_a_row = 0
+        return
+    run.state.skipped += 1
+    run.skipped_in_a_row += 1
+    reason = f"the gradient norm is {result.grad_norm}, the loss {result.loss}: update left out"
+    row = {"kind": "event", "step": run.state.step, "tokens": run.tokens, "event": reason}
+    run.metrics.write(row)
+    run.metrics.say(f"step {run.state.step:,}: {reason}")
+    if run.skipped_in_a_row >= run.config.run.max_skipped:
+        raise FloatingPointError(
+            f"{run.skipped_in_a_row} updates in a row had no finite gradient, up to step "
+            f"{run.state.step}: lower optimizer.learning_rate or lengthen schedule.warmup_tokens, "
+            f"and resume from a checkpoint before it"
+        )
+
+
+def _evaluate(run: Run, *, due: bool) -> None:
+    """Validate at step 0, every `run.evaluate_every` steps and when due."""
+    config, state = run.config, run.state
+    if run.corpus.validation is None or not (due or state.step % config.run.evaluate_every == 0):
+        return
+    result = validate(
+        run.accelerator,
+        run.model,
+        run.corpus.validation,
+        sequence_length=config.batch.sequence_length,
+        micro_batch=config.batch.micro_batch,
+        max_tokens=config.run.evaluate_tokens,
+        document_masking=config.data.document_masking,
+        bytes_per_token=run.corpus.validation_bytes_per_token,
+    )
+    best = math.inf if state.best_validation is None else state.best_validation
+    state.best_validation = min(best, result.loss)
+    row = {"kind": "validation", "step": state.step, "tokens": run.tokens}
+    run.metrics.write(row | dataclasses.asdict(result))
+    bits = "" if result.bits_per_byte is None else f"  bits/byte {result.bits_per_byte:.4f}"
+    run.metrics.say(
+        f"validation at step {state.step:,}: loss {result.loss:.4f}  "
+        f"ppl {result.perplexity:.5g}{bits}  ({result.targets:,} targets)"
+    )
+
+
+def _sample(run: Run, *, due: bool) -> None:
+    """Write samples every `samples.every` steps and when due, on the main process."""
+    samples, step = run.config.samples, run.state.step
+    wanted = samples.prompts and run.corpus.tokenizer is not None
+    if not wanted or not (due or (step and step % samples.every == 0)):
+        return
+    if not run.accelerator.is_main_process:
+        return
+    texts = sample_texts(
+        run.model,
+        run.corpus.tokenizer,
+        samples.prompts,
+        per_prompt=samples.per_prompt,
+        new_tokens=samples.tokens,
+        context_length=run.config.model.context_length,
+        seed=run.config.run.seed,
+        temperature=samples.temperature,
+        top_k=samples.top_k,
+        top_p=samples.top_p,
+    )
+    with (run.folder / SAMPLES).open("a", encoding="utf-8") as file:
+        for text in texts:
+            file.write(json.dumps({"step": step, **text}) + "\n")
+    for text in texts:
+        run.metrics.say(f"sample at step {step:,}: {text['prompt']}|{text['text']}")
+
+
+def _save(run: Run, *, due: bool) -> None:
+    """Write a checkpoint by steps, by tokens, or when due."""
+    config, state = run.config, run.state
+    if state.step:
+        windows = config.batch_sizes().at(state.step - 1)
+        before = run.tokens - windows * config.batch.sequence_length
+        every, every_tokens = config.run.save_every, config.run.save_every_tokens
+        due = due or bool(every and state.step % every == 0)
+        due = due or bool(every_tokens and run.tokens // every_tokens > before // every_tokens)
+    if not due:
+        return
+    started = time.monotonic()
+    if run.accelerator.is_main_process:
+        run.metrics.sync()
+        path = save_checkpoint(
+            run.folder / CHECKPOINTS,
+            state,
+            run.model,
+            run.optimizer,
+            tokenizer=run.corpus.tokenizer,
+            manifest=run.manifest,
+            keep_last=config.run.keep_last,
+        )
+        run.metrics.say(f"saved {path} in {time.monotonic() - started:.1f} s")
+    run.accelerator.wait_for_everyone()
+    run.watch.longest_save = max(run.watch.longest_save, time.monotonic() - started)
+
+
+def _finish(run: Run, stopped_by: str | None) -> None:
+    """Say how the run ended, on the console and in `status.json`."""
+    run.accelerator.end_training()
+    if run.accelerator.is_main_process:
+        state, step = "resumable" if stopped_by else "done", run.state.step
+        reason = stopped_by or f"step {run.last_step} is reached"
+        write_status(run.folder, state, step=step, reason=reason)
+        run.metrics.say(f"{state} at step {step:,}: {reason}; everything is in {run.folder}")
