@@ -2,8 +2,8 @@
 
     accelerate launch --config_file accelerate_configs/single_gpu.yaml recipes/gpt2_124m.py
 
-Overlays beside this file (--config recipes/NAME.yaml): quickstart, gpt2_5_epochs, gpt2_t2048, basic.
-Sizes: --preset gpt2-medium, gpt3-xl, ... (see SIZES in presets.py). All settings: --print_config.
+Overlays beside this file, for --config: quickstart.yaml, gpt2_5_epochs.yaml, gpt2_t2048.yaml,
+basic.yaml. Sizes: --preset gpt2-medium, gpt3-xl, ... (presets.py). All settings: --print_config.
 """
 
 from presets import GPT2_PRESETS

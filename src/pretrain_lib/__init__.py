@@ -39,9 +39,9 @@ from pretrain_lib.generate import generate as generate
 from pretrain_lib.generate import sample_texts as sample_texts
 from pretrain_lib.loss import IGNORED_TARGET as IGNORED_TARGET
 from pretrain_lib.loss import linear_cross_entropy as linear_cross_entropy
+from pretrain_lib.models.adapter import CausalLMAdapter as CausalLMAdapter
 from pretrain_lib.models.gpt2 import GPT2 as GPT2
 from pretrain_lib.models.gpt2 import GPT2Config as GPT2Config
-from pretrain_lib.models.hf import CausalLMAdapter as CausalLMAdapter
 from pretrain_lib.models.hf import check_parity as check_parity
 from pretrain_lib.models.hf import load_pretrained as load_pretrained
 from pretrain_lib.models.hf import save_pretrained as save_pretrained

@@ -30,7 +30,7 @@ def _data_lines(config: Recipe, corpus: Corpus) -> list[str]:
     planned = config.batch_sizes().before(total) * config.batch.sequence_length
     lines = [
         f"data      {corpus.name}",
-        f"          {len(corpus.train):,} tokens ({corpus.dtype}, memory not used for them), "
+        f"          {len(corpus.train):,} tokens ({corpus.dtype}, read from disk as needed), "
         f"ids {low} to {high}, vocabulary {config.model.vocabulary_size:,}; "
         f"{planned / len(corpus.train):.2f} epochs planned",
     ]
@@ -57,11 +57,10 @@ def _device_line(accelerator: Accelerator, peak: float | None) -> str:
     if device.type == "cpu":
         name = f"CPU with {torch.get_num_threads()} threads"
     precision = {"no": "fp32", "bf16": "bf16 autocast, fp32 weights"}[accelerator.mixed_precision]
+    kind = accelerator.distributed_type.value
+    sharding = "FSDP" if kind == "FSDP" else "no sharding" if kind == "NO" else "DDP"
     rate = "" if peak is None else f", {peak / 1e12:.3g} TFLOP/s taken as its peak"
-    return (
-        f"device    {accelerator.num_processes} x {name}, {precision}, "
-        f"{accelerator.distributed_type.value}{rate}"
-    )
+    return f"device    {accelerator.num_processes} x {name}, {precision}, {sharding}{rate}"
 
 
 def _batch_lines(
@@ -78,9 +77,9 @@ def _batch_lines(
         seconds = flops / (peak * accelerator.num_processes * ASSUMED_MFU)
         eta = f"; {human_time(seconds)} at {ASSUMED_MFU:.0%} of the peak"
     return [
-        f"batch     {batch.tokens:,} tokens a step = {accelerator.num_processes} processes x "
-        f"{micro_batches} micro-batches x {batch.micro_batch} sequences x "
-        f"{batch.sequence_length} tokens",
+        f"batch     {batch.tokens:,} tokens a step = {accelerator.num_processes} x {micro_batches} "
+        f"x {batch.micro_batch} x {batch.sequence_length} (processes, micro-batches, sequences, "
+        f"tokens)",
         f"schedule  {schedule.total_steps:,} steps = {human(tokens)} tokens, {schedule.kind} from "
         f"{schedule.peak:g} to {schedule.floor:g} after {schedule.warmup_steps:,} steps of "
         f"warm-up{eta}",

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-from pretrain_lib.config import Recipe, parse_recipe
+from pretrain_lib.arguments import parse_recipe
+from pretrain_lib.config import Recipe
 from pretrain_lib.plan import format_plan
 from pretrain_lib.run_folder import is_main_rank, open_run_folder, read_status, write_status
 from pretrain_lib.watch import STARTED

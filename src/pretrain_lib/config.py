@@ -1,12 +1,10 @@
-"""The settings of a run: one dataclass per concern, read from YAML and flags, checked. Floor 2."""
+"""The settings of a run: one dataclass per concern, checked against one another. Floor 2."""
 
 import dataclasses
 import re
-import sys
-from argparse import ArgumentParser as PlainParser
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, NoReturn
+from typing import Any
 
 from pretrain_lib.models.gpt2 import GPT2Config
 from pretrain_lib.models.llama import LlamaConfig
@@ -247,54 +245,3 @@ def _plain(value: Any) -> Any:
         if isinstance(value, kind):
             return kind.__base__(value)
     return value
-
-
-def parse_recipe(
-    defaults: Recipe, *, presets: dict[str, dict] | None = None, arguments: list[str] | None = None
-) -> tuple[Recipe, bool]:
-    """Read overlays and flags over a recipe's own settings: `(settings, whether --plan is set)`.
-
-    Later wins: the recipe, `--preset`, each `--config FILE`, flags. A preset maps dotted names to
-    values. What cannot be read ends the program with one line and exit code 2.
-    """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    presets = presets or {}
-    parser = _build_parser(defaults, presets)
-    # Found first, because a preset moves the defaults that everything else overrides.
-    finder = PlainParser(allow_abbrev=False, add_help=False, exit_on_error=False)
-    finder.add_argument("--preset")
-    parser.set_defaults(presets.get(finder.parse_known_args(arguments)[0].preset, {}))
-    settings = parser.parse_args(arguments)
-    values = vars(parser.instantiate(settings))
-    sections = {f.name: values[f.name] for f in dataclasses.fields(Recipe)}
-    data: DataConfig = sections["data"]
-    if data.path and data.source == defaults.data.source:
-        # The recipe's own source is a default: a folder named by the user is taken as it is.
-        sections["data"] = dataclasses.replace(data, source=None)
-    return Recipe(**sections), values["plan"]
-
-
-def _build_parser(defaults: Recipe, presets: dict[str, dict]):  # noqa: ANN202 (imported lazily)
-    from jsonargparse import ArgumentParser
-    from jsonargparse.typing import register_type
-
-    class Parser(ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            lines = [line.strip() for line in str(message).splitlines() if line.strip()]
-            print(f"error: {' '.join(lines)} (--help lists all flags)", file=sys.stderr)
-            sys.exit(2)
-
-    for kind in (TokenCount, Duration):
-        register_type(
-            kind, serializer=kind.__base__, deserializer=kind.parse, fail_already_registered=False
-        )
-    parser = Parser(allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="A YAML overlay; may be repeated.")
-    parser.add_argument("--plan", action="store_true", help="Print what the run costs, and exit.")
-    parser.add_argument(
-        "--preset", choices=sorted(presets), help="A size, with its batch and rate."
-    )
-    for section in dataclasses.fields(Recipe):
-        value = getattr(defaults, section.name)
-        parser.add_argument(f"--{section.name}", type=type(value), default=value)
-    return parser

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from pretrain_lib.config import DataConfig, Recipe
+from pretrain_lib.data.holdout import parse_validation
 from pretrain_lib.data.prepare import (
     TOKENIZER_FOLDER,
     Job,
     check_same_job,
     default_folder,
-    parse_validation,
     prepare,
 )
 from pretrain_lib.data.shards import (
@@ -72,9 +72,10 @@ def open_corpus(config: Recipe) -> Corpus:
 def _prepare_source(data: DataConfig, path: Path | None) -> Path:
     sources = (data.source,) if isinstance(data.source, str) else tuple(data.source)
     rule = "none" if _is_array(data.validation) else data.validation
-    job = Job(sources, data.tokenizer, data.train_tokenizer, rule, data.text_field)
+    train_tokenizer = None if data.tokenizer else data.train_tokenizer
+    job = Job(sources, data.tokenizer, train_tokenizer, rule, data.text_field)
     job.open_sources()  # what is missing or empty is said before anything is made
-    folder = path or default_folder(job)
+    folder = path or _cache_folder(job)
     if (folder / MANIFEST).is_file():
         check_same_job(folder, job.record())
         return folder
@@ -84,6 +85,16 @@ def _prepare_source(data: DataConfig, path: Path | None) -> Path:
     else:
         _await_manifest(folder)
     return folder
+
+
+def _cache_folder(job: Job) -> Path:
+    try:
+        return default_folder(job)
+    except ValueError:
+        # Without a network the tokenizer fails first; what the user has to change is the source.
+        for source in job.open_sources():
+            source.estimated_bytes()
+        raise
 
 
 def _refuse_large_source(job: Job, folder: Path, workers: int) -> None:
@@ -167,8 +178,9 @@ def _open_validation(
         )
     if not manifest["splits"]["validation"]["tokens"]:
         raise ValueError(
-            f"data.path={folder} holds no validation text (it was prepared with {there}); prepare "
-            f"it with --validation hash or first:TOKENS, or give data.validation=none"
+            f"data.path={folder} holds no validation text: data.validation={there} held out none "
+            f"of {manifest['splits']['train']['documents']:,} documents; hold out more "
+            f"(hash:SHARE), or first:TOKENS of the source, or give data.validation=none"
         )
     return open_split(folder, "validation")
 

@@ -1,11 +1,15 @@
 """Text that the model writes. Floor 3."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from pretrain_lib.config import SampleConfig
 from pretrain_lib.data.tokenizer import Tokenizer
+from pretrain_lib.models.hf import Model
 
 
 @torch.no_grad()
@@ -91,3 +95,30 @@ def sample_texts(
             samples.append({"prompt": prompt, "text": tokenizer.decode(ids)})
     model.train(training)
     return samples
+
+
+def write_samples(
+    path: Path,
+    model: Model,
+    tokenizer: Tokenizer,
+    settings: SampleConfig,
+    *,
+    step: int,
+    seed: int,
+) -> list[str]:
+    """Sample as `settings` say, append the rows to `path`, and return the texts, prompts first."""
+    samples = sample_texts(
+        model,
+        tokenizer,
+        settings.prompts,
+        per_prompt=settings.per_prompt,
+        new_tokens=settings.tokens,
+        context_length=model.config.context_length,
+        seed=seed,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+    )
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps({"step": step, **sample}) + "\n" for sample in samples)
+    return [sample["prompt"] + sample["text"] for sample in samples]

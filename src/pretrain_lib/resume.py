@@ -1,5 +1,6 @@
 """Where a run begins: at the start, at its newest checkpoint, or at another run's. Floor 4."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,17 +18,30 @@ from pretrain_lib.models.hf import Model
 from pretrain_lib.run_folder import CHECKPOINTS, setting_changes, unsafe_changes
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins."""
+
+    state: TrainingState
+    continues: bool = False
+    """Whether the state is this run's own, so that what was due at its step was done."""
+    parent: str | None = None
+    """The checkpoint of another run that this one, or the run it continues, was forked from."""
+    changes: tuple[str, ...] = ()
+    """Settings that differ from the checkpoint's, a line each."""
+
+
 def resume(
     config: Recipe, model: Model, optimizer: torch.optim.Optimizer, *, fingerprint: str
-) -> tuple[TrainingState, str | None, list[str]]:
-    """Load what `run.resume` means: `(state, the parent of a fork, what changed, line by line)`.
+) -> Start:
+    """Load what `run.resume` means into model and optimizer.
 
     A run continues only with the settings that it was saved with, those apart that do not change
     what it computes. A fork, from a checkpoint of another folder, may change all but the model.
     """
     path, fork = _choose(config)
     if path is None:
-        return TrainingState(order_version=ORDER_VERSION), None, []
+        return Start(TrainingState(order_version=ORDER_VERSION))
     state, manifest = read_state(path)
     if state.order_version != ORDER_VERSION:
         raise ValueError(
@@ -50,8 +64,12 @@ def resume(
     load_checkpoint(path, model, optimizer)
     if not same_data:
         state.windows = 0
-    remarks = [f"{name} was {old}, is {new}" for name, (old, new) in sorted(changes.items())]
-    return state, str(path) if fork else manifest["parent"], remarks
+    return Start(
+        state=state,
+        continues=not fork,
+        parent=str(path) if fork else manifest["parent"],
+        changes=tuple(f"{n} was {old}, is {new}" for n, (old, new) in sorted(changes.items())),
+    )
 
 
 def _choose(config: Recipe) -> tuple[Path | None, bool]:

@@ -1,7 +1,6 @@
 """The loop: made of public parts only, so that a script of your own can copy it. Floor 5."""
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from pretrain_lib.corpus import Corpus
 from pretrain_lib.data.batches import Batch, PackedDataset, iterate_steps
 from pretrain_lib.evaluate.validation import validate
 from pretrain_lib.flops import device_peak, model_flops
-from pretrain_lib.generate import sample_texts
+from pretrain_lib.generate import write_samples
 from pretrain_lib.metrics import Metrics, drop_rows_after, format_train_row, start_trackers
 from pretrain_lib.models.hf import Model
 from pretrain_lib.optim import build_adamw
@@ -51,6 +50,7 @@ class Run:
     watch: StopWatch
     last_step: int
     peak: float | None  # FLOP/s of all devices
+    continued_at: int | None  # the step of its own checkpoint, where all that was due was done
     skipped_in_a_row: int = 0
 
     @property
@@ -71,13 +71,13 @@ def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator
     """
     config.check(processes=accelerator.num_processes)
     run = _start(config, model, corpus, accelerator)
-    schedule, resumed_at = config.learning_rate(), run.state.step or None
+    schedule = config.learning_rate()
     batches = _batches(run)
     try:
         while True:
             reason = run.watch.reason()
             ended = run.state.step >= run.last_step
-            if run.state.step != resumed_at:
+            if run.state.step != run.continued_at:
                 _evaluate(run, due=ended)
                 _sample(run, due=ended)
                 _save(run, due=ended or reason is not None)
@@ -110,7 +110,8 @@ def _start(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerato
         epsilon=config.optimizer.epsilon,
         weight_decay=config.optimizer.weight_decay,
     )
-    state, parent, remarks = resume(config, model, optimizer, fingerprint=corpus.fingerprint)
+    start = resume(config, model, optimizer, fingerprint=corpus.fingerprint)
+    state = start.state
     prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
     folder, total = Path(config.run.dir), config.learning_rate().total_steps
     last_step = total if config.run.max_steps is None else min(total, config.run.max_steps)
@@ -122,7 +123,9 @@ def _start(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerato
         "precision": accelerator.mixed_precision,
         "distributed": accelerator.distributed_type.value,
     }
-    manifest = build_manifest(config, fingerprint=corpus.fingerprint, world=world, parent=parent)
+    manifest = build_manifest(
+        config, fingerprint=corpus.fingerprint, world=world, parent=start.parent
+    )
     if accelerator.is_main_process:
         write_settings(folder, config, manifest)
         write_status(folder, "running", step=state.step)
@@ -132,10 +135,10 @@ def _start(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerato
     metrics = Metrics(folder / METRICS, accelerator, total_steps=last_step, step=state.step)
     for line in banner(config, model, corpus, accelerator, peak=peak):
         metrics.say(line)
-    if state.step:
+    if start.continues or start.parent:
         metrics.say(f"resumed at step {state.step:,}, window {state.windows:,} of the data")
-        for remark in remarks:
-            metrics.say(f"changed since: {remark}")
+    for change in start.changes:
+        metrics.say(f"changed since: {change}")
     return Run(
         config=config,
         accelerator=accelerator,
@@ -148,6 +151,7 @@ def _start(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerato
         metrics=metrics,
         watch=StopWatch(accelerator, max_time=config.run.max_time),
         last_step=last_step,
+        continued_at=state.step if start.continues else None,
         peak=None if peak is None else peak * accelerator.num_processes,
     )
 
@@ -253,25 +257,17 @@ def _sample(run: Run, *, due: bool) -> None:
     wanted = samples.prompts and run.corpus.tokenizer is not None
     if not wanted or not (due or (step and step % samples.every == 0)):
         return
-    if not run.accelerator.is_main_process:
-        return
-    texts = sample_texts(
-        run.model,
-        run.corpus.tokenizer,
-        samples.prompts,
-        per_prompt=samples.per_prompt,
-        new_tokens=samples.tokens,
-        context_length=run.config.model.context_length,
-        seed=run.config.run.seed,
-        temperature=samples.temperature,
-        top_k=samples.top_k,
-        top_p=samples.top_p,
-    )
-    with (run.folder / SAMPLES).open("a", encoding="utf-8") as file:
+    if run.accelerator.is_main_process:
+        texts = write_samples(
+            run.folder / SAMPLES,
+            run.model,
+            run.corpus.tokenizer,
+            samples,
+            step=step,
+            seed=run.config.run.seed,
+        )
         for text in texts:
-            file.write(json.dumps({"step": step, **text}) + "\n")
-    for text in texts:
-        run.metrics.say(f"sample at step {step:,}: {text['prompt']}|{text['text']}")
+            run.metrics.say(f"sample at step {step:,}: {text!r}")
 
 
 def _save(run: Run, *, due: bool) -> None:

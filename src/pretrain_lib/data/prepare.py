@@ -1,7 +1,7 @@
 """Source to shards: tokenised in units, each committed on its own, so a restart skips whole units.
 
 The bytes written depend on the job (sources, tokenizer, split), never on the number of processes or
-the order in which they finish. Floor 1.
+the order in which they finish. Floor 2.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from pretrain_lib.data.holdout import HeldOut, hash_fraction, parse_validation, write_first_tokens
 from pretrain_lib.data.order import derive_keys, permute
 from pretrain_lib.data.shards import (
     FORMAT_VERSION,
@@ -34,7 +35,6 @@ from pretrain_lib.data.tokenizer import Tokenizer, load_tokenizer, train_tokeniz
 
 JOB = "job.json"
 TOKENIZER_FOLDER = "tokenizer"
-HASH_SHARE = 0.01  # of the documents, held out by `hash`
 ENCODE_BATCH_BYTES = 2**20
 TRAINING_TEXT_BYTES = 200 * 2**20  # at most so much text trains a tokenizer
 
@@ -73,22 +73,6 @@ class Job:
             "validation": self.validation,
             "text_field": self.text_field,
         }
-
-
-def parse_validation(rule: str) -> tuple[str, float]:
-    """Return `("hash", share)`, `("first", tokens)` or `("none", 0)`."""
-    kind, _, amount = rule.partition(":")
-    with contextlib.suppress(ValueError):
-        if kind == "hash" and 0 < (share := float(amount or HASH_SHARE)) < 1:
-            return kind, share
-        if kind == "first" and (tokens := int(float(amount))) > 0:
-            return kind, tokens
-        if rule == "none":
-            return kind, 0
-    raise ValueError(
-        f"data.validation={rule} must be hash, hash:SHARE, first:TOKENS, the path of a token "
-        f"array, or none"
-    )
 
 
 def prepare(job: Job, folder: Path, *, workers: int = 1, quiet: bool = False) -> dict:
@@ -136,7 +120,7 @@ def _write_units(job: Job, folder: Path, *, workers: int, quiet: bool) -> None:
     sources = job.open_sources()
     tokenizer = _write_tokenizer(job, sources, folder)
     units = [(s, u) for s, source in enumerate(sources) for u in range(len(source.units()))]
-    held_out = _write_first_tokens(job, sources, units, tokenizer, folder)
+    held_out = write_first_tokens(job.validation, sources, units, tokenizer, folder)
     tasks = [(job, folder, index, *unit, held_out[index]) for index, unit in enumerate(units)]
     bar = tqdm(
         total=len(tasks),
@@ -180,61 +164,31 @@ def _training_texts(sources: list[Source]) -> Iterator[str]:
                     return
 
 
-def _write_first_tokens(
-    job: Job,
-    sources: list[Source],
-    units: list[tuple[int, int]],
-    tokenizer: Tokenizer,
-    folder: Path,
-) -> list[int]:
-    """Write the validation split of `first:TOKENS`: how many documents each unit gave to it."""
-    kind, amount = parse_validation(job.validation)
-    taken = [0] * len(units)
-    if kind != "first":
-        return taken
-    documents, text_bytes, tokens = [], 0, 0
-    for index, (s, u) in enumerate(units):
-        for text in sources[s].documents(sources[s].units()[u]):
-            if tokens >= amount:
-                break
-            taken[index] += 1
-            if text.strip():
-                documents += tokenizer.encode_documents([text])
-                text_bytes += len(text.encode())
-                tokens += len(documents[-1])
-        if tokens >= amount:
-            break
-    dtype = token_dtype(tokenizer.vocabulary_size)
-    write_shard(folder, "validation-first", documents, dtype=dtype, text_bytes=text_bytes)
-    return taken
-
-
-def _write_unit(task: tuple[Job, Path, int, int, int, int]) -> None:
+def _write_unit(task: tuple[Job, Path, int, int, int, HeldOut]) -> None:
     """Tokenise one unit into `train-INDEX` and, for `hash`, `validation-INDEX`."""
-    job, folder, index, source_index, unit_index, skip = task
+    job, folder, index, source_index, unit_index, held_out = task
     names = [f"validation-{index:05d}", f"train-{index:05d}"]  # the last commits the unit
     if (folder / f"{names[-1]}.json").is_file():
         return
     source = job.open_sources()[source_index]
     tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
+    texts = list(source.documents(source.units()[unit_index]))[held_out.documents :]
+    rest: list[np.ndarray] = []
+    if held_out.tokens:
+        rest = [tokenizer.encode_documents(texts[:1])[0][held_out.tokens :]]
+        texts = texts[1:]
     kind, share = parse_validation(job.validation)
-    texts = {name: [] for name in names}
-    for position, text in enumerate(source.documents(source.units()[unit_index])):
-        if position >= skip and text.strip():
-            held_out = kind == "hash" and _hash_fraction(text) < share
-            texts[names[0] if held_out else names[1]].append(text)
+    sides: tuple[list[str], list[str]] = ([], [])
+    for text in texts:
+        if text.strip():
+            sides[0 if kind == "hash" and hash_fraction(text) < share else 1].append(text)
     dtype = token_dtype(tokenizer.vocabulary_size)
-    for name in names:
-        shuffled = _shuffle(texts[name], "documents", name)
-        documents = list(_encode(shuffled, tokenizer))
+    for name, side, cut in zip(names, sides, ([], rest), strict=True):
+        shuffled = _shuffle(side, "documents", name)
         text_bytes = sum(len(text.encode()) for text in shuffled)
+        text_bytes += sum(len(tokenizer.decode(ids).encode()) for ids in cut)
+        documents = cut + list(_encode(shuffled, tokenizer))
         write_shard(folder, name, documents, dtype=dtype, text_bytes=text_bytes)
-
-
-def _hash_fraction(text: str) -> float:
-    """Return a number in [0, 1) that depends on the text alone: duplicates share a side."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") / 2**64
 
 
 def _shuffle(texts: list[str], *key: object) -> list[str]:

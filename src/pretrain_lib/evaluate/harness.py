@@ -3,8 +3,10 @@
 Floor 4.
 """
 
+import contextlib
 import json
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,35 +43,37 @@ def evaluate_folder(
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} must be one of {', '.join(DTYPES)}")
     manager, names = find_tasks(tasks, include_path=include_path)
-    _load_data(manager, names)
+    with keep_random_state():
+        _load_data(manager, names)
+        return _run(
+            manager,
+            names,
+            model_args={
+                "pretrained": str(folder),
+                "dtype": dtype,
+                # In bfloat16 a score of -140 has no digit after the point.
+                "softmax_dtype": "float32",
+                "use_safetensors": True,
+            },
+            num_fewshot=num_fewshot,
+            batch_size=batch_size,
+            device=device or _default_device(),
+            limit=limit,
+            log_samples=log_samples,
+        )
 
-    import lm_eval
-    from lm_eval.loggers import EvaluationTracker
 
-    tracker = EvaluationTracker()  # keeps what lm-eval's CLI notes beside the scores
-    results = lm_eval.simple_evaluate(
-        model="hf",
-        model_args={
-            "pretrained": str(folder),
-            "dtype": dtype,
-            "softmax_dtype": "float32",  # in bfloat16 a score of -140 has no digit after the point
-            "use_safetensors": True,
-        },
-        tasks=names,
-        task_manager=manager,
-        evaluation_tracker=tracker,
-        num_fewshot=num_fewshot,
-        batch_size=batch_size,
-        device=device or _default_device(),
-        limit=limit,
-        log_samples=log_samples,
-        bootstrap_iters=BOOTSTRAP_DRAWS,
-        random_seed=None,
-        numpy_random_seed=None,
-        torch_random_seed=None,
-    )
-    tracker.general_config_tracker.log_end_time()
-    return results | asdict(tracker.general_config_tracker)
+@contextlib.contextmanager
+def keep_random_state() -> Iterator[None]:
+    """Put Python's generator back afterwards: lm-eval draws from it whenever it names a task.
+
+    NumPy's and torch's it leaves alone, unless told to seed them.
+    """
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def find_tasks(
@@ -87,7 +91,7 @@ def find_tasks(
         manager = TaskManager(include_path=str(include_path), include_defaults=False)
         # A group may list tasks that come with lm-eval: only single tasks are known to be whole.
         found = [manager.match_tasks([task]) for task in tasks]
-        if all(names and set(names) <= set(manager.all_subtasks) for names in found):
+        if tasks and all(names and set(names) <= set(manager.all_subtasks) for names in found):
             return manager, _flatten(found)
     manager = TaskManager(include_path=str(include_path) if include_path else None)
     found = [manager.match_tasks([task]) for task in tasks]
@@ -154,6 +158,27 @@ def _check_folder(folder: Path) -> None:
             f"{folder} is not a model folder: it has no config.json; give a checkpoint "
             f"(RUN/checkpoints/step-...) or what `pretrain export` wrote"
         )
+
+
+def _run(manager: "TaskManager", names: list[str], **options: object) -> dict:
+    """Run lm-eval and return its results with what its CLI notes beside them."""
+    import lm_eval
+    from lm_eval.loggers import EvaluationTracker
+
+    tracker = EvaluationTracker()
+    results = lm_eval.simple_evaluate(
+        model="hf",
+        tasks=names,
+        task_manager=manager,
+        evaluation_tracker=tracker,
+        bootstrap_iters=BOOTSTRAP_DRAWS,
+        random_seed=None,
+        numpy_random_seed=None,
+        torch_random_seed=None,
+        **options,
+    )
+    tracker.general_config_tracker.log_end_time()
+    return results | asdict(tracker.general_config_tracker)
 
 
 def _load_data(manager: "TaskManager", names: list[str]) -> None:

@@ -5,14 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 from pretrain_lib.data.tokenizer import Tokenizer
-from pretrain_lib.loss import linear_cross_entropy
-from pretrain_lib.models.attention import document_positions
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.llama import Llama, LlamaConfig
 
@@ -148,57 +144,6 @@ def check_parity(model: Model, folder: Path) -> float:
             f"of the largest, above {PARITY_TOLERANCE}"
         )
     return difference
-
-
-class CausalLMAdapter(nn.Module):
-    """Any causal language model of transformers, with our forward and the fused loss."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        head = model.get_output_embeddings()
-        if not isinstance(head, nn.Linear) or head.bias is not None:
-            raise ValueError(
-                f"{type(model).__name__}: the fused loss needs a linear head without bias, "
-                f"this one has {head}"
-            )
-        self._check_head()
-
-    @property
-    def head_weight(self) -> torch.Tensor:
-        """The weight (V, D) that maps hidden states to logits."""
-        return self.model.get_output_embeddings().weight
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        targets: torch.Tensor | None = None,
-        document_ends: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
-        """As `GPT2.forward`; positions that restart keep documents apart, as in transformers."""
-        options = {}
-        if document_ends is not None:
-            options["position_ids"] = document_positions(document_ends, input_ids.shape[1])
-        # No attention mask: with one, transformers would not look for documents in the positions.
-        output = self.model.base_model(input_ids=input_ids, use_cache=False, **options)
-        hidden = output.last_hidden_state
-        if targets is None:
-            return F.linear(hidden, self.head_weight)
-        return linear_cross_entropy(hidden, self.head_weight, targets)
-
-    @torch.no_grad()
-    def _check_head(self) -> None:
-        """Refuse a family that does more to its hidden states than multiply them by the head."""
-        training = self.model.training
-        self.eval()
-        ids = torch.arange(4, device=self.head_weight.device)[None]
-        ours, theirs = self(ids), self.model(input_ids=ids, use_cache=False).logits
-        self.train(training)
-        if not torch.allclose(ours, theirs, atol=1e-4, rtol=1e-4):
-            raise ValueError(
-                f"{type(self.model).__name__} scales or caps its logits: the fused loss would "
-                f"train another model"
-            )
 
 
 def _read_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,0 +1,72 @@
+# make quickstart: from text to a scored model, in one go.   make test: every check.
+PYTHON ?= python3
+# The index to take torch from, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/quickstart
+DATA := runs/python-stdlib
+DEVICE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo single_gpu || echo cpu)
+LAUNCH = $(BIN)/accelerate launch --config_file accelerate_configs/$(DEVICE).yaml \
+	recipes/gpt2_124m.py --config recipes/quickstart.yaml
+
+.PHONY: quickstart test format clean
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= true
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11; set PYTHON=python3.11 or newer"; exit 2; }
+	@echo "== Installing into $(VENV) (a few minutes the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --upgrade pip
+	@if [ -n "$(TORCH_INDEX)" ]; then \
+		$(BIN)/pip install --quiet "torch>=2.11,<2.14" --index-url "$(TORCH_INDEX)"; fi
+	@$(BIN)/pip install --quiet --editable ".[dev]"
+	@touch $@
+
+quickstart: $(VENV)/.installed
+	@echo "== 1/6 Training a small GPT-2 on the Python standard library's sources ($(DEVICE))"
+	@$(LAUNCH) --data.path $(DATA) --run.dir $(RUN)
+	@echo "== 2/6 Exporting it as a Hugging Face folder"
+	@$(BIN)/pretrain export $(RUN) --out $(RUN)/export
+	@echo "== 3/6 Exporting the same model untrained, to compare with"
+	@$(LAUNCH) --data.path $(DATA) --run.dir $(RUN)-untrained --run.max_steps 0
+	@$(BIN)/pretrain export $(RUN)-untrained --out $(RUN)-untrained/export
+	@echo "== 4/6 Building two lm-eval tasks from held-out text"
+	@$(BIN)/pretrain tasks $(DATA) --out $(RUN)/tasks
+	@echo "== 5/6 Scoring both with lm-eval-harness (chance is 0.25 for heldout_choice)"
+	@echo "untrained:"
+	@$(BIN)/pretrain eval $(RUN)-untrained/export --tasks heldout_choice,heldout_perplexity \
+		--include_path $(RUN)/tasks --out $(RUN)-untrained/scores.json
+	@echo "trained:"
+	@$(BIN)/pretrain eval $(RUN)/export --tasks heldout_choice,heldout_perplexity \
+		--include_path $(RUN)/tasks --out $(RUN)/scores.json
+	@echo "== 6/6 Drawing the curves"
+	@$(BIN)/pretrain plot $(RUN)
+	@echo
+	@echo "What lies where"
+	@echo "  $(DATA)                     tokens, with their tokenizer"
+	@echo "  $(RUN)/metrics.jsonl           a row a step; samples.jsonl: what the model wrote"
+	@echo "  $(RUN)/plots/curves.png        loss, learning rate, gradient norm, speed"
+	@echo "  $(RUN)/checkpoints             each is a model folder; the run resumes from the newest"
+	@echo "  $(RUN)/export                  the model, for transformers, lm-eval and everything else"
+	@echo "  $(RUN)/scores.json             lm-eval's results"
+	@echo "What next"
+	@echo "  let it write      $(BIN)/pretrain sample $(RUN)/export --prompt 'def read_'"
+	@echo "  your own text     $(BIN)/accelerate launch --config_file accelerate_configs/$(DEVICE).yaml \\"
+	@echo "                      recipes/gpt2_124m.py --config recipes/quickstart.yaml \\"
+	@echo "                      --data.source FILE_OR_FOLDER --run.dir runs/mine"
+	@echo "  the real recipe   see recipes/README.md"
+
+test: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,70 @@
+"""A recipe's settings from YAML overlays and flags. Floor 3."""
+
+import dataclasses
+import sys
+from argparse import ArgumentParser as PlainParser
+from typing import NoReturn
+
+from pretrain_lib.config import Duration, Recipe, TokenCount
+
+
+def parse_recipe(
+    defaults: Recipe, *, presets: dict[str, dict] | None = None, arguments: list[str] | None = None
+) -> tuple[Recipe, bool]:
+    """Read overlays and flags over a recipe's own settings: `(settings, whether --plan is set)`.
+
+    Later wins: the recipe, `--preset`, each `--config FILE`, flags. A preset maps dotted names to
+    values. What cannot be read ends the program with one line and exit code 2.
+    """
+    arguments = _overlays_first(sys.argv[1:] if arguments is None else arguments)
+    presets = presets or {}
+    parser = _build_parser(defaults, presets)
+    # Found first, because a preset moves the defaults that everything else overrides.
+    finder = PlainParser(allow_abbrev=False, add_help=False, exit_on_error=False)
+    finder.add_argument("--preset")
+    parser.set_defaults(presets.get(finder.parse_known_args(arguments)[0].preset, {}))
+    settings = parser.parse_args(arguments)
+    values = vars(parser.instantiate(settings))
+    sections = {f.name: values[f.name] for f in dataclasses.fields(Recipe)}
+    data, own = sections["data"], defaults.data
+    if data.path and data.source == own.source:
+        # A folder named by the user is taken as it is, not held against the recipe's own source.
+        tokenizer = None if data.tokenizer == own.tokenizer else data.tokenizer
+        sections["data"] = dataclasses.replace(data, source=None, tokenizer=tokenizer)
+    return Recipe(**sections), values["plan"]
+
+
+def _overlays_first(arguments: list[str]) -> list[str]:
+    """Move `--config FILE` to the front: a flag wins over a file wherever it stands."""
+    overlays, flags = [], []
+    for position, argument in enumerate(arguments):
+        follows = position > 0 and arguments[position - 1] == "--config"
+        is_overlay = follows or argument == "--config" or argument.startswith("--config=")
+        (overlays if is_overlay else flags).append(argument)
+    return overlays + flags
+
+
+def _build_parser(defaults: Recipe, presets: dict[str, dict]):  # noqa: ANN202 (imported lazily)
+    from jsonargparse import ArgumentParser
+    from jsonargparse.typing import register_type
+
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+            print(f"error: {' '.join(lines)} (--help lists all flags)", file=sys.stderr)
+            sys.exit(2)
+
+    for kind in (TokenCount, Duration):
+        register_type(
+            kind, serializer=kind.__base__, deserializer=kind.parse, fail_already_registered=False
+        )
+    parser = Parser(allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="A YAML overlay; may be repeated.")
+    parser.add_argument("--plan", action="store_true", help="Print what the run costs, and exit.")
+    parser.add_argument(
+        "--preset", choices=sorted(presets), help="A size, with its batch and rate."
+    )
+    for section in dataclasses.fields(Recipe):
+        value = getattr(defaults, section.name)
+        parser.add_argument(f"--{section.name}", type=type(value), default=value)
+    return parser

@@ -1,0 +1,217 @@
+"""The `pretrain` command: prepare, verify, inspect, tasks, export, eval, sample, plot. Floor 6."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pretrain_lib.checkpoint import find_newest
+from pretrain_lib.command import report_errors
+from pretrain_lib.data.batches import PackedDataset
+from pretrain_lib.data.prepare import TOKENIZER_FOLDER, Job, prepare
+from pretrain_lib.data.shards import open_split, read_manifest, verify_folder
+from pretrain_lib.data.tokenizer import load_tokenizer
+from pretrain_lib.evaluate.harness import evaluate_folder, format_table, write_results
+from pretrain_lib.evaluate.local_tasks import write_local_tasks
+from pretrain_lib.export import EXPORT_DTYPES, export_checkpoint
+from pretrain_lib.generate import sample_texts
+from pretrain_lib.metrics import human
+from pretrain_lib.models.hf import load_pretrained
+from pretrain_lib.report import plot_runs
+from pretrain_lib.run_folder import CHECKPOINTS
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the `pretrain` command."""
+    options = _build_parser().parse_args(arguments)
+    sys.exit(report_errors(lambda: options.run(options)))
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    job = Job(
+        tuple(options.sources),
+        options.tokenizer,
+        options.train_tokenizer,
+        options.validation,
+        options.text_field,
+    )
+    manifest = prepare(job, options.out, workers=options.workers)
+    for split, totals in manifest["splits"].items():
+        print(f"{split:<12}{totals['tokens']:>16,} tokens {totals['documents']:>12,} documents")
+    print(f"vocabulary {manifest['vocabulary_size']:,}, fingerprint {manifest['fingerprint'][:12]}")
+    print(f"{options.out} is ready: train on it with --data.path {options.out}")
+
+
+def _verify(options: argparse.Namespace) -> int | None:
+    problems = verify_folder(options.folder)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise ValueError(f"{options.folder}: {len(problems)} files are not what was written")
+    print(f"{options.folder}: every file is as it was written")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    manifest = read_manifest(options.folder)
+    print(f"sources     {', '.join(manifest['sources'])}")
+    print(f"tokens      {manifest['dtype']}, vocabulary {manifest['vocabulary_size']:,}")
+    for split, totals in manifest["splits"].items():
+        if not totals["tokens"]:
+            continue
+        tokens = open_split(options.folder, split)
+        ends = [np.diff(file.document_ends.astype(np.int64), prepend=0) for file in tokens.files]
+        lengths = np.concatenate(ends)
+        quantiles = ", ".join(f"{q:,.0f}" for q in np.quantile(lengths, [0, 0.1, 0.5, 0.9, 1]))
+        print(
+            f"{split:<12}{totals['tokens']:,} tokens, {totals['documents']:,} documents of "
+            f"{human(totals['text_bytes'])}B text; lengths (min, 10 %, median, 90 %, max): "
+            f"{quantiles}"
+        )
+    tokenizer = load_tokenizer(options.folder / TOKENIZER_FOLDER)
+    tokens = open_split(options.folder, "train")
+    dataset = PackedDataset(
+        tokens, sequence_length=options.sequence_length, seed=options.seed, document_masking=True
+    )
+    window = dataset[options.window]
+    print(f"\nwindow {options.window} of seed {options.seed}, {options.sequence_length} tokens:")
+    start = 0
+    for end in sorted({*window["document_ends"].tolist(), options.sequence_length}):
+        print(f"--- tokens {start} to {end}")
+        print(tokenizer.decode(window["input_ids"][start:end].tolist()))
+        start = end
+
+
+def _tasks(options: argparse.Namespace) -> None:
+    names = write_local_tasks(options.folder, options.out, items=options.items)
+    print(f"{options.out}: {', '.join(names)} (--tasks NAME --include_path {options.out})")
+
+
+def _export(options: argparse.Namespace) -> None:
+    source = model_folder(options.checkpoint)
+    difference = export_checkpoint(source, options.out, dtype=EXPORT_DTYPES[options.dtype])
+    print(
+        f"{options.out}: exported from {source}; loaded again by transformers, its logits are "
+        f"within {difference:.1e} of the model's"
+    )
+
+
+def _eval(options: argparse.Namespace) -> None:
+    results = evaluate_folder(
+        model_folder(options.folder),
+        options.tasks.split(","),
+        include_path=options.include_path,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        dtype=options.dtype,
+        device=options.device,
+        num_fewshot=options.num_fewshot,
+    )
+    print(format_table(results))
+    if options.out is not None:
+        write_results(results, options.out)
+        print(f"results in {options.out}")
+
+
+def _sample(options: argparse.Namespace) -> None:
+    folder = model_folder(options.folder)
+    model = load_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    texts = sample_texts(
+        model,
+        load_tokenizer(folder),
+        options.prompt,
+        per_prompt=options.count,
+        new_tokens=options.tokens,
+        context_length=model.config.context_length,
+        seed=options.seed,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+    )
+    for text in texts:
+        print(f"{text['prompt']}{text['text']}\n---")
+
+
+def _plot(options: argparse.Namespace) -> None:
+    for path in plot_runs(options.runs, options.out):
+        print(path)
+
+
+def model_folder(path: Path) -> Path:
+    """Return the model folder that `path` is, or the newest checkpoint if it is a run folder."""
+    if (path / "config.json").is_file():
+        return path
+    newest = find_newest(path / CHECKPOINTS) if (path / CHECKPOINTS).is_dir() else None
+    if newest is None:
+        raise ValueError(f"{path} is neither a model folder (config.json) nor a run with one")
+    return newest
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pretrain", description=main.__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run, text: str) -> argparse.ArgumentParser:  # noqa: ANN001
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    add = command("prepare", _prepare, "Turn text into shards of tokens.").add_argument
+    add("sources", nargs="+", metavar="SOURCE", help="python-stdlib, files, folders, or a hub name")
+    add("--tokenizer", help="a folder, a tokenizer.json, or a hub name")
+    add("--train_tokenizer", type=int, metavar="VOCABULARY", help="train a byte-level BPE")
+    add("--out", type=Path, required=True)
+    add("--workers", type=int, default=1, help="processes")
+    add("--validation", default="hash", help="hash[:SHARE], first:TOKENS or none")
+    add("--text_field", default="text", help="the column or JSON field with the text")
+
+    add = command("verify", _verify, "Check every hash of a prepared folder.").add_argument
+    add("folder", type=Path)
+
+    add = command("inspect", _inspect, "Show counts, lengths and a decoded window.").add_argument
+    add("folder", type=Path)
+    add("--sequence_length", type=int, default=256)
+    add("--window", type=int, default=0)
+    add("--seed", type=int, default=0)
+
+    add = command("tasks", _tasks, "Build lm-eval tasks from held-out text.").add_argument
+    add("folder", type=Path, help="a prepared folder")
+    add("--out", type=Path, required=True)
+    add("--items", type=int, default=200)
+
+    add = command("export", _export, "Write a checkpoint as a plain model folder.").add_argument
+    add("checkpoint", type=Path, help="a checkpoint, or a run folder: its newest")
+    add("--out", type=Path, required=True)
+    add("--dtype", choices=EXPORT_DTYPES, default="float32")
+
+    add = command("eval", _eval, "Score a model folder with lm-eval-harness.").add_argument
+    add("folder", type=Path, help="a model folder, a checkpoint, or a run folder")
+    add("--tasks", required=True, help="names, separated by commas")
+    add("--include_path", type=Path, help="a folder with task files of your own")
+    add("--limit", type=int, help="items per task")
+    add("--batch_size", type=int, default=8)
+    add("--dtype", default="float32")
+    add("--device")
+    add("--num_fewshot", type=int)
+    add("--out", type=Path, help="where lm-eval's JSON goes")
+
+    add = command("sample", _sample, "Let a model write.").add_argument
+    add("folder", type=Path, help="a model folder, a checkpoint, or a run folder")
+    add("--prompt", action="append", required=True)
+    add("--count", type=int, default=1)
+    add("--tokens", type=int, default=64)
+    add("--temperature", type=float, default=1.0)
+    add("--top_k", type=int)
+    add("--top_p", type=float)
+    add("--seed", type=int, default=0)
+
+    add = command("plot", _plot, "Draw the curves of runs.").add_argument
+    add("runs", type=Path, nargs="+", metavar="RUN")
+    add("--out", type=Path)
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""A checkpoint as a plain model folder, proven equal to the model. Floor 4."""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from pretrain_lib.data.tokenizer import load_tokenizer
+from pretrain_lib.models.hf import check_parity, load_pretrained, save_pretrained
+
+EXPORT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def export_checkpoint(checkpoint: Path, out: Path, *, dtype: torch.dtype = torch.float32) -> float:
+    """Write the model and tokenizer of a checkpoint to `out` and return `check_parity` of it.
+
+    An earlier export in `out` is replaced, anything else there is refused. `out` appears only once
+    transformers has loaded it and computed the model's logits.
+    """
+    if out.exists() and any(out.iterdir()) and not (out / "config.json").is_file():
+        raise ValueError(f"{out} holds something else than an export: give another folder")
+    model = load_pretrained(checkpoint)
+    has_tokenizer = (checkpoint / "tokenizer.json").is_file()
+    tokenizer = load_tokenizer(checkpoint) if has_tokenizer else None
+    staging = out.with_name(out.name + ".tmp")
+    if staging.exists():
+        shutil.rmtree(staging)
+    save_pretrained(model, staging, tokenizer=tokenizer, dtype=dtype)
+    # What is compared has been through the dtype on disk, as the export has.
+    difference = check_parity(model.to(dtype).float(), staging)
+    if out.exists():
+        shutil.rmtree(out)
+    staging.rename(out)
+    return difference
