@@ -1,4 +1,4 @@
-"""The `pretrain` command: prepare, verify, inspect, tasks, export, eval, sample, plot. Floor 6."""
+"""The `pretrain` command: prepare, verify, inspect, tasks, export, eval, sample, plot. Floor 7."""
 
 import argparse
 import sys

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain_lib.config import DataConfig, Recipe
+from pretrain_lib.data.foreign import open_foreign
 from pretrain_lib.data.holdout import parse_validation
 from pretrain_lib.data.prepare import (
     TOKENIZER_FOLDER,
@@ -24,7 +25,6 @@ from pretrain_lib.data.prepare import (
 from pretrain_lib.data.shards import (
     MANIFEST,
     TokenArray,
-    open_foreign,
     open_split,
     read_manifest,
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from accelerate import Accelerator
 
 from pretrain_lib.config import Recipe
 from pretrain_lib.data.shards import write_atomically, write_json
@@ -81,7 +82,7 @@ def read_status(folder: Path) -> dict:
 
 
 def build_manifest(
-    config: Recipe, *, fingerprint: str, world: dict, parent: str | None = None
+    config: Recipe, fingerprint: str, accelerator: Accelerator, *, parent: str | None
 ) -> dict:
     """Return what a run depends on: settings, data, versions, revision, machine, parent run."""
     return {
@@ -90,7 +91,14 @@ def build_manifest(
         "versions": {name: version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
         "git": _git_revision(),
-        "world": world | {"system": platform.platform(), "threads": torch.get_num_threads()},
+        "world": {
+            "device": str(accelerator.device),
+            "processes": accelerator.num_processes,
+            "precision": accelerator.mixed_precision,
+            "distributed": accelerator.distributed_type.value,
+            "threads": torch.get_num_threads(),
+            "system": platform.platform(),
+        },
         "parent": parent,
     }
 

@@ -117,15 +117,7 @@ def _start(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerato
     last_step = total if config.run.max_steps is None else min(total, config.run.max_steps)
     low_precision = accelerator.mixed_precision == "bf16"
     peak = device_peak(accelerator.device, torch.bfloat16 if low_precision else torch.float32)
-    world = {
-        "device": str(accelerator.device),
-        "processes": accelerator.num_processes,
-        "precision": accelerator.mixed_precision,
-        "distributed": accelerator.distributed_type.value,
-    }
-    manifest = build_manifest(
-        config, fingerprint=corpus.fingerprint, world=world, parent=start.parent
-    )
+    manifest = build_manifest(config, corpus.fingerprint, accelerator, parent=start.parent)
     if accelerator.is_main_process:
         write_settings(folder, config, manifest)
         write_status(folder, "running", step=state.step)

@@ -57,6 +57,8 @@ class PackedDataset(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Batch]:
         """Return several windows at once, which a DataLoader prefers to one by one."""
+        if min(indices, default=0) < 0:
+            raise IndexError(f"window {min(indices)}: windows count from 0 at the run's start")
         located = zip(*self.order.locate(np.array(indices)), strict=True)
         return [
             {

@@ -17,7 +17,7 @@ HASH_SHARE = 0.01  # of the documents, held out by `hash`
 def parse_validation(rule: str) -> tuple[str, float]:
     """Return `("hash", share)`, `("first", tokens)` or `("none", 0)`."""
     kind, _, amount = rule.partition(":")
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, OverflowError):
         if kind == "hash" and 0 < (share := float(amount or HASH_SHARE)) < 1:
             return kind, share
         if kind == "first" and (tokens := int(float(amount))) > 0:

@@ -5,6 +5,7 @@ resumes anywhere, on any number of processes, from one integer. Floor 0.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -53,7 +54,7 @@ def permute(indices: np.ndarray, *, size: int, keys: np.ndarray) -> np.ndarray:
 
 def block_quotas(weights: tuple[float, ...]) -> tuple[int, ...]:
     """Split `BLOCK_WINDOWS` in proportion to `weights` (largest remainders), in whole windows."""
-    if not weights or min(weights) < 0 or sum(weights) <= 0:
+    if not weights or not 0 < sum(weights) < math.inf or min(weights) < 0:
         raise ValueError(f"data.weights={list(weights)} must be non-negative with a positive sum")
     shares = [weight / sum(weights) * BLOCK_WINDOWS for weight in weights]
     quotas = [int(share) for share in shares]

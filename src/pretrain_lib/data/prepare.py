@@ -10,10 +10,11 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -132,16 +133,28 @@ def _write_units(job: Job, folder: Path, *, workers: int, quiet: bool) -> None:
         run: Iterable = map(_write_unit, tasks)
         if workers > 1:
             # Spawned, because the Rust tokenizer's threads do not survive a fork.
-            pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+            pool = ProcessPoolExecutor(
+                workers, mp_context=get_context("spawn"), initializer=_end_with_parent
+            )
             run = stack.enter_context(pool).map(_write_unit, tasks)
         for _ in run:
             bar.update()
     _write_manifest(job, folder, tokenizer, len(units))
 
 
+def _end_with_parent() -> None:
+    """End this worker as soon as its parent is gone, even if that was killed."""
+
+    def wait() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _write_tokenizer(job: Job, sources: list[Source], folder: Path) -> Tokenizer:
     target = folder / TOKENIZER_FOLDER
-    if (target / "tokenizer_config.json").is_file():
+    if target.is_dir():
         return load_tokenizer(target)
     if job.tokenizer is not None:
         tokenizer = load_tokenizer(job.tokenizer)
@@ -149,7 +162,9 @@ def _write_tokenizer(job: Job, sources: list[Source], folder: Path) -> Tokenizer
         tokenizer = train_tokenizer(
             _training_texts(sources), vocabulary_size=job.train_tokenizer or 0
         )
-    tokenizer.save(target)
+    staging = folder / f"{TOKENIZER_FOLDER}.tmp"
+    tokenizer.save(staging)
+    staging.rename(target)
     return tokenizer
 
 
@@ -167,8 +182,8 @@ def _training_texts(sources: list[Source]) -> Iterator[str]:
 def _write_unit(task: tuple[Job, Path, int, int, int, HeldOut]) -> None:
     """Tokenise one unit into `train-INDEX` and, for `hash`, `validation-INDEX`."""
     job, folder, index, source_index, unit_index, held_out = task
-    names = [f"validation-{index:05d}", f"train-{index:05d}"]  # the last commits the unit
-    if (folder / f"{names[-1]}.json").is_file():
+    name = f"train-{index:05d}"  # written last, it commits the unit
+    if (folder / f"{name}.json").is_file():
         return
     source = job.open_sources()[source_index]
     tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
@@ -177,23 +192,31 @@ def _write_unit(task: tuple[Job, Path, int, int, int, HeldOut]) -> None:
     if held_out.tokens:
         rest = [tokenizer.encode_documents(texts[:1])[0][held_out.tokens :]]
         texts = texts[1:]
+    texts = [text for text in texts if text.strip()]
     kind, share = parse_validation(job.validation)
-    sides: tuple[list[str], list[str]] = ([], [])
-    for text in texts:
-        if text.strip():
-            sides[0 if kind == "hash" and hash_fraction(text) < share else 1].append(text)
+    if kind == "hash":
+        validation = [text for text in texts if hash_fraction(text) < share]
+        texts = [text for text in texts if hash_fraction(text) >= share]
+        _write_texts(folder, f"validation-{index:05d}", validation, tokenizer)
+    _write_texts(folder, name, texts, tokenizer, before=rest)
+
+
+def _write_texts(
+    folder: Path,
+    name: str,
+    texts: list[str],
+    tokenizer: Tokenizer,
+    *,
+    before: Sequence[np.ndarray] = (),
+) -> None:
+    """Write a shard of shuffled texts, behind documents that are tokens already."""
+    order = permute(np.arange(len(texts)), size=len(texts), keys=derive_keys("documents", name))
+    shuffled = [texts[i] for i in order]
+    text_bytes = sum(len(text.encode()) for text in shuffled)
+    text_bytes += sum(len(tokenizer.decode(ids).encode()) for ids in before)
+    documents = [*before, *_encode(shuffled, tokenizer)]
     dtype = token_dtype(tokenizer.vocabulary_size)
-    for name, side, cut in zip(names, sides, ([], rest), strict=True):
-        shuffled = _shuffle(side, "documents", name)
-        text_bytes = sum(len(text.encode()) for text in shuffled)
-        text_bytes += sum(len(tokenizer.decode(ids).encode()) for ids in cut)
-        documents = cut + list(_encode(shuffled, tokenizer))
-        write_shard(folder, name, documents, dtype=dtype, text_bytes=text_bytes)
-
-
-def _shuffle(texts: list[str], *key: object) -> list[str]:
-    order = permute(np.arange(len(texts)), size=len(texts), keys=derive_keys(*key))
-    return [texts[i] for i in order]
+    write_shard(folder, name, documents, dtype=dtype, text_bytes=text_bytes)
 
 
 def _encode(texts: list[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
@@ -234,6 +257,10 @@ def _write_manifest(job: Job, folder: Path, tokenizer: Tokenizer, num_units: int
             "validation": job.validation,
             "dtype": token_dtype(tokenizer.vocabulary_size).str,
             "tokenizer_sha256": tokenizer.sha256,
+            "tokenizer_files": {
+                path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in sorted((folder / TOKENIZER_FOLDER).iterdir())
+            },
             "vocabulary_size": tokenizer.vocabulary_size,
             "end_of_text_id": tokenizer.end_of_text_id,
             "splits": splits,

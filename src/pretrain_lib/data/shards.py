@@ -1,4 +1,4 @@
-"""Tokens on disk: the shards written here, and the arrays that others wrote, read as one.
+"""Tokens on disk: shards, written and read, and several files as one array.
 
 A shard NAME is `NAME.bin` (little-endian uint16 or uint32 ids), `NAME.ends.npy` (uint64: where each
 document ends) and `NAME.json` (counts, hashes), written last: a shard without it does not exist.
@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 BLOCK_BYTES = 64 * 1024  # of a .bin, checked as one at the first read that touches it
 SHARD_HASHES = {".bin": "sha256", ".ends.npy": "ends_sha256", ".json": "json_sha256"}
-LLMC_MAGIC, LLMC_HEADER_INTEGERS = 20240520, 256
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype:
@@ -81,8 +81,6 @@ def write_shard(
 
 
 def _npy_bytes(array: np.ndarray) -> bytes:
-    from io import BytesIO
-
     buffer = BytesIO()
     np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
@@ -100,38 +98,42 @@ class TokenFile:
     _checked: set[int] = field(default_factory=set, repr=False)
 
     @cached_property
-    def _blocks(self) -> list[str]:
-        return json.loads(self.path.with_suffix(".json").read_text())["blocks_xxh3_64"]
+    def _record(self) -> dict:
+        return json.loads(self.path.with_suffix(".json").read_text())
 
     @cached_property
     def document_ends(self) -> np.ndarray:
         """Where each document ends, uint64 `(documents,)`; empty for a foreign array."""
         if not self.is_shard:
             return np.empty(0, dtype=np.uint64)
-        return np.load(self.path.with_suffix(".ends.npy"), allow_pickle=False)
+        path = self.path.with_suffix(".ends.npy")
+        raw = path.read_bytes()
+        if hashlib.sha256(raw).hexdigest() != self._record["ends_sha256"]:
+            raise ValueError(f"{path}: the data differ from what was written; prepare it again")
+        return np.load(BytesIO(raw), allow_pickle=False)
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Return ids `[start, start + count)`; raises ValueError if a block was damaged."""
         first_byte = self.header_bytes + start * self.dtype.itemsize
         last_byte = first_byte + count * self.dtype.itemsize
+        begin, end = first_byte, last_byte
+        blocks = range(first_byte // BLOCK_BYTES, -(-last_byte // BLOCK_BYTES))
+        unchecked = self.is_shard and not self._checked.issuperset(blocks)
+        if unchecked:  # whole blocks, since their checksums are of the whole
+            begin, end = blocks.start * BLOCK_BYTES, blocks.stop * BLOCK_BYTES
         with self.path.open("rb", buffering=0) as file:
-            if not self.is_shard:
-                raw = os.pread(file.fileno(), last_byte - first_byte, first_byte)
-                return np.frombuffer(raw, dtype=self.dtype)
-            first_block, last_block = first_byte // BLOCK_BYTES, (last_byte - 1) // BLOCK_BYTES
-            base = first_block * BLOCK_BYTES
-            size = (last_block + 1) * BLOCK_BYTES - base
-            if self._checked.issuperset(range(first_block, last_block + 1)):
-                base, size = first_byte, last_byte - first_byte
-            raw = os.pread(file.fileno(), size, base)
-        if base != first_byte or size != last_byte - first_byte:
-            self._check(raw, first_block)
-        return np.frombuffer(raw[first_byte - base : last_byte - base], dtype=self.dtype)
+            raw = os.pread(file.fileno(), end - begin, begin)
+        if unchecked:
+            self._check(raw, blocks.start)
+        return np.frombuffer(raw[first_byte - begin : last_byte - begin], dtype=self.dtype)
 
     def _check(self, raw: bytes, first_block: int) -> None:
         for i in range(0, len(raw), BLOCK_BYTES):
             block = first_block + i // BLOCK_BYTES
-            if xxhash.xxh3_64_hexdigest(raw[i : i + BLOCK_BYTES]) != self._blocks[block]:
+            if (
+                xxhash.xxh3_64_hexdigest(raw[i : i + BLOCK_BYTES])
+                != self._record["blocks_xxh3_64"][block]
+            ):
                 raise ValueError(
                     f"{self.path}, block {block} (bytes {block * BLOCK_BYTES} and on): the data "
                     f"differ from what was written; prepare the folder again"
@@ -161,8 +163,8 @@ class TokenArray:
     def read(self, start: int, count: int) -> np.ndarray:
         """Return ids `[start, start + count)` as int64 `(count,)`."""
         assert start >= 0 and start + count <= len(self), f"{start}+{count} is outside the array"
-        parts = [file.read(low, high - low) for file, low, high in self._overlaps(start, count)]
-        tokens = np.concatenate(parts).astype(np.int64)
+        parts = [file.read(low, high - low) for file, low, high, _ in self._overlaps(start, count)]
+        tokens = np.concatenate([np.empty(0, dtype=np.int64), *parts]).astype(np.int64)
         if self.vocabulary_size is not None and count:
             lowest, highest = int(tokens.min()), int(tokens.max())
             if lowest < 0 or highest >= self.vocabulary_size:
@@ -180,23 +182,26 @@ class TokenArray:
         Each is the index after a document's last token: int64, rising, in `(0, count)`.
         """
         found = []
-        for file, low, high in self._overlaps(start, count):
+        for file, low, high, base in self._overlaps(start, count):
             ends = file.document_ends
-            first, last = np.searchsorted(ends, [low, high], side="right")
-            base = int(self._ends[self.files.index(file)]) - file.num_tokens
+            # In the dtype of the table, or numpy would copy the table to compare.
+            first, last = np.searchsorted(ends, np.array([low, high], ends.dtype), side="right")
             found.append(ends[first:last].astype(np.int64) + base - start)
         ends = np.concatenate(found) if found else np.empty(0, dtype=np.int64)
         return ends[(ends > 0) & (ends < count)]
 
-    def _overlaps(self, start: int, count: int) -> list[tuple[TokenFile, int, int]]:
-        """Return `(file, low, high)` for every file that `[start, start + count)` touches."""
+    def _overlaps(self, start: int, count: int) -> list[tuple[TokenFile, int, int, int]]:
+        """Return `(file, low, high, base)` for every file that `[start, start + count)` touches.
+
+        `[low, high)` is the part within the file, `base` the place of its first token.
+        """
         overlaps, position, end = [], start, start + count
         index = int(np.searchsorted(self._ends, start, side="right"))
         while position < end:
             file = self.files[index]
             base = int(self._ends[index]) - file.num_tokens
             high = min(end - base, file.num_tokens)
-            overlaps.append((file, position - base, high))
+            overlaps.append((file, position - base, high, base))
             position, index = base + high, index + 1
         return overlaps
 
@@ -235,40 +240,21 @@ def read_manifest(folder: Path) -> dict:
     return manifest
 
 
-def open_foreign(path: Path, *, vocabulary_size: int) -> TokenArray:
-    """Open a `.npy` of any integer type, a nanoGPT `.bin` (uint16), or an llm.c `.bin`."""
-    if path.suffix == ".npy":
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise ValueError(
-                f"{path}: needs one dimension of integers, has {array.dtype} {array.shape}"
-            )
-        file = TokenFile(path, len(array), array.dtype, header_bytes=array.offset)
-    elif path.suffix == ".bin":
-        header = np.fromfile(path, dtype="<i4", count=3)
-        if len(header) == 3 and header[0] == LLMC_MAGIC:
-            skip = LLMC_HEADER_INTEGERS * 4
-            file = TokenFile(path, int(header[2]), np.dtype("<u2"), header_bytes=skip)
-        else:
-            file = TokenFile(path, path.stat().st_size // 2, np.dtype("<u2"))
-    else:
-        raise ValueError(f"{path}: a token array must end in .npy or .bin")
-    needed = file.header_bytes + file.num_tokens * file.dtype.itemsize
-    if path.stat().st_size < needed or not file.num_tokens:
-        raise ValueError(f"{path}: {path.stat().st_size} bytes, but its tokens need {needed}")
-    return TokenArray([file], vocabulary_size=vocabulary_size)
-
-
 def verify_folder(folder: Path) -> list[str]:
     """Check every hash of a prepared folder and return what is wrong, one line a file."""
-    problems = []
-    for split in read_manifest(folder)["splits"].values():
+    manifest, problems = read_manifest(folder), []
+    expected = {
+        f"tokenizer/{Path(name).name}": sha256
+        for name, sha256 in manifest["tokenizer_files"].items()
+    }
+    for split in manifest["splits"].values():
         for shard in split["shards"]:
             name = Path(shard["name"]).name
-            for suffix, key in SHARD_HASHES.items():
-                path = folder / f"{name}{suffix}"
-                if not path.is_file():
-                    problems.append(f"{path}: missing")
-                elif hashlib.sha256(path.read_bytes()).hexdigest() != shard[key]:
-                    problems.append(f"{path}: its bytes differ from the manifest's hash")
+            expected |= {f"{name}{suffix}": shard[key] for suffix, key in SHARD_HASHES.items()}
+    for name, sha256 in expected.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{path}: missing")
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+            problems.append(f"{path}: its bytes differ from the manifest's hash")
     return problems

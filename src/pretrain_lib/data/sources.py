@@ -56,14 +56,15 @@ class FileSource:
         """Cut the files into units of near-equal size, in an order that depends on them alone."""
         smallest, largest = UNIT_BYTES
         size = min(max(self.estimated_bytes() // 256, smallest), largest)
-        units: list[tuple[FileSlice, ...]] = []
-        unit: list[FileSlice] = []
+        units: list[list[FileSlice]] = [[]]
+        filled = 0
         for piece in (piece for path in self.files for piece in _slices(path, size)):
-            unit.append(piece)
-            if sum(piece.stop - piece.start for piece in unit) >= size:
-                units.append(tuple(unit))
-                unit = []
-        return units + [tuple(unit)] if unit else units
+            if filled >= size:
+                units.append([])
+                filled = 0
+            units[-1].append(piece)
+            filled += piece.stop - piece.start
+        return [tuple(unit) for unit in units]
 
     def documents(self, unit: tuple[FileSlice, ...]) -> Iterator[str]:
         """Yield the text of each document of a unit, empty ones included."""
@@ -139,7 +140,8 @@ def open_source(name: str, *, text_field: str = "text") -> Source:
     if name == EMBEDDED_CORPUS:
         files = _standard_library_files()
     elif path.is_dir():
-        files = tuple(sorted(p for p in path.rglob("*") if p.suffix in LOCAL_SUFFIXES))
+        found = (p for p in path.rglob("*") if p.suffix in LOCAL_SUFFIXES and p.is_file())
+        files = tuple(sorted(found))
         if not files:
             raise ValueError(f"data.source={name}: the folder holds no .txt or .jsonl file")
     elif path.is_file():
@@ -200,16 +202,18 @@ def _json_lines(piece: FileSlice, text_field: str) -> Iterator[str]:
                 continue
             where = f"{piece.path}, line at byte {offset}"
             try:
-                yield json.loads(_decode(line, where))[text_field]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                text = json.loads(_decode(line, where))[text_field]
+                text.encode()  # JSON can spell halves of characters, which are no text
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(
-                    f"{where}: each line must be a JSON object with the field {text_field!r} "
-                    f"(--data.text_field); it is {line[:60]!r}..."
+                    f"{where}: each line must be a JSON object with a text in the field "
+                    f"{text_field!r} (--data.text_field), in UTF-8; it is {line[:60]!r}..."
                 ) from error
+            yield text
 
 
 def _decode(raw: bytes, where: str) -> str:
     try:
-        return raw.decode("utf-8")
+        return raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: the text is not UTF-8 ({error}); convert it first") from error

@@ -44,7 +44,7 @@ class Tokenizer:
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return one int64 array per document: the end-of-text id, then the ids of the text."""
-        # Otherwise a text that spells "<|endoftext|>" would forge the boundary of a document.
+        # What a text spells is never taken for a special token.
         self.backend.encode_special_tokens = True
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array([self.end_of_text_id, *e.ids], dtype=np.int64) for e in encodings]
@@ -114,8 +114,6 @@ def _byte_level(model: tokenizers.models.Model) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()
-    if backend.token_to_id(END_OF_TEXT) is not None:
-        backend.add_special_tokens([END_OF_TEXT])
     return backend
 
 
@@ -137,8 +135,13 @@ def _declared_end(folder: Path) -> str | None:
 def _with_end_of_text(
     backend: tokenizers.Tokenizer, declared: str | None, name: str | Path
 ) -> Tokenizer:
+    # Settings for inference that a file may carry: here they would cut and pad documents.
+    backend.no_truncation()
+    backend.no_padding()
     for token in (declared,) if declared else KNOWN_ENDS_OF_TEXT:
         if backend.token_to_id(token) is not None:
+            # Special, or a text that spells it would forge the boundary of a document.
+            backend.add_special_tokens([tokenizers.AddedToken(token, special=True)])
             return Tokenizer(backend, token)
     raise ValueError(
         f"data.tokenizer={name} has no end-of-text token ({declared or KNOWN_ENDS_OF_TEXT}); "

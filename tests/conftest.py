@@ -1,0 +1,120 @@
+"""What several tests share: a small prepared folder, a tiny recipe, the real launcher."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Before anything imports the hub's client: no test may reach for a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+from pretrain_lib import (  # noqa: E402
+    BatchConfig,
+    DataConfig,
+    GPT2Config,
+    Job,
+    OptimizerConfig,
+    Recipe,
+    RunConfig,
+    SampleConfig,
+    ScheduleConfig,
+    prepare,
+)
+
+ROOT = Path(__file__).parent.parent
+VOCABULARY = 512
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A folder prepared from some modules of the standard library: about 100K tokens."""
+    import argparse
+    import inspect
+    import tarfile
+    import typing
+
+    text = tmp_path_factory.mktemp("text")
+    for module in (argparse, inspect, tarfile, typing, subprocess, dataclasses):
+        for number, part in enumerate(Path(module.__file__).read_text().split("\ndef ")):
+            (text / f"{module.__name__}-{number:03d}.txt").write_text(part)
+    folder = tmp_path_factory.mktemp("data") / "prepared"
+    prepare(Job((str(text),), train_tokenizer=VOCABULARY, validation="hash:0.1"), folder)
+    return folder
+
+
+@pytest.fixture
+def recipe(prepared, tmp_path):
+    """A run of 8 steps of a tiny GPT-2 that takes a second or two."""
+    return Recipe(
+        model=GPT2Config(
+            vocabulary_size=VOCABULARY, context_length=32, num_layers=2, num_heads=2, width=32
+        ),
+        data=DataConfig(path=str(prepared)),
+        batch=BatchConfig(tokens=256, micro_batch=2, sequence_length=32),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        schedule=ScheduleConfig(tokens=8 * 256, warmup_tokens=2 * 256),
+        samples=SampleConfig(prompts=["def "], per_prompt=1, tokens=8, every=4),
+        run=RunConfig(
+            dir=str(tmp_path / "run"), evaluate_every=4, evaluate_tokens=512, save_every=3
+        ),
+    )
+
+
+def change(recipe, **sections):
+    """Return a recipe with other values: `change(recipe, run={"seed": 1})`."""
+    changed = {
+        name: dataclasses.replace(getattr(recipe, name), **values)
+        for name, values in sections.items()
+    }
+    return dataclasses.replace(recipe, **changed)
+
+
+def tiny_flags(prepared, folder):
+    """Return the flags that shrink the GPT-2 recipe to seconds."""
+    return [
+        *("--data.path", str(prepared), "--run.dir", str(folder)),
+        *("--model.vocabulary_size", str(VOCABULARY), "--model.context_length", "32"),
+        *("--model.num_layers", "2", "--model.num_heads", "2", "--model.width", "32"),
+        *("--batch.tokens", "256", "--batch.micro_batch", "2", "--batch.sequence_length", "32"),
+        *("--schedule.tokens", "2048", "--schedule.warmup_tokens", "512"),
+        *("--run.evaluate_every", "4", "--run.evaluate_tokens", "512", "--samples.prompts", "[]"),
+    ]
+
+
+def run_command(*arguments, environment=None, timeout=300):
+    """Run a command from the repository with this interpreter's environment."""
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.run(
+        [str(a) for a in arguments],
+        cwd=ROOT,
+        env=env | (environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def run_recipe_script(*flags, script="recipes/gpt2_124m.py", environment=None):
+    """Run a recipe with plain python."""
+    return run_command(sys.executable, script, *flags, environment=environment)
+
+
+def launch(*flags, config="cpu", script="recipes/gpt2_124m.py", environment=None):
+    """Run a recipe under the real `accelerate launch`."""
+    file = f"accelerate_configs/{config}.yaml"
+    return run_command(
+        "accelerate", "launch", "--config_file", file, script, *flags, environment=environment
+    )
+
+
+def read_rows(folder, *, clock=False):
+    """Return the rows of a run's metrics, the fields of the clock left out."""
+    import json
+
+    fields = () if clock else ("seconds", "tokens_per_second", "mfu")
+    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in fields} for line in lines]

@@ -1,0 +1,158 @@
+"""Attention equals a softmax written by hand; packed documents do not see each other."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretrain_lib.models.attention import (
+    causal_attention,
+    document_index,
+    document_positions,
+)
+from pretrain_lib.models.gpt2 import GPT2, GPT2Config
+from pretrain_lib.models.llama import Llama, LlamaConfig
+
+SHAPE = {"vocabulary_size": 61, "context_length": 32, "num_layers": 2, "num_heads": 4, "width": 32}
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request):
+    """A small model with random weights."""
+    if request.param == "gpt2":
+        return GPT2(GPT2Config(**SHAPE)).initialize(0).eval()
+    return Llama(LlamaConfig(**SHAPE, num_key_value_heads=2, mlp_width=48)).initialize(0).eval()
+
+
+@st.composite
+def packed_rows(draw):
+    """Return the lengths of the documents of some rows, all rows of one length."""
+    length = draw(st.integers(1, 24))
+    rows = []
+    for _ in range(draw(st.integers(1, 3))):
+        cuts = draw(st.sets(st.integers(1, length), max_size=6)) | {length}
+        ends = sorted(cuts)
+        rows.append([end - start for start, end in zip([0, *ends], ends, strict=False)])
+    return length, rows
+
+
+def ends_tensor(rows, length, filling=0, dtype=torch.int64):
+    """Return document_ends (B, E) of rows of document lengths, filled up with `length` or more."""
+    ends = [torch.tensor(row).cumsum(0).tolist() for row in rows]
+    most = max(map(len, ends)) + 2
+    return torch.tensor([row + [length + filling] * (most - len(row)) for row in ends], dtype=dtype)
+
+
+def by_hand(q, k, v, document):
+    """Softmax attention in float64, one query at a time."""
+    q, k, v = q.double(), k.double(), v.double()
+    batch, heads, length, width = q.shape
+    group = heads // k.shape[1]
+    out = torch.zeros_like(q)
+    for b in range(batch):
+        for t in range(length):
+            visible = [s for s in range(t + 1) if document[b][s] == document[b][t]]
+            for h in range(heads):
+                scores = k[b, h // group, visible] @ q[b, h, t] / width**0.5
+                weights = scores.exp() / scores.exp().sum()
+                out[b, h, t] = weights @ v[b, h // group, visible]
+    return out
+
+
+@given(
+    packed=packed_rows(),
+    groups=st.sampled_from([(1, 1), (4, 4), (4, 2), (3, 1)]),
+    with_documents=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=40, deadline=None)
+def test_attention_equals_a_softmax_by_hand(packed, groups, with_documents, seed):
+    length, rows = packed
+    heads, key_value_heads = groups
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn(len(rows), heads, length, 6, generator=generator)
+    k, v = torch.randn(2, len(rows), key_value_heads, length, 6, generator=generator)
+    ends, document = None, [[0] * length for _ in rows]
+    if with_documents:
+        ends = ends_tensor(rows, length)
+        document = [[i for i, size in enumerate(row) for _ in range(size)] for row in rows]
+    result = causal_attention(q, k, v, document_ends=ends)
+    torch.testing.assert_close(result.double(), by_hand(q, k, v, document), rtol=1e-5, atol=1e-5)
+
+
+@given(
+    packed=packed_rows(),
+    filling=st.integers(0, 5),
+    dtype=st.sampled_from([torch.int32, torch.int64]),
+)
+@settings(max_examples=150, deadline=None)
+def test_document_index_and_positions_equal_a_count(packed, filling, dtype):
+    length, rows = packed
+    ends = ends_tensor(rows, length, filling, dtype)
+    index = [[i for i, size in enumerate(row) for _ in range(size)] for row in rows]
+    positions = [[t for size in row for t in range(size)] for row in rows]
+    assert document_index(ends, length).tolist() == index
+    assert document_positions(ends, length).tolist() == positions
+    assert document_index(ends, length).dtype == torch.int64
+    assert document_positions(ends, length).dtype == torch.int64
+
+
+def test_one_document_over_the_whole_window_changes_nothing():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, 20, 8, generator=generator)
+    whole = causal_attention(q, k, v, document_ends=torch.tensor([[20], [25]]))
+    torch.testing.assert_close(whole, causal_attention(q, k, v))
+
+
+def test_isolation_holds_across_the_blocks_of_long_windows():
+    generator = torch.Generator().manual_seed(1)
+    length, cut = 1200, 1037  # whole blocks of keys lie in the other document
+    q, k, v = torch.randn(3, 1, 1, length, 8, generator=generator)
+    packed = causal_attention(q, k, v, document_ends=torch.tensor([[cut, length]]))
+    alone = causal_attention(q[:, :, cut:], k[:, :, cut:], v[:, :, cut:])
+    torch.testing.assert_close(packed[:, :, cut:], alone, rtol=1e-5, atol=1e-5)
+    k[:, :, :cut], v[:, :, :cut] = 1e4, -1e4
+    again = causal_attention(q, k, v, document_ends=torch.tensor([[cut, length]]))
+    assert torch.equal(packed[:, :, cut:], again[:, :, cut:])
+
+
+@torch.no_grad()
+def test_changing_one_document_leaves_the_logits_of_the_others_bit_equal(model):
+    spans = [(0, 7), (7, 8), (8, 19), (19, 24)]
+    ends = torch.tensor([[7, 8, 19, 24, 24, 24]]).expand(2, -1)
+    ids = torch.randint(61, (2, 24), generator=torch.Generator().manual_seed(2))
+    logits = model(ids, document_ends=ends)
+    for start, stop in spans:
+        changed = ids.clone()
+        changed[:, start:stop] = (changed[:, start:stop] + 1) % 61
+        difference = (model(changed, document_ends=ends) != logits).flatten(2).any(-1)
+        inside = torch.zeros(24, dtype=torch.bool)
+        inside[start:stop] = True
+        assert not difference[:, ~inside].any()
+        assert difference[:, inside].all()
+        # Without the document table the same change is seen by all that follows.
+        assert (model(changed) != model(ids)).any(-1)[:, start:].all()
+
+
+@torch.no_grad()
+def test_a_packed_document_has_the_logits_it_has_alone(model):
+    rows = [[5, 1, 18], [24], [11, 13]]
+    ids = torch.randint(61, (3, 24), generator=torch.Generator().manual_seed(3))
+    packed = model(ids, document_ends=ends_tensor(rows, 24, filling=1))
+    for row, sizes in enumerate(rows):
+        start = 0
+        for size in sizes:
+            alone = model(ids[row : row + 1, start : start + size])
+            torch.testing.assert_close(
+                packed[row, start : start + size], alone[0], rtol=1e-5, atol=1e-5
+            )
+            start += size
+
+
+@torch.no_grad()
+def test_logits_do_not_depend_on_later_tokens(model):
+    ids = torch.randint(61, (1, 24), generator=torch.Generator().manual_seed(4))
+    changed = ids.clone()
+    changed[:, 10:] = (changed[:, 10:] + 1) % 61
+    assert torch.equal(model(ids)[:, :10], model(changed)[:, :10])
+    assert (model(ids)[:, 10:] != model(changed)[:, 10:]).any(-1).all()

@@ -1,0 +1,69 @@
+"""The floors, the size of the spine, and what importing the library costs."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT, run_command
+
+SOURCE = ROOT / "src" / "pretrain_lib"
+SPINE_LINES = 2500  # neither blank nor more: the part of the library that is read in an evening
+SPINE = [
+    *(f"data/{name}" for name in ("sources", "tokenizer", "shards", "order", "packing", "batches")),
+    *("models/attention", "models/gpt2", "models/hf", "loss", "optim", "schedule", "config"),
+    *("engine", "step", "checkpoint", "metrics", "train"),
+]
+
+
+def modules():
+    return sorted(p for p in SOURCE.rglob("*.py") if p.name != "__init__.py")
+
+
+def floor_of(path):
+    found = re.search(r"Floor (\d)\.", ast.get_docstring(ast.parse(path.read_text())) or "")
+    assert found, f"{path} does not state its floor"
+    return int(found[1])
+
+
+def imported_modules(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        yield from (name for name in names if name.startswith("pretrain_lib"))
+
+
+def test_imports_only_go_down():
+    for path in modules():
+        for name in imported_modules(path):
+            target = SOURCE.joinpath(*name.split(".")[1:]).with_suffix(".py")
+            assert target.is_file(), f"{path} imports the package {name}, not a module"
+            assert floor_of(target) < floor_of(path), f"{path} imports {name}"
+
+
+def test_the_spine_stays_small():
+    files = [SOURCE / f"{name}.py" for name in SPINE] + [ROOT / "recipes" / "gpt2_124m.py"]
+    lines = [line for file in files for line in file.read_text().splitlines() if line.strip()]
+    assert len(lines) < SPINE_LINES
+
+
+def test_importing_the_library_leaves_heavy_packages_alone():
+    heavy = ["datasets", "lm_eval", "matplotlib", "transformers.modeling_utils", "jsonargparse"]
+    code = f"import sys, pretrain_lib; print([m for m in {heavy} if m in sys.modules])"
+    result = run_command(sys.executable, "-c", code)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_no_pickle_in_the_library():
+    for path in modules():
+        text = path.read_text()
+        for name in ("pickle.load", "torch.load(", "torch.save(", "allow_pickle=True"):
+            assert name not in text, f"{path} uses {name}"
+
+
+def test_files_stay_readable():
+    for path in [*modules(), *Path(ROOT / "recipes").glob("*.py")]:
+        assert len(path.read_text().splitlines()) <= 300, path

@@ -1,0 +1,228 @@
+"""Tokens on disk: what is read equals what was written, and what was damaged is refused."""
+
+import hashlib
+import json
+from array import array
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretrain_lib.data.foreign import open_foreign
+from pretrain_lib.data.shards import (
+    BLOCK_BYTES,
+    SHARD_HASHES,
+    open_split,
+    read_manifest,
+    token_dtype,
+    verify_folder,
+    write_json,
+    write_shard,
+)
+
+documents = st.lists(st.lists(st.integers(0, 2**16 - 1), min_size=1, max_size=9), max_size=6)
+
+
+def write_folder(folder, shards, dtype="<u2"):
+    """Write a prepared folder by hand: one shard for each list of documents."""
+    folder.mkdir(exist_ok=True)
+    records = []
+    for index, docs in enumerate(shards):
+        name = f"train-{index:05d}"
+        arrays = [np.array(document, dtype=np.int64) for document in docs]
+        record = write_shard(folder, name, arrays, dtype=np.dtype(dtype), text_bytes=0)
+        assert record == json.loads((folder / f"{name}.json").read_text())
+        json_hash = hashlib.sha256((folder / f"{name}.json").read_bytes())
+        records.append(record | {"name": name, "json_sha256": json_hash.hexdigest()})
+    splits = {"train": {"shards": records}}
+    manifest = {"format_version": 1, "dtype": dtype, "splits": splits, "tokenizer_files": {}}
+    write_json(folder / "manifest.json", manifest)
+    return folder
+
+
+def flip(path, position):
+    raw = bytearray(path.read_bytes())
+    raw[position] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4"])
+@settings(deadline=None, max_examples=25)
+@given(shards=st.lists(documents, min_size=1, max_size=4), data=st.data())
+def test_reads_and_document_ends_equal_plain_lists(tmp_path_factory, dtype, shards, data):
+    if dtype == "<u4":
+        shards = [[[i * 65_537 for i in document] for document in docs] for docs in shards]
+    tokens = [i for docs in shards for document in docs for i in document]
+    ends, total = set(), 0
+    for docs in shards:
+        for document in docs:
+            total += len(document)
+            ends.add(total)
+    split = open_split(write_folder(tmp_path_factory.mktemp("shards"), shards, dtype), "train")
+    assert len(split) == len(tokens)
+    for _ in range(5 if tokens else 0):
+        start = data.draw(st.integers(0, len(tokens) - 1))
+        count = data.draw(st.integers(1, len(tokens) - start))
+        read = split.read(start, count)
+        assert read.dtype == np.int64
+        assert read.tolist() == tokens[start : start + count]
+        inside = split.document_ends(start, count)
+        assert inside.dtype == np.int64
+        assert inside.tolist() == [i for i in range(1, count) if start + i in ends]
+
+
+def test_reading_no_tokens_gives_an_empty_array(tmp_path):
+    split = open_split(write_folder(tmp_path / "data", [[[1, 2, 3]]]), "train")
+    assert split.read(1, 0).tolist() == []
+
+
+def test_files_on_disk_are_what_other_readers_expect(tmp_path):
+    write_folder(tmp_path, [[[1, 2, 3], [65_535]]])
+    assert (tmp_path / "train-00000.bin").read_bytes() == array("H", [1, 2, 3, 65_535]).tobytes()
+    ends = np.load(tmp_path / "train-00000.ends.npy", allow_pickle=False)
+    assert ends.dtype == np.uint64
+    assert ends.tolist() == [3, 4]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_dtype_is_the_narrowest_that_holds_the_vocabulary():
+    assert [token_dtype(size).str for size in (256, 65_536, 65_537)] == ["<u2", "<u2", "<u4"]
+
+
+def test_verify_names_every_kind_of_damaged_file(tmp_path):
+    write_folder(tmp_path, [[[1, 2, 3]], [[4, 5], [6]]])
+    assert verify_folder(tmp_path) == []
+    for suffix in SHARD_HASHES:
+        path = tmp_path / f"train-00001{suffix}"
+        for position in range(path.stat().st_size):
+            flip(path, position)
+            (problem,) = verify_folder(tmp_path)
+            assert str(path) in problem
+            flip(path, position)
+    assert verify_folder(tmp_path) == []
+
+
+@pytest.mark.parametrize("suffix", SHARD_HASHES)
+def test_verify_names_a_missing_file(tmp_path, suffix):
+    path = write_folder(tmp_path, [[[1, 2, 3]]]) / f"train-00000{suffix}"
+    path.unlink()
+    assert verify_folder(tmp_path) == [f"{path}: missing"]
+
+
+def large_split(folder):
+    """Three blocks and a bit, as one document."""
+    per_block = BLOCK_BYTES // 2
+    ids = np.arange(3 * per_block + 100) % 50_000
+    return write_folder(folder, [[ids]]), ids, per_block
+
+
+@pytest.mark.parametrize("block", [0, 1, 2, 3])
+def test_flipped_byte_raises_where_its_block_is_read_and_nowhere_else(tmp_path, block):
+    folder, ids, per_block = large_split(tmp_path)
+    flip(folder / "train-00000.bin", block * BLOCK_BYTES + 20)
+    for other in range(4):
+        start = other * per_block
+        for count in (1, 50):
+            split = open_split(folder, "train")
+            if other == block:
+                with pytest.raises(ValueError, match=f"block {block} .*differ from what was"):
+                    split.read(start, count)
+            else:
+                assert split.read(start, count).tolist() == ids[start : start + count].tolist()
+    split = open_split(folder, "train")
+    with pytest.raises(ValueError, match="differ from what was"):
+        split.read(0, len(ids))
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_reads_of_whole_blocks_are_checked_too(tmp_path, blocks):
+    folder, _, per_block = large_split(tmp_path)
+    flip(folder / "train-00000.bin", (blocks - 1) * BLOCK_BYTES + 20)
+    with pytest.raises(ValueError, match="differ from what was"):
+        open_split(folder, "train").read(0, blocks * per_block)
+
+
+@pytest.mark.parametrize("size", [0, 7])
+def test_truncated_shard_is_refused_at_open(tmp_path, size):
+    path = write_folder(tmp_path, [[[1, 2, 3, 4]]]) / "train-00000.bin"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=f"train-00000.bin: {size} bytes, expected 8"):
+        open_split(tmp_path, "train")
+
+
+def test_missing_shard_is_refused_at_open(tmp_path):
+    (write_folder(tmp_path, [[[1]]]) / "train-00000.bin").unlink()
+    with pytest.raises(ValueError, match="missing"):
+        open_split(tmp_path, "train")
+
+
+def test_folder_without_manifest_or_of_another_format_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no manifest.json"):
+        open_split(tmp_path, "train")
+    write_json(tmp_path / "manifest.json", {"format_version": 99})
+    with pytest.raises(ValueError, match="format_version=99"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "<u2", ">u2", "i4", ">i4", "u4", "i8", "u8"])
+def test_npy_of_any_integer_type_reads_as_numpy_reads_it(tmp_path, dtype):
+    ids = (np.arange(1000) * 7 % 128).astype(dtype)
+    np.save(tmp_path / "ids.npy", ids)
+    split = open_foreign(tmp_path / "ids.npy", vocabulary_size=128)
+    assert len(split) == 1000
+    assert not split.has_documents
+    assert split.read(0, 1000).tolist() == ids.tolist()
+    assert split.read(123, 45).tolist() == ids[123:168].tolist()
+
+
+def test_nanogpt_bin_reads_as_written(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 50_257, 5000).astype(np.uint16)
+    ids.tofile(tmp_path / "train.bin")
+    split = open_foreign(tmp_path / "train.bin", vocabulary_size=50_257)
+    assert len(split) == 5000
+    assert split.read(17, 3000).tolist() == ids[17:3017].tolist()
+
+
+def test_llmc_bin_reads_as_written(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 50_257, 5000).astype(np.uint16)
+    header = np.zeros(256, dtype=np.int32)
+    header[:3] = 20240520, 1, len(ids)
+    (tmp_path / "train.bin").write_bytes(header.tobytes() + ids.tobytes())
+    split = open_foreign(tmp_path / "train.bin", vocabulary_size=50_257)
+    assert len(split) == 5000
+    assert split.read(17, 4983).tolist() == ids[17:].tolist()
+    (tmp_path / "cut.bin").write_bytes(header.tobytes() + ids[:-1].tobytes())
+    with pytest.raises(ValueError, match="11022 bytes, but its tokens need 11024"):
+        open_foreign(tmp_path / "cut.bin", vocabulary_size=50_257)
+
+
+@pytest.mark.parametrize(("dtype", "bad"), [("<u2", 100), ("<i4", -1)])
+def test_id_outside_the_vocabulary_is_named_at_the_read_that_meets_it(tmp_path, dtype, bad):
+    ids = np.arange(100, dtype=dtype)
+    ids[50] = bad
+    np.save(tmp_path / "ids.npy", ids)
+    split = open_foreign(tmp_path / "ids.npy", vocabulary_size=100)
+    assert split.read(0, 50).tolist() == list(range(50))
+    with pytest.raises(ValueError, match=f"token id {bad} in .*ids.npy .*vocabulary of 100"):
+        split.read(40, 20)
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((2, 3), int), np.zeros(5), np.array(3), np.zeros(5, bool), np.zeros(0, int)]
+)
+def test_arrays_that_are_no_tokens_are_refused(tmp_path, wrong):
+    np.save(tmp_path / "ids.npy", wrong)
+    with pytest.raises(ValueError, match="ids.npy"):
+        open_foreign(tmp_path / "ids.npy", vocabulary_size=10)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.npy", None), ("a.bin", None), ("a.npy", b""), ("a.bin", b""), ("a.pt", b"abcd")],
+)
+def test_files_that_are_missing_empty_or_unknown_are_refused(tmp_path, name, content):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name):
+        open_foreign(tmp_path / name, vocabulary_size=10)

@@ -1,0 +1,138 @@
+"""One optimizer step: every target weighs the same, however the batch is cut."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretrain_lib import GPT2, IGNORED_TARGET, GPT2Config, build_adamw, train_step
+
+CONFIG = GPT2Config(vocabulary_size=61, context_length=12, num_layers=2, num_heads=2, width=16)
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+def make_batch(rows, *, ignored, seed=0):
+    """Return `(rows, 12)` inputs and targets, with `ignored[i]` targets of row i left out."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(CONFIG.vocabulary_size, (rows, 13), generator=generator)
+    targets = ids[:, 1:].clone()
+    for row, count in enumerate(ignored):
+        targets[row, torch.randperm(12, generator=generator)[:count]] = IGNORED_TARGET
+    return {"input_ids": ids[:, :-1], "targets": targets}
+
+
+def cut(batch, size):
+    rows = len(batch["targets"])
+    return [{k: v[i : i + size] for k, v in batch.items()} for i in range(0, rows, size)]
+
+
+def step(accelerator, model, optimizer, micro_batches, **options):
+    defaults = {"learning_rate": 1e-2, "max_grad_norm": 1.0, "seed": 0, "step": 0}
+    return train_step(accelerator, model, optimizer, micro_batches, **defaults | options)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 12), min_size=4, max_size=4).filter(lambda i: sum(i) < 48))
+def test_one_micro_batch_of_four_equals_four_of_one(ignored):
+    accelerator = Accelerator(cpu=True)
+    batch, results, weights = make_batch(4, ignored=ignored), [], []
+    for size in (4, 2, 1):
+        model = GPT2(CONFIG).initialize(0)
+        optimizer = build_adamw(model, learning_rate=1e-2)
+        results.append(step(accelerator, model, optimizer, cut(batch, size)))
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    for result, weight in zip(results, weights, strict=True):
+        assert result.targets == 48 - sum(ignored)
+        assert result.loss == pytest.approx(results[0].loss, abs=1e-5)
+        assert result.grad_norm == pytest.approx(results[0].grad_norm, rel=1e-4)
+        assert weight.isfinite().all()
+
+
+def test_the_gradient_is_that_of_the_mean_over_all_targets(accelerator):
+    batch = make_batch(4, ignored=[0, 3, 11, 12])
+    model = GPT2(CONFIG).initialize(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    result = step(
+        accelerator, model, optimizer, cut(batch, 1), learning_rate=1.0, max_grad_norm=1e9
+    )
+    reference = GPT2(CONFIG).initialize(0).double()
+    logits = reference(batch["input_ids"])
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
+    loss.backward()
+    assert result.loss == pytest.approx(loss.item(), abs=1e-6)
+    for name, parameter in reference.named_parameters():
+        moved = before[name] - dict(model.named_parameters())[name].detach()
+        torch.testing.assert_close(moved.double(), parameter.grad, atol=2e-6, rtol=1e-3)
+
+
+def test_the_gradient_is_clipped_to_the_norm_and_the_norm_before_is_reported(accelerator):
+    batch = [make_batch(2, ignored=[])]
+    moves = []
+    for max_norm in (1e9, 0.01):
+        model = GPT2(CONFIG).initialize(0)
+        before = torch.cat([p.detach().flatten() for p in model.parameters()])
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        result = step(
+            accelerator, model, optimizer, batch, learning_rate=1.0, max_grad_norm=max_norm
+        )
+        after = torch.cat([p.detach().flatten() for p in model.parameters()])
+        moves.append((result.grad_norm, float((after - before).norm())))
+    assert moves[0][0] == pytest.approx(moves[0][1], rel=1e-3)
+    assert moves[1][0] == pytest.approx(moves[0][0])
+    assert moves[1][1] == pytest.approx(0.01, rel=1e-2)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_update_that_is_not_finite_is_left_out(accelerator, fused):
+    model = GPT2(CONFIG).initialize(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
+    batch = [make_batch(2, ignored=[])]
+    step(accelerator, model, optimizer, batch)
+    broken = model.transformer["ln_f"].bias
+    with torch.no_grad():
+        broken[0] = torch.inf
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    moments = optimizer.state[broken]["exp_avg"].clone()
+    assert step(accelerator, model, optimizer, batch).skipped
+    assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
+    assert torch.equal(moments, optimizer.state[broken]["exp_avg"])
+    assert float(optimizer.state[broken]["step"]) == 1
+    with torch.no_grad():
+        broken[0] = 0.0
+    assert not step(accelerator, model, optimizer, batch).skipped
+    assert float(optimizer.state[broken]["step"]) == 2
+
+
+def test_dropout_depends_on_seed_step_and_micro_batch_alone(accelerator):
+    config = GPT2Config(**{**vars(CONFIG), "dropout": 0.3})
+    batch = cut(make_batch(2, ignored=[]), 1)
+
+    def loss(*, micro_batches=batch, drawn=0, **options):
+        torch.rand(drawn)  # whatever else used the generator
+        model = GPT2(config).initialize(0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        return step(accelerator, model, optimizer, micro_batches, **options).loss
+
+    assert loss() == loss(drawn=5)
+    assert loss() != loss(seed=1)
+    assert loss() != loss(step=1)
+    twice = [batch[0], batch[0]]
+    assert loss(micro_batches=twice) != pytest.approx(loss(micro_batches=twice[:1]), abs=1e-6)
+
+
+def test_the_environment_cannot_change_the_accumulation(monkeypatch):
+    batch, losses = cut(make_batch(4, ignored=[1, 5, 0, 2]), 1), []
+    for value in (None, "8"):
+        if value:
+            monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", value)
+        model = GPT2(CONFIG).initialize(0)
+        optimizer = build_adamw(model, learning_rate=1e-2)
+        results = [step(Accelerator(cpu=True), model, optimizer, batch, step=i) for i in range(3)]
+        losses.append([(r.loss, r.grad_norm) for r in results])
+    assert losses[0] == losses[1]
