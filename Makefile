@@ -7,7 +7,9 @@ BIN := $(VENV)/bin
 RUN := runs/quickstart
 DATA := runs/python-stdlib
 DEVICE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo single_gpu || echo cpu)
-LAUNCH = $(BIN)/accelerate launch --config_file accelerate_configs/$(DEVICE).yaml \
+THREADS = $(shell $(BIN)/python -c "import torch; print(torch.get_num_threads())")
+LAUNCH = $(BIN)/accelerate launch --num_cpu_threads_per_process $(THREADS) \
+	--config_file accelerate_configs/$(DEVICE).yaml \
 	recipes/gpt2_124m.py --config recipes/quickstart.yaml
 
 .PHONY: quickstart test format clean

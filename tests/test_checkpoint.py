@@ -48,9 +48,7 @@ def batch(seed):
 def steps(model, optimizer, numbers):
     accelerator = Accelerator(cpu=True)
     options = {"learning_rate": 1e-2, "max_grad_norm": 1.0, "seed": 0}
-    return [
-        train_step(accelerator, model, optimizer, batch(n), step=n, **options) for n in numbers
-    ]
+    return [train_step(accelerator, model, optimizer, batch(n), step=n, **options) for n in numbers]
 
 
 def save(folder, step, model, optimizer, **options):

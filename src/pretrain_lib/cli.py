@@ -90,6 +90,9 @@ def _tasks(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     source = model_folder(options.checkpoint)
     difference = export_checkpoint(source, options.out, dtype=EXPORT_DTYPES[options.dtype])
     print(

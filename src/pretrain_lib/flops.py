@@ -3,6 +3,7 @@
 Floor 0.
 """
 
+import re
 import time
 from dataclasses import dataclass
 
@@ -77,7 +78,7 @@ def device_peak(device: torch.device, dtype: torch.dtype) -> float | None:
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        known = [key for key in PEAK_TFLOPS if key in name]
+        known = [key for key in PEAK_TFLOPS if re.search(rf"\b{key}\b", name)]
         return PEAK_TFLOPS[max(known, key=len)] * 1e12 if known else None
     return _measured_matrix_rate(dtype) if device.type == "cpu" else None
 

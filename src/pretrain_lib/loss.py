@@ -4,6 +4,7 @@ Floor 0.
 """
 
 import torch
+from torch.autograd.function import once_differentiable
 
 IGNORED_TARGET = -100
 CHUNK_LOGITS = 2**26  # at most so many logits (fp32: 256 MiB) are alive at a time
@@ -60,6 +61,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss.float()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, loss_grad):  # noqa: ANN001, ANN205
         hidden_grad, weight_grad = ctx.saved_tensors
         scale = loss_grad.to(weight_grad.dtype)
@@ -68,8 +70,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _even_chunk(rows: int, *, at_most: int) -> int:
     """Return the size of equal chunks: each costs a pass over the weight's gradient."""
-    chunks = -(-rows // at_most)
-    return -(-rows // chunks)
+    chunks = max(1, -(-rows // at_most))
+    return max(1, -(-rows // chunks))
 
 
 def _loss_and_gradient_in_place(

@@ -102,7 +102,9 @@ def start_trackers(accelerator: Accelerator, settings: dict) -> None:
         return flat
 
     if accelerator.log_with:
-        accelerator.init_trackers("pretrain_lib", config=flatten(settings))
+        # wandb would write into the current folder.
+        places = {"wandb": {"dir": settings["run"]["dir"]}}
+        accelerator.init_trackers("pretrain_lib", config=flatten(settings), init_kwargs=places)
 
 
 def format_train_row(row: dict, *, step_tokens: int, total_steps: int) -> str:

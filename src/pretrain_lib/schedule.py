@@ -43,7 +43,9 @@ class LearningRate:
         if step >= self.total_steps:
             return self.floor
         start = self.total_steps - self.decay_steps if self.kind == "wsd" else self.warmup_steps
-        progress = max(0, step - start) / (self.total_steps - start)
+        if step < start:
+            return self.peak
+        progress = (step - start) / (self.total_steps - start)
         fall = 0.5 * (1 + math.cos(math.pi * progress)) if self.kind == "cosine" else 1 - progress
         return self.floor + fall * (self.peak - self.floor)
 
@@ -99,6 +101,4 @@ class BatchSizes:
         for size, stage_steps in self._stages():
             affordable = min(stage_steps, windows // size)
             steps, windows = steps + affordable, windows - affordable * size
-            if affordable < stage_steps:
-                return steps
         return steps + windows // self.full

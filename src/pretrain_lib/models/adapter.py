@@ -21,6 +21,7 @@ class CausalLMAdapter(nn.Module):
                 f"this one has {head}"
             )
         self._check_head()
+        self._keeps_documents_apart = False  # not looked at yet
 
     @property
     def head_weight(self) -> torch.Tensor:
@@ -36,6 +37,7 @@ class CausalLMAdapter(nn.Module):
         """As `GPT2.forward`; positions that restart keep documents apart, as in transformers."""
         options = {}
         if document_ends is not None:
+            self._check_documents()
             options["position_ids"] = document_positions(document_ends, input_ids.shape[1])
         # No attention mask: with one, transformers would not look for documents in the positions.
         output = self.model.base_model(input_ids=input_ids, use_cache=False, **options)
@@ -47,13 +49,45 @@ class CausalLMAdapter(nn.Module):
     @torch.no_grad()
     def _check_head(self) -> None:
         """Refuse a family that does more to its hidden states than multiply them by the head."""
-        training = self.model.training
-        self.eval()
+        heads_output = []
+
+        def scale_up(_: nn.Module, __: tuple, output: torch.Tensor) -> torch.Tensor:
+            # A cap shows in large logits only, and a fresh model has none.
+            heads_output.append(output * (1e3 / output.abs().max()))
+            return heads_output[-1]
+
         ids = torch.arange(4, device=self.head_weight.device)[None]
-        ours, theirs = self(ids), self.model(input_ids=ids, use_cache=False).logits
-        self.train(training)
-        if not torch.allclose(ours, theirs, atol=1e-4, rtol=1e-4):
+        hook = self.model.get_output_embeddings().register_forward_hook(scale_up)
+        training = self.model.training
+        logits = self.model.eval()(input_ids=ids, use_cache=False).logits
+        self.model.train(training)
+        hook.remove()
+        if not torch.allclose(logits, heads_output[-1], rtol=1e-4):
             raise ValueError(
                 f"{type(self.model).__name__} scales or caps its logits: the fused loss would "
                 f"train another model"
             )
+
+    @torch.no_grad()
+    def _check_documents(self) -> None:
+        """Refuse a family in which positions that restart do not keep documents apart."""
+        if self._keeps_documents_apart:
+            return
+        ids = torch.arange(8, device=self.head_weight.device)[None]
+        others = ids.clone()
+        others[:, :4] += 8
+        positions = torch.arange(4, device=ids.device).repeat(2)[None]
+        training = self.model.training
+        one, two = (
+            self.model.base_model.eval()(
+                input_ids=x, position_ids=positions, use_cache=False
+            ).last_hidden_state[:, 4:]
+            for x in (ids, others)
+        )
+        self.model.train(training)
+        if float((one - two).abs().max()) > 1e-6 * float(one.abs().max()):
+            raise ValueError(
+                f"{type(self.model).__name__} attends beyond a document whose positions restart: "
+                f"train it without document_ends (data.document_masking=false)"
+            )
+        self._keeps_documents_apart = True

@@ -66,10 +66,10 @@ class GPT2(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 std = residual_std if name.endswith("c_proj.weight") else INITIAL_STD
-                parameter.normal_(0.0, std, generator=generator)
+                vocabulary = self.config.vocabulary_size if "wte" in name else None
+                parameter.zero_()[:vocabulary].normal_(0.0, std, generator=generator)
             else:
                 parameter.fill_(1.0 if ".ln_" in name and name.endswith("weight") else 0.0)
-        self.transformer["wte"].weight[self.config.vocabulary_size :] = 0.0
         return self
 
     @property

@@ -86,7 +86,10 @@ def read_config(folder: Path, *, vocabulary_multiple: int = 128) -> GPT2Config |
             f"{path}: model_type={hf.get('model_type')!r} must be one of {', '.join(readers)}; "
             f"other families train through pretrain_lib.CausalLMAdapter"
         )
-    return readers[hf["model_type"]](hf, path, vocabulary_multiple)
+    try:
+        return readers[hf["model_type"]](hf, path, vocabulary_multiple)
+    except KeyError as error:
+        raise ValueError(f"{path} lacks the field {error}") from error
 
 
 @torch.no_grad()
@@ -119,7 +122,8 @@ def check_parity(model: Model, folder: Path) -> float:
     """Load a folder with transformers and return how far its logits are from the model's.
 
     The figure is the largest difference relative to the largest logit, in fp32 on the CPU. Raises
-    ValueError above `PARITY_TOLERANCE`, or when transformers reports a tensor missing or left over.
+    ValueError above `PARITY_TOLERANCE`, when a weight differs, or when transformers reports a
+    tensor missing or left over.
     """
     from transformers import AutoModelForCausalLM
 
@@ -129,6 +133,10 @@ def check_parity(model: Model, folder: Path) -> float:
     wrong = {key: sorted(map(str, value)) for key, value in report.items() if value}
     if wrong:
         raise ValueError(f"{folder}: transformers does not load it cleanly: {wrong}")
+    theirs = other.state_dict()
+    for name, tensor in hf_tensors(model).items():
+        if not torch.equal(tensor.float().cpu(), theirs[name]):
+            raise ValueError(f"{folder}: the weights {name} differ from the model's")
     length = min(32, model.config.context_length)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocabulary_size, (2, length), generator=generator)
@@ -219,19 +227,23 @@ def _gpt2_from_hf(hf: dict, path: Path, multiple: int) -> GPT2Config:
     _require(hf, path, expected)
     if hf.get("n_inner") not in (None, 4 * hf["n_embd"]):
         raise ValueError(f"{path}: n_inner={hf['n_inner']} must be 4 x n_embd")
+    dropouts = {hf.get(f"{place}_pdrop", 0.1) for place in ("embd", "attn", "resid")}
+    if len(dropouts) > 1:
+        raise ValueError(f"{path}: embd_pdrop, attn_pdrop and resid_pdrop must be equal")
     return GPT2Config(
         vocabulary_size=hf["vocab_size"],
         context_length=hf["n_positions"],
         num_layers=hf["n_layer"],
         num_heads=hf["n_head"],
         width=hf["n_embd"],
-        dropout=hf.get("resid_pdrop", 0.0),
+        dropout=dropouts.pop(),
         vocabulary_multiple=multiple,
     )
 
 
 def _llama_from_hf(hf: dict, path: Path, multiple: int) -> LlamaConfig:
-    _require(hf, path, {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False})
+    expected = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+    _require(hf, path, expected | {"attention_dropout": 0.0})
     rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise ValueError(f"{path}: rotary scaling {rope} is not supported, only 'default'")

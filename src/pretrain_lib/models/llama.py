@@ -78,11 +78,11 @@ class Llama(nn.Module):
             if parameter.dim() == 2:
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 std = residual_std if residual else INITIAL_STD
-                parameter.normal_(0.0, std, generator=generator)
+                table = name.endswith(("embed_tokens.weight", "lm_head.weight"))
+                vocabulary = self.config.vocabulary_size if table else None
+                parameter.zero_()[:vocabulary].normal_(0.0, std, generator=generator)
             else:
                 parameter.fill_(1.0)
-        self.model["embed_tokens"].weight[self.config.vocabulary_size :] = 0.0
-        self.head_weight[self.config.vocabulary_size :] = 0.0
         return self
 
     @property

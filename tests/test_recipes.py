@@ -1,0 +1,300 @@
+"""The recipes as users start them: real processes, the real launcher, real signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+from pretrain_lib import GPT2, Llama
+from pretrain_lib.arguments import parse_recipe
+from pretrain_lib.flops import count_parameters
+from tests.conftest import (
+    ROOT,
+    launch,
+    read_rows,
+    run_command,
+    run_recipe_script,
+    tiny_flags,
+)
+
+sys.path.insert(0, str(ROOT / "recipes"))
+import gpt2_124m  # noqa: E402
+import llama_1_3b  # noqa: E402
+import presets  # noqa: E402
+
+
+def test_gpt2_is_the_published_recipe():
+    recipe = gpt2_124m.RECIPE
+    recipe.check(processes=8)
+    schedule = recipe.learning_rate()
+    assert (schedule.total_steps, schedule.warmup_steps) == (19_073, 715)
+    assert schedule(0) == pytest.approx(8.3916e-07, rel=1e-4)
+    assert (schedule(714), schedule(19_073)) == (6e-4, pytest.approx(6e-5))
+    assert recipe.batch.tokens == 524_288
+    with torch.device("meta"):
+        assert count_parameters(GPT2(recipe.model)) == 124_439_808
+
+
+def test_llama_is_the_published_recipe():
+    recipe = llama_1_3b.RECIPE
+    recipe.check(processes=8)
+    schedule = recipe.learning_rate()
+    assert (schedule.total_steps, schedule.warmup_steps) == (85_830, 128)
+    with torch.device("meta"):
+        assert count_parameters(Llama(recipe.model)) == 1_266_780_160
+
+
+@pytest.mark.parametrize(
+    ("overlay", "steps", "rate"),
+    [("gpt2_5_epochs", 95_365, 1e-3), ("gpt2_t2048", 19_073, 6e-4), ("basic", 100_000, 1e-4)],
+)
+def test_overlays_keep_what_they_promise(overlay, steps, rate):
+    flags = ["--config", str(ROOT / "recipes" / f"{overlay}.yaml")]
+    config, _ = parse_recipe(gpt2_124m.RECIPE, arguments=flags)
+    config.check(processes=1)
+    assert config.learning_rate().total_steps == steps
+    assert config.optimizer.learning_rate == rate
+
+
+@pytest.mark.parametrize("name", presets.SIZES)
+def test_every_size_is_one_flag(name):
+    config, _ = parse_recipe(
+        gpt2_124m.RECIPE, presets=presets.GPT2_PRESETS, arguments=["--preset", name]
+    )
+    config.check(processes=8)
+    with torch.device("meta"):
+        millions = count_parameters(GPT2(config.model)) / 1e6
+    published = {"gpt2": 124, "gpt2-medium": 355, "gpt2-large": 774, "gpt2-xl": 1558}
+    published |= {"gpt3-small": 125, "gpt3-medium": 350, "gpt3-large": 760, "gpt3-xl": 1300}
+    published |= {"gpt3-2.7b": 2700, "gpt3-6.7b": 6700, "gpt3-13b": 13_000, "gpt3-175b": 175_000}
+    assert millions == pytest.approx(published[name], rel=0.025)
+
+
+@pytest.mark.parametrize("script", ["gpt2_124m", "llama_1_3b"])
+def test_print_config_shows_settings_that_are_read_again(script, tmp_path):
+    result = run_recipe_script("--print_config", script=f"recipes/{script}.py")
+    assert result.returncode == 0, result.stderr
+    shown = yaml.safe_load(result.stdout)
+    assert set(shown) >= {"model", "data", "batch", "optimizer", "schedule", "samples", "run"}
+    file = tmp_path / "shown.yaml"
+    file.write_text(result.stdout)
+    again = run_recipe_script("--config", file, "--print_config", script=f"recipes/{script}.py")
+    assert yaml.safe_load(again.stdout) == shown
+
+
+def test_plan_costs_nothing():
+    result = run_recipe_script("--plan")
+    assert result.returncode == 0, result.stderr
+    for figure in ("124,439,808", "524,288", "19,073", "855.2M", "741.9M"):
+        assert figure in result.stdout
+
+
+def test_launched_killed_and_started_again_it_is_the_run_that_was_never_killed(prepared, tmp_path):
+    flags = ["--run.save_every", "2", "--schedule.tokens", "6144"]
+    whole = launch(*tiny_flags(prepared, tmp_path / "whole"), *flags)
+    assert whole.returncode == 0, whole.stderr
+    command = [sys.executable, "recipes/gpt2_124m.py"]
+    command += [*tiny_flags(prepared, tmp_path / "killed"), *flags]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step  9/24"):
+            process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    resumed = launch(*tiny_flags(prepared, tmp_path / "killed"), *flags)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed at step" in resumed.stdout
+    assert read_rows(tmp_path / "killed") == read_rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_and_ends_with_75(prepared, tmp_path, number):
+    command = [sys.executable, "recipes/gpt2_124m.py", *tiny_flags(prepared, tmp_path / "run")]
+    command += ["--schedule.tokens", "1e9"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step") and int(line.split("/")[0].split()[1].replace(",", "")) == 5:
+            process.send_signal(number)
+    assert process.wait(60) == 75
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "resumable"
+    assert signal.Signals(number).name in status["reason"]
+    assert (tmp_path / "run" / "checkpoints" / f"step-{status['step']:08d}").is_dir()
+
+
+def test_two_processes_compute_what_one_computes(prepared, tmp_path):
+    flags = ["--data.document_masking", "true"]
+    environment = {"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}
+    one = run_recipe_script(
+        *tiny_flags(prepared, tmp_path / "one"), *flags, environment=environment
+    )
+    assert one.returncode == 0, one.stderr
+    command = ["accelerate", "launch", "--config_file", "accelerate_configs/cpu_2proc.yaml"]
+    command += ["--mixed_precision", "no", "recipes/gpt2_124m.py", "--run.processes", "2"]
+    two = run_command(*command, *tiny_flags(prepared, tmp_path / "two"), *flags)
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("done at step 8") == 1  # the other rank is quiet
+    rows = [read_rows(tmp_path / name) for name in ("one", "two")]
+    assert [r["kind"] for r in rows[0]] == [r["kind"] for r in rows[1]]
+    for single, double in zip(*rows, strict=True):
+        assert single["loss"] == pytest.approx(double["loss"], abs=1e-5)
+        assert single["targets"] == double["targets"]
+
+
+def test_a_world_that_was_not_asked_for_is_refused(prepared, tmp_path):
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--run.processes", "2"]
+    result = run_recipe_script(*flags)
+    assert result.returncode == 2
+    assert "error: run.processes=2 but 1 run" in result.stderr
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "refused"
+
+
+def test_bad_input_ends_with_one_line_and_exit_code_2(prepared, tmp_path):
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "empty.txt").write_text("")
+    (bad / "file").write_text("in the way")
+    torch.arange(1000).numpy().astype("uint16").tofile(bad / "ids.bin")
+    run = tmp_path / "run"
+    base = tiny_flags(prepared, run)
+    cases = {
+        "there is no such file": ["--data.path", f"{bad}/missing.npy"],
+        "is empty": ["--data.path", "null", "--data.source", f"{bad}/empty.txt"],
+        "could not be loaded from the hub": [
+            *("--data.path", "null", "--data.source", "nobody/nothing"),
+            *("--data.train_tokenizer", "512", "--data.tokenizer", "null"),
+        ],
+        "set model.vocabulary_size=1000": [
+            *("--data.path", f"{bad}/ids.bin", "--data.validation", "none"),
+        ],
+        "nearest: 384": ["--batch.tokens", "400"],
+        "--batch.toke": ["--batch.toke", "1"],
+        "longer than model.context_length=32": ["--batch.sequence_length", "64"],
+        "is not the tokenizer that": ["--data.tokenizer", f"{bad}/tokenizer.json"],
+        "cannot be written": ["--run.dir", f"{bad}/file/run"],
+        "is not empty and run.resume=never": ["--run.dir", str(bad), "--run.resume", "never"],
+        "is not a whole checkpoint": ["--run.resume", f"{bad}/nothing"],
+    }
+    from pretrain_lib import train_tokenizer
+
+    train_tokenizer(["other text"], vocabulary_size=300).save(bad)
+    script = "\n".join(
+        [
+            "import runpy, sys",
+            "sys.path.insert(0, 'recipes')",
+            f"for flags in {list(cases.values())!r}:",
+            f"    sys.argv = ['recipes/gpt2_124m.py', *{base!r}, *flags]",
+            "    try:",
+            "        runpy.run_path('recipes/gpt2_124m.py', run_name='__main__')",
+            "    except SystemExit as end:",
+            "        print('exit', end.code, file=sys.stderr)",
+        ]
+    )
+    result = run_command(sys.executable, "-W", "ignore", "-c", script)
+    errors = [part.strip() for part in result.stderr.split("exit 2") if part.strip()]
+    assert len(errors) == len(cases), result.stderr
+    for (expected, flags), error in zip(cases.items(), errors, strict=True):
+        assert error.startswith("error: "), f"{flags}: {error}"
+        assert expected in error, f"{flags}: {error}"
+        assert "\n" not in error
+
+
+def test_a_run_folder_in_use_is_refused(prepared, tmp_path):
+    command = [sys.executable, "recipes/gpt2_124m.py", *tiny_flags(prepared, tmp_path / "run")]
+    command += ["--schedule.tokens", "1e9"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        while "step 3/" not in " ".join(process.stdout.readline().split()):
+            assert process.poll() is None
+        second = run_command(*command)
+        assert second.returncode == 2
+        assert "is in use by another process" in second.stderr
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        process.stdout.read()
+
+
+@pytest.mark.slow
+def test_the_whole_gpt2_takes_a_real_step(prepared, tmp_path):
+    flags = ["--data.path", prepared, "--run.dir", tmp_path / "run", "--run.max_steps", "1"]
+    flags += ["--batch.tokens", "1024", "--batch.micro_batch", "1", "--samples.prompts", "[]"]
+    flags += ["--run.evaluate_tokens", "1024", "--schedule.warmup_tokens", "1024"]
+    result = launch(*flags)
+    assert result.returncode == 0, result.stderr
+    assert "GPT2, 124,439,808 parameters" in result.stdout
+    rows = [row for row in read_rows(tmp_path / "run") if row["kind"] == "validation"]
+    assert rows[0]["loss"] == pytest.approx(11.0, abs=0.2)  # ln 50257 = 10.82
+    assert rows[1]["loss"] < rows[0]["loss"] - 0.2
+
+
+@pytest.mark.slow
+def test_llama_at_its_full_width_takes_a_real_step(prepared, tmp_path):
+    flags = ["--data.path", prepared, "--run.dir", tmp_path / "run", "--run.max_steps", "1"]
+    flags += ["--model.num_layers", "1", "--model.vocabulary_size", "8192"]
+    flags += ["--batch.tokens", "2048", "--batch.micro_batch", "1", "--samples.prompts", "[]"]
+    flags += ["--run.evaluate_tokens", "2048", "--schedule.warmup_tokens", "2048"]
+    result = launch(*flags, script="recipes/llama_1_3b.py")
+    assert result.returncode == 0, result.stderr
+    rows = [row for row in read_rows(tmp_path / "run") if row["kind"] == "validation"]
+    assert rows[0]["loss"] == pytest.approx(9.2, abs=0.3)  # ln 8192 = 9.01
+    assert rows[1]["loss"] < rows[0]["loss"] - 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tracker", ["tensorboard", "trackio", "wandb"])
+def test_trackers_get_the_rows(prepared, tmp_path, tracker):
+    environment = {
+        "WANDB_MODE": "offline",
+        "TRACKIO_DIR": str(tmp_path / "trackio"),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+    }
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--run.trackers", f"[{tracker}]"]
+    result = run_recipe_script(*flags, environment=environment)
+    assert result.returncode == 0, result.stderr
+    if tracker == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(tmp_path / "run" / "pretrain_lib"))
+        events.Reload()
+        logged = [(e.step, e.value) for e in events.Scalars("train/loss")]
+        rows = [row for row in read_rows(tmp_path / "run") if row["kind"] == "train"]
+        assert logged == [(r["step"], pytest.approx(r["loss"], rel=1e-5)) for r in rows]
+    elif tracker == "trackio":
+        assert list((tmp_path / "trackio").glob("pretrain_lib*.db"))
+    else:
+        assert list((tmp_path / "run").glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_max_time_is_kept_save_included(prepared, tmp_path):
+    started = time.monotonic()
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--schedule.tokens", "1e9"]
+    result = run_recipe_script(*flags, "--run.max_time", "20s")
+    assert result.returncode == 75, result.stderr
+    assert time.monotonic() - started < 25  # the interpreter's own start comes before the clock
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "resumable"
+
+
+def test_under_elastic_restarts_bad_input_does_not_restart(prepared, tmp_path):
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--run.processes", "7"]
+    result = run_recipe_script(*flags, environment={"TORCHELASTIC_MAX_RESTARTS": "3"})
+    assert result.returncode == 0
+    assert "error: run.processes=7" in result.stderr
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "refused"
+
+
+def test_every_accelerate_configuration_parses():
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    files = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
+    assert len(files) >= 4
+    for file in files:
+        config = load_config_from_file(str(file))
+        assert config.mixed_precision in ("no", "bf16")
+        assert file.read_text().startswith("#"), f"{file} does not say when to choose it"
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
