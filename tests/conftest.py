@@ -29,6 +29,16 @@ ROOT = Path(__file__).parent.parent
 VOCABULARY = 512
 
 
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Let every test start the Accelerator that it wants: its state is shared by the process."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
     """A folder prepared from some modules of the standard library: about 100K tokens."""

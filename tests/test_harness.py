@@ -83,25 +83,29 @@ def read_rows(workplace: Path, task: str) -> list[dict]:
 
 def test_choices_are_those_of_our_own_logits(workplace, results):
     tokenizer = load_tokenizer(workplace / "model")
-    model, right = build(tokenizer), 0
+    model, right, informed = build(tokenizer), 0, 0
     samples = sorted(results["samples"]["heldout_choice"], key=lambda sample: sample["doc_id"])
     rows = read_rows(workplace, "heldout_choice")
     longest = 0
     for row, sample in zip(rows, samples, strict=True):
-        expected = []
+        expected, alone = [], []
         for ending in row["choices"]:
             context = tokenizer.encode(row["context"])
             ids = tokenizer.encode(f"{row['context']} {ending}")
             longest = max(longest, len(ids))
             num_scored = len(ids) - len(context)
             expected.append(log_likelihood(model, ids[-CONTEXT_LENGTH - 1 :], num_scored))
+            ids = tokenizer.encode(f" {ending}")  # lm-eval keeps the delimiter
+            start = [tokenizer.end_of_text_id, *ids][-CONTEXT_LENGTH - 1 :]
+            alone.append(log_likelihood(model, start, len(ids)))
         found = [response[0][0] for response in sample["resps"]]
-        assert found == pytest.approx(expected, abs=1e-3)
+        assert found == pytest.approx(expected + alone, abs=1e-3)
         right += int(np.argmax(expected)) == row["label"]
+        informed += int(np.argmax(np.subtract(expected, alone))) == row["label"]
     assert longest > CONTEXT_LENGTH + 1
     scores = results["results"]["heldout_choice"]
     assert scores["acc,none"] == pytest.approx(right / ITEMS)
-    assert scores["acc_norm,none"] == scores["acc,none"]  # endings are equally long
+    assert scores["acc_mutual_info,none"] == pytest.approx(informed / ITEMS)
 
 
 def test_bits_per_byte_is_that_of_our_own_logits(workplace, results):
@@ -151,7 +155,7 @@ def test_the_table_holds_every_score(results):
     assert lines[0].split() == ["task", "metric", "value", "stderr"]
     assert len({len(line) for line in lines}) == 1
     found = {tuple(line.split()[:2]): line.split()[2:] for line in lines[1:]}
-    metrics = ["acc", "acc_norm"], ["word_perplexity", "byte_perplexity", "bits_per_byte"]
+    metrics = ["acc", "acc_mutual_info"], ["word_perplexity", "byte_perplexity", "bits_per_byte"]
     tasks = ("heldout_choice", "heldout_perplexity")
     expected = [(t, m) for t, names in zip(tasks, metrics, strict=True) for m in names]
     assert sorted(found) == sorted(expected)

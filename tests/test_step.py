@@ -11,7 +11,7 @@ from pretrain_lib import GPT2, IGNORED_TARGET, GPT2Config, build_adamw, train_st
 CONFIG = GPT2Config(vocabulary_size=61, context_length=12, num_layers=2, num_heads=2, width=16)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def accelerator():
     return Accelerator(cpu=True)
 

@@ -2,7 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -90,11 +92,9 @@ def _tasks(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
     source = model_folder(options.checkpoint)
-    difference = export_checkpoint(source, options.out, dtype=EXPORT_DTYPES[options.dtype])
+    with _without_foreign_progress():
+        difference = export_checkpoint(source, options.out, dtype=EXPORT_DTYPES[options.dtype])
     print(
         f"{options.out}: exported from {source}; loaded again by transformers, its logits are "
         f"within {difference:.1e} of the model's"
@@ -102,16 +102,17 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _eval(options: argparse.Namespace) -> None:
-    results = evaluate_folder(
-        model_folder(options.folder),
-        options.tasks.split(","),
-        include_path=options.include_path,
-        limit=options.limit,
-        batch_size=options.batch_size,
-        dtype=options.dtype,
-        device=options.device,
-        num_fewshot=options.num_fewshot,
-    )
+    with _without_foreign_progress():
+        results = evaluate_folder(
+            model_folder(options.folder),
+            options.tasks.split(","),
+            include_path=options.include_path,
+            limit=options.limit,
+            batch_size=options.batch_size,
+            dtype=options.dtype,
+            device=options.device,
+            num_fewshot=options.num_fewshot,
+        )
     print(format_table(results))
     if options.out is not None:
         write_results(results, options.out)
@@ -140,6 +141,19 @@ def _sample(options: argparse.Namespace) -> None:
 def _plot(options: argparse.Namespace) -> None:
     for path in plot_runs(options.runs, options.out):
         print(path)
+
+
+@contextmanager
+def _without_foreign_progress() -> Iterator[None]:
+    """Keep the progress bars and warnings of other packages off a console that is no terminal."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    if sys.stderr.isatty():
+        yield
+    else:
+        with redirect_stderr(StringIO()):  # lm-eval's bars have no switch; errors are raised
+            yield
 
 
 def model_folder(path: Path) -> Path:

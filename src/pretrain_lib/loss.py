@@ -42,7 +42,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden) if needs_gradients else None
         weight_grad = torch.zeros_like(weight) if needs_gradients else None
         partial_grad = torch.empty_like(low_weight) if needs_gradients else None
-        chunk = _even_chunk(len(hidden), at_most=max(1, CHUNK_LOGITS // len(weight)))
+        chunk = _chunk_rows(len(hidden), weight)
         # One buffer for all chunks: fresh pages for each would cost as much as the arithmetic.
         buffer = hidden.new_empty(chunk, len(weight))
         high = buffer if hidden.dtype == torch.float64 else buffer.float()
@@ -68,8 +68,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return hidden_grad * scale.to(hidden_grad.dtype), weight_grad * scale, None, None
 
 
-def _even_chunk(rows: int, *, at_most: int) -> int:
-    """Return the size of equal chunks: each costs a pass over the weight's gradient."""
+def _chunk_rows(rows: int, weight: torch.Tensor) -> int:
+    """Return the rows of equal chunks: small, to stay near the processor, but not too many.
+
+    Each costs a pass over the gradient of `weight` (V_padded, D), which 2 D rows pay for.
+    """
+    at_most = max(1, min(CHUNK_LOGITS // weight.shape[0], 2 * weight.shape[1]))
     chunks = max(1, -(-rows // at_most))
     return max(1, -(-rows // chunks))
 

@@ -25,7 +25,7 @@ STRETCHES_PER_ITEM = 10  # reading stops when so many are there to choose from
 # One space between two words: the delimiter that lm-eval puts between context and ending.
 WORD_GAP = re.compile(r"(?<=\S) (?=\S)")
 METRICS = {
-    CHOICE_TASK: ("acc", "acc_norm"),
+    CHOICE_TASK: ("acc", "acc_mutual_info"),
     PERPLEXITY_TASK: ("word_perplexity", "byte_perplexity", "bits_per_byte"),
 }
 
@@ -53,7 +53,9 @@ def write_local_tasks(
 
     `heldout_choice` has `items` contexts with four endings, one of which is the text that follows;
     the others follow other contexts, so nothing but the context tells them apart, and chance is
-    25 %. As all are equally long, `acc_norm` equals `acc`. `heldout_perplexity` has the first
+    25 %. Its figure is lm-eval's `acc_mutual_info`, in which an ending wins by what the context
+    adds to its likelihood; in `acc` an ending that is likely anywhere wins. All are equally long,
+    so `acc_norm` would equal `acc`. `heldout_perplexity` has the first
     `document_characters` of at most `documents` documents. Both depend on the text and the seed
     alone. Raises ValueError for too little held-out text.
     """
@@ -153,7 +155,7 @@ def _write_task(out: Path, task: str, rows: Sequence[dict]) -> None:
             # The column's name: what a template renders, lm-eval may read as a Python list.
             "doc_to_target": "text",
         }
-    aggregation = {"acc": "mean", "acc_norm": "mean", "bits_per_byte": "bits_per_byte"}
+    aggregation = {"acc": "mean", "acc_mutual_info": "mean", "bits_per_byte": "bits_per_byte"}
     config = {
         "task": task,
         "dataset_path": "json",

@@ -1,0 +1,105 @@
+"""The `pretrain` command as installed."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from pretrain_lib.cli import main
+from tests.conftest import run_command
+from tests.test_train import run
+
+
+def call(*arguments):
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return end.value.code
+
+
+def test_prepare_verify_inspect(tmp_path, capsys):
+    for number in range(60):
+        (tmp_path / f"{number}.txt").write_text(f"Text {number} has a few words to learn. " * 5)
+    out = tmp_path / "out"
+    source = tmp_path.as_posix()
+    flags = ["--train_tokenizer", "300", "--out", out, "--validation", "hash:0.2"]
+    assert call("prepare", source, *flags) == 0
+    shown = capsys.readouterr().out
+    assert "train" in shown
+    assert f"--data.path {out}" in shown
+    assert call("verify", out) == 0
+    assert call("inspect", out, "--sequence_length", "128", "--window", "3") == 0
+    shown = capsys.readouterr().out
+    assert "median" in shown
+    assert "has a few words to learn" in shown
+    shard = out / "train-00000.bin"
+    raw = bytearray(shard.read_bytes())
+    raw[100] ^= 1
+    shard.write_bytes(raw)
+    assert call("verify", out) == 2
+    captured = capsys.readouterr()
+    assert str(shard) in captured.out
+    assert captured.err.startswith("error: ")
+
+
+def test_export_sample_plot(recipe, tmp_path, capsys):
+    run(recipe)
+    capsys.readouterr()
+    out = tmp_path / "export"
+    assert call("export", recipe.run.dir, "--out", out) == 0
+    assert call("export", recipe.run.dir, "--out", out) == 0  # replaced
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000008"
+    ours = load_file(checkpoint / "model.safetensors")
+    exported = load_file(out / "model.safetensors")
+    assert ours.keys() == exported.keys()
+    assert all(torch.equal(ours[name], exported[name]) for name in ours)
+    assert not (out / "training").exists()
+    half = tmp_path / "half"
+    assert call("export", checkpoint, "--out", half, "--dtype", "bfloat16") == 0
+    model = AutoModelForCausalLM.from_pretrained(half)
+    assert model.dtype == torch.bfloat16
+    assert call("sample", out, "--prompt", "def ", "--tokens", "5", "--count", "2") == 0
+    assert capsys.readouterr().out.count("---") == 2
+    assert call("plot", recipe.run.dir) == 0
+    assert (tmp_path / "run" / "plots" / "curves.png").stat().st_size > 10_000
+    assert call("export", recipe.run.dir, "--out", tmp_path / "run") == 2
+    assert "holds something else" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_scored_as_the_installed_command_does(recipe, prepared, tmp_path):
+    run(recipe)
+    tasks, out = tmp_path / "tasks", tmp_path / "scores.json"
+    made = run_command("pretrain", "tasks", prepared, "--out", tasks, "--items", "8")
+    assert made.returncode == 0, made.stderr
+    flags = ["--tasks", "heldout_choice", "--include_path", tasks, "--out", out]
+    scored = run_command("pretrain", "eval", recipe.run.dir, *flags)
+    assert scored.returncode == 0, scored.stderr
+    assert scored.stderr == ""  # no progress bars where there is no terminal
+    score = json.loads(out.read_text())["results"]["heldout_choice"]["acc,none"]
+    assert f"{score:.4f}" in scored.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["verify", "{dir}"], "holds no manifest.json"),
+        (["export", "{dir}", "--out", "{dir}/out"], "neither a model folder"),
+        (["eval", "{dir}", "--tasks", "x"], "neither a model folder"),
+        (["plot", "{dir}"], "metrics.jsonl"),
+        (["prepare", "{dir}/no.txt", "--train_tokenizer", "300", "--out", "{dir}/o"], "no such"),
+        (["prepare", "{dir}", "--out", "{dir}/out"], "exactly one of tokenizer"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
+    assert call(*(a.format(dir=tmp_path) for a in arguments)) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert message in error
+    assert "\n" not in error
+
+
+def test_an_abbreviated_flag_is_refused(capsys):
+    assert call("prepare", "python-stdlib", "--train", "300", "--out", "x") == 2
+    assert "--train" in capsys.readouterr().err

@@ -1,0 +1,103 @@
+"""The data of a run: prepared, foreign, or prepared now; and what is refused."""
+
+import numpy as np
+import pytest
+
+from pretrain_lib import corpus, open_corpus
+from pretrain_lib.data.shards import open_split, read_manifest
+from tests.conftest import change
+
+
+def from_source(recipe, source, folder, **options):
+    data = {"path": str(folder), "source": str(source), "train_tokenizer": 300} | options
+    return change(recipe, data=data)
+
+
+def test_a_prepared_folder_is_opened_as_it_stands(recipe, prepared):
+    found, manifest = open_corpus(recipe), read_manifest(prepared)
+    assert found.fingerprint == manifest["fingerprint"]
+    train = open_split(prepared, "train")
+    assert np.array_equal(found.train.read(0, len(train)), train.read(0, len(train)))
+    ids = train.read(0, len(train))
+    assert found.id_range == (ids.min(), ids.max())
+    held_out = manifest["splits"]["validation"]
+    assert found.validation_bytes_per_token == held_out["text_bytes"] / held_out["tokens"]
+
+
+def test_a_source_is_prepared_once(recipe, tmp_path):
+    for number in range(40):
+        (tmp_path / f"{number}.txt").write_text(f"The number {number} and its text. " * 9)
+    config = from_source(recipe, tmp_path, tmp_path / "out", validation="hash:0.2")
+    first = open_corpus(config)
+    stamp = (tmp_path / "out" / "manifest.json").stat().st_mtime_ns
+    assert open_corpus(config).fingerprint == first.fingerprint
+    assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns == stamp
+    with pytest.raises(ValueError, match="prepared differently .*tokenizer"):
+        open_corpus(from_source(recipe, tmp_path, tmp_path / "out", train_tokenizer=310))
+
+
+def test_a_large_source_is_left_to_the_command(recipe, tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("word " * 100)
+    monkeypatch.setattr(corpus, "PREPARE_LIMIT_TOKENS", 10)
+    with pytest.raises(ValueError, match=r"pretrain prepare .*text\.txt --train_tokenizer 300"):
+        open_corpus(from_source(recipe, tmp_path / "text.txt", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint16", "int32", "uint8"])
+def test_an_array_is_read_and_validated_on_another(recipe, tmp_path, dtype):
+    ids = np.random.default_rng(0).integers(250, size=500).astype(dtype)
+    np.save(tmp_path / "train.npy", ids)
+    ids[:100].astype("uint16").tofile(tmp_path / "validation.bin")
+    data = {"path": f"{tmp_path}/train.npy", "validation": f"{tmp_path}/validation.bin"}
+    found = open_corpus(change(recipe, data=data))
+    assert np.array_equal(found.train.read(0, 500), ids)
+    assert np.array_equal(found.validation.read(0, 100), ids[:100])
+    assert (found.id_range, found.dtype) == ((ids.min(), ids.max()), dtype)
+    assert (found.tokenizer, found.validation_bytes_per_token) == (None, None)
+
+
+def test_a_prepared_folder_can_be_validated_on_an_array(recipe, prepared, tmp_path):
+    np.save(tmp_path / "validation.npy", np.arange(100))
+    found = open_corpus(change(recipe, data={"validation": f"{tmp_path}/validation.npy"}))
+    assert len(found.validation) == 100
+    assert found.validation_bytes_per_token is None
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "message"),
+    [
+        ({"path": "{dir}/none.npy"}, {}, "there is no such file"),
+        ({"path": "{dir}/ids.npy"}, {}, "without documents: give data.validation=PATH"),
+        ({"path": "{dir}/ids.npy", "validation": "{dir}/no.bin"}, {}, "no such file"),
+        (
+            {"path": "{dir}/ids.npy", "validation": "none"},
+            {"vocabulary_size": 50},
+            "set model.vocabulary_size=100 or more",
+        ),
+        (
+            {"path": "{dir}/negative.npy", "validation": "none"},
+            {},
+            "go down to -1",
+        ),
+        ({}, {"vocabulary_size": 100}, "set model.vocabulary_size=512 or more"),
+        ({"path": "{dir}"}, {}, "holds no manifest.json"),
+        ({"path": None}, {}, "data.source or data.path must be given"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(recipe, tmp_path, data, model, message):
+    np.save(tmp_path / "ids.npy", np.arange(100))
+    np.save(tmp_path / "negative.npy", np.arange(-1, 99))
+    named = {k: v and v.format(dir=tmp_path) for k, v in data.items()}
+    with pytest.raises(ValueError, match=message):
+        open_corpus(change(recipe, data=named, model=model))
+
+
+def test_a_folder_without_validation_text_says_what_to_do(recipe, tmp_path):
+    (tmp_path / "text.txt").write_text("some words that are text " * 50)
+    with pytest.raises(ValueError, match="first:TOKENS of the source"):
+        open_corpus(from_source(recipe, tmp_path / "text.txt", tmp_path / "a"))
+    found = open_corpus(
+        from_source(recipe, tmp_path / "text.txt", tmp_path / "b", validation="first:20")
+    )
+    assert len(found.validation) == 20

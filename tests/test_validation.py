@@ -1,0 +1,75 @@
+"""Validation: the mean over the same tokens, whatever the batches."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from pretrain_lib import GPT2, GPT2Config, open_foreign, open_split, validate
+
+CONFIG = GPT2Config(vocabulary_size=61, context_length=16, num_layers=2, num_heads=2, width=16)
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    ids = np.random.default_rng(0).integers(61, size=16 * 9 + 5)
+    np.save(tmp_path / "ids.npy", ids)
+    return open_foreign(tmp_path / "ids.npy", vocabulary_size=61)
+
+
+def reference_loss(model, ids, windows):
+    losses = []
+    for start in range(0, windows * 16, 16):
+        window = torch.from_numpy(ids[start : start + 17])[None]
+        with torch.no_grad():
+            logits = model.double()(window[:, :-1])[0]
+        losses.append(torch.nn.functional.cross_entropy(logits, window[0, 1:]))
+    return float(torch.stack(losses).mean())
+
+
+@pytest.mark.parametrize(("max_tokens", "windows"), [(10**9, 9), (16 * 5, 5), (16 * 5 + 15, 5)])
+@pytest.mark.parametrize("micro_batch", [1, 4])
+def test_the_loss_is_the_mean_over_the_first_windows(tokens, max_tokens, windows, micro_batch):
+    model = GPT2(CONFIG).initialize(0)
+    result = validate(
+        Accelerator(cpu=True),
+        model,
+        tokens,
+        sequence_length=16,
+        micro_batch=micro_batch,
+        max_tokens=max_tokens,
+        bytes_per_token=2.5,
+    )
+    assert model.training
+    expected = reference_loss(model, tokens.read(0, len(tokens)), windows)
+    assert result.loss == pytest.approx(expected, abs=1e-5)
+    assert result.targets == windows * 16
+    assert result.perplexity == pytest.approx(math.exp(expected), rel=1e-4)
+    assert result.bits_per_byte == pytest.approx(expected / math.log(2) / 2.5, rel=1e-5)
+
+
+def test_with_document_masking_targets_of_other_documents_do_not_count(prepared):
+    model = GPT2(GPT2Config(**{**vars(CONFIG), "vocabulary_size": 512})).initialize(0)
+    tokens = open_split(prepared, "validation")
+    options = {"sequence_length": 16, "micro_batch": 2, "max_tokens": 16 * 40}
+    results = [
+        validate(Accelerator(cpu=True), model, tokens, document_masking=masking, **options)
+        for masking in (False, True)
+    ]
+    ends = tokens.document_ends(0, 16 * 40 + 1)
+    assert len(ends) > 0
+    assert results[0].targets - results[1].targets == len(ends)
+
+
+def test_too_little_text_is_refused(tokens):
+    with pytest.raises(ValueError, match="evaluation|validation needs one window"):
+        validate(
+            Accelerator(cpu=True),
+            GPT2(CONFIG).initialize(0),
+            tokens,
+            sequence_length=16,
+            micro_batch=1,
+            max_tokens=8,
+        )
