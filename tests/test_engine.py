@@ -27,6 +27,9 @@ def test_a_world_other_than_asked_for_is_refused(recipe):
         check_world(accelerator, launched=1, expected=8)
     with pytest.raises(ValueError, match="2 processes were started but Accelerate runs 1"):
         check_world(accelerator, launched=2, expected=None)
+
+
+def test_a_world_other_than_expected_is_refused_at_the_start(recipe):
     with pytest.raises(ValueError, match="run.processes=3"):
         start_accelerator(change(recipe, run={"processes": 3}))
 

@@ -53,12 +53,12 @@ def test_the_loss_is_the_mean_over_the_first_windows(tokens, max_tokens, windows
 def test_with_document_masking_targets_of_other_documents_do_not_count(prepared):
     model = GPT2(GPT2Config(**{**vars(CONFIG), "vocabulary_size": 512})).initialize(0)
     tokens = open_split(prepared, "validation")
-    options = {"sequence_length": 16, "micro_batch": 2, "max_tokens": 16 * 40}
+    options = {"sequence_length": 16, "micro_batch": 2, "max_tokens": 16 * 400}
     results = [
         validate(Accelerator(cpu=True), model, tokens, document_masking=masking, **options)
         for masking in (False, True)
     ]
-    ends = tokens.document_ends(0, 16 * 40 + 1)
+    ends = tokens.document_ends(0, 16 * 400 + 1)
     assert len(ends) > 0
     assert results[0].targets - results[1].targets == len(ends)
 

@@ -1,0 +1,45 @@
+"""The README's scripts run as they stand there, and its commands exist."""
+
+import re
+import sys
+
+import pytest
+
+from tests.conftest import ROOT, run_command
+
+TEXT = (ROOT / "README.md").read_text()
+SCRIPTS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(SCRIPTS)))
+def test_scripts_run_and_learn(number, tmp_path):
+    assert len(SCRIPTS[number].splitlines()) < 40
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPTS[number])
+    code = f"import os, runpy; os.chdir({str(tmp_path)!r}); runpy.run_path({str(script)!r})"
+    result = run_command(sys.executable, "-c", code)
+    assert result.returncode == 0, result.stderr
+    losses = [float(loss) for loss in re.findall(r"loss (\d+\.\d+)", result.stdout)]
+    assert len(losses) == 30
+    assert losses[0] == pytest.approx(7.62, abs=0.3)  # ln 2048
+    assert losses[-1] < losses[0] - 1
+
+
+def test_every_file_that_is_named_exists():
+    for name in re.findall(r"(?:recipes|accelerate_configs)/[\w./]+\.(?:py|yaml|md)", TEXT):
+        assert (ROOT / name).is_file() or name == "recipes/R.py", name
+
+
+def test_every_setting_that_is_named_exists():
+    shown = run_command(sys.executable, "recipes/gpt2_124m.py", "--help").stdout
+    flags = set(re.findall(r"--(?:data|batch|run|model|schedule|optimizer)\.\w+", TEXT))
+    assert len(flags) > 10
+    for flag in flags:
+        assert f"{flag} " in shown, flag
+
+
+def test_every_subcommand_that_is_named_exists():
+    shown = run_command("pretrain", "--help").stdout
+    for name in set(re.findall(r"^    pretrain (\w+)", TEXT, re.MULTILINE)):
+        assert re.search(rf"^ +{name} ", shown, re.MULTILINE), name
