@@ -8,7 +8,7 @@ RUN := runs/quickstart
 DATA := runs/python-stdlib
 DEVICE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo single_gpu || echo cpu)
 THREADS = $(shell $(BIN)/python -c "import torch; print(torch.get_num_threads())")
-LAUNCH = $(BIN)/accelerate launch --num_cpu_threads_per_process $(THREADS) \
+LAUNCH = $(BIN)/accelerate launch --quiet --num_cpu_threads_per_process $(THREADS) \
 	--config_file accelerate_configs/$(DEVICE).yaml \
 	recipes/gpt2_124m.py --config recipes/quickstart.yaml
 

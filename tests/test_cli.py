@@ -78,8 +78,15 @@ def test_a_checkpoint_is_scored_as_the_installed_command_does(recipe, prepared, 
     scored = run_command("pretrain", "eval", recipe.run.dir, *flags)
     assert scored.returncode == 0, scored.stderr
     assert scored.stderr == ""  # no progress bars where there is no terminal
-    score = json.loads(out.read_text())["results"]["heldout_choice"]["acc,none"]
-    assert f"{score:.4f}" in scored.stdout
+    score = json.loads(out.read_text())["results"]["heldout_choice"]
+    assert f"{score['acc_mutual_info,none']:.4f}" in scored.stdout
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000008"
+    model = f"pretrained={checkpoint},dtype=float32"
+    plain = ["lm_eval", "--model", "hf", "--model_args", model, "--tasks", "heldout_choice"]
+    plain += ["--include_path", tasks, "--output_path", tmp_path / "plain.json"]
+    assert run_command(*plain).returncode == 0
+    theirs = json.loads(next(tmp_path.glob("plain_*.json")).read_text())
+    assert theirs["results"]["heldout_choice"] == score
 
 
 @pytest.mark.parametrize(

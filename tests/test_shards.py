@@ -226,3 +226,18 @@ def test_files_that_are_missing_empty_or_unknown_are_refused(tmp_path, name, con
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=name):
         open_foreign(tmp_path / name, vocabulary_size=10)
+
+
+def test_the_format_on_disk_is_frozen(tmp_path):
+    documents = [np.array([0, 5, 6]), np.array([0, 40_000])]
+    write_shard(tmp_path, "x", documents, dtype=token_dtype(50_257), text_bytes=9)
+    assert (tmp_path / "x.bin").read_bytes().hex() == "0000050006000000409c"
+    assert np.load(tmp_path / "x.ends.npy").dtype == np.dtype("<u8")
+    hashes = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()
+    }
+    assert hashes == {
+        "x.bin": "fe89bf238156d393669d9e97a1edbde1fb61e36889b2bb7c63c01b46bb92b02a",
+        "x.ends.npy": "93cf2543ea39f6d6412e1d61311ddd85f68db8aad93d2455d7e5fc7ff99201cb",
+        "x.json": "7b11e0ba80d5429c58df80642c921f18a741569b998854a88752038be8e1f09f",
+    }

@@ -62,7 +62,8 @@ def _run_in_folder(main: Callable[[Recipe], None], config: Recipe) -> int:
             main(config)
         except BaseException as error:
             if is_main:
-                write_status(folder, _state_after(error), reason=_one_line(error))
+                step = read_status(folder).get("step")
+                write_status(folder, _state_after(error), step=step, reason=_one_line(error))
             if isinstance(error, KeyboardInterrupt):
                 return RESUMABLE
             raise
