@@ -341,7 +341,7 @@ def test_folder_in_use_by_another_process_is_refused(tmp_path):
         text=True,
     )
     assert holder.stdout.readline() == "locked\n"
-    with pytest.raises(ValueError, match="is being prepared by another process"):
+    with pytest.raises(ValueError, match="is in use by another process"):
         prepare(job, tmp_path / "out", quiet=True)
     holder.communicate()
     prepare(job, tmp_path / "out", quiet=True)

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -24,6 +24,8 @@ from pretrain_lib.metrics import human
 from pretrain_lib.models.hf import load_pretrained
 from pretrain_lib.report import plot_runs
 from pretrain_lib.run_folder import CHECKPOINTS
+
+Command = Callable[[argparse.Namespace], int | None]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,7 +49,7 @@ def _prepare(options: argparse.Namespace) -> None:
     print(f"{options.out} is ready: train on it with --data.path {options.out}")
 
 
-def _verify(options: argparse.Namespace) -> int | None:
+def _verify(options: argparse.Namespace) -> None:
     problems = verify_folder(options.folder)
     for problem in problems:
         print(problem)
@@ -170,11 +172,17 @@ def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pretrain", description=main.__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run, text: str) -> argparse.ArgumentParser:  # noqa: ANN001
+    def command(name: str, run: Command, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         added.set_defaults(run=run)
         return added
 
+    _add_data_commands(command)
+    _add_model_commands(command)
+    return parser
+
+
+def _add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     add = command("prepare", _prepare, "Turn text into shards of tokens.").add_argument
     add("sources", nargs="+", metavar="SOURCE", help="python-stdlib, files, folders, or a hub name")
     add("--tokenizer", help="a folder, a tokenizer.json, or a hub name")
@@ -198,6 +206,8 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True)
     add("--items", type=int, default=200)
 
+
+def _add_model_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     add = command("export", _export, "Write a checkpoint as a plain model folder.").add_argument
     add("checkpoint", type=Path, help="a checkpoint, or a run folder: its newest")
     add("--out", type=Path, required=True)
@@ -227,7 +237,6 @@ def _build_parser() -> argparse.ArgumentParser:
     add = command("plot", _plot, "Draw the curves of runs.").add_argument
     add("runs", type=Path, nargs="+", metavar="RUN")
     add("--out", type=Path)
-    return parser
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pretrain_lib.data.prepare import (
     prepare,
 )
 from pretrain_lib.data.shards import (
+    LOCK,
     MANIFEST,
     TokenArray,
     open_split,
@@ -119,7 +120,7 @@ def _await_manifest(folder: Path) -> None:
     """Wait until rank 0 has written the folder, as long as somebody works on it."""
     idle_since = time.monotonic()
     while not (folder / MANIFEST).is_file():
-        if _is_locked(folder / ".lock"):
+        if _is_locked(folder / LOCK):
             idle_since = time.monotonic()
         if time.monotonic() - idle_since > PATIENCE_SECONDS:
             raise ValueError(f"data.path={folder}: rank 0 did not prepare it; see its message")

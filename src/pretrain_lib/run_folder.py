@@ -1,6 +1,5 @@
 """The folder of a run: locked while in use, with its settings, manifest and status. Floor 3."""
 
-import fcntl
 import json
 import os
 import platform
@@ -15,7 +14,7 @@ import yaml
 from accelerate import Accelerator
 
 from pretrain_lib.config import Recipe
-from pretrain_lib.data.shards import write_atomically, write_json
+from pretrain_lib.data.shards import LOCK, lock_folder, write_atomically, write_json
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
@@ -41,24 +40,13 @@ FIXED_SETTINGS = ("run.seed",)
 @contextmanager
 def open_run_folder(folder: Path, *, resume: str) -> Iterator[None]:
     """Make and hold a run folder; raises ValueError if it is in use, unwritable or unwanted."""
-    if resume == "never" and folder.is_dir() and any(p.name != ".lock" for p in folder.iterdir()):
+    if resume == "never" and folder.is_dir() and any(p.name != LOCK for p in folder.iterdir()):
         raise ValueError(
             f"run.dir={folder} is not empty and run.resume=never; give another folder, or "
             f"run.resume=auto to continue it"
         )
-    try:
-        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise ValueError(f"run.dir={folder} cannot be written: {error}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(
-                f"run.dir={folder} is in use by another process; wait for it, or give another "
-                f"folder"
-            ) from error
+    with lock_folder(folder, setting="run.dir"):
+        (folder / CHECKPOINTS).mkdir(exist_ok=True)
         yield
 
 

@@ -5,7 +5,6 @@ the order in which they finish. Floor 2.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ from pretrain_lib.data.shards import (
     FORMAT_VERSION,
     MANIFEST,
     SHARD_HASHES,
+    lock_folder,
     read_manifest,
     token_dtype,
     write_json,
@@ -83,16 +83,7 @@ def prepare(job: Job, folder: Path, *, workers: int = 1, quiet: bool = False) ->
     Raises ValueError if the folder holds another job, or is being prepared by another process.
     """
     record = job.record()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise ValueError(f"data.path={folder} cannot be written: {error}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f"data.path={folder} is being prepared by another process") from error
+    with lock_folder(folder, setting="data.path"):
         check_same_job(folder, record)
         if not (folder / MANIFEST).is_file():
             write_json(folder / JOB, record)

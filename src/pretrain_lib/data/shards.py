@@ -5,10 +5,12 @@ document ends) and `NAME.json` (counts, hashes), written last: a shard without i
 `manifest.json`, written last of all, names the shards of each split. Floor 0.
 """
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
@@ -19,6 +21,7 @@ import xxhash
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+LOCK = ".lock"
 BLOCK_BYTES = 64 * 1024  # of a .bin, checked as one at the first read that touches it
 SHARD_HASHES = {".bin": "sha256", ".ends.npy": "ends_sha256", ".json": "json_sha256"}
 
@@ -46,6 +49,25 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write `value` as JSON, atomically."""
     write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+@contextmanager
+def lock_folder(folder: Path, *, setting: str) -> Iterator[None]:
+    """Make and hold a folder; raises ValueError, naming `setting`, if it cannot be had."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        raise ValueError(f"{setting}={folder} cannot be written: {error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"{setting}={folder} is in use by another process; wait for it, or give another "
+                f"folder"
+            ) from error
+        yield
 
 
 def write_shard(
