@@ -71,4 +71,4 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(RUN) $(RUN)-untrained $(DATA)

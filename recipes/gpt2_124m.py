@@ -61,12 +61,12 @@ RECIPE = Recipe(
 )
 
 
-def main(config: Recipe) -> None:
+def main(config: Recipe) -> str:
     """Train GPT-2: text, processes, model, loop."""
     corpus = open_corpus(config)
     accelerator = start_accelerator(config)
     model = GPT2(config.model).initialize(config.run.seed)
-    train(config, model, corpus, accelerator)
+    return train(config, model, corpus, accelerator)
 
 
 if __name__ == "__main__":

@@ -77,12 +77,12 @@ RECIPE = Recipe(
 )
 
 
-def main(config: Recipe) -> None:
+def main(config: Recipe) -> str:
     """Train LLaMA: text, processes, model, loop."""
     corpus = open_corpus(config)
     accelerator = start_accelerator(config)
     model = Llama(config.model).initialize(config.run.seed)
-    train(config, model, corpus, accelerator)
+    return train(config, model, corpus, accelerator)
 
 
 if __name__ == "__main__":

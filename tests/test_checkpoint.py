@@ -166,3 +166,19 @@ def test_another_model_or_a_newer_format_is_refused(tmp_path):
     (path / "training" / "state.json").write_text(json.dumps(state | {"state_version": 99}))
     with pytest.raises(ValueError, match="state_version=99"):
         read_state(path)
+
+
+def test_the_checkpoint_just_written_is_never_pruned(tmp_path):
+    model = build(GPT2_SHAPE)
+    optimizer = build_adamw(model, learning_rate=1e-2)
+    for step in (1, 2, 8):
+        save(tmp_path, step, model, optimizer)
+    save(tmp_path, 3, model, optimizer, keep_last=1)  # the run turned back from step 8
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_what_a_desktop_leaves_in_a_folder_does_no_harm(tmp_path):
+    model = build(GPT2_SHAPE)
+    path = save(tmp_path, 1, model, build_adamw(model, learning_rate=1e-2))
+    (path / ".DS_Store").write_bytes(b"x")
+    assert find_newest(tmp_path) == path

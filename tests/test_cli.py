@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from pretrain_lib import verify_checkpoint
 from pretrain_lib.cli import main
 from tests.conftest import change, run_command
 from tests.test_train import run
@@ -63,8 +64,13 @@ def test_export_sample_plot(recipe, tmp_path, capsys):
     assert capsys.readouterr().out.count("---") == 2
     assert call("plot", recipe.run.dir) == 0
     assert (tmp_path / "run" / "plots" / "curves.png").stat().st_size > 10_000
-    assert call("export", recipe.run.dir, "--out", tmp_path / "run") == 2
-    assert "holds something else" in capsys.readouterr().err
+    for taken in (tmp_path / "run", checkpoint):
+        assert call("export", recipe.run.dir, "--out", taken) == 2
+        assert "holds something else" in capsys.readouterr().err
+    assert verify_checkpoint(checkpoint) == []
+    (checkpoint / "config.json").write_text("{}")
+    assert call("export", checkpoint, "--out", tmp_path / "more") == 2
+    assert "is not whole" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -98,6 +104,7 @@ def test_a_checkpoint_is_scored_as_the_installed_command_does(recipe, prepared, 
         (["plot", "{dir}"], "metrics.jsonl"),
         (["prepare", "{dir}/no.txt", "--train_tokenizer", "300", "--out", "{dir}/o"], "no such"),
         (["prepare", "{dir}", "--out", "{dir}/out"], "exactly one of tokenizer"),
+        (["prepare", "x", "--train_tokenizer", "9", "--out", "{dir}/out"], "must be at least 257"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):

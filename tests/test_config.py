@@ -5,6 +5,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pretrain_lib import GPT2Config
 from pretrain_lib.arguments import parse_recipe
 from pretrain_lib.config import Duration, TokenCount
 from tests.conftest import change
@@ -55,6 +56,9 @@ def test_later_settings_win(recipe, tmp_path):
         (["--batch.token", "256"], "--batch.token"),  # an abbreviation
         (["--run.nonsense", "1"], "--run.nonsense"),
         (["--batch.tokens", "many"], "batch.tokens"),
+        (["--batch.tokens", "1.2.3"], "batch.tokens"),
+        (["--batch.tokens", "1.5"], "batch.tokens"),
+        (["--preset"], "--preset"),
         (["--run.max_time", "soon"], "run.max_time"),
         (["--preset", "huge"], "huge"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
@@ -112,6 +116,28 @@ def test_the_ramp_is_in_windows_and_has_to_divide(recipe):
         config.check(processes=2)
 
 
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("run", {"log_every": 0}),
+        ("run", {"evaluate_every": 0}),
+        ("run", {"max_steps": -1}),
+        ("samples", {"every": 0}),
+        ("batch", {"micro_batch": 0}),
+        ("optimizer", {"max_grad_norm": 0.0}),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(recipe, section, values):
+    name = f"{section}.{next(iter(values))}"
+    with pytest.raises(ValueError, match=rf"{name}=.* must be"):
+        change(recipe, **{section: values}).check(processes=1)
+
+
+def test_a_model_without_heads_is_refused():
+    with pytest.raises(ValueError, match=r"model\.num_heads=0 must be at least 1"):
+        GPT2Config(num_heads=0)
+
+
 def test_warm_up_longer_than_the_run_is_refused(recipe):
     config = change(recipe, schedule={"warmup_tokens": TokenCount(10**6)})
     with pytest.raises(ValueError, match=r"schedule\.warmup_tokens"):
@@ -122,5 +148,9 @@ def test_a_folder_named_by_the_user_is_taken_without_the_recipes_own_source(reci
     recipe = change(recipe, data={"path": None, "source": "a/b", "tokenizer": "gpt2"})
     taken = parse(recipe, "--data.path", "folder").data
     assert (taken.source, taken.tokenizer) == (None, None)
+    named = parse(recipe, "--data.path", "x.bin", "--data.tokenizer", "gpt2").data
+    assert (named.source, named.tokenizer) == (None, "gpt2")  # given, though it is the recipe's own
+    trained = parse(recipe, "--data.source", "c.txt", "--data.train_tokenizer", "300").data
+    assert (trained.tokenizer, trained.train_tokenizer) == (None, 300)
     made = parse(recipe, "--data.path", "folder", "--data.source", "c.txt").data
     assert (made.source, made.tokenizer) == ("c.txt", "gpt2")

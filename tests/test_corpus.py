@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pretrain_lib import corpus, open_corpus
+from pretrain_lib import Job, corpus, open_corpus, prepare
 from pretrain_lib.data.shards import open_split, read_manifest
 from tests.conftest import change
 
@@ -20,8 +20,7 @@ def test_a_prepared_folder_is_opened_as_it_stands(recipe, prepared):
     assert np.array_equal(found.train.read(0, len(train)), train.read(0, len(train)))
     ids = train.read(0, len(train))
     assert found.id_range == (ids.min(), ids.max())
-    held_out = manifest["splits"]["validation"]
-    assert found.validation_bytes_per_token == held_out["text_bytes"] / held_out["tokens"]
+    assert found.validation_name == "hash:0.1"
 
 
 def test_a_source_is_prepared_once(recipe, tmp_path):
@@ -54,14 +53,14 @@ def test_an_array_is_read_and_validated_on_another(recipe, tmp_path, dtype):
     assert np.array_equal(found.train.read(0, 500), ids)
     assert np.array_equal(found.validation.read(0, 100), ids[:100])
     assert (found.id_range, found.dtype) == ((ids.min(), ids.max()), dtype)
-    assert (found.tokenizer, found.validation_bytes_per_token) == (None, None)
+    assert (found.tokenizer, found.validation_name) == (None, f"{tmp_path}/validation.bin")
 
 
 def test_a_prepared_folder_can_be_validated_on_an_array(recipe, prepared, tmp_path):
     np.save(tmp_path / "validation.npy", np.arange(100))
     found = open_corpus(change(recipe, data={"validation": f"{tmp_path}/validation.npy"}))
     assert len(found.validation) == 100
-    assert found.validation_bytes_per_token is None
+    assert found.validation_name.endswith("validation.npy")
 
 
 @pytest.mark.parametrize(
@@ -98,6 +97,39 @@ def test_a_folder_without_validation_text_says_what_to_do(recipe, tmp_path):
     with pytest.raises(ValueError, match="first:TOKENS of the source"):
         open_corpus(from_source(recipe, tmp_path / "text.txt", tmp_path / "a"))
     found = open_corpus(
-        from_source(recipe, tmp_path / "text.txt", tmp_path / "b", validation="first:20")
+        from_source(recipe, tmp_path / "text.txt", tmp_path / "b", validation="first:40")
     )
-    assert len(found.validation) == 20
+    assert len(found.validation) == 40
+
+
+def test_a_prepared_folder_can_be_what_another_is_validated_on(recipe, prepared, tmp_path):
+    (tmp_path / "text.txt").write_text("def a(): return 1\n" * 40)
+    flags = {"tokenizer": str(prepared / "tokenizer"), "validation": "none"}
+    prepare(Job((str(tmp_path / "text.txt"),), **flags), tmp_path / "held_out")
+    config = change(recipe, data={"validation": str(tmp_path / "held_out")})
+    found = open_corpus(change(config, run={"evaluate_tokens": 64}))
+    train = open_split(tmp_path / "held_out", "train")
+    assert np.array_equal(found.validation.read(0, len(train)), train.read(0, len(train)))
+    flags = {"train_tokenizer": 300, "validation": "none"}
+    prepare(Job((str(tmp_path / "text.txt"),), **flags), tmp_path / "other")
+    with pytest.raises(ValueError, match="prepared with another tokenizer"):
+        open_corpus(change(recipe, data={"validation": str(tmp_path / "other")}))
+
+
+def test_a_job_that_failed_does_not_stand_in_the_way_of_the_next(tmp_path):
+    (tmp_path / "text.jsonl").write_text('{"body": "some words"}\n')
+    with pytest.raises(ValueError, match="text_field"):
+        prepare(Job((str(tmp_path / "text.jsonl"),), train_tokenizer=300), tmp_path / "out")
+    right = Job(
+        (str(tmp_path / "text.jsonl"),), train_tokenizer=300, text_field="body", validation="none"
+    )
+    assert prepare(right, tmp_path / "out")["splits"]["train"]["documents"] == 1
+
+
+@pytest.mark.parametrize("changes", [{"run": {"evaluate_tokens": 10}}, {"data": {"path": "{a}"}}])
+def test_lengths_are_checked_before_anything_starts(recipe, tmp_path, changes):
+    np.save(tmp_path / "short.npy", np.arange(20))
+    if "data" in changes:
+        changes = {"data": {"path": f"{tmp_path}/short.npy", "validation": "none"}}
+    with pytest.raises(ValueError, match=r"run\.evaluate_tokens=10|20 tokens is too short"):
+        open_corpus(change(recipe, **changes))

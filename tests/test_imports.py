@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.conftest import ROOT, run_command
 
 SOURCE = ROOT / "src" / "pretrain_lib"
-SPINE_LINES = 2500  # neither blank nor more: the part of the library that is read in an evening
+SPINE_LINES = 2500  # that are not blank: what is read in an evening
 SPINE = [
     *(f"data/{name}" for name in ("sources", "tokenizer", "shards", "order", "packing", "batches")),
     *("models/attention", "models/gpt2", "models/hf", "loss", "optim", "schedule", "config"),

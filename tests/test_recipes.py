@@ -174,6 +174,7 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(prepared, tmp_path):
             *("--data.path", f"{bad}/ids.bin", "--data.validation", "none"),
         ],
         "nearest: 384": ["--batch.tokens", "400"],
+        "run.trackers=['nothing']: nothing is not installed": ["--run.trackers", "[nothing]"],
         "--batch.toke": ["--batch.toke", "1"],
         "longer than model.context_length=32": ["--batch.sequence_length", "64"],
         "is not the tokenizer that": ["--data.tokenizer", f"{bad}/tokenizer.json"],

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from pretrain_lib.report import column, human_number, plot_runs, read_metrics, smooth
+from pretrain_lib.report import column, plot_runs, read_metrics, smooth
 
 
 def write_run(folder: Path, *, steps: int = 60, final: float = 3.0, **changes) -> list[dict]:
@@ -81,14 +81,6 @@ def test_the_average_is_that_of_the_values_around(window):
     before, after = window // 2, (window - 1) // 2
     expected = [np.nanmean(values[max(0, i - before) : i + after + 1]) for i in range(41)]
     np.testing.assert_allclose(smooth(values, window), expected)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (500, "500"), (64_000, "64k"), (2.5e6, "2.5M"), (1e10, "10B"), (6e-4, "0.0006")],
-)
-def test_numbers_are_written_as_people_do(value, text):
-    assert human_number(value) == text
 
 
 def test_one_picture_in_two_formats_in_the_run_folder(tmp_path):

@@ -151,7 +151,7 @@ def test_declared_end_of_text_is_the_one_used(tmp_path):
 
 @pytest.mark.parametrize("size", [0, 256])
 def test_vocabulary_smaller_than_the_bytes_is_refused(size):
-    with pytest.raises(ValueError, match=f"train_tokenizer={size} must be above 256"):
+    with pytest.raises(ValueError, match=f"train_tokenizer={size} must be at least 257"):
         train_tokenizer(["text"], vocabulary_size=size)
 
 

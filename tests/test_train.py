@@ -1,6 +1,7 @@
 """The loop: what it writes, when it stops, and that a resumed run is the run."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -15,8 +16,6 @@ from tests.conftest import change, read_rows
 
 
 def run(config, *, seed=None):
-    Path(config.run.dir).mkdir(parents=True, exist_ok=True)
-    (Path(config.run.dir) / "checkpoints").mkdir(exist_ok=True)
     corpus = open_corpus(config)
     model = GPT2(config.model).initialize(config.run.seed if seed is None else seed)
     train(config, model, corpus, start_accelerator(config))
@@ -179,7 +178,6 @@ def test_a_fork_names_its_parent_and_may_change_the_schedule(recipe, tmp_path):
 
 def test_gradients_that_stay_infinite_end_the_run_with_a_reason(recipe):
     config = change(recipe, run={"max_skipped": 2, "dir": recipe.run.dir})
-    Path(config.run.dir, "checkpoints").mkdir(parents=True)
     model = GPT2(config.model).initialize(0)
     with torch.no_grad():
         model.transformer["ln_f"].bias[0] = torch.inf
@@ -199,3 +197,54 @@ def test_the_clock_ends_a_run_with_a_checkpoint(recipe, tmp_path, monkeypatch):
     assert "run.max_time" in status(long)["reason"]
     last = [row for row in read_rows(long.run.dir) if row["kind"] == "train"][-1]["step"]
     assert checkpoints(long) == [f"step-{last:08d}"]
+
+
+def test_a_run_killed_before_its_first_checkpoint_has_no_row_twice(recipe, tmp_path):
+    run(recipe)
+    killed = elsewhere(recipe, tmp_path / "killed")
+    shutil.copytree(recipe.run.dir, killed.run.dir)
+    shutil.rmtree(tmp_path / "killed" / "checkpoints")
+    run(killed)
+    assert read_rows(killed.run.dir) == read_rows(recipe.run.dir)
+
+
+def test_a_fork_with_other_sequences_counts_its_tokens_on(recipe, tmp_path):
+    run(change(recipe, run={"max_steps": 3}))
+    parent = Path(recipe.run.dir) / "checkpoints" / "step-00000003"
+    fork = change(
+        recipe,
+        batch={"sequence_length": 16},
+        run={"dir": str(tmp_path / "fork"), "resume": str(parent)},
+    )
+    run(fork)
+    rows = [row for row in read_rows(fork.run.dir) if row["kind"] == "train"]
+    assert [row["tokens"] for row in rows] == [256 * step for step in range(4, 9)]
+
+
+def test_a_run_whose_checkpoints_are_all_broken_does_not_start_anew(recipe):
+    run(recipe)
+    for path in (Path(recipe.run.dir) / "checkpoints").iterdir():
+        (path / "config.json").write_text("{}")
+    rows = read_rows(recipe.run.dir)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="3 checkpoints and none is"):
+        run(recipe)
+    assert read_rows(recipe.run.dir) == rows
+
+
+def test_a_checkpoint_that_is_named_is_the_one_that_is_loaded(recipe, capsys):
+    run(recipe)
+    rows, own = read_rows(recipe.run.dir), Path(recipe.run.dir) / "checkpoints"
+    with pytest.raises(ValueError, match="step-00000099 is not a whole checkpoint"):
+        run(change(recipe, run={"resume": str(own / "step-00000099")}))
+    run(change(recipe, run={"resume": str(own / "step-00000003")}))
+    assert "resumed at step 3" in capsys.readouterr().out
+    assert read_rows(recipe.run.dir) == rows
+
+
+def test_bits_per_byte_are_those_of_the_text_that_was_evaluated(recipe):
+    run(change(recipe, run={"max_steps": 0}))
+    corpus = open_corpus(recipe)
+    text = corpus.tokenizer.backend.decode(corpus.validation.read(1, 512).tolist())
+    row = read_rows(recipe.run.dir)[0]
+    expected = row["loss"] * 512 / math.log(2) / len(text.encode())
+    assert row["bits_per_byte"] == pytest.approx(expected)

@@ -40,14 +40,16 @@ def test_the_loss_is_the_mean_over_the_first_windows(tokens, max_tokens, windows
         sequence_length=16,
         micro_batch=micro_batch,
         max_tokens=max_tokens,
-        bytes_per_token=2.5,
+        text_bytes=1000,
     )
     assert model.training
     expected = reference_loss(model, tokens.read(0, len(tokens)), windows)
     assert result.loss == pytest.approx(expected, abs=1e-5)
     assert result.targets == windows * 16
     assert result.perplexity == pytest.approx(math.exp(expected), rel=1e-4)
-    assert result.bits_per_byte == pytest.approx(expected / math.log(2) / 2.5, rel=1e-5)
+    assert result.bits_per_byte == pytest.approx(
+        expected * windows * 16 / math.log(2) / 1000, rel=1e-5
+    )
 
 
 def test_with_document_masking_targets_of_other_documents_do_not_count(prepared):

@@ -3,9 +3,9 @@
 import dataclasses
 import sys
 from argparse import ArgumentParser as PlainParser
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from pretrain_lib.config import Duration, Recipe, TokenCount
+from pretrain_lib.config import DataConfig, Duration, Recipe, TokenCount
 
 
 def parse_recipe(
@@ -18,20 +18,30 @@ def parse_recipe(
     """
     arguments = _overlays_first(sys.argv[1:] if arguments is None else arguments)
     presets = presets or {}
-    parser = _build_parser(defaults, presets)
     # Found first, because a preset moves the defaults that everything else overrides.
-    finder = PlainParser(allow_abbrev=False, add_help=False, exit_on_error=False)
-    finder.add_argument("--preset")
-    parser.set_defaults(presets.get(finder.parse_known_args(arguments)[0].preset, {}))
-    settings = parser.parse_args(arguments)
-    values = vars(parser.instantiate(settings))
-    sections = {f.name: values[f.name] for f in dataclasses.fields(Recipe)}
-    data, own = sections["data"], defaults.data
-    if data.path and data.source == own.source:
+    finder = PlainParser(allow_abbrev=False, add_help=False)
+    finder.add_argument("--preset", nargs="?")
+    preset = presets.get(finder.parse_known_args(arguments)[0].preset, {})
+    settings = _parse(defaults, presets, preset, arguments)
+    sections = {f.name: settings[f.name] for f in dataclasses.fields(Recipe)}
+    # Again without the recipe's own data, to see what the user gave.
+    nothing = dataclasses.replace(defaults.data, source=None, tokenizer=None, train_tokenizer=None)
+    blank = dataclasses.replace(defaults, data=nothing)
+    given: DataConfig = _parse(blank, presets, preset, arguments)["data"]
+    if given.path and given.source is None:
         # A folder named by the user is taken as it is, not held against the recipe's own source.
-        tokenizer = None if data.tokenizer == own.tokenizer else data.tokenizer
-        sections["data"] = dataclasses.replace(data, source=None, tokenizer=tokenizer)
-    return Recipe(**sections), values["plan"]
+        sections["data"] = given
+    elif given.train_tokenizer and not given.tokenizer:
+        sections["data"] = dataclasses.replace(sections["data"], tokenizer=None)
+    return Recipe(**sections), settings["plan"]
+
+
+def _parse(
+    defaults: Recipe, presets: dict[str, dict], preset: dict, arguments: list[str]
+) -> dict[str, Any]:
+    parser = _build_parser(defaults, presets)
+    parser.set_defaults(preset)
+    return vars(parser.instantiate(parser.parse_args(arguments)))
 
 
 def _overlays_first(arguments: list[str]) -> list[str]:

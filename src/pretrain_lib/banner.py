@@ -37,7 +37,8 @@ def _data_lines(config: Recipe, corpus: Corpus) -> list[str]:
     if corpus.validation is not None:
         used = min(len(corpus.validation), config.run.evaluate_tokens)
         lines.append(
-            f"          validation on {used:,} of {len(corpus.validation):,} held-out tokens"
+            f"          validation on {used:,} of {len(corpus.validation):,} held-out tokens "
+            f"({corpus.validation_name})"
         )
     return lines
 
@@ -57,8 +58,7 @@ def _device_line(accelerator: Accelerator, peak: float | None) -> str:
     if device.type == "cpu":
         name = f"CPU with {torch.get_num_threads()} threads"
     precision = {"no": "fp32", "bf16": "bf16 autocast, fp32 weights"}[accelerator.mixed_precision]
-    kind = accelerator.distributed_type.value
-    sharding = "FSDP" if kind == "FSDP" else "no sharding" if kind == "NO" else "DDP"
+    sharding = "DDP" if accelerator.num_processes > 1 else "no sharding"
     rate = "" if peak is None else f", {peak / 1e12:.3g} TFLOP/s taken as its peak"
     return f"device    {accelerator.num_processes} x {name}, {precision}, {sharding}{rate}"
 

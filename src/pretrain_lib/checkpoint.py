@@ -37,11 +37,12 @@ class TrainingState:
     step: int = 0
     windows: int = 0
     """Windows consumed: the position in the data."""
+    tokens: int = 0
+    """Tokens trained on."""
     seconds: float = 0.0
     """Time spent training, in all sessions."""
     skipped: int = 0
     """Updates left out because the gradient was not finite."""
-    best_validation: float | None = None
     order_version: int = field(default=1)
     state_version: int = STATE_VERSION
 
@@ -80,10 +81,21 @@ def save_checkpoint(
         shutil.rmtree(target)
     temporary.rename(target)
     _flush_to_disk(folder, recursive=False)
-    if keep_last:
-        for old in _by_age(folder)[:-keep_last]:
-            shutil.rmtree(old)
+    _prune(folder, target, keep_last=keep_last)
     return target
+
+
+def _prune(folder: Path, newest: Path, *, keep_last: int) -> None:
+    """Remove what the checkpoint just committed makes obsolete, never that one.
+
+    Later steps are of a past that the run has turned back from.
+    """
+    earlier = [path for path in _by_age(folder) if path.name < newest.name]
+    obsolete = [path for path in _by_age(folder) if path.name > newest.name]
+    if keep_last:
+        obsolete += earlier[: max(0, len(earlier) + 1 - keep_last)]
+    for path in obsolete:
+        shutil.rmtree(path)
 
 
 def find_newest(folder: Path) -> Path | None:
@@ -105,7 +117,8 @@ def verify_checkpoint(path: Path) -> list[str]:
         return [f"{path / FILES}: not readable"]
     found = _hash_files(path)
     problems = [f"{path / name}: missing" for name in expected.keys() - found.keys()]
-    problems += [f"{path / name}: not part of it" for name in found.keys() - expected.keys()]
+    added = {name for name in found.keys() - expected.keys() if not _is_hidden(name)}
+    problems += [f"{path / name}: not part of it" for name in added]
     problems += [
         f"{path / name}: its bytes differ from its hash"
         for name in expected.keys() & found.keys()
@@ -149,8 +162,13 @@ def _optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[s
     }
 
 
+def _is_hidden(name: str) -> bool:
+    """Whether a file is one of those that a desktop leaves in folders (.DS_Store)."""
+    return Path(name).name.startswith(".")
+
+
 def _by_age(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name))
+    return sorted(path for path in folder.glob("step-*") if NAME.fullmatch(path.name))
 
 
 def _hash_files(path: Path) -> dict[str, dict]:

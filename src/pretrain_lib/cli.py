@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pretrain_lib.checkpoint import find_newest
+from pretrain_lib.checkpoint import FILES, find_newest, verify_checkpoint
 from pretrain_lib.command import report_errors
 from pretrain_lib.data.batches import PackedDataset
 from pretrain_lib.data.prepare import TOKENIZER_FOLDER, Job, prepare
@@ -31,7 +31,8 @@ Command = Callable[[argparse.Namespace], int | None]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the `pretrain` command."""
     options = _build_parser().parse_args(arguments)
-    sys.exit(report_errors(lambda: options.run(options)))
+    # What cannot be read or written is the user's to mend as well.
+    sys.exit(report_errors(lambda: options.run(options), user_errors=(ValueError, OSError)))
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -59,6 +60,8 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    if options.window < 0:
+        raise ValueError(f"--window {options.window} must be at least 0")
     manifest = read_manifest(options.folder)
     print(f"sources     {', '.join(manifest['sources'])}")
     print(f"tokens      {manifest['dtype']}, vocabulary {manifest['vocabulary_size']:,}")
@@ -89,6 +92,8 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _tasks(options: argparse.Namespace) -> None:
+    if options.items < 1:
+        raise ValueError(f"--items {options.items} must be at least 1")
     names = write_local_tasks(options.folder, options.out, items=options.items)
     print(f"{options.out}: {', '.join(names)} (--tasks NAME --include_path {options.out})")
 
@@ -104,9 +109,11 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _eval(options: argparse.Namespace) -> None:
+    folder = model_folder(options.folder)
+    print(f"scoring {folder}")
     with _without_foreign_progress():
         results = evaluate_folder(
-            model_folder(options.folder),
+            folder,
             options.tasks.split(","),
             include_path=options.include_path,
             limit=options.limit,
@@ -160,6 +167,8 @@ def _without_foreign_progress() -> Iterator[None]:
 
 def model_folder(path: Path) -> Path:
     """Return the model folder that `path` is, or the newest checkpoint if it is a run folder."""
+    if (path / FILES).is_file() and (problems := verify_checkpoint(path)):
+        raise ValueError(f"{path} is not whole: {'; '.join(problems)}")
     if (path / "config.json").is_file():
         return path
     newest = find_newest(path / CHECKPOINTS) if (path / CHECKPOINTS).is_dir() else None

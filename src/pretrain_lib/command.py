@@ -19,31 +19,42 @@ OWN_CODE = Path(__file__).parent
 
 
 def run_recipe(
-    main: Callable[[Recipe], None], defaults: Recipe, *, presets: dict[str, dict] | None = None
+    main: Callable[[Recipe], str], defaults: Recipe, *, presets: dict[str, dict] | None = None
 ) -> None:
     """Run a recipe as a program: read its flags, hold its run folder, end with its exit code.
 
-    0 done, 2 bad input, 75 stopped but resumable. Under elastic restarts, where any other code than
-    0 means "start again", the last two end with 0 as well; `status.json` says which it was.
+    `main` returns what `train` does. 0 done, 2 bad input, 75 stopped but resumable. Under elastic
+    restarts, where any other code than 0 means "start again", the last two end with 0 as well;
+    `status.json` says which it was.
     """
     os.environ.setdefault(STARTED, str(time.time()))
-    config, plan_only = parse_recipe(defaults, presets=presets)
-    if plan_only:
-        sys.exit(report_errors(lambda: print(format_plan(config))))
-    code = report_errors(lambda: _run_in_folder(main, config))
+    try:
+        code = report_errors(lambda: _run(main, defaults, presets))
+    except SystemExit as end:  # --help, --print_config, or flags that could not be read
+        code = int(end.code or DONE)
     elastic = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
     sys.exit(DONE if elastic and code in (BAD_INPUT, RESUMABLE) else code)
 
 
-def report_errors(action: Callable[[], int | None]) -> int:
+def _run(main: Callable[[Recipe], str], defaults: Recipe, presets: dict[str, dict] | None) -> int:
+    config, plan_only = parse_recipe(defaults, presets=presets)
+    if not plan_only:
+        return _run_in_folder(main, config)
+    print(format_plan(config))
+    return DONE
+
+
+def report_errors(
+    action: Callable[[], int | None], *, user_errors: tuple[type[Exception], ...] = (ValueError,)
+) -> int:
     """Call `action` and return its exit code; a user's mistake is printed in one line, with 2.
 
     A ValueError raised by other code than this library's is a defect and keeps its traceback.
     """
     try:
         return action() or DONE
-    except ValueError as error:
-        if not _raised_here(error):
+    except user_errors as error:
+        if isinstance(error, ValueError) and not _raised_here(error):
             raise
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -51,15 +62,15 @@ def report_errors(action: Callable[[], int | None]) -> int:
 
 def _raised_here(error: ValueError) -> bool:
     origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    return OWN_CODE in origin.parents or origin.suffix == ""
+    return OWN_CODE in origin.parents
 
 
-def _run_in_folder(main: Callable[[Recipe], None], config: Recipe) -> int:
-    config.check(processes=int(os.environ.get("WORLD_SIZE", 1)))
+def _run_in_folder(main: Callable[[Recipe], str], config: Recipe) -> int:
     folder, is_main = Path(config.run.dir), is_main_rank()
     with open_run_folder(folder, resume=config.run.resume) if is_main else nullcontext():
         try:
-            main(config)
+            config.check(processes=int(os.environ.get("WORLD_SIZE", 1)))
+            return RESUMABLE if main(config) == "resumable" else DONE
         except BaseException as error:
             if is_main:
                 step = read_status(folder).get("step")
@@ -67,8 +78,6 @@ def _run_in_folder(main: Callable[[Recipe], None], config: Recipe) -> int:
             if isinstance(error, KeyboardInterrupt):
                 return RESUMABLE
             raise
-        # Every rank reads what the main one wrote; none gets here before it has.
-        return RESUMABLE if read_status(folder).get("state") == "resumable" else DONE
 
 
 def _state_after(error: BaseException) -> str:

@@ -10,6 +10,27 @@ from pretrain_lib.models.gpt2 import GPT2Config
 from pretrain_lib.models.llama import LlamaConfig
 from pretrain_lib.schedule import BatchSizes, LearningRate
 
+# The smallest value of each number that has one; null stays allowed where it means "never".
+LOWEST = {
+    "data.workers": 1,
+    "batch.micro_batch": 1,
+    "batch.sequence_length": 1,
+    "optimizer.learning_rate": 0,
+    "optimizer.weight_decay": 0,
+    "samples.per_prompt": 1,
+    "samples.tokens": 1,
+    "samples.temperature": 0,
+    "samples.top_k": 1,
+    "samples.every": 1,
+    "run.max_steps": 0,
+    "run.save_every": 1,
+    "run.save_every_tokens": 1,
+    "run.keep_last": 0,
+    "run.log_every": 1,
+    "run.evaluate_every": 1,
+    "run.max_skipped": 1,
+}
+
 
 class TokenCount(int):
     """A number of tokens; reads 375M, 10e9, 2.5B, 524_288."""
@@ -17,11 +38,12 @@ class TokenCount(int):
     @classmethod
     def parse(cls, value: Any) -> "TokenCount":
         """Read a count as it is written in YAML or on the command line."""
-        match = re.fullmatch(r"([\d.]+(?:e\d+)?)([KMBT]?)", str(value).replace("_", ""))
-        if not match:
+        number = r"(\d+(?:\.\d+)?(?:e\+?\d+)?)([KMBT]?)"
+        match = re.fullmatch(number, str(value).replace("_", ""))
+        exponent = {"": 0, "K": 3, "M": 6, "B": 9, "T": 12}[match[2]] if match else 0
+        if not match or (count := Decimal(match[1]).scaleb(exponent)) % 1:
             raise ValueError(f"{value!r} is not a number of tokens such as 524288, 375M or 10e9")
-        exponent = {"": 0, "K": 3, "M": 6, "B": 9, "T": 12}[match[2]]
-        return cls(Decimal(match[1]).scaleb(exponent))
+        return cls(count)
 
 
 class Duration(float):
@@ -30,7 +52,7 @@ class Duration(float):
     @classmethod
     def parse(cls, value: Any) -> "Duration":
         """Read a duration as it is written in YAML or on the command line."""
-        match = re.fullmatch(r"([\d.]+)([smhd]?)", str(value))
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value))
         if not match:
             raise ValueError(f"{value!r} is not a time such as 90, 45s, 30m, 2h or 1.5d")
         return cls(float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]])
@@ -201,8 +223,33 @@ class Recipe:
             decay_steps=total - sizes.steps_within(before_decay // length),
         )
 
+    def save_is_due(self, step: int, tokens: int) -> bool:
+        """Return whether the interval in steps or in tokens ends at `step`, after `tokens`."""
+        if not step:
+            return False
+        every, every_tokens = self.run.save_every, self.run.save_every_tokens
+        step_tokens = self.batch_sizes().at(step - 1) * self.batch.sequence_length
+        by_steps = every is not None and step % every == 0
+        # The step in which a multiple of so many tokens was passed.
+        return by_steps or (every_tokens is not None and tokens % every_tokens < step_tokens)
+
+    def last_step(self) -> int:
+        """Return the step at which this start of the run ends."""
+        total = self.learning_rate().total_steps
+        return total if self.run.max_steps is None else min(total, self.run.max_steps)
+
     def check(self, *, processes: int) -> None:
         """Raise ValueError for settings that contradict one another on so many processes."""
+        for name, lowest in LOWEST.items():
+            section, _, setting = name.partition(".")
+            value = getattr(getattr(self, section), setting)
+            if value is not None and value < lowest:
+                raise ValueError(f"{name}={value} must be at least {lowest}")
+        if self.optimizer.max_grad_norm <= 0:
+            raise ValueError(
+                f"optimizer.max_grad_norm={self.optimizer.max_grad_norm} must be above 0; for no "
+                f"clipping give a large number such as 1e9"
+            )
         if self.batch.sequence_length > self.model.context_length:
             raise ValueError(
                 f"batch.sequence_length={self.batch.sequence_length} is longer than "

@@ -5,6 +5,7 @@ Floor 3.
 
 import fcntl
 import hashlib
+import json
 import os
 import time
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from pretrain_lib.config import DataConfig, Recipe
-from pretrain_lib.data.foreign import open_foreign
+from pretrain_lib.data.batches import PackedDataset
+from pretrain_lib.data.foreign import FOREIGN_SUFFIXES, open_foreign
 from pretrain_lib.data.holdout import parse_validation
+from pretrain_lib.data.packing import validation_windows
 from pretrain_lib.data.prepare import (
     TOKENIZER_FOLDER,
     Job,
     check_same_job,
-    default_folder,
     prepare,
 )
 from pretrain_lib.data.shards import (
@@ -31,7 +33,6 @@ from pretrain_lib.data.shards import (
 )
 from pretrain_lib.data.tokenizer import Tokenizer, load_tokenizer
 
-FOREIGN_SUFFIXES = (".npy", ".bin")
 PREPARE_LIMIT_TOKENS = 1_000_000_000  # more is prepared by a command of its own, not by a recipe
 BYTES_PER_TOKEN = 4  # a low estimate for English under a byte-level BPE
 SCANNED_TOKENS = 2**30  # at most so many ids of a foreign array are looked at before the start
@@ -49,7 +50,7 @@ class Corpus:
     fingerprint: str
     id_range: tuple[int, int]
     dtype: str
-    validation_bytes_per_token: float | None = None
+    validation_name: str = "none"
 
 
 def open_corpus(config: Recipe) -> Corpus:
@@ -57,6 +58,16 @@ def open_corpus(config: Recipe) -> Corpus:
 
     To be called before the processes of a run meet: rank 0 prepares, the others wait for it.
     """
+    corpus = _open(config)
+    length = config.batch.sequence_length
+    masking = config.data.document_masking
+    PackedDataset(corpus.train, sequence_length=length, document_masking=masking)
+    if corpus.validation is not None:
+        validation_windows(corpus.validation, length, max_tokens=config.run.evaluate_tokens)
+    return corpus
+
+
+def _open(config: Recipe) -> Corpus:
     data, vocabulary_size = config.data, config.model.vocabulary_size
     path = Path(data.path).expanduser() if data.path else None
     if path is not None and path.suffix in FOREIGN_SUFFIXES:
@@ -72,7 +83,7 @@ def open_corpus(config: Recipe) -> Corpus:
 
 def _prepare_source(data: DataConfig, path: Path | None) -> Path:
     sources = (data.source,) if isinstance(data.source, str) else tuple(data.source)
-    rule = "none" if _is_array(data.validation) else data.validation
+    rule = "none" if _is_path(data.validation) else data.validation
     train_tokenizer = None if data.tokenizer else data.train_tokenizer
     job = Job(sources, data.tokenizer, train_tokenizer, rule, data.text_field)
     job.open_sources()  # what is missing or empty is said before anything is made
@@ -89,13 +100,17 @@ def _prepare_source(data: DataConfig, path: Path | None) -> Path:
 
 
 def _cache_folder(job: Job) -> Path:
+    """Return the cache folder of a job, named by what decides its bytes."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     try:
-        return default_folder(job)
+        record = job.record()
     except ValueError:
         # Without a network the tokenizer fails first; what the user has to change is the source.
         for source in job.open_sources():
             source.estimated_bytes()
         raise
+    key = hashlib.sha256(json.dumps(record).encode()).hexdigest()[:12]
+    return cache / "pretrain_lib" / f"{Path(job.sources[0]).name.replace(':', '-')}-{key}"
 
 
 def _refuse_large_source(job: Job, folder: Path, workers: int) -> None:
@@ -147,12 +162,9 @@ def _open_prepared(folder: Path, data: DataConfig, vocabulary_size: int) -> Corp
             f"prepared with ({folder / TOKENIZER_FOLDER}); leave data.tokenizer out, or prepare "
             f"the text again"
         )
-    train, held_out = manifest["splits"]["train"], manifest["splits"]["validation"]
+    train = manifest["splits"]["train"]
     _check_ids(train["highest_id"], manifest["vocabulary_size"], vocabulary_size, folder)
-    validation = _open_validation(folder, data, manifest, vocabulary_size)
-    bytes_per_token = None
-    if validation is not None and not _is_array(data.validation):
-        bytes_per_token = held_out["text_bytes"] / held_out["tokens"]
+    validation, validation_name = _open_validation(folder, data, manifest, vocabulary_size)
     return Corpus(
         name=f"{', '.join(manifest['sources'])} in {folder}",
         train=open_split(folder, "train"),
@@ -161,18 +173,20 @@ def _open_prepared(folder: Path, data: DataConfig, vocabulary_size: int) -> Corp
         fingerprint=manifest["fingerprint"],
         id_range=(train["lowest_id"], train["highest_id"]),
         dtype=np.dtype(manifest["dtype"]).name,
-        validation_bytes_per_token=bytes_per_token,
+        validation_name=validation_name,
     )
 
 
 def _open_validation(
     folder: Path, data: DataConfig, manifest: dict, vocabulary_size: int
-) -> TokenArray | None:
-    if _is_array(data.validation):
-        return open_foreign(Path(data.validation).expanduser(), vocabulary_size=vocabulary_size)
+) -> tuple[TokenArray | None, str]:
+    """Return the held-out tokens and the rule or path that they come from."""
+    if _is_path(data.validation):
+        path = Path(data.validation).expanduser()
+        return _open_validation_path(path, manifest["tokenizer_sha256"], vocabulary_size)
     wanted, there = parse_validation(data.validation), manifest["validation"]
     if wanted[0] == "none":
-        return None
+        return None, "none"
     if wanted != parse_validation(there) and data.source is not None:
         raise ValueError(
             f"data.validation={data.validation}, but data.path={folder} was prepared with {there}"
@@ -183,40 +197,56 @@ def _open_validation(
             f"of {manifest['splits']['train']['documents']:,} documents; hold out more "
             f"(hash:SHARE), or first:TOKENS of the source, or give data.validation=none"
         )
-    return open_split(folder, "validation")
+    return open_split(folder, "validation"), there
 
 
-def _is_array(validation: str) -> bool:
-    return validation.endswith(FOREIGN_SUFFIXES)
+def _open_validation_path(
+    path: Path, tokenizer_sha256: str | None, vocabulary_size: int
+) -> tuple[TokenArray, str]:
+    """Open an array, or a prepared folder: what it holds out, or all of it if that is nothing."""
+    if path.suffix in FOREIGN_SUFFIXES:
+        tokens = open_foreign(path, vocabulary_size=vocabulary_size)
+        lowest, highest = _id_range(tokens)
+        _check_ids(lowest if lowest < 0 else highest, None, vocabulary_size, path)
+        return tokens, str(path)
+    manifest = read_manifest(path)
+    if tokenizer_sha256 not in (None, manifest["tokenizer_sha256"]):
+        raise ValueError(
+            f"data.validation={path} was prepared with another tokenizer than data.path; prepare "
+            f"it with the tokenizer folder of that"
+        )
+    _check_ids(manifest["vocabulary_size"] - 1, None, vocabulary_size, path)
+    split = "validation" if manifest["splits"]["validation"]["tokens"] else "train"
+    return open_split(path, split), f"{split} of {path}"
+
+
+def _is_path(validation: str) -> bool:
+    return validation.endswith(FOREIGN_SUFFIXES) or Path(validation).expanduser().is_dir()
 
 
 def _open_array(path: Path, data: DataConfig, vocabulary_size: int) -> Corpus:
-    for name, file in (("path", path), ("validation", Path(data.validation).expanduser())):
-        if _is_array(str(file)) and not file.is_file():
-            raise ValueError(f"data.{name}={file}: there is no such file")
-    if not _is_array(data.validation) and data.validation != "none":
+    train = open_foreign(path, vocabulary_size=vocabulary_size)
+    if not _is_path(data.validation) and data.validation != "none":
         raise ValueError(
             f"data.path={path} is an array without documents: give data.validation=PATH of another "
-            f"array (.npy, .bin), or data.validation=none, not {data.validation}"
+            f"array (.npy, .bin) or prepared folder, or data.validation=none, not {data.validation}"
         )
-    train = open_foreign(path, vocabulary_size=vocabulary_size)
     lowest, highest = _id_range(train)
     _check_ids(lowest if lowest < 0 else highest, None, vocabulary_size, path)
-    validation = None
-    if _is_array(data.validation):
-        validation = open_foreign(
-            Path(data.validation).expanduser(), vocabulary_size=vocabulary_size
-        )
-        low, high = _id_range(validation)
-        _check_ids(low if low < 0 else high, None, vocabulary_size, data.validation)
+    tokenizer = load_tokenizer(data.tokenizer) if data.tokenizer else None
+    validation, validation_name = None, "none"
+    if data.validation != "none":
+        held_out, sha256 = Path(data.validation).expanduser(), tokenizer and tokenizer.sha256
+        validation, validation_name = _open_validation_path(held_out, sha256, vocabulary_size)
     return Corpus(
         name=str(path),
         train=train,
         validation=validation,
-        tokenizer=load_tokenizer(data.tokenizer) if data.tokenizer else None,
+        tokenizer=tokenizer,
         fingerprint=_fingerprint(path),
         id_range=(lowest, highest),
         dtype=train.files[0].dtype.name,
+        validation_name=validation_name,
     )
 
 

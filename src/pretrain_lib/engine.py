@@ -4,21 +4,24 @@ import os
 from datetime import timedelta
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from pretrain_lib.config import Recipe
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
 def start_accelerator(config: Recipe) -> Accelerator:
     """Return the Accelerator of a run: device, processes, precision, trackers.
 
-    Processes, precision and sharding come from `accelerate launch`; started by plain `python` a
-    run has one process, and bf16 where the device is fast in it.
+    Processes and precision come from `accelerate launch`; started by plain `python` a run has one
+    process, and bf16 where the device is fast in it.
     """
     launched = int(os.environ.get("WORLD_SIZE", 1))
+    _check_trackers(config.run.trackers)
     # Without this, two processes on a machine without CUDA would be two runs of one process.
     cpu = launched > 1 and not torch.cuda.is_available()
     precision, remark = choose_precision(os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16"), cpu)
@@ -40,6 +43,16 @@ def start_accelerator(config: Recipe) -> Accelerator:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     return accelerator
+
+
+def _check_trackers(wanted: list[str]) -> None:
+    installed = [str(name) for name in get_available_trackers()]
+    for name in wanted:
+        if name not in installed:
+            raise ValueError(
+                f"run.trackers={wanted}: {name} is not installed, or unknown to Accelerate; "
+                f"installed: {', '.join(installed) or 'none'} (see the extra 'trackers')"
+            )
 
 
 def choose_precision(wanted: str, cpu: bool) -> tuple[str, str | None]:
@@ -68,7 +81,12 @@ def _asked_for_cpu() -> bool:
 
 def check_world(accelerator: Accelerator, *, launched: int, expected: int | None) -> None:
     """Raise ValueError if the processes that run are not those started, or not those expected."""
-    running = accelerator.num_processes
+    running, kind = accelerator.num_processes, accelerator.distributed_type
+    if kind not in SUPPORTED:
+        raise ValueError(
+            f"distributed_type={kind.value} is not supported: give accelerate launch one of the "
+            f"files in accelerate_configs/ (one process, or DDP)"
+        )
     if running != launched:
         raise ValueError(
             f"{launched} processes were started but Accelerate runs {running}: give accelerate "

@@ -17,7 +17,8 @@ def export_checkpoint(checkpoint: Path, out: Path, *, dtype: torch.dtype = torch
     An earlier export in `out` is replaced, anything else there is refused. `out` appears only once
     transformers has loaded it and computed the model's logits.
     """
-    if out.exists() and any(out.iterdir()) and not (out / "config.json").is_file():
+    out = out.resolve()
+    if out.exists() and not _is_replaceable(out):
         raise ValueError(f"{out} holds something else than an export: give another folder")
     model = load_pretrained(checkpoint)
     has_tokenizer = (checkpoint / "tokenizer.json").is_file()
@@ -32,3 +33,10 @@ def export_checkpoint(checkpoint: Path, out: Path, *, dtype: torch.dtype = torch
         shutil.rmtree(out)
     staging.rename(out)
     return difference
+
+
+def _is_replaceable(out: Path) -> bool:
+    """Whether a folder is empty, or holds what an export holds and nothing else."""
+    exported = {"config.json", "generation_config.json", "model.safetensors"}
+    exported |= {"tokenizer.json", "tokenizer_config.json"}
+    return out.is_dir() and {path.name for path in out.iterdir()} <= exported

@@ -29,6 +29,10 @@ PEAK_TFLOPS = {
 }
 
 
+# Parameters with a row for each id, padded beyond the vocabulary.
+TABLES = ("wte.weight", "embed_tokens.weight", "lm_head.weight")
+
+
 @dataclass(frozen=True)
 class ModelFlops:
     """Operations of one training step, forward and backward, per token."""
@@ -66,9 +70,6 @@ def count_parameters(model: nn.Module) -> int:
     tables = {id(p): p for n, p in model.named_parameters() if n.endswith(TABLES)}
     total = sum(parameter.numel() for parameter in model.parameters())
     return total - padding * config.width * len(tables)
-
-
-TABLES = ("wte.weight", "embed_tokens.weight", "lm_head.weight")
 
 
 def device_peak(device: torch.device, dtype: torch.dtype) -> float | None:

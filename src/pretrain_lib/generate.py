@@ -30,6 +30,11 @@ def generate(
     Temperature 0 takes the likeliest. `top_k` keeps so many of the likeliest, `top_p` the smallest
     set whose probability reaches it (Holtzman et al. 2020). `generator` lives on the CPU.
     """
+    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and top_p <= 0):
+        raise ValueError(
+            f"temperature={temperature}, top_k={top_k}, top_p={top_p}: none may be negative, and "
+            f"of top_k and top_p none may be 0"
+        )
     device = next(model.parameters()).device
     ids = list(prompt)
     for _ in range(new_tokens):

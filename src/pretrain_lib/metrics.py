@@ -9,6 +9,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from pretrain_lib.data.shards import write_atomically
+
 
 class Metrics:
     """Writes the rows of a run on the main process; on the others every method does nothing.
@@ -84,9 +86,7 @@ def drop_rows_after(path: Path, step: int) -> None:
             continue  # the last line of a killed run
         if row["step"] <= step:
             kept.append(line)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, "".join(kept).encode())
 
 
 def start_trackers(accelerator: Accelerator, settings: dict) -> None:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pretrain_lib.metrics import human
+from pretrain_lib.run_folder import METRICS
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-METRICS = "metrics.jsonl"
 FORMATS = (".png", ".svg")
 # Okabe and Ito (2008), which the colour-blind tell apart; their yellow is too pale for thin lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -98,12 +100,8 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
         return np.where(counts > 0, sums / counts, np.nan)[middle]
 
 
-def human_number(value: float, _position: object = None) -> str:
-    """Return a number as people write it: 500, 64k, 2.5M, 10B."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.4g}{unit}"
-    return f"{value:.4g}"
+def _tick(value: float, _position: object = None) -> str:
+    return human(value)
 
 
 def _draw(runs: dict[Path, Rows]) -> "Figure":
@@ -117,7 +115,7 @@ def _draw(runs: dict[Path, Rows]) -> "Figure":
     for (name, panel), title in zip(panels.items(), titles, strict=True):
         panel.set_title(title)
         panel.set_xlabel("Tokens")
-        panel.xaxis.set_major_formatter(human_number)
+        panel.xaxis.set_major_formatter(_tick)
         panel.locator_params(axis="x", nbins=8 if name == "loss" else 4)
         panel.locator_params(axis="y", nbins=9 if name == "loss" else 5)
     for number, rows in enumerate(runs.values()):
@@ -167,9 +165,9 @@ def _limit_panels(panels: dict[str, "Axes"], runs: dict[Path, Rows]) -> None:
     low, high = _limits(norms)
     panels["grad_norm"].set_ylim(max(low, 0.0), high)
     panels["tokens_per_second"].set_ylim(bottom=0.0)
-    panels["tokens_per_second"].yaxis.set_major_formatter(human_number)
+    panels["tokens_per_second"].yaxis.set_major_formatter(_tick)
     panels["lr"].set_ylim(bottom=0.0)
-    panels["lr"].yaxis.set_major_formatter(human_number)
+    panels["lr"].yaxis.set_major_formatter(_tick)
 
 
 def _limits(curves: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:

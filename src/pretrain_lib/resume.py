@@ -32,9 +32,9 @@ class Start:
 
 
 def resume(
-    config: Recipe, model: Model, optimizer: torch.optim.Optimizer, *, fingerprint: str
+    config: Recipe, model: Model, optimizer: torch.optim.Optimizer, *, manifest: dict
 ) -> Start:
-    """Load what `run.resume` means into model and optimizer.
+    """Load what `run.resume` means into model and optimizer; `manifest` is the present one.
 
     A run continues only with the settings that it was saved with, those apart that do not change
     what it computes. A fork, from a checkpoint of another folder, may change all but the model.
@@ -42,16 +42,16 @@ def resume(
     path, fork = _choose(config)
     if path is None:
         return Start(TrainingState(order_version=ORDER_VERSION))
-    state, manifest = read_state(path)
+    state, before = read_state(path)
     if state.order_version != ORDER_VERSION:
         raise ValueError(
             f"{path}: order_version={state.order_version}; this version of pretrain_lib reads the "
             f"data in order {ORDER_VERSION}"
         )
-    changes = setting_changes(manifest["config"], config.to_dict())
-    same_data = manifest["data_fingerprint"] == fingerprint
-    if not same_data:
-        changes["data"] = (manifest["data_fingerprint"][:12], fingerprint[:12])
+    changes = setting_changes(before["config"], manifest["config"])
+    fingerprints = [m["data_fingerprint"][:12] for m in (before, manifest)]
+    if fingerprints[0] != fingerprints[1]:
+        changes["data"] = tuple(fingerprints)
     refused = unsafe_changes(changes, allowed=config.run.allow_changes)
     if fork:
         refused = {name: pair for name, pair in refused.items() if name.startswith("model.")}
@@ -62,12 +62,14 @@ def resume(
             f"run.allow_changes, or start another run.dir from it with run.resume={path}"
         )
     load_checkpoint(path, model, optimizer)
-    if not same_data:
+    if "data" in changes:
         state.windows = 0
+    for key in ("versions", "git", "world"):
+        changes |= setting_changes({key: before[key]}, {key: manifest[key]})
     return Start(
         state=state,
         continues=not fork,
-        parent=str(path) if fork else manifest["parent"],
+        parent=str(path) if fork else before["parent"],
         changes=tuple(f"{n} was {old}, is {new}" for n, (old, new) in sorted(changes.items())),
     )
 
@@ -77,9 +79,25 @@ def _choose(config: Recipe) -> tuple[Path | None, bool]:
     own = Path(config.run.dir) / CHECKPOINTS
     if config.run.resume == "never":
         return None, False
-    if (newest := find_newest(own)) is not None or config.run.resume == "auto":
+    named = None if config.run.resume == "auto" else Path(config.run.resume)
+    if named is not None and (named / CHECKPOINTS).is_dir():
+        named = find_newest(named / CHECKPOINTS) or named
+    if named is not None and named.resolve().parent == own.resolve():
+        return _whole(named), False
+    if (newest := find_newest(own)) is not None:  # also of a fork that has gone on from its parent
         return newest, False
-    path = Path(config.run.resume)
+    if broken := [path for path in own.glob("step-*") if path.is_dir()]:
+        raise ValueError(
+            f"{own} holds {len(broken)} checkpoints and none is whole "
+            f"({verify_checkpoint(max(broken))[0]}): restore one, or delete them to start anew"
+        )
+    return (None, False) if named is None else (_whole(named), True)
+
+
+def _whole(path: Path) -> Path:
     if problems := verify_checkpoint(path):
-        raise ValueError(f"run.resume={path} is not a whole checkpoint: {'; '.join(problems)}")
-    return path, path.resolve().parent != own.resolve()
+        raise ValueError(
+            f"run.resume={path} is not a whole checkpoint ({problems[0]}); give "
+            f"RUN/checkpoints/step-NNNNNNNN or a run folder"
+        )
+    return path

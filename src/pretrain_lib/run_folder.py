@@ -40,7 +40,7 @@ FIXED_SETTINGS = ("run.seed",)
 @contextmanager
 def open_run_folder(folder: Path, *, resume: str) -> Iterator[None]:
     """Make and hold a run folder; raises ValueError if it is in use, unwritable or unwanted."""
-    if resume == "never" and folder.is_dir() and any(p.name != LOCK for p in folder.iterdir()):
+    if resume == "never" and _is_used(folder):
         raise ValueError(
             f"run.dir={folder} is not empty and run.resume=never; give another folder, or "
             f"run.resume=auto to continue it"
@@ -48,6 +48,19 @@ def open_run_folder(folder: Path, *, resume: str) -> Iterator[None]:
     with lock_folder(folder, setting="run.dir"):
         (folder / CHECKPOINTS).mkdir(exist_ok=True)
         yield
+
+
+def _is_used(folder: Path) -> bool:
+    """Whether a folder holds more than a refused start leaves behind."""
+    if not folder.is_dir():
+        return False
+    entries = {path.name for path in folder.iterdir()} - {LOCK}
+    checkpoints = folder / CHECKPOINTS
+    if checkpoints.is_dir() and not any(checkpoints.iterdir()):
+        entries.discard(CHECKPOINTS)
+    if read_status(folder).get("state") == "refused":
+        entries.discard(STATUS)
+    return bool(entries)
 
 
 def write_settings(folder: Path, config: Recipe, manifest: dict) -> None:
@@ -69,10 +82,8 @@ def read_status(folder: Path) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def build_manifest(
-    config: Recipe, fingerprint: str, accelerator: Accelerator, *, parent: str | None
-) -> dict:
-    """Return what a run depends on: settings, data, versions, revision, machine, parent run."""
+def build_manifest(config: Recipe, fingerprint: str, accelerator: Accelerator) -> dict:
+    """Return what a run depends on: settings, data, versions, revision, machine."""
     return {
         "config": config.to_dict(),
         "data_fingerprint": fingerprint,
@@ -87,7 +98,7 @@ def build_manifest(
             "threads": torch.get_num_threads(),
             "system": platform.platform(),
         },
-        "parent": parent,
+        "parent": None,
     }
 
 

@@ -1,7 +1,6 @@
 """The loop: made of public parts only, so that a script of your own can copy it. Floor 5."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pretrain_lib.checkpoint import TrainingState, save_checkpoint
 from pretrain_lib.config import Recipe
 from pretrain_lib.corpus import Corpus
 from pretrain_lib.data.batches import Batch, PackedDataset, iterate_steps
-from pretrain_lib.evaluate.validation import validate
+from pretrain_lib.evaluate.validation import evaluated_bytes, validate
 from pretrain_lib.flops import device_peak, model_flops
 from pretrain_lib.generate import write_samples
 from pretrain_lib.metrics import Metrics, drop_rows_after, format_train_row, start_trackers
@@ -50,6 +49,7 @@ class Run:
     watch: StopWatch
     last_step: int
     peak: float | None  # FLOP/s of all devices
+    validation_bytes: int | None  # of text, where its size is known
     continued_at: int | None  # the step of its own checkpoint, where all that was due was done
     skipped_in_a_row: int = 0
 
@@ -57,17 +57,13 @@ class Run:
     def folder(self) -> Path:
         return Path(self.config.run.dir)
 
-    @property
-    def tokens(self) -> int:
-        """Tokens consumed so far."""
-        return self.state.windows * self.config.batch.sequence_length
 
-
-def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator) -> None:
+def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator) -> str:
     """Train `model` as `config` says, from its newest checkpoint if there is one.
 
-    Ends when the schedule or `run.max_steps` is reached, at a signal, or when `run.max_time` is
-    used up, always with a checkpoint; `status.json` in the run folder says which it was.
+    Ends when the schedule or `run.max_steps` is reached ("done"), at a signal, or when
+    `run.max_time` is used up ("resumable"), always with a checkpoint. Returns which it was, the
+    same on all ranks, and writes it to `status.json` in the run folder.
     """
     config.check(processes=accelerator.num_processes)
     run = _start(config, model, corpus, accelerator)
@@ -95,7 +91,7 @@ def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator
                 step=run.state.step,
             )
             _record(run, result, seconds=time.monotonic() - started)
-        _finish(run, None if ended else reason)
+        return _finish(run, None if ended else reason)
     finally:
         batches.close()
         run.metrics.close()
@@ -110,19 +106,20 @@ def _start(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerato
         epsilon=config.optimizer.epsilon,
         weight_decay=config.optimizer.weight_decay,
     )
-    start = resume(config, model, optimizer, fingerprint=corpus.fingerprint)
-    state = start.state
+    manifest = build_manifest(config, corpus.fingerprint, accelerator)
+    start = resume(config, model, optimizer, manifest=manifest)
+    state, manifest["parent"] = start.state, start.parent
     prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
-    folder, total = Path(config.run.dir), config.learning_rate().total_steps
-    last_step = total if config.run.max_steps is None else min(total, config.run.max_steps)
+    folder, last_step = Path(config.run.dir), config.last_step()
     low_precision = accelerator.mixed_precision == "bf16"
     peak = device_peak(accelerator.device, torch.bfloat16 if low_precision else torch.float32)
-    manifest = build_manifest(config, corpus.fingerprint, accelerator, parent=start.parent)
     if accelerator.is_main_process:
+        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         write_settings(folder, config, manifest)
         write_status(folder, "running", step=state.step)
         for rows in (METRICS, SAMPLES):
-            drop_rows_after(folder / rows, state.step)
+            # Its own checkpoint comes after the rows of its step, another's before them.
+            drop_rows_after(folder / rows, state.step if start.continues else state.step - 1)
     start_trackers(accelerator, config.to_dict())
     metrics = Metrics(folder / METRICS, accelerator, total_steps=last_step, step=state.step)
     for line in banner(config, model, corpus, accelerator, peak=peak):
@@ -143,6 +140,12 @@ def _start(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerato
         metrics=metrics,
         watch=StopWatch(accelerator, max_time=config.run.max_time),
         last_step=last_step,
+        validation_bytes=evaluated_bytes(
+            corpus.validation,
+            corpus.tokenizer,
+            sequence_length=config.batch.sequence_length,
+            max_tokens=config.run.evaluate_tokens,
+        ),
         continued_at=state.step if start.continues else None,
         peak=None if peak is None else peak * accelerator.num_processes,
     )
@@ -173,7 +176,7 @@ def _record(run: Run, result: StepResult, *, seconds: float) -> None:
     state, config, length = run.state, run.config, run.config.batch.sequence_length
     windows, learning_rate = config.batch_sizes().at(state.step), config.learning_rate()(state.step)
     state.step, state.windows = state.step + 1, state.windows + windows
-    state.seconds += seconds
+    state.tokens, state.seconds = state.tokens + windows * length, state.seconds + seconds
     run.watch.longest_step = max(run.watch.longest_step, seconds)
     _count_skipped(run, result)
     run.metrics.advance()
@@ -184,7 +187,7 @@ def _record(run: Run, result: StepResult, *, seconds: float) -> None:
     row = {
         "kind": "train",
         "step": state.step,
-        "tokens": run.tokens,
+        "tokens": run.state.tokens,
         "loss": result.loss,
         "lr": learning_rate,
         "grad_norm": result.grad_norm,
@@ -206,7 +209,7 @@ def _count_skipped(run: Run, result: StepResult) -> None:
     run.state.skipped += 1
     run.skipped_in_a_row += 1
     reason = f"the gradient norm is {result.grad_norm}, the loss {result.loss}: update left out"
-    row = {"kind": "event", "step": run.state.step, "tokens": run.tokens, "event": reason}
+    row = {"kind": "event", "step": run.state.step, "tokens": run.state.tokens, "event": reason}
     run.metrics.write(row)
     run.metrics.say(f"step {run.state.step:,}: {reason}")
     if run.skipped_in_a_row >= run.config.run.max_skipped:
@@ -230,11 +233,9 @@ def _evaluate(run: Run, *, due: bool) -> None:
         micro_batch=config.batch.micro_batch,
         max_tokens=config.run.evaluate_tokens,
         document_masking=config.data.document_masking,
-        bytes_per_token=run.corpus.validation_bytes_per_token,
+        text_bytes=run.validation_bytes,
     )
-    best = math.inf if state.best_validation is None else state.best_validation
-    state.best_validation = min(best, result.loss)
-    row = {"kind": "validation", "step": state.step, "tokens": run.tokens}
+    row = {"kind": "validation", "step": state.step, "tokens": run.state.tokens}
     run.metrics.write(row | dataclasses.asdict(result))
     bits = "" if result.bits_per_byte is None else f"  bits/byte {result.bits_per_byte:.4f}"
     run.metrics.say(
@@ -265,13 +266,7 @@ def _sample(run: Run, *, due: bool) -> None:
 def _save(run: Run, *, due: bool) -> None:
     """Write a checkpoint by steps, by tokens, or when due."""
     config, state = run.config, run.state
-    if state.step:
-        windows = config.batch_sizes().at(state.step - 1)
-        before = run.tokens - windows * config.batch.sequence_length
-        every, every_tokens = config.run.save_every, config.run.save_every_tokens
-        due = due or bool(every and state.step % every == 0)
-        due = due or bool(every_tokens and run.tokens // every_tokens > before // every_tokens)
-    if not due:
+    if not (due or config.save_is_due(state.step, state.tokens)):
         return
     started = time.monotonic()
     if run.accelerator.is_main_process:
@@ -285,16 +280,20 @@ def _save(run: Run, *, due: bool) -> None:
             manifest=run.manifest,
             keep_last=config.run.keep_last,
         )
+        write_status(run.folder, "running", step=state.step)
         run.metrics.say(f"saved {path} in {time.monotonic() - started:.1f} s")
     run.accelerator.wait_for_everyone()
     run.watch.longest_save = max(run.watch.longest_save, time.monotonic() - started)
 
 
-def _finish(run: Run, stopped_by: str | None) -> None:
-    """Say how the run ended, on the console and in `status.json`."""
+def _finish(run: Run, stopped_by: str | None) -> str:
+    """Say how the run ended, on the console and in `status.json`, and return it."""
     run.accelerator.end_training()
+    state = "resumable" if stopped_by else "done"
+    reason = stopped_by or f"step {run.last_step} is reached"
     if run.accelerator.is_main_process:
-        state, step = "resumable" if stopped_by else "done", run.state.step
-        reason = stopped_by or f"step {run.last_step} is reached"
+        step, skipped = run.state.step, run.state.skipped
         write_status(run.folder, state, step=step, reason=reason)
-        run.metrics.say(f"{state} at step {step:,}: {reason}; everything is in {run.folder}")
+        left_out = f"; {skipped} updates were left out" if skipped else ""
+        run.metrics.say(f"{state} at step {step:,}: {reason}{left_out}; all is in {run.folder}")
+    return state

@@ -36,10 +36,9 @@ class StopWatch:
         """Return why to stop now, the same on all ranks; None to go on."""
         number = self._signal or 0
         over = self.max_time is not None and self._expected_end() > self.max_time
-        flags = torch.tensor([number, int(over)], device=self.accelerator.device)
         if self.accelerator.num_processes > 1:
-            flags = self.accelerator.gather(flags[None]).amax(dim=0)
-        number, over = flags.tolist() if self.accelerator.num_processes > 1 else (number, over)
+            flags = torch.tensor([[number, int(over)]], device=self.accelerator.device)
+            number, over = self.accelerator.gather(flags).amax(dim=0).tolist()
         if number:
             return f"signal {signal.Signals(number).name}"
         return f"run.max_time={self.max_time:g}s is used up" if over else None

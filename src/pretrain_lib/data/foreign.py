@@ -6,6 +6,7 @@ import numpy as np
 
 from pretrain_lib.data.shards import TokenArray, TokenFile
 
+FOREIGN_SUFFIXES = (".npy", ".bin")
 LLMC_GPT2_MAGIC, LLMC_HEADER_BYTES = 20240520, 1024
 LLMC_MAGICS = (LLMC_GPT2_MAGIC, 20240801)  # the second: LLaMA 3 tokens
 
@@ -14,7 +15,7 @@ def open_foreign(path: Path, *, vocabulary_size: int) -> TokenArray:
     """Open a `.npy` of any integer type, a nanoGPT `.bin` (uint16), or an llm.c `.bin`."""
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
-    if path.suffix not in (".npy", ".bin"):
+    if path.suffix not in FOREIGN_SUFFIXES:
         raise ValueError(f"{path}: a token array must end in .npy or .bin")
     file = _open_npy(path) if path.suffix == ".npy" else _open_bin(path)
     needed = file.header_bytes + file.num_tokens * file.dtype.itemsize
@@ -44,6 +45,8 @@ def _open_bin(path: Path) -> TokenFile:
                 f"magic {header[0]}, version {header[1]}"
             )
         return TokenFile(path, int(header[2]), np.dtype(dtype), header_bytes=LLMC_HEADER_BYTES)
+    if path.with_suffix(".json").is_file():
+        raise ValueError(f"{path} is a shard of a prepared folder: give the folder {path.parent}")
     if size % 2:
         raise ValueError(f"{path}: {size} bytes are not whole uint16 ids")
     return TokenFile(path, size // 2, np.dtype(dtype))

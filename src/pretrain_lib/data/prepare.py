@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,11 +29,17 @@ from pretrain_lib.data.shards import (
     lock_folder,
     read_manifest,
     token_dtype,
+    write_atomically,
     write_json,
     write_shard,
 )
 from pretrain_lib.data.sources import Source, open_source
-from pretrain_lib.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from pretrain_lib.data.tokenizer import (
+    Tokenizer,
+    check_vocabulary_size,
+    load_tokenizer,
+    train_tokenizer,
+)
 
 JOB = "job.json"
 TOKENIZER_FOLDER = "tokenizer"
@@ -56,6 +63,8 @@ class Job:
                 f"exactly one of tokenizer={self.tokenizer} and "
                 f"train_tokenizer={self.train_tokenizer} must be given"
             )
+        if self.train_tokenizer is not None:
+            check_vocabulary_size(self.train_tokenizer)
         parse_validation(self.validation)
 
     def open_sources(self) -> list[Source]:
@@ -85,6 +94,8 @@ def prepare(job: Job, folder: Path, *, workers: int = 1, quiet: bool = False) ->
     record = job.record()
     with lock_folder(folder, setting="data.path"):
         check_same_job(folder, record)
+        if not _has_shards(folder):  # what an attempt left that failed before its first unit
+            shutil.rmtree(folder / TOKENIZER_FOLDER, ignore_errors=True)
         if not (folder / MANIFEST).is_file():
             write_json(folder / JOB, record)
             _write_units(job, folder, workers=workers, quiet=quiet)
@@ -93,7 +104,7 @@ def prepare(job: Job, folder: Path, *, workers: int = 1, quiet: bool = False) ->
 
 def check_same_job(folder: Path, record: dict) -> None:
     """Raise ValueError, naming the differences, if `folder` was prepared by another job."""
-    if not (folder / JOB).is_file():
+    if not (folder / JOB).is_file() or not _has_shards(folder):
         return
     before = json.loads((folder / JOB).read_text())
     differences = [
@@ -106,6 +117,10 @@ def check_same_job(folder: Path, record: dict) -> None:
             f"data.path={folder} was prepared differently ({'; '.join(differences)}); give "
             f"another folder, or delete this one"
         )
+
+
+def _has_shards(folder: Path) -> bool:
+    return any(folder.glob("train-*.json")) or any(folder.glob("validation-*.json"))
 
 
 def _write_units(job: Job, folder: Path, *, workers: int, quiet: bool) -> None:
@@ -154,7 +169,10 @@ def _write_tokenizer(job: Job, sources: list[Source], folder: Path) -> Tokenizer
             _training_texts(sources), vocabulary_size=job.train_tokenizer or 0
         )
     staging = folder / f"{TOKENIZER_FOLDER}.tmp"
+    shutil.rmtree(staging, ignore_errors=True)
     tokenizer.save(staging)
+    for path in list(staging.iterdir()):
+        write_atomically(path, path.read_bytes())  # on disk before the name that says so
     staging.rename(target)
     return tokenizer
 
@@ -276,10 +294,3 @@ def _summary(folder: Path, names: list[str]) -> dict:
         "highest_id": max((record["highest_id"] for record in filled), default=None),
         "shards": [{key: record[key] for key in kept} for record in records],
     }
-
-
-def default_folder(job: Job) -> Path:
-    """Return the cache folder of a job, named by what decides its bytes."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    key = hashlib.sha256(json.dumps(job.record()).encode()).hexdigest()[:12]
-    return cache / "pretrain_lib" / f"{Path(job.sources[0]).name.replace(':', '-')}-{key}"

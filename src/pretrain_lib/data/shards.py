@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import xxhash
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-LOCK = ".lock"
+LOCK, LOCK_ATTEMPTS = ".lock", 5
 BLOCK_BYTES = 64 * 1024  # of a .bin, checked as one at the first read that touches it
 SHARD_HASHES = {".bin": "sha256", ".ends.npy": "ends_sha256", ".json": "json_sha256"}
 
@@ -60,13 +61,17 @@ def lock_folder(folder: Path, *, setting: str) -> Iterator[None]:
     except OSError as error:
         raise ValueError(f"{setting}={folder} cannot be written: {error}") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(
-                f"{setting}={folder} is in use by another process; wait for it, or give another "
-                f"folder"
-            ) from error
+        for attempt in range(LOCK_ATTEMPTS):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if attempt == LOCK_ATTEMPTS - 1:
+                    raise ValueError(
+                        f"{setting}={folder} is in use by another process; wait for it, or give "
+                        f"another folder"
+                    ) from error
+                time.sleep(0.1)  # a process that only looks whether it is locked lets go at once
         yield
 
 

@@ -107,7 +107,7 @@ class HubSource:
                 f"it has {', '.join(rows.column_names)}"
             )
         for row in range(*unit):
-            yield rows[row][self.text_field]
+            yield rows[row][self.text_field] or ""  # a column may hold nulls
 
     def _rows(self):  # noqa: ANN202 (a datasets.Dataset; naming it would import datasets here)
         from datasets import load_dataset

@@ -13,6 +13,8 @@ import numpy as np
 import tokenizers
 
 END_OF_TEXT = "<|endoftext|>"
+DECODED_AT_ONCE = 2**14
+SMALLEST_VOCABULARY = 257  # every byte, and the end of text
 KNOWN_ENDS_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 
 
@@ -52,6 +54,14 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens spelled out."""
         return self.backend.decode(list(ids), skip_special_tokens=False)
+
+    def count_bytes(self, ids: np.ndarray) -> int:
+        """Return the size in bytes of the text of many ids, as UTF-8, special tokens left out."""
+        pieces = [
+            ids[i : i + DECODED_AT_ONCE].tolist() for i in range(0, len(ids), DECODED_AT_ONCE)
+        ]
+        texts = self.backend.decode_batch(pieces, skip_special_tokens=True)
+        return sum(len(text.encode()) for text in texts)
 
     def save(self, folder: Path, *, context_length: int | None = None) -> None:
         """Write the files from which transformers 4 and 5 load a tokenizer with the same ids."""
@@ -94,11 +104,7 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
 def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int) -> Tokenizer:
     """Train a byte-level BPE of at most `vocabulary_size` ids on `texts`."""
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    if vocabulary_size <= len(alphabet):
-        raise ValueError(
-            f"train_tokenizer={vocabulary_size} must be above {len(alphabet)}: "
-            f"{len(alphabet)} bytes and {END_OF_TEXT} come first"
-        )
+    check_vocabulary_size(vocabulary_size)
     backend = _byte_level(tokenizers.models.BPE())
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocabulary_size,
@@ -108,6 +114,15 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int) -> Tokenizer:
     )
     backend.train_from_iterator(texts, trainer)
     return Tokenizer(backend, END_OF_TEXT)
+
+
+def check_vocabulary_size(vocabulary_size: int) -> None:
+    """Raise ValueError if a byte-level BPE cannot be so small."""
+    if vocabulary_size < SMALLEST_VOCABULARY:
+        raise ValueError(
+            f"train_tokenizer={vocabulary_size} must be at least {SMALLEST_VOCABULARY}: "
+            f"256 bytes and {END_OF_TEXT} come first"
+        )
 
 
 def _byte_level(model: tokenizers.models.Model) -> tokenizers.Tokenizer:

@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 from pretrain_lib.data.batches import to_device
 from pretrain_lib.data.packing import read_window, validation_windows
 from pretrain_lib.data.shards import TokenArray
+from pretrain_lib.data.tokenizer import Tokenizer
 from pretrain_lib.metrics import perplexity
 
 
@@ -37,11 +38,12 @@ def validate(
     micro_batch: int,
     max_tokens: int,
     document_masking: bool = False,
-    bytes_per_token: float | None = None,
+    text_bytes: int | None = None,
 ) -> ValidationResult:
     """Return the loss over the first windows of `tokens`, every target token weighing the same.
 
-    The windows are the same for any number of ranks, which share them out.
+    The windows are the same for any number of ranks, which share them out. `text_bytes` is what
+    `evaluated_bytes` returns for them.
     """
     windows = validation_windows(tokens, sequence_length, max_tokens=max_tokens)
     training = model.training
@@ -61,8 +63,22 @@ def validate(
     model.train(training)
     loss_sum, targets = accelerator.reduce(totals, "sum").tolist()
     loss = loss_sum / targets
-    bits = None if bytes_per_token is None else loss / math.log(2) / bytes_per_token
+    bits = None if text_bytes is None else loss_sum / math.log(2) / text_bytes
     return ValidationResult(loss, perplexity(loss), bits, int(targets))
+
+
+def evaluated_bytes(
+    tokens: TokenArray | None,
+    tokenizer: Tokenizer | None,
+    *,
+    sequence_length: int,
+    max_tokens: int,
+) -> int | None:
+    """Return the size in bytes of the text that `validate` predicts, as UTF-8, if it is known."""
+    if tokens is None or tokenizer is None:
+        return None
+    windows = validation_windows(tokens, sequence_length, max_tokens=max_tokens)
+    return tokenizer.count_bytes(tokens.read(1, windows * sequence_length))
 
 
 def _collate(windows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:

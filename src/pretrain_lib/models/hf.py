@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pretrain_lib.data.tokenizer import Tokenizer
+from pretrain_lib.flops import TABLES
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.llama import Llama, LlamaConfig
 
@@ -16,7 +17,6 @@ Model = GPT2 | Llama
 WEIGHTS = "model.safetensors"
 # transformers' GPT-2 keeps these four as "Conv1D": (in, out), where a Linear has (out, in).
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-PADDED = ("wte.weight", "embed_tokens.weight", "lm_head.weight")
 PARITY_TOLERANCE = 1e-4  # of the largest logit, in fp32
 
 
@@ -60,7 +60,7 @@ def to_hf(name: str, tensor: torch.Tensor, config: GPT2Config | LlamaConfig) -> 
     """Return a parameter (or its gradient, or moments) as transformers shapes it."""
     if isinstance(config, GPT2Config) and name.endswith(TRANSPOSED):
         return tensor.t()
-    return tensor[: config.vocabulary_size] if name.endswith(PADDED) else tensor
+    return tensor[: config.vocabulary_size] if name.endswith(TABLES) else tensor
 
 
 def load_pretrained(folder: str | Path, *, vocabulary_multiple: int = 128) -> Model:

@@ -35,6 +35,9 @@ class LlamaConfig:
     """The embedding table is padded to a multiple of this many rows, for speed; 1 for none."""
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if type(value) is int and value < 1:
+                raise ValueError(f"model.{name}={value} must be at least 1")
         if self.width % (2 * self.num_heads):
             raise ValueError(
                 f"model.width={self.width} must be a multiple of 2 x model.num_heads="
