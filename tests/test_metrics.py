@@ -37,12 +37,14 @@ def test_rows_are_json_even_when_a_number_is_none(tmp_path):
 def test_the_console_line_holds_what_was_promised():
     row = {"step": 50, "tokens": 1_310_000, "loss": 2.0, "lr": 6e-4, "grad_norm": 0.5}
     row |= {"tokens_per_second": 1000.0, "mfu": 0.412}
-    line = format_train_row(row, step_tokens=1000, total_steps=200)
+    line = format_train_row(row, row_tokens=5000, step_tokens=1000, total_steps=200)
     for part in ("50/200", "25.0%", "loss 2.0000", "ppl 7.3891", "lr 6.00e-04", "norm 0.50"):
         assert part in line
-    for part in ("+1K = 1.31M", "1K tok/s", "mfu 41.2%", "eta 2m30s"):
+    for part in ("+5K = 1.31M", "1K tok/s", "mfu 41.2%", "eta 2m30s"):
         assert part in line
-    assert "mfu" not in format_train_row(row | {"mfu": None}, step_tokens=1000, total_steps=200)
+    assert "mfu" not in format_train_row(
+        row | {"mfu": None}, row_tokens=5000, step_tokens=1000, total_steps=200
+    )
 
 
 @pytest.mark.parametrize(

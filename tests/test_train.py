@@ -248,3 +248,30 @@ def test_bits_per_byte_are_those_of_the_text_that_was_evaluated(recipe):
     row = read_rows(recipe.run.dir)[0]
     expected = row["loss"] * 512 / math.log(2) / len(text.encode())
     assert row["bits_per_byte"] == pytest.approx(expected)
+
+
+def test_a_row_is_the_mean_over_its_steps_also_across_a_resume(recipe, tmp_path):
+    masked = change(recipe, data={"document_masking": True})  # uneven numbers of targets
+    run(masked)
+    steps = [row for row in read_rows(recipe.run.dir) if row["kind"] == "train"]
+    coarse = change(elsewhere(masked, tmp_path / "coarse"), run={"log_every": 5, "max_steps": 3})
+    run(change(coarse, run={"log_every": 50}))
+    run(change(coarse, run={"max_steps": None}))
+    rows = [row for row in read_rows(coarse.run.dir) if row["kind"] == "train"]
+    assert [row["step"] for row in rows] == [3, 5, 8]
+    for row, part in zip(rows, (steps[:3], steps[3:5], steps[5:]), strict=True):
+        targets = sum(step["targets"] for step in part)
+        mean = sum(step["loss"] * step["targets"] for step in part) / targets
+        assert row["targets"] == targets
+        assert row["loss"] == pytest.approx(mean, rel=1e-9)
+
+
+def test_a_row_that_was_begun_goes_on_after_a_kill(recipe, tmp_path):
+    coarse = change(recipe, run={"log_every": 4})
+    run(coarse)
+    resumed = elsewhere(coarse, tmp_path / "resumed")
+    shutil.copytree(recipe.run.dir, resumed.run.dir)
+    for step in (6, 8):
+        shutil.rmtree(tmp_path / "resumed" / "checkpoints" / f"step-{step:08d}")
+    run(resumed)  # from step 3, in the middle of the first row
+    assert read_rows(resumed.run.dir) == read_rows(coarse.run.dir)

@@ -43,8 +43,26 @@ class TrainingState:
     """Time spent training, in all sessions."""
     skipped: int = 0
     """Updates left out because the gradient was not finite."""
+    row_loss: float = 0.0
+    """Nats since the last row of metrics, over all targets since."""
+    row_targets: int = 0
+    row_tokens: int = 0
+    row_seconds: float = 0.0
     order_version: int = field(default=1)
     state_version: int = STATE_VERSION
+
+    def count_step(self, *, windows: int, tokens: int, seconds: float) -> None:
+        """Move on by one optimizer step."""
+        self.step += 1
+        self.windows += windows
+        self.tokens += tokens
+        self.row_tokens += tokens
+        self.seconds += seconds
+        self.row_seconds += seconds
+
+    def begin_row(self) -> None:
+        """Begin to gather the next row of metrics."""
+        self.row_loss, self.row_targets, self.row_tokens, self.row_seconds = 0.0, 0, 0, 0.0
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:

@@ -163,7 +163,7 @@ class RunConfig:
     keep_last: int = 3
     """Checkpoints kept; 0 keeps all."""
     log_every: int = 1
-    """Steps between rows of metrics."""
+    """Steps between rows of metrics; the loss of a row is the mean over them."""
     evaluate_every: int = 250
     """Steps between validations; also at step 0 and at the end."""
     evaluate_tokens: TokenCount = TokenCount(20 * 2**19)

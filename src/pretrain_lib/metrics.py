@@ -107,15 +107,15 @@ def start_trackers(accelerator: Accelerator, settings: dict) -> None:
         accelerator.init_trackers("pretrain_lib", config=flatten(settings), init_kwargs=places)
 
 
-def format_train_row(row: dict, *, step_tokens: int, total_steps: int) -> str:
-    """Return the console line of a train row."""
+def format_train_row(row: dict, row_tokens: int, step_tokens: int, total_steps: int) -> str:
+    """Return the console line of a train row: of `row_tokens`, `step_tokens` in its last step."""
     mfu = "" if row["mfu"] is None else f"  mfu {row['mfu']:.1%}"
     left = (total_steps - row["step"]) * step_tokens / row["tokens_per_second"]
     return (
         f"step {row['step']:>{len(f'{total_steps:,}')},}/{total_steps:,} "
         f"{row['step'] / total_steps:6.1%}  loss {row['loss']:.4f}  "
         f"ppl {perplexity(row['loss']):.5g}  lr {row['lr']:.2e}  norm {row['grad_norm']:.2f}  "
-        f"tokens +{human(step_tokens)} = {human(row['tokens'])}  "
+        f"tokens +{human(row_tokens)} = {human(row['tokens'])}  "
         f"{human(row['tokens_per_second'])} tok/s{mfu}  eta {human_time(left)}"
     )
 

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from pretrain_lib.config import Recipe
 from pretrain_lib.data.shards import LOCK, lock_folder, write_atomically, write_json
+from pretrain_lib.metrics import drop_rows_after
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
@@ -63,11 +64,15 @@ def _is_used(folder: Path) -> bool:
     return bool(entries)
 
 
-def write_settings(folder: Path, config: Recipe, manifest: dict) -> None:
-    """Write `config.yaml`, which a recipe reads again, and `manifest.json`."""
+def begin_run(folder: Path, config: Recipe, manifest: dict, *, step: int, last_row: int) -> None:
+    """Write `config.yaml`, `manifest.json` and the status; cut rows of steps after `last_row`."""
+    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.to_dict(), sort_keys=False)
     write_atomically(folder / "config.yaml", text.encode())
     write_json(folder / "manifest.json", manifest)
+    write_status(folder, "running", step=step)
+    for rows in (METRICS, SAMPLES):
+        drop_rows_after(folder / rows, last_row)
 
 
 def write_status(folder: Path, state: str, *, step: int | None = None, reason: str = "") -> None:

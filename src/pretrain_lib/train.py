@@ -1,6 +1,7 @@
 """The loop: made of public parts only, so that a script of your own can copy it. Floor 5."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pretrain_lib.data.batches import Batch, PackedDataset, iterate_steps
 from pretrain_lib.evaluate.validation import evaluated_bytes, validate
 from pretrain_lib.flops import device_peak, model_flops
 from pretrain_lib.generate import write_samples
-from pretrain_lib.metrics import Metrics, drop_rows_after, format_train_row, start_trackers
+from pretrain_lib.metrics import Metrics, format_train_row, start_trackers
 from pretrain_lib.models.hf import Model
 from pretrain_lib.optim import build_adamw
 from pretrain_lib.resume import resume
@@ -25,8 +26,8 @@ from pretrain_lib.run_folder import (
     CHECKPOINTS,
     METRICS,
     SAMPLES,
+    begin_run,
     build_manifest,
-    write_settings,
     write_status,
 )
 from pretrain_lib.step import StepResult, train_step
@@ -114,12 +115,9 @@ def _start(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerato
     low_precision = accelerator.mixed_precision == "bf16"
     peak = device_peak(accelerator.device, torch.bfloat16 if low_precision else torch.float32)
     if accelerator.is_main_process:
-        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        write_settings(folder, config, manifest)
-        write_status(folder, "running", step=state.step)
-        for rows in (METRICS, SAMPLES):
-            # Its own checkpoint comes after the rows of its step, another's before them.
-            drop_rows_after(folder / rows, state.step if start.continues else state.step - 1)
+        # Its own checkpoint comes after the rows of its step, another's before them.
+        last_row = state.step if start.continues else state.step - 1
+        begin_run(folder, config, manifest, step=state.step, last_row=last_row)
     start_trackers(accelerator, config.to_dict())
     metrics = Metrics(folder / METRICS, accelerator, total_steps=last_step, step=state.step)
     for line in banner(config, model, corpus, accelerator, peak=peak):
@@ -172,33 +170,36 @@ def _batches(run: Run) -> Iterator[list[Batch]]:
 
 
 def _record(run: Run, result: StepResult, *, seconds: float) -> None:
-    """Count a finished step and write its row."""
+    """Count a finished step, and every `run.log_every` steps write a row about those since."""
     state, config, length = run.state, run.config, run.config.batch.sequence_length
-    windows, learning_rate = config.batch_sizes().at(state.step), config.learning_rate()(state.step)
-    state.step, state.windows = state.step + 1, state.windows + windows
-    state.tokens, state.seconds = state.tokens + windows * length, state.seconds + seconds
+    windows, rate = config.batch_sizes().at(state.step), config.learning_rate()(state.step)
+    tokens = windows * length
+    state.count_step(windows=windows, tokens=tokens, seconds=seconds)
+    if not result.skipped:
+        state.row_loss += result.loss * result.targets
+        state.row_targets += result.targets
     run.watch.longest_step = max(run.watch.longest_step, seconds)
     _count_skipped(run, result)
     run.metrics.advance()
     if state.step % config.run.log_every and state.step != run.last_step:
         return
-    speed = windows * length / seconds
+    speed = state.row_tokens / state.row_seconds
     flops = model_flops(run.model, sequence_length=length).total
     row = {
         "kind": "train",
         "step": state.step,
-        "tokens": run.state.tokens,
-        "loss": result.loss,
-        "lr": learning_rate,
+        "tokens": state.tokens,
+        "loss": state.row_loss / state.row_targets if state.row_targets else math.nan,
+        "lr": rate,
         "grad_norm": result.grad_norm,
-        "targets": result.targets,
+        "targets": state.row_targets,
         "tokens_per_second": speed,
         "mfu": None if run.peak is None else speed * flops / run.peak,
         "seconds": state.seconds,
     }
     run.metrics.write(row)
-    line = format_train_row(row, step_tokens=windows * length, total_steps=run.last_step)
-    run.metrics.say(line)
+    run.metrics.say(format_train_row(row, state.row_tokens, tokens, run.last_step))
+    state.begin_row()
 
 
 def _count_skipped(run: Run, result: StepResult) -> None:
