@@ -44,8 +44,8 @@ def write_local_tasks(
     *,
     items: int = 200,
     seed: int = 0,
-    context_characters: int = 400,
-    ending_characters: int = 120,
+    context_characters: int = 280,
+    ending_characters: int = 80,
     documents: int = 50,
     document_characters: int = 4000,
 ) -> list[str]:
