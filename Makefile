@@ -49,7 +49,7 @@ quickstart: $(VENV)/.installed
 	@echo
 	@echo "What lies where"
 	@echo "  $(DATA)                     tokens, with their tokenizer"
-	@echo "  $(RUN)/metrics.jsonl           a row a step; samples.jsonl: what the model wrote"
+	@echo "  $(RUN)/metrics.jsonl           losses, rates, speed; samples.jsonl: what the model wrote"
 	@echo "  $(RUN)/plots/curves.png        loss, learning rate, gradient norm, speed"
 	@echo "  $(RUN)/checkpoints             each is a model folder; the run resumes from the newest"
 	@echo "  $(RUN)/export                  the model, for transformers, lm-eval and everything else"

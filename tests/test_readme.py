@@ -26,6 +26,10 @@ def test_scripts_run_and_learn(number, tmp_path):
     assert losses[-1] < losses[0] - 1
 
 
+def test_no_figure_is_missing():
+    assert not re.findall(r"\b[A-Z]+_[A-Z_]+\b", re.sub(r"HF_HUB_OFFLINE|TORCH_INDEX", "", TEXT))
+
+
 def test_every_file_that_is_named_exists():
     for name in re.findall(r"(?:recipes|accelerate_configs)/[\w./]+\.(?:py|yaml|md)", TEXT):
         assert (ROOT / name).is_file() or name == "recipes/R.py", name
