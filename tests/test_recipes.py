@@ -299,3 +299,24 @@ def test_every_accelerate_configuration_parses():
         assert config.mixed_precision in ("no", "bf16")
         assert file.read_text().startswith("#"), f"{file} does not say when to choose it"
     assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_a_run_begun_by_two_processes_ends_on_one_with_the_same_curve(prepared, tmp_path):
+    fp32 = {"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}
+    whole = run_recipe_script(*tiny_flags(prepared, tmp_path / "whole"), environment=fp32)
+    assert whole.returncode == 0, whole.stderr
+    flags = tiny_flags(prepared, tmp_path / "moved")
+    command = ["accelerate", "launch", "--config_file", "accelerate_configs/cpu_2proc.yaml"]
+    command += ["--mixed_precision", "no", "recipes/gpt2_124m.py", "--run.max_steps", "5"]
+    begun = run_command(*command, *flags)
+    assert begun.returncode == 0, begun.stderr
+    ended = run_recipe_script(*flags, environment=fp32)
+    assert ended.returncode == 0, ended.stderr
+    assert "changed since: world.processes was 2, is 1" in ended.stdout
+    rows = [
+        [row for row in read_rows(tmp_path / name) if row["kind"] == "train"]
+        for name in ("whole", "moved")
+    ]
+    assert [row["step"] for row in rows[1]] == list(range(1, 9))
+    for one, moved in zip(*rows, strict=True):
+        assert one["loss"] == pytest.approx(moved["loss"], abs=1e-5)
