@@ -58,7 +58,7 @@ quickstart: $(VENV)/.installed
 	@echo "  let it write      $(BIN)/pretrain sample $(RUN)/export --prompt 'def read_'"
 	@echo "  your own text     $(BIN)/accelerate launch --config_file accelerate_configs/$(DEVICE).yaml \\"
 	@echo "                      recipes/gpt2_124m.py --config recipes/quickstart.yaml \\"
-	@echo "                      --data.source FILE_OR_FOLDER --run.dir runs/mine"
+	@echo "                      --data.source FILE_OR_FOLDER --data.validation first:20000 --run.dir runs/mine"
 	@echo "  the real recipe   see recipes/README.md"
 
 test: $(VENV)/.installed
