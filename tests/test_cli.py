@@ -118,3 +118,11 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, cap
 def test_an_abbreviated_flag_is_refused(capsys):
     assert call("prepare", "python-stdlib", "--train", "300", "--out", "x") == 2
     assert "--train" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(prepared):
+    result = run_command(
+        "bash", "-c", f"pretrain inspect {prepared} --sequence_length 20000 | head -1"
+    )
+    assert result.stdout.startswith("sources")
+    assert result.stderr == ""

@@ -10,12 +10,13 @@ import os
 import re
 import shutil
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from pretrain_lib.data.order import ORDER_VERSION
 from pretrain_lib.data.shards import write_json
 from pretrain_lib.data.tokenizer import Tokenizer
 from pretrain_lib.models.hf import Model, load_weights, save_pretrained
@@ -48,7 +49,7 @@ class TrainingState:
     row_targets: int = 0
     row_tokens: int = 0
     row_seconds: float = 0.0
-    order_version: int = field(default=1)
+    order_version: int = ORDER_VERSION
     state_version: int = STATE_VERSION
 
     def count_step(self, *, windows: int, tokens: int, seconds: float) -> None:

@@ -1,6 +1,7 @@
 """The `pretrain` command: prepare, verify, inspect, tasks, export, eval, sample, plot. Floor 7."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from pretrain_lib.checkpoint import FILES, find_newest, verify_checkpoint
-from pretrain_lib.command import report_errors
+from pretrain_lib.command import DONE, report_errors
 from pretrain_lib.data.batches import PackedDataset
 from pretrain_lib.data.prepare import TOKENIZER_FOLDER, Job, prepare
 from pretrain_lib.data.shards import open_split, read_manifest, verify_folder
@@ -31,8 +32,14 @@ Command = Callable[[argparse.Namespace], int | None]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the `pretrain` command."""
     options = _build_parser().parse_args(arguments)
-    # What cannot be read or written is the user's to mend as well.
-    sys.exit(report_errors(lambda: options.run(options), user_errors=(ValueError, OSError)))
+    try:
+        # What cannot be read or written is the user's to mend as well.
+        code = report_errors(lambda: options.run(options), user_errors=(ValueError, OSError))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = DONE
+    sys.exit(code)
 
 
 def _prepare(options: argparse.Namespace) -> None:

@@ -54,7 +54,8 @@ def report_errors(
     try:
         return action() or DONE
     except user_errors as error:
-        if isinstance(error, ValueError) and not _raised_here(error):
+        defect = isinstance(error, ValueError) and not _raised_here(error)
+        if defect or isinstance(error, BrokenPipeError):
             raise
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -41,7 +41,7 @@ def resume(
     """
     path, fork = _choose(config)
     if path is None:
-        return Start(TrainingState(order_version=ORDER_VERSION))
+        return Start(TrainingState())
     state, before = read_state(path)
     if state.order_version != ORDER_VERSION:
         raise ValueError(
