@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from pretrain_lib.data.arrays import TokenArray, TokenFile
 from pretrain_lib.data.batches import PackedDataset, iterate_steps, rank_micro_batches
 from pretrain_lib.data.foreign import open_foreign
-from pretrain_lib.data.shards import TokenArray, TokenFile, write_shard
+from pretrain_lib.data.shards import write_shard
 from pretrain_lib.loss import IGNORED_TARGET
 
 LENGTH = 16

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pretrain_lib import GPT2Config
 from pretrain_lib.arguments import parse_recipe
-from pretrain_lib.config import Duration, TokenCount
+from pretrain_lib.units import Duration, TokenCount
 from tests.conftest import change
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from pretrain_lib import Job, corpus, open_corpus, prepare
-from pretrain_lib.data.shards import open_split, read_manifest
+from pretrain_lib import Job, autoprepare, open_corpus, prepare
+from pretrain_lib.data.arrays import open_split
+from pretrain_lib.data.shards import read_manifest
 from tests.conftest import change
 
 
@@ -17,7 +18,7 @@ def test_a_prepared_folder_is_opened_as_it_stands(recipe, prepared):
     found, manifest = open_corpus(recipe), read_manifest(prepared)
     assert found.fingerprint == manifest["fingerprint"]
     train = open_split(prepared, "train")
-    assert np.array_equal(found.train.read(0, len(train)), train.read(0, len(train)))
+    assert np.array_equal(found.train[0].read(0, len(train)), train.read(0, len(train)))
     ids = train.read(0, len(train))
     assert found.id_range == (ids.min(), ids.max())
     assert found.validation_name == "hash:0.1"
@@ -37,7 +38,7 @@ def test_a_source_is_prepared_once(recipe, tmp_path):
 
 def test_a_large_source_is_left_to_the_command(recipe, tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("word " * 100)
-    monkeypatch.setattr(corpus, "PREPARE_LIMIT_TOKENS", 10)
+    monkeypatch.setattr(autoprepare, "PREPARE_LIMIT_TOKENS", 10)
     with pytest.raises(ValueError, match=r"pretrain prepare .*text\.txt --train_tokenizer 300"):
         open_corpus(from_source(recipe, tmp_path / "text.txt", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -50,7 +51,7 @@ def test_an_array_is_read_and_validated_on_another(recipe, tmp_path, dtype):
     ids[:100].astype("uint16").tofile(tmp_path / "validation.bin")
     data = {"path": f"{tmp_path}/train.npy", "validation": f"{tmp_path}/validation.bin"}
     found = open_corpus(change(recipe, data=data))
-    assert np.array_equal(found.train.read(0, 500), ids)
+    assert np.array_equal(found.train[0].read(0, 500), ids)
     assert np.array_equal(found.validation.read(0, 100), ids[:100])
     assert (found.id_range, found.dtype) == ((ids.min(), ids.max()), dtype)
     assert (found.tokenizer, found.validation_name) == (None, f"{tmp_path}/validation.bin")

@@ -14,15 +14,19 @@ import numpy as np
 import pytest
 
 from pretrain_lib.data import sources
-from pretrain_lib.data.prepare import Job, parse_validation, prepare
-from pretrain_lib.data.shards import open_split, verify_folder
+from pretrain_lib.data.arrays import open_split
+from pretrain_lib.data.holdout import parse_validation
+from pretrain_lib.data.job import Job
+from pretrain_lib.data.prepare import prepare
+from pretrain_lib.data.shards import verify_folder
 from pretrain_lib.data.tokenizer import load_tokenizer, train_tokenizer
 
 RUN = """
 import os, signal, sys
 from pathlib import Path
 from pretrain_lib.data import sources
-from pretrain_lib.data.prepare import Job, prepare
+from pretrain_lib.data.job import Job
+from pretrain_lib.data.prepare import prepare
 
 name, folder, fatal_sync, unit_bytes, workers = sys.argv[1:]
 if unit_bytes != "0":

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrain_lib.data.arrays import open_split
 from pretrain_lib.data.foreign import open_foreign
 from pretrain_lib.data.shards import (
     BLOCK_BYTES,
     SHARD_HASHES,
-    open_split,
     read_manifest,
     token_dtype,
     verify_folder,

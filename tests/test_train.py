@@ -11,7 +11,7 @@ import yaml
 
 from pretrain_lib import GPT2, open_corpus, start_accelerator, train
 from pretrain_lib.checkpoint import read_state
-from pretrain_lib.config import TokenCount
+from pretrain_lib.units import TokenCount
 from tests.conftest import change, read_rows
 
 

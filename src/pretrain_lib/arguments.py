@@ -5,7 +5,8 @@ import sys
 from argparse import ArgumentParser as PlainParser
 from typing import Any, NoReturn
 
-from pretrain_lib.config import DataConfig, Duration, Recipe, TokenCount
+from pretrain_lib.config import DataConfig, Recipe
+from pretrain_lib.units import Duration, TokenCount
 
 
 def parse_recipe(

@@ -1,39 +1,57 @@
-"""What a run states before it starts. Floor 4."""
+"""What a run states before it starts. Floor 8."""
 
 import torch
 from accelerate import Accelerator
 
 from pretrain_lib.config import Recipe
-from pretrain_lib.corpus import Corpus
+from pretrain_lib.data.batches import PackedDataset, WindowSource
 from pretrain_lib.flops import count_parameters, model_flops
 from pretrain_lib.metrics import human, human_time
 from pretrain_lib.models.hf import Model
+from pretrain_lib.open_data import Corpus
 
 ASSUMED_MFU = 0.4  # for the first estimate of the time, before a step was measured
 
 
 def banner(
-    config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator, *, peak: float | None
+    config: Recipe,
+    model: Model,
+    corpus: Corpus,
+    dataset: WindowSource,
+    accelerator: Accelerator,
+    *,
+    peak: float | None,
 ) -> list[str]:
     """Return the lines that state data, model, device, batch and schedule of a run."""
     return [
-        *_data_lines(config, corpus),
+        *_data_lines(config, corpus, dataset),
         _model_line(config, model),
         _device_line(accelerator, peak),
         *_batch_lines(config, model, accelerator, peak),
     ]
 
 
-def _data_lines(config: Recipe, corpus: Corpus) -> list[str]:
+def _data_lines(config: Recipe, corpus: Corpus, dataset: WindowSource) -> list[str]:
     low, high = corpus.id_range
-    total = config.learning_rate().total_steps
-    planned = config.batch_sizes().before(total) * config.batch.sequence_length
-    lines = [
-        f"data      {corpus.name}",
-        f"          {len(corpus.train):,} tokens ({corpus.dtype}, read from disk as needed), "
-        f"ids {low} to {high}, vocabulary {config.model.vocabulary_size:,}; "
-        f"{planned / len(corpus.train):.2f} epochs planned",
-    ]
+    ids = f"ids {low} to {high}, vocabulary {config.model.vocabulary_size:,}"
+    lines = [f"data      {corpus.name}"]
+    if isinstance(dataset, PackedDataset):
+        tokens = " + ".join(f"{len(source):,}" for source in corpus.train)
+        planned = config.batch_sizes().before(config.learning_rate().total_steps)
+        epochs = ", ".join(f"{epochs:.2f}" for epochs in dataset.order.planned_epochs(planned))
+        lines.append(
+            f"          {tokens} tokens ({corpus.dtype}, read from disk as needed), {ids}; "
+            f"{epochs} epochs planned"
+        )
+        padded = [plan.report.padded_share for plan in corpus.plans or ()]
+        cut = [plan.report.cut_share for plan in corpus.plans or ()]
+        lines += [
+            f"          best-fit packing: {share:.2%} padded, {cut_share:.1%} of the documents are "
+            f"longer than a window and cut"
+            for share, cut_share in zip(padded, cut, strict=True)
+        ]
+    else:
+        lines.append(f"          {corpus.dtype}, {ids}")
     if corpus.validation is not None:
         used = min(len(corpus.validation), config.run.evaluate_tokens)
         lines.append(

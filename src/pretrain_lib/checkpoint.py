@@ -49,6 +49,8 @@ class TrainingState:
     row_targets: int = 0
     row_tokens: int = 0
     row_seconds: float = 0.0
+    stream: dict | None = None
+    """Where in its source a stream's present segment begins."""
     order_version: int = ORDER_VERSION
     state_version: int = STATE_VERSION
 

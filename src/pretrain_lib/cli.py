@@ -13,9 +13,11 @@ import torch
 
 from pretrain_lib.checkpoint import FILES, find_newest, verify_checkpoint
 from pretrain_lib.command import DONE, report_errors
+from pretrain_lib.data.arrays import open_split
 from pretrain_lib.data.batches import PackedDataset
-from pretrain_lib.data.prepare import TOKENIZER_FOLDER, Job, prepare
-from pretrain_lib.data.shards import open_split, read_manifest, verify_folder
+from pretrain_lib.data.job import TOKENIZER_FOLDER, Job
+from pretrain_lib.data.prepare import prepare
+from pretrain_lib.data.shards import read_manifest, verify_folder
 from pretrain_lib.data.tokenizer import load_tokenizer
 from pretrain_lib.evaluate.harness import evaluate_folder, format_table, write_results
 from pretrain_lib.evaluate.local_tasks import write_local_tasks

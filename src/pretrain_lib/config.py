@@ -1,18 +1,18 @@
 """The settings of a run: one dataclass per concern, checked against one another. Floor 2."""
 
 import dataclasses
-import re
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import Any
 
 from pretrain_lib.models.gpt2 import GPT2Config
 from pretrain_lib.models.llama import LlamaConfig
 from pretrain_lib.schedule import BatchSizes, LearningRate
+from pretrain_lib.units import Duration, TokenCount
 
 # The smallest value of each number that has one; null stays allowed where it means "never".
 LOWEST = {
     "data.workers": 1,
+    "data.max_rejected": 0,
     "batch.micro_batch": 1,
     "batch.sequence_length": 1,
     "optimizer.learning_rate": 0,
@@ -32,30 +32,7 @@ LOWEST = {
 }
 
 
-class TokenCount(int):
-    """A number of tokens; reads 375M, 10e9, 2.5B, 524_288."""
-
-    @classmethod
-    def parse(cls, value: Any) -> "TokenCount":
-        """Read a count as it is written in YAML or on the command line."""
-        number = r"(\d+(?:\.\d+)?(?:e\+?\d+)?)([KMBT]?)"
-        match = re.fullmatch(number, str(value).replace("_", ""))
-        exponent = {"": 0, "K": 3, "M": 6, "B": 9, "T": 12}[match[2]] if match else 0
-        if not match or (count := Decimal(match[1]).scaleb(exponent)) % 1:
-            raise ValueError(f"{value!r} is not a number of tokens such as 524288, 375M or 10e9")
-        return cls(count)
-
-
-class Duration(float):
-    """A time in seconds; reads 90, 45s, 30m, 2h, 1.5d."""
-
-    @classmethod
-    def parse(cls, value: Any) -> "Duration":
-        """Read a duration as it is written in YAML or on the command line."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value))
-        if not match:
-            raise ValueError(f"{value!r} is not a time such as 90, 45s, 30m, 2h or 1.5d")
-        return cls(float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]])
+PACKINGS = ("concat", "best_fit")
 
 
 @dataclass(frozen=True)
@@ -65,9 +42,12 @@ class DataConfig:
     source: str | list[str] | None = None
     """The text: python-stdlib (the embedded corpus), files, folders, or OWNER/NAME[:CONFIG] on the
     hub. Prepared once into `path`."""
-    path: str | None = None
-    """A folder made by `pretrain prepare` (made now from `source` if it is not there), or an array
-    of tokens (.npy, .bin). Default: a cache folder named by what decides its content."""
+    path: str | list[str] | None = None
+    """A folder made by `pretrain prepare` (made now from `source` if it is not there), or arrays
+    of tokens (.npy, .bin, .ds; train_*.bin takes several as one). A list of these is a mixture.
+    Default: a cache folder named by what decides its content."""
+    weights: list[float] | None = None
+    """The share of the windows that each path of a mixture gives; default: as it has tokens."""
     validation: str = "hash"
     """Held-out text: hash[:SHARE] of the documents, first:TOKENS of the source, the path of an
     array of tokens, or none."""
@@ -79,8 +59,17 @@ class DataConfig:
     """The column or JSON field with the text."""
     document_masking: bool = False
     """Keep packed documents apart: attention and positions stay inside each."""
-    workers: int = 1
-    """Processes that prepare a source."""
+    packing: str = "concat"
+    """concat (documents one after the other), or best_fit (only documents longer than a window are
+    cut; what stays empty is padding)."""
+    streaming: bool = False
+    """Tokenise `source` while the run trains, into a spool of a few segments on disk."""
+    spool_tokens: TokenCount = TokenCount(2**24)
+    """Tokens in a segment of a stream: so far reaches its shuffle."""
+    max_rejected: int = 100
+    """Documents of `source` that may be left out because they cannot be read."""
+    workers: int | None = None
+    """Processes that prepare a source; default: one per core."""
 
 
 @dataclass(frozen=True)
@@ -245,6 +234,8 @@ class Recipe:
             value = getattr(getattr(self, section), setting)
             if value is not None and value < lowest:
                 raise ValueError(f"{name}={value} must be at least {lowest}")
+        if self.data.packing not in PACKINGS:
+            raise ValueError(f"data.packing={self.data.packing} must be {' or '.join(PACKINGS)}")
         if self.optimizer.max_grad_norm <= 0:
             raise ValueError(
                 f"optimizer.max_grad_norm={self.optimizer.max_grad_norm} must be above 0; for no "

@@ -30,6 +30,7 @@ FREE_SETTINGS = (
     "data.source",
     "data.path",
     "data.workers",
+    "data.max_rejected",
     "data.text_field",
     "data.validation",
     "data.tokenizer",

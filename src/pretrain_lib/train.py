@@ -1,4 +1,4 @@
-"""The loop: made of public parts only, so that a script of your own can copy it. Floor 5."""
+"""The loop: made of public parts only, so that a script of your own can copy it. Floor 9."""
 
 import dataclasses
 import math
@@ -13,13 +13,14 @@ from accelerate import Accelerator
 from pretrain_lib.banner import banner
 from pretrain_lib.checkpoint import TrainingState, save_checkpoint
 from pretrain_lib.config import Recipe
-from pretrain_lib.corpus import Corpus
-from pretrain_lib.data.batches import Batch, PackedDataset, iterate_steps
+from pretrain_lib.corpus import build_dataset
+from pretrain_lib.data.batches import Batch, WindowSource, iterate_steps
 from pretrain_lib.evaluate.validation import evaluated_bytes, validate
 from pretrain_lib.flops import device_peak, model_flops
 from pretrain_lib.generate import write_samples
 from pretrain_lib.metrics import Metrics, format_train_row, start_trackers
 from pretrain_lib.models.hf import Model
+from pretrain_lib.open_data import Corpus
 from pretrain_lib.optim import build_adamw
 from pretrain_lib.resume import resume
 from pretrain_lib.run_folder import (
@@ -44,6 +45,7 @@ class Run:
     prepared_model: torch.nn.Module  # the model as Accelerate wrapped it
     optimizer: torch.optim.Optimizer
     corpus: Corpus
+    dataset: WindowSource
     state: TrainingState
     manifest: dict
     metrics: Metrics
@@ -95,6 +97,7 @@ def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator
         return _finish(run, None if ended else reason)
     finally:
         batches.close()
+        run.dataset.close()
         run.metrics.close()
         run.watch.close()
 
@@ -120,7 +123,8 @@ def _start(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerato
         begin_run(folder, config, manifest, step=state.step, last_row=last_row)
     start_trackers(accelerator, config.to_dict())
     metrics = Metrics(folder / METRICS, accelerator, total_steps=last_step, step=state.step)
-    for line in banner(config, model, corpus, accelerator, peak=peak):
+    dataset = build_dataset(config, corpus, first_window=state.windows, cursor=state.stream)
+    for line in banner(config, model, corpus, dataset, accelerator, peak=peak):
         metrics.say(line)
     if start.continues or start.parent:
         metrics.say(f"resumed at step {state.step:,}, window {state.windows:,} of the data")
@@ -133,6 +137,7 @@ def _start(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerato
         prepared_model=prepared_model,
         optimizer=prepared_optimizer,
         corpus=corpus,
+        dataset=dataset,
         state=state,
         manifest=manifest,
         metrics=metrics,
@@ -152,15 +157,9 @@ def _start(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerato
 def _batches(run: Run) -> Iterator[list[Batch]]:
     """Return this rank's micro-batches of the steps that are left, continuing in the data."""
     config, sizes, first = run.config, run.config.batch_sizes(), run.state.step
-    dataset = PackedDataset(
-        run.corpus.train,
-        sequence_length=config.batch.sequence_length,
-        seed=config.run.seed,
-        document_masking=config.data.document_masking,
-    )
     offset = run.state.windows - sizes.before(first)  # not zero in a fork with other batches
     return iterate_steps(
-        dataset,
+        run.dataset,
         ((offset + sizes.before(s), sizes.at(s)) for s in range(first, run.last_step)),
         micro_batch=config.batch.micro_batch,
         device=run.accelerator.device,
@@ -238,11 +237,7 @@ def _evaluate(run: Run, *, due: bool) -> None:
     )
     row = {"kind": "validation", "step": state.step, "tokens": run.state.tokens}
     run.metrics.write(row | dataclasses.asdict(result))
-    bits = "" if result.bits_per_byte is None else f"  bits/byte {result.bits_per_byte:.4f}"
-    run.metrics.say(
-        f"validation at step {state.step:,}: loss {result.loss:.4f}  "
-        f"ppl {result.perplexity:.5g}{bits}  ({result.targets:,} targets)"
-    )
+    run.metrics.say(f"validation at step {state.step:,}: {result.format()}")
 
 
 def _sample(run: Run, *, due: bool) -> None:
@@ -272,6 +267,7 @@ def _save(run: Run, *, due: bool) -> None:
     started = time.monotonic()
     if run.accelerator.is_main_process:
         run.metrics.sync()
+        state.stream = run.dataset.cursor(state.windows)
         path = save_checkpoint(
             run.folder / CHECKPOINTS,
             state,

@@ -1,20 +1,35 @@
 """Batches: a torch Dataset whose item k is window k, and this rank's micro-batches of each step.
 
-Floor 2.
+Floor 3.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
+from pretrain_lib.data.arrays import TokenArray
+from pretrain_lib.data.best_fit import BestFitPlan
 from pretrain_lib.data.order import WindowOrder
-from pretrain_lib.data.packing import read_window
-from pretrain_lib.data.shards import TokenArray
+from pretrain_lib.data.packing import Windows, fill_planned_window, fill_window
 
 Batch = dict[str, torch.Tensor]
+
+
+class WindowSource(Protocol):
+    """What training reads: window k of the run, for every k."""
+
+    def batch(self, positions: Sequence[int]) -> Batch:
+        """Return the windows at `positions`, stacked: `(B, T)` per tensor."""
+
+    def cursor(self, windows: int) -> dict | None:
+        """Return where in its source the window lies, if another number is needed to find it."""
+
+    def close(self) -> None:
+        """End what reads ahead."""
 
 
 class PackedDataset(Dataset):
@@ -22,7 +37,7 @@ class PackedDataset(Dataset):
 
     Its length is one epoch; items beyond it exist and are the epochs that follow, each in an order
     of its own. Items are dicts of `input_ids` and `targets` (T,) int64, and `document_ends` (T,)
-    int32 with `document_masking`.
+    int32 with `document_masking`. `plans`, one for each array, pack whole documents into windows.
     """
 
     def __init__(
@@ -33,6 +48,7 @@ class PackedDataset(Dataset):
         seed: int = 0,
         weights: Sequence[float] | None = None,
         document_masking: bool = False,
+        plans: Sequence[BestFitPlan] | None = None,
     ) -> None:
         self.sources = [tokens] if isinstance(tokens, TokenArray) else list(tokens)
         if document_masking and not all(source.has_documents for source in self.sources):
@@ -40,13 +56,18 @@ class PackedDataset(Dataset):
                 "data.document_masking=true needs to know where documents end, which .npy and .bin "
                 "arrays do not say; prepare the text with `pretrain prepare`"
             )
+        assert plans is None or [p.sequence_length for p in plans] == (
+            [sequence_length] * len(self.sources)
+        ), "the plans are of other windows"
         self.sequence_length = sequence_length
         self.document_masking = document_masking
+        self.plans = plans
         self.order = WindowOrder(
             num_tokens=tuple(len(source) for source in self.sources),
             sequence_length=sequence_length,
             seed=seed,
             weights=tuple(weights) if weights else None,
+            planned_windows=tuple(plan.num_windows for plan in plans) if plans else None,
         )
 
     def __len__(self) -> int:
@@ -57,25 +78,33 @@ class PackedDataset(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Batch]:
         """Return several windows at once, which a DataLoader prefers to one by one."""
-        if min(indices, default=0) < 0:
-            raise IndexError(f"window {min(indices)}: windows count from 0 at the run's start")
-        located = zip(*self.order.locate(np.array(indices)), strict=True)
-        return [
-            {
-                name: torch.from_numpy(array)
-                for name, array in read_window(
-                    self.sources[source],
-                    int(start),
-                    self.sequence_length,
-                    document_masking=self.document_masking,
-                ).items()
-            }
-            for source, _, start in located
-        ]
+        batch = self.batch(indices)
+        return [{name: rows[i] for name, rows in batch.items()} for i in range(len(indices))]
+
+    def batch(self, positions: Sequence[int]) -> Batch:
+        """Return the windows at `positions`, stacked: `(B, T)` per tensor."""
+        if min(positions, default=0) < 0:
+            raise IndexError(f"window {min(positions)}: windows count from 0 at the run's start")
+        windows = Windows.empty(
+            len(positions), self.sequence_length, document_masking=self.document_masking
+        )
+        source, _, start = (array.tolist() for array in self.order.locate(np.array(positions)))
+        for row, (s, first) in enumerate(zip(source, start, strict=True)):
+            if self.plans is None:
+                fill_window(windows, row, self.sources[s], first)
+            else:
+                fill_planned_window(windows, row, self.sources[s], self.plans[s], first)
+        return {name: torch.from_numpy(array) for name, array in windows.as_dict().items()}
+
+    def cursor(self, windows: int) -> None:  # noqa: ARG002 (the number of a window is enough)
+        """Return None: the number of a window is all that is needed to find it."""
+
+    def close(self) -> None:
+        """Do nothing: nothing is read ahead."""
 
 
 def rank_micro_batches(
-    dataset: PackedDataset,
+    dataset: WindowSource,
     first: int,
     count: int,
     *,
@@ -89,14 +118,17 @@ def rank_micro_batches(
     each is the same tensor whatever the number of ranks. `(b, T)` per tensor.
     """
     assert count % (micro_batch * world_size) == 0, f"{count} windows do not divide"
+    starts = range(first + rank * micro_batch, first + count, world_size * micro_batch)
+    positions = [start + i for start in starts for i in range(micro_batch)]
+    batch = dataset.batch(positions)
     return [
-        default_collate(dataset.__getitems__(range(start, start + micro_batch)))
-        for start in range(first + rank * micro_batch, first + count, world_size * micro_batch)
+        {name: rows[i : i + micro_batch] for name, rows in batch.items()}
+        for i in range(0, len(positions), micro_batch)
     ]
 
 
 def iterate_steps(
-    dataset: PackedDataset,
+    dataset: WindowSource,
     steps: Iterable[tuple[int, int]],
     *,
     micro_batch: int,

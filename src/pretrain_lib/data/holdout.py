@@ -1,15 +1,18 @@
-"""What is held out for validation: some documents by their text, or the first tokens. Floor 1."""
+"""What is held out for validation: some documents by their text, or the first tokens. Floor 2."""
 
 import contextlib
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pretrain_lib.data.shards import token_dtype, write_shard
+from pretrain_lib.data.encoder import Encoder
+from pretrain_lib.data.formats import Document, Rejected
+from pretrain_lib.data.pool import count
+from pretrain_lib.data.shards import write_shard
 from pretrain_lib.data.sources import Source
-from pretrain_lib.data.tokenizer import Tokenizer
 
 HASH_SHARE = 0.01  # of the documents, held out by `hash`
 
@@ -30,9 +33,10 @@ def parse_validation(rule: str) -> tuple[str, float]:
     )
 
 
-def hash_fraction(text: str) -> float:
+def hash_fraction(document: Document) -> float:
     """Return a number in [0, 1) that depends on the text alone: duplicates share a side."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    key = document.digest or document.text.encode()
+    digest = hashlib.blake2b(key, digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64
 
 
@@ -45,31 +49,48 @@ class HeldOut:
 
 
 def write_first_tokens(
-    validation: str,
-    sources: list[Source],
-    units: list[tuple[int, int]],
-    tokenizer: Tokenizer,
-    folder: Path,
-) -> list[HeldOut]:
+    validation: str, units: Iterable[tuple[Source, object]], encoder: Encoder, folder: Path
+) -> dict[int, HeldOut]:
     """Write the validation split of `first:TOKENS`, exactly so many: what each unit gave to it."""
     kind, missing = parse_validation(validation)
-    held_out = [HeldOut()] * len(units)
+    held_out: dict[int, HeldOut] = {}
     if kind != "first":
         return held_out
-    documents, text_bytes = [], 0
-    for index, (s, u) in enumerate(units):
-        for position, text in enumerate(sources[s].documents(sources[s].units()[u])):
-            ids = tokenizer.encode_documents([text])[0] if text.strip() else np.empty(0, np.int64)
-            part = ids[: int(missing)]
+    documents: list[np.ndarray] = []
+    text_bytes, last_ends = 0, True
+    for index, position, document in _enumerate(units):
+        text = "" if isinstance(document, Rejected) else document.text
+        ids = next(encoder.encode([document])) if text.strip() else np.empty(0, encoder.dtype)
+        part = ids[: int(missing)]
+        whole = len(part) == len(ids)
+        held_out[index] = HeldOut(position + 1) if whole else HeldOut(position, len(part))
+        if len(part):
+            if document.begins:
+                documents.append(part)
+            else:  # a later part of a large file goes on where the one before it ended
+                documents[-1] = np.concatenate([documents[-1], part])
+            last_ends = document.ends or not whole  # the rest of a cut document is another
+            held_text = text if whole else encoder.tokenizer.decode(part[document.begins :])
+            text_bytes += len(held_text.encode())
             missing -= len(part)
-            documents += [part] if len(part) else []
-            whole = len(part) == len(ids)
-            text_bytes += len((text if whole else tokenizer.decode(part[1:])).encode())
-            held_out[index] = HeldOut(position + 1) if whole else HeldOut(position, len(part))
-            if not missing:
-                break
+            count(documents=1, tokens=len(part), text_bytes=len(text.encode()))
         if not missing:
             break
-    dtype = token_dtype(tokenizer.vocabulary_size)
-    write_shard(folder, "validation-first", documents, dtype=dtype, text_bytes=text_bytes)
+    write_shard(
+        folder,
+        "validation-first",
+        documents,
+        dtype=encoder.dtype,
+        text_bytes=text_bytes,
+        last_ends=last_ends,
+    )
     return held_out
+
+
+def _enumerate(
+    units: Iterable[tuple[Source, object]],
+) -> Iterator[tuple[int, int, Document | Rejected]]:
+    """Yield `(unit, position in it, document)` for all documents."""
+    for index, (source, unit) in enumerate(units):
+        for position, document in enumerate(source.documents(unit)):
+            yield index, position, document

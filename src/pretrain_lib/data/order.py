@@ -77,12 +77,14 @@ class WindowOrder:
     A window is `sequence_length + 1` tokens: inputs, and targets one further; neighbours overlap by
     one token, so no target is lost between them. In epoch e of a source its windows start at
     `offset(e) + i * sequence_length`, so their boundaries move every epoch, and each is drawn once.
+    With `planned_windows` a window is an entry of a plan instead, which is the same in every epoch.
     """
 
     num_tokens: tuple[int, ...]  # of each source
     sequence_length: int
     seed: int
     weights: tuple[float, ...] | None = None  # shares of the windows; default: by num_tokens
+    planned_windows: tuple[int, ...] | None = None  # of each source, where a plan packs them
 
     def __post_init__(self) -> None:
         for tokens in self.num_tokens:
@@ -101,6 +103,8 @@ class WindowOrder:
 
     def windows_per_epoch(self, source: int) -> int:
         """Return how many windows one epoch of `source` has (the same in every epoch)."""
+        if self.planned_windows is not None:
+            return self.planned_windows[source]
         tokens, length = self.num_tokens[source], self.sequence_length
         return max(1, (tokens - length) // length)
 
@@ -113,7 +117,7 @@ class WindowOrder:
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return `(source, epoch, start)` of the windows at `positions` in the run, int64 each.
 
-        `start` is the first token of the window within its source.
+        `start` is the first token of the window within its source, or its number in the plan.
         """
         positions = np.asarray(positions, dtype=np.int64)
         source, drawn = self._draws(positions)
@@ -123,8 +127,17 @@ class WindowOrder:
             here = (source == s) & (epoch == e)
             keys = derive_keys("window", self.seed, s, e)
             windows = permute(drawn[here] % size[here], size=self.windows_per_epoch(s), keys=keys)
-            start[here] = self.offset(s, e) + windows * self.sequence_length
+            planned = self.planned_windows is not None
+            start[here] = windows if planned else self.offset(s, e) + windows * self.sequence_length
         return source, epoch, start
+
+    def planned_epochs(self, num_windows: int) -> list[float]:
+        """Return how often the first `num_windows` of the run go through each source."""
+        quotas = np.array(block_quotas(self.weights or self.num_tokens))
+        block, slot = divmod(num_windows, BLOCK_WINDOWS)
+        sources, _ = _mixture_block(tuple(quotas.tolist()), self.seed, block)
+        drawn = block * quotas + np.bincount(sources[:slot], minlength=len(quotas))
+        return [int(n) / self.windows_per_epoch(s) for s, n in enumerate(drawn)]
 
     def _draws(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return for each position its source, and how many windows that source gave before it."""

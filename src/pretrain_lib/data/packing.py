@@ -1,33 +1,91 @@
 """Windows of packed documents: from a place in the token stream to inputs, targets, documents.
 
-Documents follow one another without padding ("concat"). By default a window is one stretch of text,
-as GPT-2 was trained; with `document_masking` a document in it sees only itself. Floor 1.
+Documents follow one another without padding ("concat"), or a plan packs whole documents into
+windows ("best_fit", `data.best_fit`). By default a window is one stretch of text, as GPT-2 was
+trained; with document masking a document in it sees only itself. Floor 2.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
-from pretrain_lib.data.shards import TokenArray
+from pretrain_lib.data.arrays import TokenArray
+from pretrain_lib.data.best_fit import BestFitPlan
 from pretrain_lib.loss import IGNORED_TARGET
 
 
-def read_window(
-    tokens: TokenArray, start: int, sequence_length: int, *, document_masking: bool = False
-) -> dict[str, np.ndarray]:
-    """Return the window that begins at token `start`.
+@dataclass
+class Windows:
+    """B windows of T tokens, to be filled one by one."""
 
-    `input_ids` and `targets`, int64 `(T,)`: targets are one token further. With `document_masking`
-    also `document_ends`, int32 `(T,)`: the index after each document's last token within the
-    window, rising, filled up with T; the target that lies in the next document is ignored.
+    input_ids: np.ndarray
+    """int64 (B, T)."""
+    targets: np.ndarray
+    """int64 (B, T): the token that follows each input, or `IGNORED_TARGET`."""
+    document_ends: np.ndarray | None
+    """int32 (B, T), with document masking: the index after the last token of each document in the
+    window, rising, filled up with T."""
+
+    @classmethod
+    def empty(cls, count: int, sequence_length: int, *, document_masking: bool) -> "Windows":
+        """Return room for `count` windows."""
+        shape = (count, sequence_length)
+        ends = np.full(shape, sequence_length, dtype=np.int32) if document_masking else None
+        return cls(np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int64), ends)
+
+    def as_dict(self) -> dict[str, np.ndarray]:
+        """Return the arrays by the names under which the models take them."""
+        arrays = {"input_ids": self.input_ids, "targets": self.targets}
+        if self.document_ends is not None:
+            arrays["document_ends"] = self.document_ends
+        return arrays
+
+
+def fill_window(windows: Windows, row: int, tokens: TokenArray, start: int) -> None:
+    """Fill a row with the stretch of text that begins at token `start`.
+
+    The target that lies in the next document is ignored under document masking.
     """
-    ids = tokens.read(start, sequence_length + 1)
-    window = {"input_ids": ids[:-1], "targets": ids[1:].copy()}
-    if document_masking:
-        ends = tokens.document_ends(start, sequence_length + 1)
-        window["targets"][ends - 1] = IGNORED_TARGET
-        window["document_ends"] = np.full(sequence_length, sequence_length, dtype=np.int32)
-        inside = ends[ends < sequence_length]
-        window["document_ends"][: len(inside)] = inside
-    return window
+    length = windows.input_ids.shape[1]
+    ids = np.empty(length + 1, dtype=np.int64)
+    tokens.read_into(start, ids)
+    windows.input_ids[row], windows.targets[row] = ids[:-1], ids[1:]
+    if windows.document_ends is not None:
+        ends = tokens.document_ends(start, length + 1)
+        windows.targets[row, ends - 1] = IGNORED_TARGET
+        inside = ends[ends < length]
+        windows.document_ends[row, : len(inside)] = inside
+
+
+def fill_planned_window(
+    windows: Windows, row: int, tokens: TokenArray, plan: BestFitPlan, window: int
+) -> None:
+    """Fill a row with the whole documents, or parts of long ones, that a plan put together.
+
+    The last token of a document has the next one of the array as its target, the token that begins
+    every document; under document masking it has none. Padding is token 0 without a target.
+    """
+    length, position = windows.input_ids.shape[1], 0
+    ends = []
+    for start, count in zip(*(array.tolist() for array in plan.pieces(window)), strict=True):
+        read = min(count + 1, len(tokens) - start)  # nothing follows the last token of all
+        ids = np.full(count + 1, IGNORED_TARGET, dtype=np.int64)
+        tokens.read_into(start, ids[:read])
+        here = slice(position, position + count)
+        windows.input_ids[row, here], windows.targets[row, here] = ids[:-1], ids[1:]
+        position += count
+        ends.append(position)
+        if windows.document_ends is not None and _ends_at(tokens, start + count):
+            windows.targets[row, position - 1] = IGNORED_TARGET
+    windows.input_ids[row, position:] = 0
+    windows.targets[row, position:] = IGNORED_TARGET
+    if windows.document_ends is not None:
+        windows.document_ends[row] = length
+        windows.document_ends[row, : len(ends)] = ends
+
+
+def _ends_at(tokens: TokenArray, position: int) -> bool:
+    return position == len(tokens) or len(tokens.document_ends(position - 1, 2)) > 0
 
 
 def validation_windows(tokens: TokenArray, sequence_length: int, *, max_tokens: int) -> int:

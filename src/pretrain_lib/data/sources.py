@@ -1,134 +1,201 @@
 """Where text comes from: the embedded corpus, local files, and datasets of the Hugging Face hub.
 
 A source is cut into units of work before any work starts, so what is written later does not depend
-on how many processes write it. Floor 0.
+on how many processes write it. Floor 1.
 """
 
-import json
 import re
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
+from pretrain_lib.data.formats import (
+    SUFFIXES,
+    Document,
+    FileSlice,
+    Rejected,
+    cut_file,
+    is_one_document,
+    is_readable,
+    read_documents,
+)
+
 EMBEDDED_CORPUS = "python-stdlib"
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
-LOCAL_SUFFIXES = (".txt", ".jsonl")
+HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?:@([\w.-]+))?")
 UNIT_BYTES = (4 * 2**20, 64 * 2**20)  # smallest and largest unit of local text
-UNIT_ROWS = 50_000  # of a hub dataset
-
-
-@dataclass(frozen=True)
-class FileSlice:
-    """Bytes `[start, stop)` of a file; a JSON line belongs to the slice that it begins in."""
-
-    path: Path
-    start: int
-    stop: int
+UNIT_ROWS, MAX_UNITS = 50_000, 4096  # of a dataset of `datasets`
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """Local files: a `.txt` is one document, every line of a `.jsonl` is one."""
+    """Local files: a `.txt` is one document; every JSON line and every `.parquet` row is one."""
 
     name: str
     files: tuple[Path, ...]
     text_field: str
 
-    def identity(self) -> dict:
+    def identity(self, *, content: bool = True) -> dict:
         """Return what this source's documents depend on: names, sizes and hashes of its files."""
         digest = xxhash.xxh3_128()
         for path in self.files:
             digest.update(f"{path.name}|{path.stat().st_size}|".encode())
             with path.open("rb") as file:
-                while chunk := file.read(2**20):
+                while content and (chunk := file.read(2**20)):
                     digest.update(chunk)
         name = Path(self.name).name  # the same text under another path is the same source
         return {"name": name, "files": len(self.files), "xxh3_128": digest.hexdigest()}
 
     def estimated_bytes(self) -> int:
-        """Return the size of the text in bytes."""
-        return sum(path.stat().st_size for path in self.files)
+        """Return the size of the text in bytes, for compressed files a guess."""
+        whole = {"text_field": self.text_field, "cut_text": False}
+        pieces = (piece for path in self.files for piece in cut_file(path, 2**62, **whole))
+        return sum(piece.text_bytes for piece in pieces)
 
-    def units(self) -> list[tuple[FileSlice, ...]]:
-        """Cut the files into units of near-equal size, in an order that depends on them alone."""
+    def units(self, *, cut_text: bool = True) -> list[tuple[FileSlice, ...]]:
+        """Cut the files into units of near-equal size, in an order that depends on them alone.
+
+        `cut_text` is whether large `.txt` files, one document each, may be cut too.
+        """
         smallest, largest = UNIT_BYTES
         size = min(max(self.estimated_bytes() // 256, smallest), largest)
-        units: list[list[FileSlice]] = [[]]
-        filled = 0
-        for piece in (piece for path in self.files for piece in _slices(path, size)):
-            if filled >= size:
-                units.append([])
-                filled = 0
-            units[-1].append(piece)
-            filled += piece.stop - piece.start
+        units: list[list[FileSlice]] = []
+        filled = size
+        for path in self.files:
+            pieces = cut_file(path, size, text_field=self.text_field, cut_text=cut_text)
+            alone = is_one_document(path) and len(pieces) > 1
+            for piece in pieces:
+                if filled >= size or alone:
+                    units.append([])
+                    filled = 0
+                units[-1].append(piece)
+                filled = size if alone else filled + piece.text_bytes
         return [tuple(unit) for unit in units]
 
-    def documents(self, unit: tuple[FileSlice, ...]) -> Iterator[str]:
-        """Yield the text of each document of a unit, empty ones included."""
+    def unit_bytes(self, unit: tuple[FileSlice, ...]) -> int:
+        """Return about how much text a unit holds, in bytes."""
+        return sum(piece.text_bytes for piece in unit)
+
+    def documents(self, unit: tuple[FileSlice, ...]) -> Iterator[Document | Rejected]:
+        """Yield each document of a unit, empty ones included, and those that cannot be read."""
         for piece in unit:
-            if piece.path.suffix == ".jsonl":
-                yield from _json_lines(piece, self.text_field)
-            else:
-                yield _decode(piece.path.read_bytes(), str(piece.path))
+            yield from read_documents(piece, self.text_field)
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """A `datasets.Dataset` or `IterableDataset`: one document a row, in order.
+
+    Its shards are its units. Raises ValueError for one with a shuffle buffer: after a restart it
+    would give other rows, and the windows are shuffled here anyway.
+    """
+
+    dataset: Any
+    name: str
+    text_field: str = "text"
+
+    def __post_init__(self) -> None:
+        if (columns := self.dataset.column_names) and self.text_field not in columns:
+            raise ValueError(
+                f"data.text_field={self.text_field!r} is no column of {self.name}; it has "
+                f"{', '.join(columns)}"
+            )
+        if _has_shuffle_buffer(getattr(self.dataset, "_ex_iterable", None)):
+            raise ValueError(
+                f"data.source={self.name} was shuffled with a buffer of `datasets`, which gives "
+                f"other rows after a restart; leave .shuffle(buffer_size=...) out: documents and "
+                f"windows are shuffled by pretrain_lib"
+            )
+
+    def identity(self, *, content: bool = True) -> dict:  # noqa: ARG002 (the content is its name's)
+        """Return what this source's documents depend on."""
+        return {"name": self.name}
+
+    def estimated_bytes(self) -> int | None:
+        """Return the size of the text in bytes, if the dataset states it."""
+        return self.dataset.info.dataset_size or self.dataset.info.download_size
+
+    def units(self, *, cut_text: bool = True) -> list[tuple[int, int]]:  # noqa: ARG002 (no files)
+        """Return `(shard, number of shards)` of each unit."""
+        count = min(self._rows().num_shards, MAX_UNITS)
+        return [(index, count) for index in range(count)]
+
+    def unit_bytes(self, unit: tuple[int, int]) -> int:
+        """Return about how much text a unit holds, in bytes; 0 if that is not known."""
+        return (self.estimated_bytes() or 0) // unit[1]
+
+    def documents(self, unit: tuple[int, int]) -> Iterator[Document]:
+        """Yield each document of a unit, empty ones included."""
+        index, count = unit
+        rows = self._rows().shard(num_shards=count, index=index, contiguous=True)
+        for row in rows:
+            yield Document(row[self.text_field] or "")  # a column may hold nulls
+
+    def _rows(self) -> Any:
+        rows = self.dataset
+        if hasattr(rows, "to_iterable_dataset"):
+            rows = rows.to_iterable_dataset(num_shards=max(1, len(rows) // UNIT_ROWS))
+        rows = rows.select_columns([self.text_field]) if rows.column_names else rows
+        return rows.reshard()
 
 
 @dataclass(frozen=True)
 class HubSource:
-    """A dataset of the hub (`OWNER/NAME[:CONFIG]`), its `train` split, loaded by `datasets`."""
+    """A dataset of the hub, `OWNER/NAME[:CONFIG][@REVISION]`: its `train` split, read as it comes.
+
+    Nothing but tokens is written to disk. Give a revision where a restart may fall on another day.
+    """
 
     name: str
     text_field: str
 
-    def identity(self) -> dict:
+    def identity(self, *, content: bool = True) -> dict:  # noqa: ARG002 (the content is its name's)
         """Return what this source's documents depend on."""
         return {"name": self.name, "split": "train"}
 
     def estimated_bytes(self) -> int | None:
         """Return the size of the text in bytes as the hub states it; None if it does not."""
-        from datasets import load_dataset_builder
+        return self._open().estimated_bytes()
 
-        info = self._ask_hub(load_dataset_builder).info
-        return info.dataset_size or info.download_size
+    def units(self, *, cut_text: bool = True) -> list[tuple[int, int]]:
+        """Return `(shard, number of shards)` of each unit."""
+        return self._open().units(cut_text=cut_text)
 
-    def units(self) -> list[tuple[int, int]]:
-        """Cut the rows into units `(first, end)`."""
-        rows = len(self._rows())
-        return [(row, min(row + UNIT_ROWS, rows)) for row in range(0, rows, UNIT_ROWS)]
+    def unit_bytes(self, unit: tuple[int, int]) -> int:  # noqa: ARG002 (asking costs a request)
+        """Return 0: how much text a unit holds is not known."""
+        return 0
 
-    def documents(self, unit: tuple[int, int]) -> Iterator[str]:
-        """Yield the text of each document of a unit, empty ones included."""
-        rows = self._rows()
-        if self.text_field not in rows.column_names:
-            raise ValueError(
-                f"data.text_field={self.text_field!r} is no column of {self.name}; "
-                f"it has {', '.join(rows.column_names)}"
-            )
-        for row in range(*unit):
-            yield rows[row][self.text_field] or ""  # a column may hold nulls
+    def documents(self, unit: tuple[int, int]) -> Iterator[Document]:
+        """Yield each document of a unit, empty ones included."""
+        return self._open().documents(unit)
 
-    def _rows(self):  # noqa: ANN202 (a datasets.Dataset; naming it would import datasets here)
-        from datasets import load_dataset
-
-        return self._ask_hub(load_dataset, split="train")
-
-    def _ask_hub(self, load, **options):  # noqa: ANN001, ANN003, ANN202
-        path, _, config = self.name.partition(":")
-        try:
-            return load(path, config or None, **options)
-        except Exception as error:  # datasets and the hub client raise many kinds
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(
-                f"data.source={self.name} could not be loaded from the hub ({reason}). Without a "
-                f"network use local files (--data.source corpus.jsonl), a folder made by "
-                f"`pretrain prepare` elsewhere (--data.path FOLDER), or the embedded corpus "
-                f"(--data.source {EMBEDDED_CORPUS})"
-            ) from error
+    def _open(self) -> DatasetSource:
+        return _load_from_hub(self.name, self.text_field)
 
 
-Source = FileSource | HubSource
+@lru_cache  # a request or several, once per process
+def _load_from_hub(name: str, text_field: str) -> DatasetSource:
+    from datasets import load_dataset
+
+    path, config, revision = HUB_NAME.fullmatch(name).groups()
+    try:
+        rows = load_dataset(path, config, split="train", revision=revision, streaming=True)
+    except Exception as error:  # datasets and the hub client raise many kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"data.source={name} could not be loaded from the hub ({reason}). Without a network "
+            f"use local files (--data.source corpus.jsonl), a folder made by `pretrain prepare` "
+            f"elsewhere (--data.path FOLDER), or the embedded corpus "
+            f"(--data.source {EMBEDDED_CORPUS})"
+        ) from error
+    return DatasetSource(rows, name, text_field)
+
+
+Source = FileSource | DatasetSource | HubSource
 
 
 def open_source(name: str, *, text_field: str = "text") -> Source:
@@ -137,31 +204,46 @@ def open_source(name: str, *, text_field: str = "text") -> Source:
     Raises ValueError for a missing path, a kind of file that is not read, or a source without text.
     """
     path = Path(name).expanduser()
+    known = ", ".join(SUFFIXES)
     if name == EMBEDDED_CORPUS:
         files = _standard_library_files()
     elif path.is_dir():
-        found = (p for p in path.rglob("*") if p.suffix in LOCAL_SUFFIXES and p.is_file())
-        files = tuple(sorted(found))
+        files = tuple(sorted(p for p in path.rglob("*") if is_readable(p) and p.is_file()))
         if not files:
-            raise ValueError(f"data.source={name}: the folder holds no .txt or .jsonl file")
+            raise ValueError(f"data.source={name}: the folder holds none of {known}")
     elif path.is_file():
-        if path.suffix not in LOCAL_SUFFIXES:
+        if not is_readable(path):
             raise ValueError(
-                f"data.source={name}: the file must end in .txt (one document) or .jsonl (one "
-                f"document a line, in the field {text_field!r}); token arrays (.npy, .bin) are "
-                f"given as --data.path"
+                f"data.source={name}: the file must end in one of {known} (a .txt is one document, "
+                f"a line or row of the others is one, in the field {text_field!r}); token arrays "
+                f"(.npy, .bin, .ds) are given as --data.path"
             )
         files = (path,)
+    elif path.exists():
+        raise ValueError(
+            f"data.source={name} is a pipe or device, which cannot be read again after a restart; "
+            f"write it to a file first"
+        )
     elif HUB_NAME.fullmatch(name) and not name.startswith("."):
         return HubSource(name, text_field)
     else:
         raise ValueError(
             f"data.source={name}: there is no such file or folder, and it is neither "
-            f"{EMBEDDED_CORPUS} nor a hub dataset OWNER/NAME[:CONFIG]"
+            f"{EMBEDDED_CORPUS} nor a hub dataset OWNER/NAME[:CONFIG][@REVISION]"
         )
     if not sum(file.stat().st_size for file in files):
         raise ValueError(f"data.source={name} is empty: it needs at least one document with text")
     return FileSource(name, files, text_field)
+
+
+def _has_shuffle_buffer(rows: Any) -> bool:
+    """Whether rows of `datasets` pass through a shuffle buffer, however deep."""
+    if rows is None:
+        return False
+    inner = [getattr(rows, "ex_iterable", None), *(getattr(rows, "ex_iterables", None) or ())]
+    return type(rows).__name__ == "BufferShuffledExamplesIterable" or any(
+        _has_shuffle_buffer(part) for part in inner
+    )
 
 
 def _standard_library_files() -> tuple[Path, ...]:
@@ -182,38 +264,3 @@ def _is_utf8(path: Path) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _slices(path: Path, size: int) -> list[FileSlice]:
-    end = path.stat().st_size
-    if path.suffix != ".jsonl":
-        return [FileSlice(path, 0, end)]
-    return [FileSlice(path, start, min(start + size, end)) for start in range(0, end, size)]
-
-
-def _json_lines(piece: FileSlice, text_field: str) -> Iterator[str]:
-    with piece.path.open("rb") as file:
-        if piece.start:
-            file.seek(piece.start - 1)
-            file.readline()  # what is left of a line that began in the slice before
-        while (offset := file.tell()) < piece.stop:
-            line = file.readline()
-            if not line.strip():
-                continue
-            where = f"{piece.path}, line at byte {offset}"
-            try:
-                text = json.loads(_decode(line, where))[text_field]
-                text.encode()  # JSON can spell halves of characters, which are no text
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"{where}: each line must be a JSON object with a text in the field "
-                    f"{text_field!r} (--data.text_field), in UTF-8; it is {line[:60]!r}..."
-                ) from error
-            yield text
-
-
-def _decode(raw: bytes, where: str) -> str:
-    try:
-        return raw.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: the text is not UTF-8 ({error}); convert it first") from error

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from pretrain_lib.data.arrays import open_split
+from pretrain_lib.data.job import TOKENIZER_FOLDER
 from pretrain_lib.data.order import derive_keys, permute
-from pretrain_lib.data.prepare import TOKENIZER_FOLDER
-from pretrain_lib.data.shards import open_split, write_atomically
+from pretrain_lib.data.shards import write_atomically
 from pretrain_lib.data.tokenizer import load_tokenizer
 
 CHOICE_TASK = "heldout_choice"

@@ -3,15 +3,13 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import default_collate
 
+from pretrain_lib.data.arrays import TokenArray
 from pretrain_lib.data.batches import to_device
-from pretrain_lib.data.packing import read_window, validation_windows
-from pretrain_lib.data.shards import TokenArray
+from pretrain_lib.data.packing import Windows, fill_window, validation_windows
 from pretrain_lib.data.tokenizer import Tokenizer
 from pretrain_lib.metrics import perplexity
 
@@ -26,6 +24,12 @@ class ValidationResult:
     bits_per_byte: float | None
     """Comparable between tokenizers; None where the size of the text is not known."""
     targets: int
+
+    def format(self) -> str:
+        """Return the figures in one line."""
+        bits = "" if self.bits_per_byte is None else f"  bits/byte {self.bits_per_byte:.4f}"
+        loss = f"loss {self.loss:.4f}  ppl {self.perplexity:.5g}{bits}"
+        return f"{loss}  ({self.targets:,} targets)"
 
 
 @torch.no_grad()
@@ -51,14 +55,13 @@ def validate(
     totals = torch.zeros(2, device=accelerator.device)  # summed loss, targets
     stride = accelerator.num_processes * micro_batch
     for first in range(accelerator.process_index * micro_batch, windows, stride):
-        batch = [
-            read_window(
-                tokens, w * sequence_length, sequence_length, document_masking=document_masking
-            )
-            for w in range(first, min(first + micro_batch, windows))
-        ]
+        rows = range(first, min(first + micro_batch, windows))
+        batch = Windows.empty(len(rows), sequence_length, document_masking=document_masking)
+        for row, window in enumerate(rows):
+            fill_window(batch, row, tokens, window * sequence_length)
+        tensors = {name: torch.from_numpy(array) for name, array in batch.as_dict().items()}
         with accelerator.autocast():
-            loss, count = model(**to_device(_collate(batch), accelerator.device))
+            loss, count = model(**to_device(tensors, accelerator.device))
         totals += torch.stack([loss, count.float()])
     model.train(training)
     loss_sum, targets = accelerator.reduce(totals, "sum").tolist()
@@ -79,9 +82,3 @@ def evaluated_bytes(
         return None
     windows = validation_windows(tokens, sequence_length, max_tokens=max_tokens)
     return tokenizer.count_bytes(tokens.read(1, windows * sequence_length))
-
-
-def _collate(windows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    return default_collate(
-        [{name: torch.from_numpy(array) for name, array in w.items()} for w in windows]
-    )

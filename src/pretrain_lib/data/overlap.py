@@ -1,0 +1,300 @@
+"""How much of given evaluation items occurs in a corpus, told by n-grams of words.
+
+The test of Brown et al. (2020), appendix C: an item overlaps if 13 consecutive words of it are in
+the corpus. Words are runs of letters and digits in lower case; what stands between them does not
+matter. A script without spaces has few words, and is hardly tested. Floor 2.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice, repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pretrain_lib.data.formats import Rejected
+from pretrain_lib.data.pool import run_tasks
+from pretrain_lib.data.shards import write_json
+from pretrain_lib.data.sources import FileSource, Source, open_source
+
+WORD, GAP = re.compile(r"[^\W_]+"), re.compile(r"[\W_]")
+PIECE_CHARACTERS, PIECES_AT_ONCE = 2**13, 256  # of documents, cut into words and looked up
+WORST_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class ItemOverlap:
+    """An item that overlaps, with its first n-gram that does and the first place of that."""
+
+    line: int  # of the items file, from 1
+    ngrams: int  # that differ from each other
+    overlapping_ngrams: int
+    example: str
+    source: str
+    unit: int  # of `source.units()`, from 0
+    document: int  # of `source.documents(unit)`, from 0
+    file: str | None  # if the source has files
+
+
+@dataclass
+class FileOverlap:
+    """What was found of the items of a file; its n-grams are the sums over its items."""
+
+    path: str
+    items: int = 0
+    tested: int = 0  # the others are too short: no string of theirs has n words
+    overlapping: int = 0
+    ngrams: int = 0
+    overlapping_ngrams: int = 0
+    overlaps: list[ItemOverlap] = field(default_factory=list)
+
+
+@dataclass
+class SourceRead:
+    """How much of a source was searched."""
+
+    name: str
+    documents: int = 0
+    rejected: int = 0  # documents that could not be read
+    first_rejected: str | None = None
+
+
+@dataclass(frozen=True)
+class OverlapReport:
+    """How much of the items of each file was found in the sources."""
+
+    ngram: int  # words
+    fields: list[str]  # of the items; empty: all
+    sources: list[SourceRead]
+    files: list[FileOverlap]
+
+
+@dataclass(frozen=True)
+class _NGrams:
+    """Numbers, from 1, of the items' words and n-grams; all others have the number 0.
+
+    Pairs of words are numbered, then pairs of pairs, and so on up to n words. Unlike hashes, two
+    numbers are equal exactly where the words are: no hit needs a second look.
+    """
+
+    ngram: int
+    words: dict[str, int] = field(default_factory=dict)
+    levels: list[np.ndarray] = field(default_factory=list)  # pairs of each width: int64, sorted
+
+    def number(self, ids: np.ndarray, *, learn: bool = False) -> np.ndarray:
+        """Return the numbers of the n-grams that begin at each of `ids`: `(words - n + 1,)`."""
+        width = 1
+        for level in range((self.ngram - 1).bit_length()):
+            step = min(width, self.ngram - width)  # the halves of the last level may share words
+            left, right = ids[:-step], ids[step:]
+            at = np.flatnonzero((left > 0) & (right > 0))
+            pairs = left[at] << 32 | right[at]
+            ids = np.zeros(len(left), dtype=np.int64)
+            if learn:
+                known, index = np.unique(pairs, return_inverse=True)
+                self.levels.append(known)
+            else:
+                known = self.levels[level]
+                index = np.minimum(np.searchsorted(known, pairs), len(known) - 1)
+            ids[at] = np.where(known[index] == pairs, index + 1, 0)
+            width += step
+        return ids
+
+
+def find_overlap(
+    sources: Sequence[str],
+    items: Sequence[Path],
+    *,
+    ngram: int = 13,
+    text_field: str = "text",
+    fields: Sequence[str] = (),
+    workers: int = 1,
+    quiet: bool = False,
+) -> OverlapReport:
+    """Look for the n-grams of items, JSON objects on the lines of files, in documents of sources.
+
+    Every string of an item is tested on its own, however deep it lies; with `fields`, only those in
+    these. A part of a document that a source cuts is a document here. Raises ValueError for items
+    that cannot be read or tested, and for a source of which no document can be read.
+    """
+    if ngram < 1:
+        raise ValueError(f"ngram={ngram} must be at least 1 word")
+    if not sources:
+        raise ValueError("sources is empty: name at least one to search")
+    opened = [open_source(name, text_field=text_field) for name in sources]
+    known = _NGrams(ngram)
+    files, tested, ids = _read_items(items, fields, known)
+    numbers, words = known.number(ids, learn=True), list(known.words)
+    found, read = _search(opened, known, workers=workers, quiet=quiet)
+    for file, line, part in tested:
+        here = numbers[part].tolist()
+        own = dict.fromkeys(number for number in here if number)
+        file.ngrams += len(own)
+        if overlapping := [number for number in own if number in found]:
+            first = part.start + here.index(overlapping[0])
+            example = " ".join(words[i - 1] for i in ids[first : first + ngram])
+            place, hits = found[overlapping[0]], len(overlapping)
+            file.overlaps.append(ItemOverlap(line, len(own), hits, example, *place))
+            file.overlapping += 1
+            file.overlapping_ngrams += hits
+    return OverlapReport(ngram, list(fields), read, files)
+
+
+def format_overlap(report: OverlapReport) -> str:
+    """Return what was searched, a table of the items files, and the items that overlap most."""
+    lines = []
+    for source in report.sources:
+        rejected = f"; {source.rejected:,} cannot be read, the first: {source.first_rejected}"
+        read = f"{source.name}: documents searched: {source.documents:,}"
+        lines += [read + (rejected if source.rejected else "")]
+    width = max(len(file.path) for file in report.files)
+    lines += ["", f"{'':{width}}  {'items':>9}  {'tested':>9}  {'overlapping':>11}  {'share':>7}"]
+    for file in report.files:
+        numbers = f"{file.items:>9,}  {file.tested:>9,}  {file.overlapping:>11,}"
+        share = f"{file.overlapping / file.tested:.2%}" if file.tested else "-"
+        lines += [f"{file.path:{width}}  {numbers}  {share:>7}"]
+    n = report.ngram
+    lines += [f"tested: {n} words or more in one string; overlapping: {n} in a row in one document"]
+    found = [(file.path, item) for file in report.files for item in file.overlaps]
+    found.sort(key=lambda pair: (-pair[1].overlapping_ngrams / pair[1].ngrams, -pair[1].ngrams))
+    if found:
+        lines += ["", f"{min(WORST_SHOWN, len(found))} of {len(found):,}, largest share first:"]
+    for path, item in found[:WORST_SHOWN]:
+        lines += [
+            f"{path}, line {item.line}: {item.overlapping_ngrams} of {item.ngrams} {n}-grams:",
+            f'  "{item.example}"',
+            f"  in {item.file or item.source} (unit {item.unit}, document {item.document})",
+        ]
+    return "\n".join(lines)
+
+
+def write_overlap(report: OverlapReport, path: Path) -> None:
+    """Write everything that a report holds as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, asdict(report))
+
+
+def _read_items(
+    paths: Sequence[Path], fields: Sequence[str], known: _NGrams
+) -> tuple[list[FileOverlap], list[tuple], np.ndarray]:
+    """Return the files, `(file, line, slice of words)` of the items long enough, and their words.
+
+    The words are numbers, filled into `known`; behind those of every string stands a 0.
+    """
+    files, tested, ids, keys = [], [], [], {}
+    for path in paths:
+        files.append(file := FileOverlap(str(path)))
+        for line, record in _read_records(path):
+            file.items += 1
+            keys |= dict.fromkeys(record)
+            start = len(ids)
+            for string in _strings([record.get(key) for key in fields] if fields else record):
+                if len(words := WORD.findall(string.lower())) >= known.ngram:
+                    ids += [*(known.words.setdefault(w, len(known.words) + 1) for w in words), 0]
+            if len(ids) > start:
+                file.tested += 1
+                tested.append((file, line, slice(start, len(ids))))
+    names = ", ".join(map(str, paths))
+    if missing := [key for key in fields if key not in keys]:
+        rule = f"no record of {names} has this; they have {', '.join(keys)}"
+        raise ValueError(f"fields={', '.join(missing)}: {rule}")
+    if not tested:
+        raise ValueError(
+            f"items={names}: none of {sum(file.items for file in files)} items has a string of "
+            f"ngram={known.ngram} words; give other items or a smaller ngram"
+        )
+    return files, tested, np.array(ids, dtype=np.int64)
+
+
+def _read_records(path: Path) -> Iterator[tuple[int, dict]]:
+    if not path.is_file():
+        raise ValueError(f"items={path}: there is no such file")
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict):
+            raise ValueError(f"items={path}: line {number} must be a JSON object: {line[:60]!r}")
+        yield number, record
+
+
+def _strings(value: Any) -> list[str]:
+    """Return the strings of a JSON value, however deep they lie."""
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [string for part in inner for string in _strings(part)]
+
+
+def _search(
+    sources: list[Source], known: _NGrams, *, workers: int, quiet: bool
+) -> tuple[dict[int, tuple], list[SourceRead]]:
+    """Return the first `(source, unit, document, file)` of the n-grams found, and what was read."""
+    units = [(s, *unit) for s, source in enumerate(sources) for unit in enumerate(source.units())]
+    tasks = ((known, sources[s], unit) for s, _, unit in units)
+    scans = run_tasks(_scan_unit, tasks, workers=workers)
+    hide = quiet or not sys.stderr.isatty()
+    bar = tqdm(zip(units, scans, strict=True), "search", len(units), unit="unit", disable=hide)
+    found, read = {}, [SourceRead(source.name) for source in sources]
+    for (s, u, _), (first, documents, rejected) in bar:
+        for number, place in first.items():
+            found.setdefault(number, (read[s].name, u, *place))
+        read[s].documents += documents
+        read[s].rejected += len(rejected)
+        read[s].first_rejected = read[s].first_rejected or next(iter(rejected), None)
+    for source in read:
+        if not source.documents:
+            reason = source.first_rejected or "it has none"
+            raise ValueError(f"data.source={source.name}: no document can be read: {reason}")
+    return found, read
+
+
+def _scan_unit(task: tuple[_NGrams, Source, Any]) -> tuple[dict[int, tuple], int, list[str]]:
+    """Return a unit's known n-grams with their first `(document, file)`, its documents, rejects."""
+    known, source, unit = task
+    first, files, rejected = {}, [], []
+    pieces = _read_pieces(source, unit, files, rejected)
+    ids, owners = np.zeros((2, 0), dtype=np.int64)
+    while batch := list(islice(pieces, PIECES_AT_ONCE)):
+        lengths = [len(words) for _, words in batch]
+        words = chain.from_iterable(words for _, words in batch)
+        new = np.fromiter(map(known.words.get, words, repeat(0)), np.int64, count=sum(lengths))
+        # Behind the last n-1 words of the batch before, so every n-gram is whole in one batch.
+        start = max(len(ids) - known.ngram + 1, 0)
+        ids = np.concatenate([ids[start:], new])
+        owners = np.concatenate([owners[start:], np.repeat([n for n, _ in batch], lengths)])
+        numbers = known.number(ids)
+        at = np.flatnonzero(numbers)
+        found, index = np.unique(numbers[at], return_index=True)
+        for number, owner in zip(found.tolist(), owners[at[index]].tolist(), strict=True):
+            first.setdefault(number, (owner, files[owner]))
+    return first, len(files) - len(rejected), rejected
+
+
+def _read_pieces(
+    source: Source, unit: Any, files: list[str | None], rejected: list[str]
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield `(document, some of its words)`, the last an empty one; fill `files` and `rejected`."""
+    in_files = isinstance(source, FileSource)
+    parts = [((piece,), str(piece.path)) for piece in unit] if in_files else [(unit, None)]
+    for part, file in parts:
+        for document in source.documents(part):
+            files.append(file)
+            if isinstance(document, Rejected):
+                rejected.append(": ".join(document))
+                continue
+            text, start = document.text.lower(), 0
+            while start < len(text):
+                gap = GAP.search(text, start + PIECE_CHARACTERS)
+                stop = gap.start() if gap else len(text)
+                yield len(files) - 1, WORD.findall(text, start, stop)
+                start = stop
+            yield len(files) - 1, [""]
