@@ -1,15 +1,24 @@
 """Batches: item k is window k, and a step holds the same micro-batches on any number of ranks."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from pretrain_lib.data.arrays import TokenArray, TokenFile
 from pretrain_lib.data.batches import PackedDataset, iterate_steps, rank_micro_batches
+from pretrain_lib.data.best_fit import open_plan
 from pretrain_lib.data.foreign import open_foreign
+from pretrain_lib.data.order import BLOCK_WINDOWS
 from pretrain_lib.data.shards import write_shard
 from pretrain_lib.loss import IGNORED_TARGET
+from pretrain_lib.models.gpt2 import GPT2, GPT2Config
+from pretrain_lib.models.llama import Llama, LlamaConfig
+from pretrain_lib.schedule import BatchSizes
 
 LENGTH = 16
 CPU = torch.device("cpu")
@@ -104,6 +113,98 @@ def test_iterate_steps_yields_the_micro_batches_of_steps_of_any_size(dataset, wo
         for batches, step in zip(seen, steps, strict=True):
             assert_equal(batches, rank_micro_batches(dataset, *step, **split))
     assert list(iterate_steps(dataset, [], micro_batch=2, device=CPU)) == []
+
+
+def steps_of(sizes, first, last):
+    return [(sizes.before(step), sizes.at(step)) for step in range(first, last)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_a_ramp_over_several_epochs_is_the_row_of_windows_on_any_number_of_ranks(
+    dataset, world_size
+):
+    sizes, size = BatchSizes(full=48, initial=16, increment=16, ramp_windows=200), 2
+    steps = steps_of(sizes, 0, 14)
+    assert len({count for _, count in steps}) == 3
+    assert sum(steps[-1]) > 2 * len(dataset)
+    split = {"micro_batch": size, "world_size": world_size, "device": CPU}
+    ranks = [list(iterate_steps(dataset, steps, rank=r, **split)) for r in range(world_size)]
+    position = 0
+    for step in zip(*ranks, strict=True):
+        for micro_batches in zip(*step, strict=True):  # the next one of each rank
+            for batch in micro_batches:
+                assert_equal([batch], [stack([dataset[position + i] for i in range(size)])])
+                position += size
+    assert position == sum(steps[-1])
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(0, 30), min_size=2, max_size=2), st.integers(0, 1))
+def test_steps_resumed_twice_are_those_of_a_run_that_went_through(
+    tmp_path_factory, stops, world_exponent
+):
+    folder = tmp_path_factory.mktemp("sources")
+    source, other = write_source(folder, "a", 500, 0), write_source(folder, "b", 300, 10_000)
+    dataset = PackedDataset([source, other], sequence_length=LENGTH, document_masking=True)
+    sizes = BatchSizes(full=8, initial=4, increment=4, ramp_windows=40)
+    split = {"micro_batch": 2, "device": CPU, "world_size": 2**world_exponent}
+    whole = list(iterate_steps(dataset, steps_of(sizes, 0, 30), **split))
+    assert sizes.before(30) > 4 * len(dataset)
+    seen, first = [], 0
+    for last in (*sorted(stops), 30):
+        again = PackedDataset([source, other], sequence_length=LENGTH, document_masking=True)
+        seen += iterate_steps(again, steps_of(sizes, first, last), **split)
+        first = last
+    assert len(seen) == len(whole)
+    for batches, expected in zip(seen, whole, strict=True):
+        assert_equal(batches, expected)
+
+
+@pytest.mark.parametrize(("weights", "quotas"), [((1, 2), (1365, 2731)), ((3, 1), (3072, 1024))])
+def test_every_block_of_a_mixture_holds_its_shares(sources, weights, quotas):
+    dataset = PackedDataset(sources, sequence_length=LENGTH, weights=weights)
+    for block in (0, 1, 5):
+        first = block * BLOCK_WINDOWS
+        ids = dataset.batch(range(first, first + BLOCK_WINDOWS))["input_ids"]
+        assert Counter((ids[:, 0] >= 10_000).tolist()) == {False: quotas[0], True: quotas[1]}
+        assert ((ids >= 10_000) == (ids[:, :1] >= 10_000)).all()
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request):
+    shape = {"vocabulary_size": 61, "context_length": LENGTH, "num_layers": 2, "width": 32}
+    if request.param == "gpt2":
+        return GPT2(GPT2Config(**shape, num_heads=4)).initialize(0).eval()
+    config = LlamaConfig(**shape, num_heads=4, num_key_value_heads=2, mlp_width=48)
+    return Llama(config).initialize(0).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_a_changed_document_leaves_the_logits_of_the_others_bit_equal(tmp_path, model, packing):
+    random = np.random.default_rng(0)
+    documents = [random.integers(0, 61, random.integers(1, 14)) for _ in range(40)]
+    write_shard(tmp_path, "a", documents, dtype=np.dtype("<u2"))
+    count = sum(map(len, documents))
+    tokens = TokenArray([TokenFile(tmp_path / "a.bin", count, np.dtype("<u2"), is_shard=True)])
+    options = {"fingerprint": "a" * 64, "sequence_length": LENGTH}
+    plan = open_plan(tokens.iterate_ends, count, tmp_path / "plans", **options)
+    plans = [plan] if packing == "best_fit" else None
+    dataset = PackedDataset(tokens, sequence_length=LENGTH, document_masking=True, plans=plans)
+    changed_documents = 0
+    for k in range(len(dataset)):
+        window = dataset.batch([k])
+        ids, ends = window["input_ids"], window["document_ends"]
+        logits = model(ids, document_ends=ends)
+        stops = sorted({*ends[0].tolist(), LENGTH})  # of padding too
+        for start, stop in zip([0, *stops], stops, strict=False):
+            other = ids.clone()
+            other[:, start:stop] = (other[:, start:stop] + 1) % 61
+            differs = (model(other, document_ends=ends) != logits).any(-1)[0]
+            assert differs[start:stop].all()
+            assert not differs[:start].any() and not differs[stop:].any()
+            changed_documents += 1
+    assert changed_documents > 2 * len(dataset)
 
 
 def test_damaged_data_stop_the_iteration_at_their_step(tmp_path):

@@ -34,7 +34,7 @@ def test_prepare_verify_inspect(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "median" in shown
     assert "has a few words to learn" in shown
-    shard = out / "train-00000.bin"
+    shard = out / "train-00000-000.bin"
     raw = bytearray(shard.read_bytes())
     raw[100] ^= 1
     shard.write_bytes(raw)
@@ -42,6 +42,33 @@ def test_prepare_verify_inspect(tmp_path, capsys):
     captured = capsys.readouterr()
     assert str(shard) in captured.out
     assert captured.err.startswith("error: ")
+
+
+def test_prepare_counts_what_it_leaves_out_and_stops_at_the_limit(tmp_path, capsys):
+    lines = ['{"text": "some words"}', "broken", '{"text": "  "}', '{"text": 5}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines * 3))
+    flags = ["--train_tokenizer", "300", "--validation", "none", "--out", tmp_path / "out"]
+    assert call("prepare", tmp_path / "a.jsonl", *flags, "--max_rejected", "5") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: 6 documents could not be read, data.max_rejected=5")
+    assert call("prepare", tmp_path / "a.jsonl", *flags) == 0
+    shown = capsys.readouterr().out
+    assert "3 empty documents, 6 unreadable" in shown
+    assert f"{tmp_path}/a.jsonl, line at byte {len(lines[0]) + 1}" in shown
+
+
+def test_overlap_names_the_item_and_where_it_stands(tmp_path, capsys):
+    words = [f"word{i}" for i in range(40)]
+    (tmp_path / "text.txt").write_text(" ".join(words))
+    items = [{"text": " ".join(words[5:25])}, {"text": " ".join(reversed(words))}]
+    rows = "\n".join(json.dumps(item) for item in items)
+    (tmp_path / "items.jsonl").write_text(rows)
+    flags = ["--items", tmp_path / "items.jsonl", "--out", tmp_path / "report.json"]
+    assert call("overlap", tmp_path / "text.txt", *flags) == 0
+    assert "50.00%" in capsys.readouterr().out
+    (found,) = json.loads((tmp_path / "report.json").read_text())["files"][0]["overlaps"]
+    assert (found["line"], found["ngrams"], found["overlapping_ngrams"]) == (1, 8, 8)
+    assert call("overlap", tmp_path / "text.txt", "--items", tmp_path / "none.jsonl") == 2
 
 
 def test_export_sample_plot(recipe, tmp_path, capsys):
@@ -124,5 +151,5 @@ def test_a_reader_that_has_seen_enough_is_no_error(prepared):
     result = run_command(
         "bash", "-c", f"pretrain inspect {prepared} --sequence_length 20000 | head -1"
     )
-    assert result.stdout.startswith("sources")
+    assert result.stdout.startswith("path")
     assert result.stderr == ""

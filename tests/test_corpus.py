@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pretrain_lib import Job, autoprepare, open_corpus, prepare
+from pretrain_lib.corpus import build_dataset
 from pretrain_lib.data.arrays import open_split
 from pretrain_lib.data.shards import read_manifest
 from tests.conftest import change
@@ -134,3 +135,92 @@ def test_lengths_are_checked_before_anything_starts(recipe, tmp_path, changes):
         changes = {"data": {"path": f"{tmp_path}/short.npy", "validation": "none"}}
     with pytest.raises(ValueError, match=r"run\.evaluate_tokens=10|20 tokens is too short"):
         open_corpus(change(recipe, **changes))
+
+
+@pytest.fixture
+def mixture(recipe, prepared, tmp_path):
+    """A second folder under the first one's tokenizer, and the recipe that mixes them."""
+    for number in range(60):
+        (tmp_path / f"{number}.txt").write_text(f"The number {number} and its text. " * 9)
+    other = tmp_path / "other"
+    job = Job((str(tmp_path),), tokenizer=str(prepared / "tokenizer"), validation="hash:0.2")
+    prepare(job, other, quiet=True)
+    data = {"path": [str(prepared), str(other)], "weights": [1.0, 3.0]}
+    return change(recipe, data=data), [prepared, other]
+
+
+def test_a_mixture_reads_and_validates_on_all_its_folders(mixture):
+    config, folders = mixture
+    found = open_corpus(config)
+    for split, arrays in (("train", found.train), ("validation", [found.validation])):
+        parts = [open_split(folder, split) for folder in folders]
+        ids = np.concatenate([part.read(0, len(part)) for part in parts])
+        read = np.concatenate([array.read(0, len(array)) for array in arrays])
+        assert np.array_equal(read, ids)
+    alone = [open_corpus(change(config, data={"path": str(f), "weights": None})) for f in folders]
+    assert len({found.fingerprint, *(part.fingerprint for part in alone)}) == 3
+    assert found.name == " + ".join(part.name for part in alone)
+    source = build_dataset(config, found).order.locate(np.arange(4096))[0]
+    assert np.bincount(source).tolist() == [1024, 3072]
+
+
+def test_a_mixture_under_different_tokenizers_is_refused(mixture, recipe, tmp_path):
+    config, (prepared, _) = mixture
+    third = tmp_path / "third"
+    prepare(Job((str(tmp_path / "1.txt"),), train_tokenizer=300, validation="none"), third)
+    data = {"path": [str(prepared), str(third)], "weights": None, "validation": "none"}
+    with pytest.raises(ValueError, match="were prepared with different tokenizers"):
+        open_corpus(change(config, data=data))
+
+
+def test_best_fit_plans_are_made_once_beside_each_folder(mixture):
+    config, folders = mixture
+    config = change(config, data={"packing": "best_fit"})
+    found = open_corpus(config)
+    plans = [sorted((folder / "packing").glob("best_fit-T32-*")) for folder in folders]
+    assert all(len(files) == 3 for files in plans)
+    stamps = [file.stat().st_mtime_ns for files in plans for file in files]
+    again = open_corpus(config)
+    assert [file.stat().st_mtime_ns for files in plans for file in files] == stamps
+    windows = sum(plan.num_windows for plan in found.plans)
+    assert len(build_dataset(config, again)) == windows
+    total = sum(len(array) for array in found.train)
+    assert sum(plan.report.tokens for plan in found.plans) == total
+
+
+def test_best_fit_needs_to_know_the_documents(recipe, tmp_path):
+    np.save(tmp_path / "ids.npy", np.arange(400) % 100)
+    data = {"path": f"{tmp_path}/ids.npy", "validation": "none", "packing": "best_fit"}
+    with pytest.raises(ValueError, match="data.packing=best_fit needs to know where documents end"):
+        open_corpus(change(recipe, data=data))
+
+
+def test_files_that_a_pattern_matches_are_one_array(recipe, tmp_path):
+    for number in (2, 0, 1):
+        ids = np.arange(number * 100, number * 100 + 100, dtype=np.uint16)
+        ids.tofile(tmp_path / f"train_{number}.bin")
+    data = {"path": f"{tmp_path}/train_*.bin", "validation": "none"}
+    found = open_corpus(change(recipe, data=data))
+    assert found.train[0].read(0, 300).tolist() == list(range(300))
+    assert found.id_range == (0, 299)
+    before = found.fingerprint
+    np.arange(1, 101, dtype=np.uint16).tofile(tmp_path / "train_1.bin")
+    assert open_corpus(change(recipe, data=data)).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("data", "rule"),
+    [
+        ({"source": None}, "reads one data.source"),
+        ({"weights": [1.0]}, "without data.weights"),
+        ({"packing": "best_fit"}, "with data.packing=concat"),
+        ({"spool_tokens": 1000}, "data.spool_tokens=1000 must be at least 4 x batch.tokens=256"),
+        ({"validation": "hash"}, "data.validation=hash needs the whole source"),
+    ],
+)
+def test_streams_that_cannot_be_are_refused(recipe, tmp_path, data, rule):
+    (tmp_path / "text.txt").write_text("some words that are text " * 500)
+    source = {"path": None, "source": f"{tmp_path}/text.txt", "train_tokenizer": 300}
+    stream = {"streaming": True, "validation": "first:100", "spool_tokens": 1024}
+    with pytest.raises(ValueError, match=rule):
+        open_corpus(change(recipe, data=source | stream | data))

@@ -1,56 +1,107 @@
 """Prepare: bytes that depend on the job alone, restarts after kills, splits that never overlap."""
 
+import contextlib
+import gzip
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset, IterableDataset, interleave_datasets, load_dataset
+from tokenizers import normalizers
 
-from pretrain_lib.data import sources
+from pretrain_lib.command import BAD_INPUT, report_errors
+from pretrain_lib.data import groups, sources
+from pretrain_lib.data import prepare as prepare_module
 from pretrain_lib.data.arrays import open_split
 from pretrain_lib.data.holdout import parse_validation
 from pretrain_lib.data.job import Job
 from pretrain_lib.data.prepare import prepare
 from pretrain_lib.data.shards import verify_folder
+from pretrain_lib.data.sources import DatasetSource, HubSource
 from pretrain_lib.data.tokenizer import load_tokenizer, train_tokenizer
 
-RUN = """
-import os, signal, sys
-from pathlib import Path
-from pretrain_lib.data import sources
-from pretrain_lib.data.job import Job
-from pretrain_lib.data.prepare import prepare
+CODE = Path(json.decoder.__file__).read_text() + Path(random.__file__).read_text()
 
-name, folder, fatal_sync, unit_bytes, workers = sys.argv[1:]
-if unit_bytes != "0":
-    sources.UNIT_BYTES = (int(unit_bytes), int(unit_bytes))
-count, sync = 0, os.fsync
+# Prepares one job a line, each in a process of its own that can be killed. These are forked, for
+# importing the library takes longer than the work.
+RUNNER = """
+import json, os, resource, signal, sys
+from pathlib import Path
+from pretrain_lib.data import prepare as module, sources
+from pretrain_lib.data.job import Job
 
 def sync_or_die(descriptor):
-    global count
-    count += 1
-    if count == int(fatal_sync):
+    global syncs
+    syncs -= 1
+    if syncs == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     sync(descriptor)
 
+def peak_bytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def run(folder, workers, unit_bytes, fatal_sync, job):
+    global syncs
+    before = peak_bytes()
+    module.WORKER_BYTES = 1
+    sources.UNIT_BYTES = unit_bytes and (unit_bytes, unit_bytes) or sources.UNIT_BYTES
+    if fatal_sync:
+        syncs, os.fsync = fatal_sync, sync_or_die
+    module.prepare(Job(**job), Path(folder), workers=workers, quiet=True)
+    Path(folder, ".memory").write_text(str(peak_bytes() - before))
+
 if __name__ == "__main__":
-    os.fsync = sync_or_die
-    job = Job((name,), train_tokenizer=300, validation="hash:0.2")
-    prepare(job, Path(folder), workers=int(workers))
+    sync = os.fsync
+    for line in sys.stdin:
+        if (pid := os.fork()) == 0:
+            try:
+                run(**json.loads(line))
+                os._exit(0)
+            finally:
+                os._exit(1)
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
 
-def start(tmp_path, name, folder, *, fatal_sync=0, unit_bytes=3000, workers=1):
-    (tmp_path / "run.py").write_text(RUN)
-    arguments = [str(a) for a in (name, folder, fatal_sync, unit_bytes, workers)]
-    return subprocess.Popen([sys.executable, str(tmp_path / "run.py"), *arguments])
+class Runner:
+    """Runs `prepare` in processes of their own, one at a time."""
+
+    def __init__(self, folder):
+        (folder / "run.py").write_text(RUNNER)
+        command = [sys.executable, str(folder / "run.py")]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+
+    def start(self, folder, *, workers=1, unit_bytes=3000, fatal_sync=0, **job):
+        options = {"workers": workers, "unit_bytes": unit_bytes, "fatal_sync": fatal_sync}
+        line = json.dumps({"folder": str(folder), **options, "job": job})
+        print(line, file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+    def wait(self):
+        return int(self.process.stdout.readline())
+
+    def run(self, folder, **options):
+        self.start(folder, **options)
+        return self.wait()
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory):
+    found = Runner(tmp_path_factory.mktemp("runner"))
+    yield found
+    found.process.communicate()
 
 
 def contents(folder):
@@ -73,14 +124,21 @@ def write_texts(folder, *, count=60, seed=0, extra=()):
     return texts
 
 
+def read_ids(folder, split):
+    """Return all ids of a split, and where its documents end, in the order of the manifest."""
+    ids, ends = [], []
+    for shard in json.loads((folder / "manifest.json").read_text())["splits"][split]["shards"]:
+        path = folder / f"{shard['name']}.bin"
+        found = np.load(path.with_suffix(".ends.npy"), allow_pickle=False).tolist()
+        ends += [end + len(ids) for end in found]
+        ids += np.fromfile(path, dtype="<u2").tolist()
+    return ids, ends
+
+
 def read_documents(folder, split):
     """Return the ids of each document, in the order of the shards."""
-    documents = []
-    for path in sorted(folder.glob(f"{split}-*.bin")):
-        ids = np.fromfile(path, dtype="<u2").tolist()
-        ends = np.load(path.with_suffix(".ends.npy"), allow_pickle=False).tolist()
-        documents += [ids[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-    return documents
+    ids, ends = read_ids(folder, split)
+    return [ids[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
 
 def read_texts(folder, split):
@@ -94,81 +152,77 @@ def small_units(monkeypatch):
     monkeypatch.setattr(sources, "UNIT_BYTES", (1500, 1500))
 
 
-def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path):
-    draw = random.Random(0)
-    words = ["".join(draw.choices("abcdefgh", k=5)) for _ in range(500)]
-    paragraphs = [" ".join(draw.choices(words, k=60)) for _ in range(50)]
-    (tmp_path / "text").mkdir()
-    for name in "ab":  # each is more than one unit of the real size
-        with (tmp_path / "text" / f"{name}.jsonl").open("w") as file:
-            for number in range(250):
-                text = f"{name}{number} " + " ".join(draw.choices(paragraphs, k=50))
-                file.write(json.dumps({"text": text}) + "\n")
-    train_tokenizer(paragraphs, vocabulary_size=600).save(tmp_path / "tokenizer")
-    job = Job((str(tmp_path / "text"),), tokenizer=str(tmp_path / "tokenizer"))
-    one = prepare(job, tmp_path / "one", workers=1, quiet=True)
-    prepare(job, tmp_path / "two", workers=2, quiet=True)
-    assert len(one["splits"]["train"]["shards"]) >= 2
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert verify_folder(tmp_path / "one") == []
+@pytest.fixture
+def small_texts_for_workers(monkeypatch):
+    monkeypatch.setattr(prepare_module, "WORKER_BYTES", 1)
+
+
+def test_bytes_do_not_depend_on_the_number_of_workers(
+    tmp_path, small_units, small_texts_for_workers
+):
+    write_texts(tmp_path / "text", extra=['"' * 3000])
+    (tmp_path / "text" / "c.txt").write_text(CODE)
+    (tmp_path / "text" / "d.jsonl").write_bytes(b'{"no": "text"}\n{"text": "text"}\n' * 30)
+    for validation in ("hash:0.2", "first:5000"):
+        job = Job((str(tmp_path / "text"),), train_tokenizer=300, validation=validation)
+        folders = [tmp_path / f"{validation}-{workers}" for workers in (1, 2, 3)]
+        for workers, folder in enumerate(folders, start=1):
+            manifest = prepare(job, folder, workers=workers, quiet=True)
+        assert sum(len(split["shards"]) for split in manifest["splits"].values()) > 20
+        assert contents(folders[0]) == contents(folders[1]) == contents(folders[2])
+        assert verify_folder(folders[0]) == []
 
 
 @pytest.mark.parametrize("fatal_sync", [1, 3, 9, 14, 15, 27])
-def test_killed_at_any_write_and_run_again_gives_the_same_bytes(tmp_path, monkeypatch, fatal_sync):
-    monkeypatch.setattr(sources, "UNIT_BYTES", (3000, 3000))
+def test_killed_at_any_write_and_run_again_gives_the_same_bytes(tmp_path, runner, fatal_sync):
     write_texts(tmp_path / "text")
-    job = Job((str(tmp_path / "text"),), train_tokenizer=300, validation="hash:0.2")
-    manifest = prepare(job, tmp_path / "whole", quiet=True)
-    assert len(manifest["splits"]["train"]["shards"]) >= 2
-    killed = start(tmp_path, tmp_path / "text", tmp_path / "killed", fatal_sync=fatal_sync)
-    assert killed.wait() == -signal.SIGKILL
+    job = {"sources": [str(tmp_path / "text")], "train_tokenizer": 300, "validation": "hash:0.2"}
+    assert runner.run(tmp_path / "whole", **job) == 0
+    assert runner.run(tmp_path / "killed", fatal_sync=fatal_sync, **job) == -signal.SIGKILL
     with pytest.raises(ValueError, match="prepare.*did not finish"):
         open_split(tmp_path / "killed", "train")
-    prepare(job, tmp_path / "killed", quiet=True)
+    assert runner.run(tmp_path / "killed", **job) == 0
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
-def test_killed_again_and_again_still_comes_to_the_same_end(tmp_path, small_units):
+def test_killed_again_and_again_still_comes_to_the_same_end(tmp_path, runner):
     write_texts(tmp_path / "text")
-    job = Job((str(tmp_path / "text"),), train_tokenizer=300, validation="hash:0.2")
-    manifest = prepare(job, tmp_path / "whole", quiet=True)
+    job = {"sources": [str(tmp_path / "text")], "train_tokenizer": 300, "validation": "hash:0.2"}
+    assert runner.run(tmp_path / "whole", **job) == 0
     ends = []
-    for _ in range(len(manifest["splits"]["train"]["shards"]) + 2):
-        run = start(tmp_path, tmp_path / "text", tmp_path / "out", fatal_sync=19, unit_bytes=1500)
-        ends.append(run.wait())
-        if ends[-1] == 0:
-            break
-    assert len(ends) > 2
+    while 0 not in ends and len(ends) < 30:
+        ends.append(runner.run(tmp_path / "out", fatal_sync=13, **job))
+    assert len(ends) > 3
     assert ends == [-signal.SIGKILL] * (len(ends) - 1) + [0]
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_workers_end_with_the_process_that_was_killed(tmp_path):
-    (tmp_path / "text.jsonl").write_text(
-        "".join(json.dumps({"text": f"{i} " + f"{i % 10} " * 3000}) + "\n" for i in range(1500))
-    )
-    run = start(tmp_path, tmp_path / "text.jsonl", tmp_path / "out", unit_bytes=0, workers=2)
-    while not (tmp_path / "out" / "train-00000.json").is_file():
-        assert run.poll() is None
-        time.sleep(0.005)
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text()
-    workers = [int(pid) for pid in children.split()]
-    assert len(workers) >= 2
-    run.kill()
-    run.wait()
-    deadline = time.monotonic() + 5
-    while (alive := [pid for pid in workers if _runs(pid)]) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    for pid in alive:
-        os.kill(pid, signal.SIGKILL)
-    assert alive == []
-
-
-def _runs(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "kills", "unit_bytes"), [(1, 14, 1500), (2, 6, 250)])
+def test_killed_at_random_instants_it_comes_to_the_same_end(
+    tmp_path, runner, workers, kills, unit_bytes
+):
+    write_texts(tmp_path / "text", count=400)
+    (tmp_path / "text" / "c.txt").write_text(CODE)
+    job = {"sources": [str(tmp_path / "text")], "train_tokenizer": 300, "validation": "hash:0.2"}
+    options = {"workers": workers, "unit_bytes": unit_bytes, **job}
+    started = time.monotonic()
+    assert runner.run(tmp_path / "whole", **options) == 0
+    duration, draw = time.monotonic() - started, random.Random(workers)
+    expected, number = contents(tmp_path / "whole"), 0
+    while kills:
+        pid = runner.start(tmp_path / f"{number}", **options)
+        time.sleep(draw.uniform(0, duration))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        if runner.wait() == -signal.SIGKILL:
+            kills -= 1
+        else:  # it was done before its instant: the next one is another run's
+            assert contents(tmp_path / f"{number}") == expected
+            number += 1
+    assert runner.run(tmp_path / f"{number}", **options) == 0
+    assert contents(tmp_path / f"{number}") == expected
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_kill_while_the_tokenizer_is_written_does_not_spoil_the_folder(tmp_path):
@@ -266,21 +320,143 @@ def test_hash_validation_puts_duplicates_on_one_side(tmp_path, small_units):
     assert all(counts[text] == 3 for text in doubled)
 
 
+def save_tokenizer(folder, texts, *, normalizer=None):
+    """Train a tokenizer; with a normalizer it is none that `tiktoken` can stand in for."""
+    tokenizer = train_tokenizer(texts, vocabulary_size=400)
+    tokenizer.backend.normalizer = normalizer
+    tokenizer.save(folder)
+    return tokenizer
+
+
+def rows_of(tokenizer, texts):
+    return [ids.tolist() for ids in tokenizer.encode_documents(texts)]
+
+
+# Texts to be cut: one with a byte order mark, one with white space only in its last parts.
+LARGE = [CODE, "\ufeff" + CODE[1000:9000], "Größe 12 大きさ, 3 " * 400 + "\n" * 5000]
+LARGE_TEXTS = [text.removeprefix("\ufeff") for text in LARGE]
+
+
+def write_large(folder):
+    folder.mkdir()
+    for number, text in enumerate(LARGE):
+        (folder / f"{number}.txt").write_text(text)
+    (folder / "3.jsonl").write_text(json.dumps({"text": "a small one behind them"}))
+    return [*LARGE_TEXTS, "a small one behind them"]
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "encoder"), [(None, "tiktoken"), (normalizers.NFC(), "tokenizers")]
+)
+def test_a_text_that_is_cut_has_the_tokens_and_the_end_of_the_whole(
+    tmp_path, small_units, normalizer, encoder
+):
+    texts = write_large(tmp_path / "text")
+    tokenizer = save_tokenizer(tmp_path / "tokenizer", LARGE, normalizer=normalizer)
+    options = {"tokenizer": str(tmp_path / "tokenizer"), "validation": "none"}
+    manifest = prepare(Job((str(tmp_path / "text"),), **options), tmp_path / "out", quiet=True)
+    assert manifest["encoder"] == encoder
+    rows = rows_of(tokenizer, texts)
+    assert read_documents(tmp_path / "out", "train") == rows
+    train = manifest["splits"]["train"]
+    assert len(train["shards"]) > 30
+    assert (train["documents"], train["tokens"]) == (4, sum(map(len, rows)))
+    assert train["text_bytes"] == sum(len(text.encode()) for text in texts)
+    array, ends = open_split(tmp_path / "out", "train"), np.cumsum([len(row) for row in rows])
+    assert array.read(0, len(array)).tolist() == sum(rows, [])
+    assert array.document_ends(0, len(array)).tolist() == ends[:-1].tolist()
+    assert verify_folder(tmp_path / "out") == []
+
+
+def test_a_text_is_not_cut_for_a_tokenizer_whose_tokens_that_moves(tmp_path, small_units):
+    texts = write_large(tmp_path / "text")
+    tokenizer = save_tokenizer(tmp_path / "tokenizer", LARGE, normalizer=normalizers.Strip())
+    options = {"tokenizer": str(tmp_path / "tokenizer"), "validation": "none"}
+    manifest = prepare(Job((str(tmp_path / "text"),), **options), tmp_path / "out", quiet=True)
+    assert sorted(read_documents(tmp_path / "out", "train")) == sorted(rows_of(tokenizer, texts))
+    assert len(manifest["splits"]["train"]["shards"]) < 5
+
+
+def test_all_parts_of_a_text_are_on_one_side(tmp_path, small_units):
+    (tmp_path / "text").mkdir()
+    texts = [f"{number} " + CODE[number * 100 :][:9000] for number in range(12)]
+    for number, text in enumerate(texts):
+        (tmp_path / "text" / f"{number:02d}.txt").write_text(text)
+    job = Job((str(tmp_path / "text"),), train_tokenizer=300, validation="hash:0.4")
+    manifest = prepare(job, tmp_path / "out", quiet=True)
+    train, validation = (read_texts(tmp_path / "out", split) for split in ("train", "validation"))
+    assert sorted(train + validation) == sorted(texts)
+    assert train == sorted(train, key=texts.index)
+    assert len(train) >= 2 <= len(validation)
+    assert all(len(split["shards"]) > 10 for split in manifest["splits"].values())
+
+
+@pytest.mark.parametrize("groups_bytes", [1, 300, 2**20])
+def test_a_unit_larger_than_memory_is_written_in_groups(tmp_path, monkeypatch, groups_bytes):
+    monkeypatch.setattr(groups, "GROUP_BYTES", groups_bytes)
+    texts = [text for text in write_texts(tmp_path / "text") if text.strip()]
+    job = Job((str(tmp_path / "text"),), train_tokenizer=300, validation="hash:0.3")
+    manifest = prepare(job, tmp_path / "out", quiet=True)
+    written = [read_texts(tmp_path / "out", split) for split in ("train", "validation")]
+    assert sorted(chain(*written)) == sorted(texts)
+    for split, record in manifest["splits"].items():
+        names = [shard["name"] for shard in record["shards"]]
+        assert names == [f"{split}-00000-{number:03d}" for number in range(len(names))]
+        sizes = [shard["text_bytes"] for shard in record["shards"]]
+        assert all(size >= groups_bytes for size in sizes[:-1])
+        if groups_bytes == 1:
+            assert len(names) == record["documents"]
+
+
 @pytest.mark.parametrize("amount", [1, 2, 200, 1500])
 def test_first_validation_is_exactly_the_first_tokens_of_the_source(tmp_path, small_units, amount):
     texts = [text for text in write_texts(tmp_path / "text") if text.strip()]
     job = Job((str(tmp_path / "text"),), train_tokenizer=300, validation=f"first:{amount}")
     prepare(job, tmp_path / "out", quiet=True)
-    tokenizer = load_tokenizer(tmp_path / "out" / "tokenizer")
-    held_out, remaining, missing = [], [], amount
-    for text in texts:
-        ids = [tokenizer.end_of_text_id, *tokenizer.encode(text)]
-        held_out += [ids[:missing]] if missing else []
-        remaining += [ids[missing:]] if ids[missing:] else []
-        missing -= min(missing, len(ids))
-    assert sum(map(len, held_out)) == amount
-    assert [ids for ids in read_documents(tmp_path / "out", "validation") if ids] == held_out
+    rows = rows_of(load_tokenizer(tmp_path / "out" / "tokenizer"), texts)
+    held_out, remaining = split_rows(rows, amount)
+    assert read_documents(tmp_path / "out", "validation") == held_out
     assert sorted(read_documents(tmp_path / "out", "train")) == sorted(remaining)
+
+
+def split_rows(rows, amount):
+    """Cut rows of ids after so many of them all: the rows before and those behind."""
+    before, behind = [], []
+    for row in rows:
+        before += [row[:amount]] if amount else []
+        behind += [row[amount:]] if row[amount:] else []
+        amount -= min(amount, len(row))
+    return before, behind
+
+
+@pytest.mark.parametrize("place", ["begin", "first part", "border", "file", "last", "behind"])
+@pytest.mark.parametrize("normalizer", [None, normalizers.NFC()])
+def test_first_validation_ends_anywhere_in_a_text_that_is_cut(
+    tmp_path, small_units, place, normalizer
+):
+    texts = write_large(tmp_path / "text")
+    tokenizer = save_tokenizer(tmp_path / "tokenizer", LARGE, normalizer=normalizer)
+    rows = rows_of(tokenizer, texts)
+    source = sources.open_source(str(tmp_path / "text"))
+    (first,), (second,) = (list(source.documents(unit)) for unit in source.units()[:2])
+    border = sum(len(row) for row in rows_of(tokenizer, [first.text, second.text])) - 1
+    before_last = sum(map(len, rows[:2]))
+    amount = {
+        "begin": 1,
+        "first part": 100,
+        "border": border,
+        "file": len(rows[0]),
+        "last": before_last + len(rows[2]) - 2,
+        "behind": before_last + len(rows[2]) + 2,
+    }[place]
+    options = {"tokenizer": str(tmp_path / "tokenizer"), "validation": f"first:{amount}"}
+    manifest = prepare(Job((str(tmp_path / "text"),), **options), tmp_path / "out", quiet=True)
+    held_out, remaining = split_rows(rows, amount)
+    assert read_documents(tmp_path / "out", "validation") == held_out
+    assert read_documents(tmp_path / "out", "train") == remaining
+    for split, found in (("validation", held_out), ("train", remaining)):
+        assert manifest["splits"][split]["documents"] == len(found)
+        assert manifest["splits"][split]["tokens"] == sum(map(len, found))
 
 
 def test_first_validation_that_ends_with_a_document_cuts_none(tmp_path, small_units):
@@ -311,6 +487,180 @@ def test_several_sources_are_prepared_together(tmp_path):
     assert manifest["sources"] == list(job.sources)
     expected = [text for text in one + two if text.strip()]
     assert sorted(read_texts(tmp_path / "out", "train")) == sorted(expected)
+
+
+def write_with_bad_lines(folder):
+    """Write three files in which every other line is none, and return the texts of the others."""
+    folder.mkdir()
+    for name in "abc":
+        lines = [f'{{"text": "{name} {i}"}}\nno JSON {name}{i}\n' for i in range(10)]
+        (folder / f"{name}.jsonl").write_text("".join(lines) + '{"text": " "}\n')
+    return [f"{name} {i}" for name in "abc" for i in range(10)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("validation", ["none", "hash:0.3", "first:40"])
+def test_documents_that_are_left_out_are_counted_and_named(
+    tmp_path, monkeypatch, small_texts_for_workers, workers, validation
+):
+    monkeypatch.setattr(sources, "UNIT_BYTES", (100, 100))
+    texts = write_with_bad_lines(tmp_path / "text")
+    job = Job((str(tmp_path / "text"),), train_tokenizer=300, validation=validation)
+    manifest = prepare(job, tmp_path / "out", workers=workers, quiet=True)
+    left_out = manifest["left_out"]
+    assert (left_out["empty"], left_out["rejected"]) == (3, 30)
+    places = [f"{tmp_path}/text/a.jsonl, line at byte {16 + 27 * number}: " for number in range(3)]
+    for example, place, number in zip(left_out["examples"], places, range(3), strict=True):
+        assert example.startswith(place + "no JSON object with a text in data.text_field='text'")
+        assert example.endswith(f"b'no JSON a{number}\\n'")
+    if not validation.startswith("first"):
+        written = [read_texts(tmp_path / "out", split) for split in ("train", "validation")]
+        assert sorted(chain(*written)) == sorted(texts)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("unit_bytes", [100, 2**20])
+def test_too_many_documents_that_cannot_be_read_stop_it_in_one_line(
+    tmp_path, monkeypatch, capsys, small_texts_for_workers, workers, unit_bytes
+):
+    monkeypatch.setattr(sources, "UNIT_BYTES", (unit_bytes, unit_bytes))
+    texts = write_with_bad_lines(tmp_path / "text")
+    options = {"train_tokenizer": 300, "validation": "none"}
+    (source,) = names = (str(tmp_path / "text"),)
+
+    def act(max_rejected):
+        job = Job(names, max_rejected=max_rejected, **options)
+        prepare(job, tmp_path / "out", workers=workers, quiet=True)
+
+    for max_rejected in (0, 1, 29):
+        assert report_errors(lambda limit=max_rejected: act(limit)) == BAD_INPUT
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert f"documents could not be read, data.max_rejected={max_rejected} may be" in error
+        assert f"{source}/a.jsonl, line at byte 16: " in error
+        assert not (tmp_path / "out" / "manifest.json").exists()
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("unit-*.json")}
+    assert len(done) > 3 or unit_bytes > 100
+    act(30)  # goes on where it stopped
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert sorted(read_texts(tmp_path / "out", "train")) == sorted(texts)
+
+
+def test_a_damaged_file_is_left_out_and_named(tmp_path):
+    write_texts(tmp_path / "text")
+    raw = gzip.compress(json.dumps({"text": "a text"}).encode())
+    (tmp_path / "text" / "c.jsonl.gz").write_bytes(raw[:-5])
+    job = Job((str(tmp_path / "text"),), train_tokenizer=300, validation="none")
+    left_out = prepare(job, tmp_path / "out", quiet=True)["left_out"]
+    assert left_out["rejected"] == 1
+    assert "c.jsonl.gz, after line" in left_out["examples"][0]
+
+
+@pytest.mark.parametrize("validation", ["none", "first:100", "first:2000"])
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_text_of_which_a_part_is_left_out_keeps_the_others(
+    tmp_path, small_units, validation, bad
+):
+    """The first part of the first or the second of two texts is not UTF-8."""
+    (tmp_path / "text").mkdir()
+    parts, expected = [], []
+    for number, text in enumerate((CODE[:8000], CODE[9000:16000])):
+        raw = (b"\xff" if number == bad else b"") + text.encode()
+        (tmp_path / "text" / f"{number}.txt").write_bytes(raw)
+    source = sources.open_source(str(tmp_path / "text"))
+    for unit in source.units():
+        parts += source.documents(unit)
+    tokenizer = save_tokenizer(tmp_path / "tokenizer", LARGE)
+    for part in parts:
+        if hasattr(part, "text"):
+            ids = tokenizer.encode(part.text)
+            expected += [tokenizer.end_of_text_id, *ids] if part.begins else ids
+    options = {"tokenizer": str(tmp_path / "tokenizer"), "validation": validation}
+    manifest = prepare(Job((str(tmp_path / "text"),), **options), tmp_path / "out", quiet=True)
+    assert manifest["left_out"]["rejected"] == 1
+    held_out, _ = read_ids(tmp_path / "out", "validation")
+    assert held_out == expected[: parse_validation(validation)[1]]
+    assert held_out + read_ids(tmp_path / "out", "train")[0] == expected
+
+
+def generate(parts, pids):
+    for part in parts:
+        Path(pids, str(os.getpid())).touch()
+        yield from ({"text": f"{number} generated"} for number in part)
+
+
+def shout(row):
+    return {"text": row["text"].upper()}
+
+
+def test_rows_of_datasets_are_tokenised_as_the_same_texts_in_a_file(tmp_path, monkeypatch):
+    (tmp_path / "one" / "corpus").mkdir(parents=True)
+    (tmp_path / "pids").mkdir()
+    monkeypatch.chdir(tmp_path)  # where `datasets` finds one/corpus
+    texts = [f"row {number}" for number in range(60)]
+    parquet = Dataset.from_dict({"text": [*texts, None]})
+    parquet.to_parquet(tmp_path / "one" / "corpus" / "train.parquet", batch_size=20)
+    options = {"parts": [range(20), range(20, 30)], "pids": str(tmp_path / "pids")}
+    generated = IterableDataset.from_generator(generate, gen_kwargs=options)
+    streamed = load_dataset("one/corpus", split="train", streaming=True)
+    in_memory = Dataset.from_dict({"text": texts})
+    several = interleave_datasets(
+        [generated, in_memory.to_iterable_dataset(2)],
+        stopping_strategy="all_exhausted_without_replacement",
+    )
+    made = [f"{number} generated" for number in range(30)]
+    datasets = (in_memory, generated, streamed.take(45).map(shout), several)
+    all_sources = [DatasetSource(rows, f"{i}") for i, rows in enumerate(datasets)]
+    all_sources.append(HubSource("one/corpus", "text"))
+    all_texts = [*texts, *made, *map(str.upper, texts[:45]), *made, *texts, *texts]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in all_texts))
+    save_tokenizer(tmp_path / "tokenizer", all_texts)
+    options = {"tokenizer": str(tmp_path / "tokenizer"), "validation": "hash:0.2"}
+    for workers in (1, 2):
+        folder = tmp_path / f"{workers}"
+        prepare(Job(tuple(all_sources), **options), folder, workers=workers, quiet=True)
+    prepare(Job((str(tmp_path / "a.jsonl"),), **options), tmp_path / "file", quiet=True)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+    for split in ("train", "validation"):
+        found, expected = (read_documents(tmp_path / f, split) for f in ("1", "file"))
+        assert sorted(found) == sorted(expected)
+    assert len(list((tmp_path / "pids").iterdir())) > 1  # this process, and others
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "normalizer", "size", "most"),
+    [
+        # 12 times the text is needed; 126 times if `tokenizers` is given all of it at once.
+        ("a.jsonl", normalizers.NFC(), 15 * 2**20, 25),
+        # As much as the text is needed; 5 times that if the file is not cut.
+        ("a.txt", None, 60 * 2**20, 2),
+    ],
+)
+def test_memory_is_bounded_for_one_large_document(tmp_path, runner, name, normalizer, size, most):
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefgh", k=draw.randrange(2, 30))) for _ in range(500)]
+    text = " ".join(draw.choices(words, k=5000))
+    text = (text + "\n") * (size // len(text))
+    (tmp_path / name).write_text(text if name == "a.txt" else json.dumps({"text": text}))
+    save_tokenizer(tmp_path / "tokenizer", [text[: 2**17]], normalizer=normalizer)
+    job = {"sources": [str(tmp_path / name)], "tokenizer": str(tmp_path / "tokenizer")}
+    assert runner.run(tmp_path / "out", unit_bytes=0, validation="none", **job) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["encoder"] == ("tiktoken" if normalizer is None else "tokenizers")
+    assert manifest["splits"]["train"]["text_bytes"] == len(text)
+    assert manifest["splits"]["train"]["documents"] == 1
+    assert int((tmp_path / "out" / ".memory").read_text()) < most * size
+
+
+def test_a_folder_that_was_deleted_is_prepared_with_the_tokenizer_asked_for(tmp_path):
+    texts = write_texts(tmp_path / "text")
+    for vocabulary in (300, 280):
+        job = Job((str(tmp_path / "text"),), train_tokenizer=vocabulary, validation="none")
+        prepare(job, tmp_path / "out", quiet=True)
+        written = read_texts(tmp_path / "out", "train")
+        assert sorted(written) == sorted(text for text in texts if text.strip())
+        shutil.rmtree(tmp_path / "out")
 
 
 @pytest.mark.parametrize("validation", ["first:1e9", "hash:0.999999999"])

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain_lib.data.arrays import open_split
-from pretrain_lib.data.foreign import open_foreign
 from pretrain_lib.data.shards import (
     BLOCK_BYTES,
+    FORMAT_VERSION,
     SHARD_HASHES,
     read_manifest,
     token_dtype,
@@ -24,20 +24,24 @@ from pretrain_lib.data.shards import (
 documents = st.lists(st.lists(st.integers(0, 2**16 - 1), min_size=1, max_size=9), max_size=6)
 
 
-def write_folder(folder, shards, dtype="<u2"):
-    """Write a prepared folder by hand: one shard for each list of documents."""
+def write_folder(folder, shards, dtype="<u2", last_ends=()):
+    """Write a prepared folder by hand: one shard for each list of documents.
+
+    `last_ends` is whether the last document of each shard ends in it, if it need not.
+    """
     folder.mkdir(exist_ok=True)
     records = []
     for index, docs in enumerate(shards):
         name = f"train-{index:05d}"
         arrays = [np.array(document, dtype=np.int64) for document in docs]
-        record = write_shard(folder, name, arrays, dtype=np.dtype(dtype), text_bytes=0)
+        ends = {"last_ends": last_ends[index]} if last_ends else {}
+        record = write_shard(folder, name, arrays, dtype=np.dtype(dtype), text_bytes=0, **ends)
         assert record == json.loads((folder / f"{name}.json").read_text())
         json_hash = hashlib.sha256((folder / f"{name}.json").read_bytes())
         records.append(record | {"name": name, "json_sha256": json_hash.hexdigest()})
     splits = {"train": {"shards": records}}
-    manifest = {"format_version": 1, "dtype": dtype, "splits": splits, "tokenizer_files": {}}
-    write_json(folder / "manifest.json", manifest)
+    manifest = {"format_version": FORMAT_VERSION, "dtype": dtype, "splits": splits}
+    write_json(folder / "manifest.json", manifest | {"tokenizer_files": {}})
     return folder
 
 
@@ -54,12 +58,15 @@ def test_reads_and_document_ends_equal_plain_lists(tmp_path_factory, dtype, shar
     if dtype == "<u4":
         shards = [[[i * 65_537 for i in document] for document in docs] for docs in shards]
     tokens = [i for docs in shards for document in docs for i in document]
+    last_ends = [data.draw(st.booleans()) for _ in shards]
     ends, total = set(), 0
-    for docs in shards:
+    for docs, last_one_ends in zip(shards, last_ends, strict=True):
         for document in docs:
             total += len(document)
-            ends.add(total)
-    split = open_split(write_folder(tmp_path_factory.mktemp("shards"), shards, dtype), "train")
+            if document is not docs[-1] or last_one_ends:
+                ends.add(total)
+    folder = write_folder(tmp_path_factory.mktemp("shards"), shards, dtype, last_ends)
+    split = open_split(folder, "train")
     assert len(split) == len(tokens)
     for _ in range(5 if tokens else 0):
         start = data.draw(st.integers(0, len(tokens) - 1))
@@ -88,6 +95,13 @@ def test_files_on_disk_are_what_other_readers_expect(tmp_path):
 
 def test_dtype_is_the_narrowest_that_holds_the_vocabulary():
     assert [token_dtype(size).str for size in (256, 65_536, 65_537)] == ["<u2", "<u2", "<u4"]
+
+
+def test_a_document_may_go_on_in_the_next_shard(tmp_path):
+    folder = write_folder(tmp_path, [[[1, 2], [3]], [[4], [5]]], last_ends=[False, True])
+    assert np.load(folder / "train-00000.ends.npy").tolist() == [2]
+    assert json.loads((folder / "train-00000.json").read_text())["documents"] == 1
+    assert open_split(folder, "train").document_ends(0, 5).tolist() == [2, 4]
 
 
 def test_verify_names_every_kind_of_damaged_file(tmp_path):
@@ -165,69 +179,6 @@ def test_folder_without_manifest_or_of_another_format_is_refused(tmp_path):
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("dtype", ["u1", "i2", "<u2", ">u2", "i4", ">i4", "u4", "i8", "u8"])
-def test_npy_of_any_integer_type_reads_as_numpy_reads_it(tmp_path, dtype):
-    ids = (np.arange(1000) * 7 % 128).astype(dtype)
-    np.save(tmp_path / "ids.npy", ids)
-    split = open_foreign(tmp_path / "ids.npy", vocabulary_size=128)
-    assert len(split) == 1000
-    assert not split.has_documents
-    assert split.read(0, 1000).tolist() == ids.tolist()
-    assert split.read(123, 45).tolist() == ids[123:168].tolist()
-
-
-def test_nanogpt_bin_reads_as_written(tmp_path):
-    ids = np.random.default_rng(0).integers(0, 50_257, 5000).astype(np.uint16)
-    ids.tofile(tmp_path / "train.bin")
-    split = open_foreign(tmp_path / "train.bin", vocabulary_size=50_257)
-    assert len(split) == 5000
-    assert split.read(17, 3000).tolist() == ids[17:3017].tolist()
-
-
-def test_llmc_bin_reads_as_written(tmp_path):
-    ids = np.random.default_rng(0).integers(0, 50_257, 5000).astype(np.uint16)
-    header = np.zeros(256, dtype=np.int32)
-    header[:3] = 20240520, 1, len(ids)
-    (tmp_path / "train.bin").write_bytes(header.tobytes() + ids.tobytes())
-    split = open_foreign(tmp_path / "train.bin", vocabulary_size=50_257)
-    assert len(split) == 5000
-    assert split.read(17, 4983).tolist() == ids[17:].tolist()
-    (tmp_path / "cut.bin").write_bytes(header.tobytes() + ids[:-1].tobytes())
-    with pytest.raises(ValueError, match="11022 bytes, but its tokens need 11024"):
-        open_foreign(tmp_path / "cut.bin", vocabulary_size=50_257)
-
-
-@pytest.mark.parametrize(("dtype", "bad"), [("<u2", 100), ("<i4", -1)])
-def test_id_outside_the_vocabulary_is_named_at_the_read_that_meets_it(tmp_path, dtype, bad):
-    ids = np.arange(100, dtype=dtype)
-    ids[50] = bad
-    np.save(tmp_path / "ids.npy", ids)
-    split = open_foreign(tmp_path / "ids.npy", vocabulary_size=100)
-    assert split.read(0, 50).tolist() == list(range(50))
-    with pytest.raises(ValueError, match=f"token id {bad} in .*ids.npy .*vocabulary of 100"):
-        split.read(40, 20)
-
-
-@pytest.mark.parametrize(
-    "wrong", [np.zeros((2, 3), int), np.zeros(5), np.array(3), np.zeros(5, bool), np.zeros(0, int)]
-)
-def test_arrays_that_are_no_tokens_are_refused(tmp_path, wrong):
-    np.save(tmp_path / "ids.npy", wrong)
-    with pytest.raises(ValueError, match="ids.npy"):
-        open_foreign(tmp_path / "ids.npy", vocabulary_size=10)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("a.npy", None), ("a.bin", None), ("a.npy", b""), ("a.bin", b""), ("a.pt", b"abcd")],
-)
-def test_files_that_are_missing_empty_or_unknown_are_refused(tmp_path, name, content):
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=name):
-        open_foreign(tmp_path / name, vocabulary_size=10)
-
-
 def test_the_format_on_disk_is_frozen(tmp_path):
     documents = [np.array([0, 5, 6]), np.array([0, 40_000])]
     write_shard(tmp_path, "x", documents, dtype=token_dtype(50_257), text_bytes=9)
@@ -239,5 +190,5 @@ def test_the_format_on_disk_is_frozen(tmp_path):
     assert hashes == {
         "x.bin": "fe89bf238156d393669d9e97a1edbde1fb61e36889b2bb7c63c01b46bb92b02a",
         "x.ends.npy": "93cf2543ea39f6d6412e1d61311ddd85f68db8aad93d2455d7e5fc7ff99201cb",
-        "x.json": "7b11e0ba80d5429c58df80642c921f18a741569b998854a88752038be8e1f09f",
+        "x.json": "eac7b579c6e9afa60bd26b7b80222b94b7c37c9cdee3a029151150656b5b23f9",
     }

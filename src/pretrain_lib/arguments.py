@@ -29,7 +29,7 @@ def parse_recipe(
     nothing = dataclasses.replace(defaults.data, source=None, tokenizer=None, train_tokenizer=None)
     blank = dataclasses.replace(defaults, data=nothing)
     given: DataConfig = _parse(blank, presets, preset, arguments)["data"]
-    if given.path and given.source is None:
+    if given.path and given.source is None and not given.streaming:
         # A folder named by the user is taken as it is, not held against the recipe's own source.
         sections["data"] = given
     elif given.train_tokenizer and not given.tokenizer:

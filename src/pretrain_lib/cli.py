@@ -1,4 +1,4 @@
-"""The `pretrain` command: prepare, verify, inspect, tasks, export, eval, sample, plot. Floor 7."""
+"""The `pretrain` command: prepare, verify, inspect, overlap, export, eval and more. Floor 7."""
 
 import argparse
 import os
@@ -8,26 +8,28 @@ from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from pretrain_lib.checkpoint import FILES, find_newest, verify_checkpoint
 from pretrain_lib.command import DONE, report_errors
-from pretrain_lib.data.arrays import open_split
-from pretrain_lib.data.batches import PackedDataset
-from pretrain_lib.data.job import TOKENIZER_FOLDER, Job
+from pretrain_lib.config import PACKINGS
+from pretrain_lib.data.inspection import describe_left_out, inspect_data
+from pretrain_lib.data.job import Job
+from pretrain_lib.data.overlap import find_overlap, format_overlap, write_overlap
+from pretrain_lib.data.pool import count_cores
 from pretrain_lib.data.prepare import prepare
-from pretrain_lib.data.shards import read_manifest, verify_folder
+from pretrain_lib.data.shards import verify_folder
 from pretrain_lib.data.tokenizer import load_tokenizer
 from pretrain_lib.evaluate.harness import evaluate_folder, format_table, write_results
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
 from pretrain_lib.export import EXPORT_DTYPES, export_checkpoint
 from pretrain_lib.generate import sample_texts
-from pretrain_lib.metrics import human
 from pretrain_lib.models.hf import load_pretrained
 from pretrain_lib.report import plot_runs
 from pretrain_lib.run_folder import CHECKPOINTS
+from pretrain_lib.units import TokenCount
 
+INTERRUPTED = 130  # as shells have it
 Command = Callable[[argparse.Namespace], int | None]
 
 
@@ -41,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = DONE
+    except KeyboardInterrupt:
+        print("interrupted: what is written stays, the same command goes on", file=sys.stderr)
+        code = INTERRUPTED
     sys.exit(code)
 
 
@@ -51,10 +56,13 @@ def _prepare(options: argparse.Namespace) -> None:
         options.train_tokenizer,
         options.validation,
         options.text_field,
+        options.max_rejected,
     )
     manifest = prepare(job, options.out, workers=options.workers)
     for split, totals in manifest["splits"].items():
         print(f"{split:<12}{totals['tokens']:>16,} tokens {totals['documents']:>12,} documents")
+    for line in describe_left_out(manifest["left_out"]):
+        print(line)
     print(f"vocabulary {manifest['vocabulary_size']:,}, fingerprint {manifest['fingerprint'][:12]}")
     print(f"{options.out} is ready: train on it with --data.path {options.out}")
 
@@ -71,33 +79,32 @@ def _verify(options: argparse.Namespace) -> None:
 def _inspect(options: argparse.Namespace) -> None:
     if options.window < 0:
         raise ValueError(f"--window {options.window} must be at least 0")
-    manifest = read_manifest(options.folder)
-    print(f"sources     {', '.join(manifest['sources'])}")
-    print(f"tokens      {manifest['dtype']}, vocabulary {manifest['vocabulary_size']:,}")
-    for split, totals in manifest["splits"].items():
-        if not totals["tokens"]:
-            continue
-        tokens = open_split(options.folder, split)
-        ends = [np.diff(file.document_ends.astype(np.int64), prepend=0) for file in tokens.files]
-        lengths = np.concatenate(ends)
-        quantiles = ", ".join(f"{q:,.0f}" for q in np.quantile(lengths, [0, 0.1, 0.5, 0.9, 1]))
-        print(
-            f"{split:<12}{totals['tokens']:,} tokens, {totals['documents']:,} documents of "
-            f"{human(totals['text_bytes'])}B text; lengths (min, 10 %, median, 90 %, max): "
-            f"{quantiles}"
-        )
-    tokenizer = load_tokenizer(options.folder / TOKENIZER_FOLDER)
-    tokens = open_split(options.folder, "train")
-    dataset = PackedDataset(
-        tokens, sequence_length=options.sequence_length, seed=options.seed, document_masking=True
+    lines = inspect_data(
+        options.paths,
+        sequence_length=options.sequence_length,
+        window=options.window,
+        seed=options.seed,
+        packing=options.packing,
+        weights=options.weights,
+        planned_tokens=options.tokens and TokenCount.parse(options.tokens),
     )
-    window = dataset[options.window]
-    print(f"\nwindow {options.window} of seed {options.seed}, {options.sequence_length} tokens:")
-    start = 0
-    for end in sorted({*window["document_ends"].tolist(), options.sequence_length}):
-        print(f"--- tokens {start} to {end}")
-        print(tokenizer.decode(window["input_ids"][start:end].tolist()))
-        start = end
+    for line in lines:
+        print(line)
+
+
+def _overlap(options: argparse.Namespace) -> None:
+    report = find_overlap(
+        options.sources,
+        options.items,
+        ngram=options.ngram,
+        text_field=options.text_field,
+        fields=options.fields.split(",") if options.fields else (),
+        workers=options.workers or count_cores(),
+    )
+    print(format_overlap(report))
+    if options.out is not None:
+        write_overlap(report, options.out)
+        print(f"every item that overlaps is in {options.out}")
 
 
 def _tasks(options: argparse.Namespace) -> None:
@@ -206,18 +213,33 @@ def _add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("--tokenizer", help="a folder, a tokenizer.json, or a hub name")
     add("--train_tokenizer", type=int, metavar="VOCABULARY", help="train a byte-level BPE")
     add("--out", type=Path, required=True)
-    add("--workers", type=int, default=1, help="processes")
+    add("--workers", type=int, help="processes (default: one per core)")
+    add("--max_rejected", type=int, default=100, help="documents that may be unreadable")
     add("--validation", default="hash", help="hash[:SHARE], first:TOKENS or none")
     add("--text_field", default="text", help="the column or JSON field with the text")
 
     add = command("verify", _verify, "Check every hash of a prepared folder.").add_argument
     add("folder", type=Path)
 
-    add = command("inspect", _inspect, "Show counts, lengths and a decoded window.").add_argument
-    add("folder", type=Path)
-    add("--sequence_length", type=int, default=256)
-    add("--window", type=int, default=0)
+    text = "Show what lies in prepared folders or arrays, and what a run makes of it."
+    add = command("inspect", _inspect, text).add_argument
+    add("paths", type=Path, nargs="+", metavar="PATH", help="prepared folders, .npy, .bin, .ds")
+    add("--sequence_length", type=int, default=256, help="tokens in a window")
+    add("--packing", choices=PACKINGS, default="concat")
+    add("--weights", type=float, nargs="+", help="shares of a mixture, one for each path")
+    add("--tokens", help="of a planned run, such as 10e9: shows the epochs of each path")
+    add("--window", type=int, default=0, help="the window to show, counted from the run's start")
     add("--seed", type=int, default=0)
+
+    text = "Find evaluation items whose n-grams of words occur in a text."
+    add = command("overlap", _overlap, text).add_argument
+    add("sources", nargs="+", metavar="SOURCE", help="as for prepare")
+    add("--items", type=Path, nargs="+", required=True, help=".jsonl files, an item a line")
+    add("--fields", help="of the items, separated by commas (default: every text in them)")
+    add("--ngram", type=int, default=13, help="words")
+    add("--text_field", default="text", help="the column or JSON field with the source's text")
+    add("--workers", type=int, help="processes (default: one per core)")
+    add("--out", type=Path, help="where the whole report goes, as JSON")
 
     add = command("tasks", _tasks, "Build lm-eval tasks from held-out text.").add_argument
     add("folder", type=Path, help="a prepared folder")

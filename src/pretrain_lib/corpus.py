@@ -76,7 +76,10 @@ def _open_paths(config: Recipe) -> Corpus:
     if data.source is None and not paths:
         raise ValueError("data.source or data.path must be given: there is nothing to read")
     if data.source is not None and len(paths) > 1:
-        raise ValueError(f"data.path={paths} must be one folder where data.source is prepared")
+        raise ValueError(
+            f"data.path={paths} must be one folder if data.source={data.source} is to be prepared "
+            f"into it; to read a mixture of folders give data.source=null"
+        )
     if data.source is not None and not (paths and is_foreign(paths[0])):
         folder = prepare_source(data, Path(paths[0]).expanduser() if paths else None)
         paths = [str(folder)]

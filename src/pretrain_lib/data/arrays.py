@@ -3,19 +3,51 @@
 import hashlib
 import json
 import os
+import weakref
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from io import BytesIO
+from io import BytesIO, FileIO
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import xxhash
 
 from pretrain_lib.data.shards import BLOCK_BYTES, read_manifest
 
-ENDS_PER_FENCE = 1024
+ENDS_PER_FENCE, MAX_OPEN = 256, 128
+
+
+class Handle:
+    """A file to be read at any place, from any thread, and kept open while few others are.
+
+    Opening costs as much as reading a window. A handle that falls out of the `MAX_OPEN` opened last
+    lets go of its file, which closes when the last thread has read from it.
+    """
+
+    _opened: ClassVar[deque[weakref.ref["Handle"]]] = deque()
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: FileIO | None = None
+
+    def __getstate__(self) -> dict:
+        return {"path": self.path, "_file": None}  # another process opens its own
+
+    def read(self, start: int, count: int) -> bytes:
+        """Return bytes `[start, start + count)`, fewer at the file's end."""
+        file = self._file or self._open()
+        return os.pread(file.fileno(), count, start)
+
+    def _open(self) -> FileIO:
+        self._file = file = FileIO(self.path)
+        self._opened.append(weakref.ref(self))
+        if len(self._opened) > MAX_OPEN and (oldest := self._opened.popleft()()) is not None:
+            oldest._file = None
+        return file
 
 
 class EndsTable:
@@ -30,7 +62,7 @@ class EndsTable:
             ends = np.load(BytesIO(raw), allow_pickle=False)
         else:
             ends = np.frombuffer(raw, dtype="<u8")
-        self.path, self.count = path, len(ends)
+        self.count, self._handle = len(ends), Handle(path)
         self._header_bytes = len(raw) - ends.nbytes
         self._fences: list[int] = ends[::ENDS_PER_FENCE].tolist()
 
@@ -38,11 +70,9 @@ class EndsTable:
         """Return the ends above `low` and up to `high`, int64, rising."""
         first = max(0, bisect_right(self._fences, low) - 1) * ENDS_PER_FENCE
         last = min(bisect_right(self._fences, high) * ENDS_PER_FENCE, self.count)
-        with self.path.open("rb", buffering=0) as file:
-            raw = os.pread(file.fileno(), 8 * (last - first), self._header_bytes + 8 * first)
-        ends = np.frombuffer(raw, dtype="<u8").astype(np.int64)
-        begin, end = np.searchsorted(ends, [low, high], side="right")
-        return ends[begin:end]
+        raw = self._handle.read(self._header_bytes + 8 * first, 8 * (last - first))
+        ends = np.frombuffer(raw, dtype="<i8")
+        return ends[ends.searchsorted(low, "right") : ends.searchsorted(high, "right")]
 
 
 @dataclass
@@ -62,6 +92,10 @@ class TokenFile:
     def has_documents(self) -> bool:
         """Whether it is known where documents end."""
         return self.is_shard or self.ends_file is not None
+
+    @cached_property
+    def _handle(self) -> Handle:
+        return Handle(self.path)
 
     @cached_property
     def ends(self) -> EndsTable:
@@ -90,11 +124,7 @@ class TokenFile:
         unchecked = self.is_shard and not (len(self._checksums) and all(self._checked[blocks]))
         if unchecked:  # whole blocks, since their checksums are of the whole
             begin, end = blocks.start * BLOCK_BYTES, blocks.stop * BLOCK_BYTES
-        file = os.open(self.path, os.O_RDONLY)
-        try:
-            raw = os.pread(file, end - begin, begin)
-        finally:
-            os.close(file)
+        raw = self._handle.read(begin, end - begin)
         if unchecked:
             self._check(raw, blocks.start)
         return np.frombuffer(raw, dtype=self.dtype, count=count, offset=first_byte - begin)

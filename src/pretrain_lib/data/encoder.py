@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,24 @@ from pretrain_lib.data.tokenizer import Tokenizer, load_tokenizer
 # What `tokenizers` splits into words by if a ByteLevel pre-tokenizer is given no pattern of its own
 # (GPT-2's, Radford et al. 2019).
 GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT4_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Patterns that both libraries split every text alike by. By others they need not: in their dialects
+# of regular expressions `^` and `$` differ, and `tiktoken` drops text that no match covers.
+KNOWN_WORDS = {
+    GPT2_WORDS,
+    GPT2_WORDS.replace("'(?:[sdmt]|ll|ve|re)", "'s|'t|'re|'ve|'m|'ll|'d"),
+    GPT4_WORDS,
+    GPT4_WORDS.replace(r"\p{N}{1,3}", r"\p{N}{1,2}"),
+    GPT4_WORDS.replace(r"\p{N}{1,3}", r"\p{N}"),
+}
 PIECE_CHARACTERS = 2**20  # of a longer document, so many are encoded at once
 BATCH_CHARACTERS = 2**20  # of several documents at once, by `tokenizers`
 SAMPLE_PIECE_CHARACTERS = 64
+# Cut at each of its words: a sample may hold no place to cut.
+CUT_PROBE = "One of the 12 words, in 1999 \n\nor the other\n  of the 30\n" * 40
 CUT_TEXT = re.compile(CUT.pattern.decode())
 
 
@@ -93,17 +109,26 @@ def choose_encoder(tokenizer: Tokenizer, sample: Sequence[str]) -> Encoder:
         found = encoder.encode(Document(text) for text in sample)
         if any(ids[1:].tolist() != own for ids, own in zip(found, expected, strict=True)):
             encoder = Encoder(tokenizer, None, cuts_text=False)
-    cuts_text = all(
-        sum((tokenizer.encode(piece) for piece in cut_text(text, SAMPLE_PIECE_CHARACTERS)), [])
-        == own
-        for text, own in zip(sample, expected, strict=True)
-    )
-    return Encoder(tokenizer, encoder.fast, cuts_text)
+    return Encoder(tokenizer, encoder.fast, _can_cut(tokenizer, [*sample, CUT_PROBE]))
+
+
+def _can_cut(tokenizer: Tokenizer, sample: Sequence[str]) -> bool:
+    for text in sample:
+        pieces = [tokenizer.encode(piece) for piece in cut_text(text, SAMPLE_PIECE_CHARACTERS)]
+        if list(chain.from_iterable(pieces)) != tokenizer.encode(text):
+            return False
+    return True
+
+
+def load_encoder(folder: Path, *, fast: bool, cuts_text: bool) -> Encoder:
+    """Return the encoder that was chosen for a tokenizer folder, loaded once per process."""
+    # Another tokenizer lies there if the folder was deleted and prepared anew.
+    status = (folder / "tokenizer.json").stat()
+    return _load_encoder(folder, (status.st_ino, status.st_mtime_ns), fast, cuts_text)
 
 
 @lru_cache(maxsize=4)
-def load_encoder(folder: Path, *, fast: bool, cuts_text: bool) -> Encoder:
-    """Return the encoder that was chosen for a tokenizer folder, once per process."""
+def _load_encoder(folder: Path, _: tuple[int, int], fast: bool, cuts_text: bool) -> Encoder:
     tokenizer = load_tokenizer(folder)
     return Encoder(tokenizer, _build_tiktoken(tokenizer) if fast else None, cuts_text)
 
@@ -158,7 +183,8 @@ def _word_pattern(pre_tokenizer: dict | None) -> str | None:
     split = steps[0]
     own = len(steps) == 2 and split["type"] == "Split" and not last["use_regex"]
     if own and split["behavior"] == "Isolated" and not split["invert"]:
-        return split["pattern"].get("Regex")
+        pattern = split["pattern"].get("Regex")
+        return pattern if pattern in KNOWN_WORDS else None
     return None
 
 

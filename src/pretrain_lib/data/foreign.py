@@ -24,7 +24,7 @@ def names_tokens(validation: str) -> bool:
     return is_foreign(validation) or Path(validation).expanduser().is_dir()
 
 
-def open_foreign(path: str | Path, *, vocabulary_size: int) -> TokenArray:
+def open_foreign(path: str | Path, *, vocabulary_size: int | None) -> TokenArray:
     """Open an array of tokens, or those that a pattern such as `data/train_*.bin` matches as one.
 
     Read are one-dimensional `.npy` of any integer type, nanoGPT's `.bin` (uint16), llm.c's `.bin`

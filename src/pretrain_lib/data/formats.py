@@ -3,6 +3,7 @@
 A slice is read without knowing of the others, so slices can be shared out to processes.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -22,6 +23,7 @@ ROWS_AT_ONCE = 256  # of a .parquet file
 CUT = re.compile(rb"[A-Za-z0-9](?=[ \n])")
 CUT_SEARCH_BYTES = 2**16
 DIGEST_BYTES = 2**20  # of a cut file, by which it is told from others
+LINE_PART_BYTES = 2**20  # of a line that is skipped, so many are read at once
 
 
 class Document(NamedTuple):
@@ -34,6 +36,11 @@ class Document(NamedTuple):
     """Whether its end is."""
     digest: bytes | None = None
     """What tells the whole document from others, where `text` is a part of it."""
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it is a document without text; white space in the midst of a cut one is text."""
+        return self.begins and self.ends and not self.text.strip()
 
 
 class Rejected(NamedTuple):
@@ -92,6 +99,15 @@ def read_documents(piece: FileSlice, text_field: str) -> Iterator[Document | Rej
         yield from _lines(piece, text_field)
 
 
+def is_text(value: object) -> bool:
+    """Return whether a value is text: JSON and Python can spell halves of characters too."""
+    try:
+        value.encode()
+    except (AttributeError, UnicodeEncodeError):
+        return False
+    return True
+
+
 def _text(piece: FileSlice) -> Iterator[Document | Rejected]:
     with piece.path.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
@@ -144,9 +160,11 @@ def _lines_of_slice(
     file: io.BufferedReader, piece: FileSlice, text_field: str
 ) -> Iterator[Document | Rejected]:
     offset = piece.start
-    if piece.start:
-        file.seek(piece.start - 1)
-        offset += len(file.readline()) - 1  # what is left of a line that began in the slice before
+    if piece.start:  # what is left of a line that began in the slice before
+        offset, rest = file.seek(piece.start - 1), b""
+        while offset < piece.stop and not rest.endswith(b"\n"):
+            rest = file.readline(LINE_PART_BYTES)
+            offset += len(rest)
     while offset < piece.stop and (line := file.readline()):
         if line.strip():
             yield _parse_line(line, f"{piece.path}, line at byte {offset}", text_field)
@@ -154,18 +172,18 @@ def _lines_of_slice(
 
 
 def _parse_line(line: bytes, where: str, text_field: str) -> Document | Rejected:
-    try:
-        text = json.loads(line)[text_field]
-        text.encode()  # JSON can spell halves of characters, which are no text
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        reason = f"no JSON object with a text in data.text_field={text_field!r}, in UTF-8"
-        return Rejected(where, f"{reason}: {line[:60]!r}")
-    return Document(text)
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        if is_text(text := json.loads(line)[text_field]):
+            return Document(text)
+    reason = f"no JSON object with a text in data.text_field={text_field!r}, in UTF-8"
+    return Rejected(where, f"{reason}: {line[:60]!r}")
 
 
 def _cut_parquet(path: Path, size: int, text_field: str) -> list[FileSlice]:
     groups = _open_parquet(path, text_field).metadata
-    index = groups.schema.names.index(text_field)
+    # A field within another column may have the same name, but not the same path.
+    paths = [groups.schema.column(i).path for i in range(groups.num_columns)]
+    index = paths.index(text_field)
     slices, start, filled = [], 0, 0
     for group in range(groups.num_row_groups):
         filled += groups.row_group(group).column(index).total_uncompressed_size
@@ -190,12 +208,14 @@ def _open_parquet(path: Path, text_field: str):  # noqa: ANN202 (imported lazily
             f"{', '.join(schema.names)}"
         )
     kind = schema.field(text_field).type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if kind not in (pa.string(), pa.large_string(), pa.string_view()):
         raise ValueError(f"data.text_field={text_field!r} of {path} holds {kind}, not text")
     return file
 
 
 def _parquet_rows(piece: FileSlice, text_field: str) -> Iterator[Document | Rejected]:
+    import pyarrow as pa
+
     file, row = _open_parquet(piece.path, text_field), 0
     groups = range(piece.start, piece.stop)
     try:
@@ -207,6 +227,6 @@ def _parquet_rows(piece: FileSlice, text_field: str) -> Iterator[Document | Reje
                     where = f"{piece.path}, row {row} of row groups {piece.start} on"
                     yield Rejected(where, f"the text is not UTF-8 ({error.reason})")
                 row += 1
-    except OSError as error:
+    except (OSError, pa.ArrowException) as error:
         where = f"{piece.path}, row groups {piece.start} to {piece.stop}, after row {row}"
         yield Rejected(where, f"the file is damaged ({error})")

@@ -88,8 +88,9 @@ def gather_groups(task: UnitTask, report: Report) -> Iterator[Group]:
     open_groups: dict[str, Group] = {}
     numbers = {"train": 0, "validation": 0}
     for position, document in enumerate(task.source.documents(task.unit)):
-        if position < task.held_out.documents or not _has_text(document, report):
-            report.check(task.max_rejected)
+        has_text = _has_text(document, report)
+        report.check(task.max_rejected)
+        if position < task.held_out.documents or not has_text:
             continue
         split = "validation" if kind == "hash" and hash_fraction(document) < share else "train"
         if split not in open_groups:
@@ -110,11 +111,8 @@ def _has_text(document: Document | Rejected, report: Report) -> bool:
     if isinstance(document, Rejected):
         report.add(Report(rejected=1, examples=[f"{document.where}: {document.reason}"]))
         return False
-    # White space in the midst of a document that was cut is text.
-    if document.begins and document.ends and not document.text.strip():
-        report.empty += 1
-        return False
-    return True
+    report.empty += document.is_blank
+    return not document.is_blank
 
 
 def _shuffled(group: Group) -> Group:

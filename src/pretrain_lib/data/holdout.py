@@ -57,33 +57,28 @@ def write_first_tokens(
     if kind != "first":
         return held_out
     documents: list[np.ndarray] = []
-    text_bytes, last_ends = 0, True
+    text_bytes, goes_on = 0, False
     for index, position, document in _enumerate(units):
-        text = "" if isinstance(document, Rejected) else document.text
-        ids = next(encoder.encode([document])) if text.strip() else np.empty(0, encoder.dtype)
+        is_left_out = isinstance(document, Rejected) or document.is_blank
+        ids = np.empty(0, encoder.dtype) if is_left_out else next(encoder.encode([document]))
         part = ids[: int(missing)]
         whole = len(part) == len(ids)
         held_out[index] = HeldOut(position + 1) if whole else HeldOut(position, len(part))
         if len(part):
-            if document.begins:
-                documents.append(part)
-            else:  # a later part of a large file goes on where the one before it ended
+            if goes_on and not document.begins:  # a later part of a large file
                 documents[-1] = np.concatenate([documents[-1], part])
-            last_ends = document.ends or not whole  # the rest of a cut document is another
-            held_text = text if whole else encoder.tokenizer.decode(part[document.begins :])
+            else:
+                documents.append(part)
+            goes_on = not document.ends
+            decode = encoder.tokenizer.decode
+            held_text = document.text if whole else decode(part[document.begins :])
             text_bytes += len(held_text.encode())
             missing -= len(part)
-            count(documents=1, tokens=len(part), text_bytes=len(text.encode()))
+            count(documents=1, tokens=len(part), text_bytes=len(held_text.encode()))
         if not missing:
             break
-    write_shard(
-        folder,
-        "validation-first",
-        documents,
-        dtype=encoder.dtype,
-        text_bytes=text_bytes,
-        last_ends=last_ends,
-    )
+    # The rest of a document that is cut here is another.
+    write_shard(folder, "validation-first", documents, dtype=encoder.dtype, text_bytes=text_bytes)
     return held_out
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain_lib.data.encoder import Encoder, choose_encoder
+from pretrain_lib.data.encoder import PIECE_CHARACTERS, Encoder, choose_encoder, cut_text
 from pretrain_lib.data.formats import Document
 from pretrain_lib.data.holdout import parse_validation
 from pretrain_lib.data.shards import FORMAT_VERSION, write_atomically
@@ -134,7 +134,7 @@ def write_tokenizer(job: Job, sources: list[Source], folder: Path) -> Tokenizer:
 def _training_texts(sources: list[Source]) -> Iterator[str]:
     size = 0
     for text in _texts(sources):
-        yield text
+        yield from cut_text(text, PIECE_CHARACTERS)  # the same words: the trainer splits there too
         size += len(text)
         if size > TRAINING_TEXT_BYTES:
             return

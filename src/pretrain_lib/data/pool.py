@@ -7,10 +7,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import active_children, get_context, parent_process
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 from tqdm import tqdm
@@ -18,6 +21,7 @@ from tqdm import tqdm
 REFRESH_SECONDS, LINE_SECONDS = 0.3, 30  # of a bar on a terminal; between lines elsewhere
 # Started once and forked from: a fork of this process would inherit locks that threads hold.
 CONTEXT = get_context("forkserver")
+OWN_CODE = Path(__file__).parents[1]
 _counters: Any = None  # shared with workers: bytes of source and of text, documents, tokens
 
 
@@ -53,21 +57,45 @@ def run_tasks(
     others, pending, ended = set(active_children()), deque(), False
     try:
         for task in tasks:
-            pending.append(pool.submit(function, task))
+            pending.append(pool.submit(_run_task, function, task))
             if ahead is not None and len(pending) > ahead:
-                yield pending.popleft().result()
+                yield _take_result(pending.popleft())
         while pending:
-            yield pending.popleft().result()
+            yield _take_result(pending.popleft())
         ended = True
     except BrokenProcessPool as error:
         raise RuntimeError(
-            f"one of {workers} worker processes was killed, perhaps for want of memory: start "
-            f"again with fewer workers; what is done stays done"
+            f"one of {workers} worker processes ended. If it was killed for want of memory, start "
+            f"again with fewer workers; a script that starts workers needs the guard "
+            f"`if __name__ == '__main__':`"
         ) from error
     finally:
         for worker in () if ended else set(active_children()) - others:
             worker.kill()  # what it is at is not wanted any more
         pool.shutdown(cancel_futures=True)
+
+
+@dataclass
+class _Refusal:
+    """A ValueError that this library raised in a worker: its traceback does not travel."""
+
+    message: str
+
+
+def _run_task(function: Callable, task: Any) -> Any:
+    try:
+        return function(task)
+    except ValueError as error:
+        if OWN_CODE not in Path(extract_tb(error.__traceback__)[-1].filename).parents:
+            raise  # a defect, not the user's mistake
+        return _Refusal(str(error))
+
+
+def _take_result(future: Future) -> Any:
+    result = future.result()
+    if isinstance(result, _Refusal):
+        raise ValueError(result.message)
+    return result
 
 
 def _start_worker(counters: Any, survive_signals: bool) -> None:
@@ -113,16 +141,18 @@ def show_progress(label: str, *, total_bytes: int, done_bytes: int = 0, quiet: b
         desc=label,
         total=max(total_bytes, 1),
         initial=done_bytes,
-        unit="B",
-        unit_scale=True,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
         disable=quiet or not terminal,
     )
 
     def refresh() -> None:
         started = said = time.monotonic()
-        while not ended.wait(REFRESH_SECONDS):
+        is_last = False
+        while not is_last:
+            is_last = ended.wait(REFRESH_SECONDS)
             now = time.monotonic()
-            done, text_bytes, documents, tokens = _counters[:]
+            # Not locked: a worker that was killed may have held the lock.
+            done, text_bytes, documents, tokens = _counters.get_obj()[:]
             rate = text_bytes / (now - started)
             numbers = f"{documents:,} documents, {tokens:,} tokens, {rate / 1e6:.1f} MB/s of text"
             bar.n = min(done_bytes + done, bar.total or 0)

@@ -68,8 +68,10 @@ def _write_units(job: Job, folder: Path, *, workers: int | None, quiet: bool) ->
     sizes = [source.unit_bytes(unit) for source, unit in units]
     done = [(folder / f"{_unit_name(index)}.json").is_file() for index in range(len(units))]
     done_bytes = sum(size for size, is_done in zip(sizes, done, strict=True) if is_done)
-    workers = workers or count_cores()
-    workers = max(1, min(workers, len(units) - sum(done), sum(sizes) // WORKER_BYTES))
+    missing = [size for size, is_done in zip(sizes, done, strict=True) if not is_done]
+    # Text of unknown size, as that of the hub, is taken to be large.
+    worthwhile = sum(missing) // WORKER_BYTES if all(missing) else len(missing)
+    workers = max(1, min(workers or count_cores(), len(missing), worthwhile))
     progress = show_progress(
         "preparing", total_bytes=sum(sizes), done_bytes=done_bytes, quiet=quiet
     )

@@ -22,6 +22,7 @@ from pretrain_lib.data.formats import (
     cut_file,
     is_one_document,
     is_readable,
+    is_text,
     read_documents,
 )
 
@@ -90,8 +91,9 @@ class FileSource:
 class DatasetSource:
     """A `datasets.Dataset` or `IterableDataset`: one document a row, in order.
 
-    Its shards are its units. Raises ValueError for one with a shuffle buffer: after a restart it
-    would give other rows, and the windows are shuffled here anyway.
+    Its shards are its units. What `take` or `skip` gives is one unit: shard by shard it would be
+    other rows; `interleave_datasets` interleaves the shards. Raises ValueError for one with a
+    shuffle buffer: after a restart it would give other rows, and windows are shuffled here anyway.
     """
 
     dataset: Any
@@ -104,7 +106,7 @@ class DatasetSource:
                 f"data.text_field={self.text_field!r} is no column of {self.name}; it has "
                 f"{', '.join(columns)}"
             )
-        if _has_shuffle_buffer(getattr(self.dataset, "_ex_iterable", None)):
+        if self._has_steps("BufferShuffled"):
             raise ValueError(
                 f"data.source={self.name} was shuffled with a buffer of `datasets`, which gives "
                 f"other rows after a restart; leave .shuffle(buffer_size=...) out: documents and "
@@ -121,26 +123,38 @@ class DatasetSource:
 
     def units(self, *, cut_text: bool = True) -> list[tuple[int, int]]:  # noqa: ARG002 (no files)
         """Return `(shard, number of shards)` of each unit."""
-        count = min(self._rows().num_shards, MAX_UNITS)
+        count = 1 if self._has_steps("Take", "Skip") else min(self._rows().num_shards, MAX_UNITS)
         return [(index, count) for index in range(count)]
 
     def unit_bytes(self, unit: tuple[int, int]) -> int:
         """Return about how much text a unit holds, in bytes; 0 if that is not known."""
         return (self.estimated_bytes() or 0) // unit[1]
 
-    def documents(self, unit: tuple[int, int]) -> Iterator[Document]:
-        """Yield each document of a unit, empty ones included."""
+    def documents(self, unit: tuple[int, int]) -> Iterator[Document | Rejected]:
+        """Yield each document of a unit, empty ones included, and rows that hold no text."""
         index, count = unit
         rows = self._rows().shard(num_shards=count, index=index, contiguous=True)
-        for row in rows:
-            yield Document(row[self.text_field] or "")  # a column may hold nulls
+        for number, row in enumerate(rows):
+            text = row.get(self.text_field, False)
+            text = "" if text is None else text  # a column may hold nulls
+            where = f"{self.name}, row {number} of unit {index}"
+            reason = f"no text in data.text_field={self.text_field!r}"
+            yield Document(text) if is_text(text) else Rejected(where, reason)
+
+    def _has_steps(self, *kinds: str) -> bool:
+        """Return whether rows pass through a step of `datasets` of such a kind, however deep."""
+        steps = [getattr(self.dataset, "_ex_iterable", None)]
+        for step in steps:
+            inner = getattr(step, "ex_iterable", None), *(getattr(step, "ex_iterables", None) or ())
+            steps.extend(part for part in inner if part is not None)
+        return any(type(step).__name__.startswith(kinds) for step in steps)
 
     def _rows(self) -> Any:
         rows = self.dataset
         if hasattr(rows, "to_iterable_dataset"):
             rows = rows.to_iterable_dataset(num_shards=max(1, len(rows) // UNIT_ROWS))
         rows = rows.select_columns([self.text_field]) if rows.column_names else rows
-        return rows.reshard()
+        return rows.with_format(None).reshard()
 
 
 @dataclass(frozen=True)
@@ -169,8 +183,8 @@ class HubSource:
         """Return 0: how much text a unit holds is not known."""
         return 0
 
-    def documents(self, unit: tuple[int, int]) -> Iterator[Document]:
-        """Yield each document of a unit, empty ones included."""
+    def documents(self, unit: tuple[int, int]) -> Iterator[Document | Rejected]:
+        """Yield each document of a unit, empty ones included, and rows that hold no text."""
         return self._open().documents(unit)
 
     def _open(self) -> DatasetSource:
@@ -234,16 +248,6 @@ def open_source(name: str, *, text_field: str = "text") -> Source:
     if not sum(file.stat().st_size for file in files):
         raise ValueError(f"data.source={name} is empty: it needs at least one document with text")
     return FileSource(name, files, text_field)
-
-
-def _has_shuffle_buffer(rows: Any) -> bool:
-    """Whether rows of `datasets` pass through a shuffle buffer, however deep."""
-    if rows is None:
-        return False
-    inner = [getattr(rows, "ex_iterable", None), *(getattr(rows, "ex_iterables", None) or ())]
-    return type(rows).__name__ == "BufferShuffledExamplesIterable" or any(
-        _has_shuffle_buffer(part) for part in inner
-    )
 
 
 def _standard_library_files() -> tuple[Path, ...]:

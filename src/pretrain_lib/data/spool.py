@@ -9,6 +9,7 @@ source it begins, from which it can be made again.
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import signal
 import sys
@@ -40,7 +41,7 @@ from pretrain_lib.data.shards import MANIFEST, lock_folder, write_json, write_sh
 SEGMENTS_AHEAD, SEGMENTS_BEHIND = 2, 1  # of the one being read: on disk at the same time
 POLL_SECONDS = 0.05
 END_SIGNAL = signal.SIGUSR2
-ERROR, HELD_OUT, UNITS = "error.json", "held-out.json", "units.tmp"
+ERROR, SETTINGS, UNITS = "error.json", "spool.json", "units.tmp"
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ class Spool:
         """Return where a segment begins, if it is known."""
         if segment == 0:
             return Cursor()
-        path = self.cursor_path(segment)
-        return Cursor(**json.loads(path.read_text())["begins"]) if path.is_file() else None
+        known = _read(self.cursor_path(segment))
+        return Cursor(**known["begins"]) if known else None
 
     def has_segment(self, segment: int) -> bool:
         """Return whether a segment is there, whole."""
@@ -94,46 +95,55 @@ def open_spool(job: Job, folder: Path, *, segment_tokens: int, quiet: bool = Fal
     The sources' sizes are looked at, not their content. Raises ValueError if the folder holds
     another job, or if text is to be held out by its hash.
     """
-    kind, _ = parse_validation(job.validation)
-    if kind == "hash":
+    if parse_validation(job.validation)[0] == "hash":
         raise ValueError(
             f"data.validation={job.validation} needs the whole source, which data.streaming=true "
             f"never has: give first:TOKENS, the path of a prepared folder or array, or none"
         )
     record = job.record(content=False) | {"segment_tokens": segment_tokens}
+    # Held for an instant where all is ready: the processes of a machine come here at once.
     with lock_folder(folder, setting="data.path"):
         check_same_job(folder, record)
         (folder / ERROR).unlink(missing_ok=True)
-        write_json(folder / JOB, record)
-        sources = job.open_sources()
-        encoder = find_encoder(sources, write_tokenizer(job, sources, folder))
-        if not (folder / HELD_OUT).is_file():
-            with show_progress("holding out", total_bytes=0, quiet=quiet):
-                units = open_units(sources, cut_text=encoder.cuts_text)
-                held_out = write_first_tokens(job.validation, units, encoder, folder)
-            write_json(folder / HELD_OUT, {index: asdict(held) for index, held in held_out.items()})
+        if _read(folder / JOB) != record:  # and no tokens: what is left of another job is obsolete
+            shutil.rmtree(folder / TOKENIZER_FOLDER, ignore_errors=True)
+            for path in (folder / SETTINGS, folder / MANIFEST, *folder.glob("cursor-*.json")):
+                path.unlink(missing_ok=True)
+            write_json(folder / JOB, record)
         if not (folder / MANIFEST).is_file():
-            names = ["validation-first"] if kind == "first" else []
-            splits = {"train": summarize(folder, []), "validation": summarize(folder, names)}
-            fingerprint = hashlib.sha256(
-                json.dumps([record, encoder.tokenizer.sha256]).encode()
-            ).hexdigest()
-            write_manifest(job, folder, encoder, splits, Report(), fingerprint=fingerprint)
-    held_out = json.loads((folder / HELD_OUT).read_text())
+            with show_progress("holding out", total_bytes=0, quiet=quiet):
+                _make_ready(job, folder, record)
+    settings = _read(folder / SETTINGS)
+    held_out = {int(index): HeldOut(**held) for index, held in settings.pop("held_out").items()}
     return Spool(
-        job=job,
-        folder=folder,
-        fast=encoder.fast is not None,
-        cuts_text=encoder.cuts_text,
-        held_out={int(index): HeldOut(**held) for index, held in held_out.items()},
-        segment_tokens=segment_tokens,
+        job=job, folder=folder, held_out=held_out, segment_tokens=segment_tokens, **settings
     )
+
+
+def _make_ready(job: Job, folder: Path, record: dict) -> None:
+    """Write a spool's tokenizer, the text held out, what else is decided once, and the manifest."""
+    sources = job.open_sources()
+    encoder = find_encoder(sources, write_tokenizer(job, sources, folder))
+    units = open_units(sources, cut_text=encoder.cuts_text)
+    held_out = write_first_tokens(job.validation, units, encoder, folder)
+    settings = {"fast": encoder.fast is not None, "cuts_text": encoder.cuts_text}
+    settings["held_out"] = {index: asdict(held) for index, held in held_out.items()}
+    write_json(folder / SETTINGS, settings)
+    names = ["validation-first"] if parse_validation(job.validation)[0] == "first" else []
+    splits = {"train": summarize(folder, []), "validation": summarize(folder, names)}
+    identity = json.dumps([record, encoder.tokenizer.sha256]).encode()
+    fingerprint = hashlib.sha256(identity).hexdigest()
+    write_manifest(job, folder, encoder, splits, Report(), fingerprint=fingerprint)
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def produce(spool: Spool, first: int, hint: dict | None, position: Any, workers: int) -> None:
     """Keep the spool filled, until the process that started this one is gone.
 
-    `first` is the segment that training begins in, `hint` where that begins if its checkpoint
+    `first` is the segment that training begins in, `hint` where a segment begins if its checkpoint
     knows, `position` the shared number of the segment that training reads.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -142,24 +152,27 @@ def produce(spool: Spool, first: int, hint: dict | None, position: Any, workers:
     end_with_parent()
     try:
         with lock_folder(spool.folder, setting="data.path"):
-            if hint is not None and spool.read_cursor(first) is None:
-                write_json(spool.cursor_path(first), {"begins": hint, "sha256_before": None})
+            if hint and hint["segment"] <= first and not spool.read_cursor(hint["segment"]):
+                begins = {"begins": hint["begins"], "sha256_before": None}
+                write_json(spool.cursor_path(hint["segment"]), begins)
+            _delete_far_from(spool, first)
             for segment in _write_segments(spool, first, workers):
-                while segment >= position.value + SEGMENTS_AHEAD:
-                    _delete_before(spool, position.value - SEGMENTS_BEHIND)
+                while segment >= _delete_far_from(spool, position.value) + SEGMENTS_AHEAD:
                     time.sleep(POLL_SECONDS)
     except Exception as error:  # for those who wait, in other processes
         kind = "ValueError" if isinstance(error, ValueError) else "RuntimeError"
         text = str(error) if kind == "ValueError" else traceback.format_exc()
-        write_json(spool.folder / ERROR, {"kind": kind, "message": text})
+        write_json(spool.folder / ERROR, {"kind": kind, "message": text, "process": os.getpid()})
 
 
-def _delete_before(spool: Spool, segment: int) -> None:
-    for path in spool.folder.glob("segment-*.json"):
-        if int(path.stem.split("-")[1]) < segment:
-            path.unlink()  # first: without it there is no segment
-            for suffix in (".bin", ".ends.npy"):
-                path.with_name(path.stem + suffix).unlink(missing_ok=True)
+def _delete_far_from(spool: Spool, position: int) -> int:
+    """Delete the segments that are not needed at `position`, and return it."""
+    kept = range(position - SEGMENTS_BEHIND, position + SEGMENTS_AHEAD + 1)
+    # Their .json first: without it there is no segment. What a kill left of one goes too.
+    for path in sorted(spool.folder.glob("segment-*"), key=lambda path: path.suffix != ".json"):
+        if int(path.name.split(".")[0].removeprefix("segment-")) not in kept:
+            path.unlink()
+    return position
 
 
 def _write_segments(spool: Spool, first: int, workers: int) -> Iterator[int]:
@@ -172,21 +185,21 @@ def _write_segments(spool: Spool, first: int, workers: int) -> Iterator[int]:
     while (begins := spool.read_cursor(start)) is None:
         start -= 1  # where the spool was lost: what lies before is made again, and not kept
     for number, (tokens, ends, after) in enumerate(_cut(spool, begins, workers), start=start):
-        if number < segment:
-            continue
-        name, cursor_path = spool.segment_name(number), spool.cursor_path(number + 1)
-        inner, is_end = ends[ends < len(tokens)], len(tokens) in ends
-        dtype, documents = tokens.dtype, np.split(tokens, inner)
-        known = json.loads(cursor_path.read_text()) if cursor_path.is_file() else {}
-        record = write_shard(spool.folder, name, documents, dtype=dtype, last_ends=is_end)
-        if known.get("sha256_before") not in (None, record["sha256"]):
+        cursor_path = spool.cursor_path(number + 1)
+        sha256 = hashlib.sha256(tokens.tobytes()).hexdigest()
+        if _read(cursor_path).get("sha256_before") not in (None, sha256):
             raise ValueError(
                 f"data.source={', '.join(spool.job.source_names())} has changed: its segment "
                 f"{number} is not what it was; bring the source back as it was, or start another "
                 f"run from a checkpoint of this one (run.resume=PATH)"
             )
-        write_json(cursor_path, {"begins": asdict(after), "sha256_before": record["sha256"]})
-        yield number
+        if number >= segment:
+            name, is_end = spool.segment_name(number), len(tokens) in ends
+            documents = np.split(tokens, ends[ends < len(tokens)])
+            write_shard(spool.folder, name, documents, dtype=tokens.dtype, last_ends=is_end)
+        write_json(cursor_path, {"begins": asdict(after), "sha256_before": sha256})
+        if number >= segment:
+            yield number
 
 
 def _cut(
@@ -219,28 +232,31 @@ def _groups(
     shutil.rmtree(spool.folder / UNITS, ignore_errors=True)
     (spool.folder / UNITS).mkdir()
     tasks = _unit_tasks(spool, begins)
-    report, last_epoch_with_text = Report(), begins.epoch
+    report, epoch, last_epoch_with_text = Report(), begins.epoch, begins.epoch
     for cursor, paths, unit_report in run_tasks(
         _encode_unit, tasks, workers=workers, ahead=workers, survive_signals=True
     ):
+        if cursor.epoch != epoch:  # the same documents again
+            report, epoch = Report(), cursor.epoch
         report.add(unit_report)
         report.check(spool.job.max_rejected)
         if cursor.epoch > last_epoch_with_text + 1:
-            names = ", ".join(spool.job.source_names())
-            raise ValueError(f"data.source={names} leaves no document with text to train on")
+            break
         last_epoch_with_text = cursor.epoch if paths else last_epoch_with_text
         for number, path in enumerate(paths, start=cursor.group):
             tokens, ends = np.load(path), np.load(path.with_suffix(".ends.npy"))
             path.unlink()
             path.with_suffix(".ends.npy").unlink()
             yield Cursor(cursor.epoch, cursor.unit, number), tokens, ends
+    names = ", ".join(spool.job.source_names())
+    raise ValueError(f"data.source={names} leaves no document with text to train on")
 
 
 def _unit_tasks(spool: Spool, begins: Cursor) -> Iterator[tuple[Path, Cursor, UnitTask]]:
     """Yield what workers need to encode each unit from a cursor on, for ever."""
     units = open_units(spool.job.open_sources(), cut_text=spool.cuts_text)
     epoch, position, group = begins.epoch, begins.unit, begins.group
-    while True:
+    while units:
         keys = derive_keys("units", epoch)
         order = permute(np.arange(len(units)), size=len(units), keys=keys).tolist()
         for place in range(position, len(units)):
@@ -271,6 +287,7 @@ def _encode_unit(task: tuple[Path, Cursor, UnitTask]) -> tuple[Cursor, list[Path
         path = folder / f"{group.name}.npy"
         ends = np.cumsum([len(document) for document in documents], dtype=np.int64)
         np.save(path, np.concatenate(documents))
-        np.save(path.with_suffix(".ends.npy"), ends if group.last_ends else ends[:-1])
+        # A part of a large file ends here too: what follows it in the stream is another unit.
+        np.save(path.with_suffix(".ends.npy"), ends)
         paths.append(path)
     return cursor, paths, report

@@ -6,10 +6,12 @@ number of processes. A segment that was deleted is made again.
 """
 
 import atexit
+import contextlib
 import itertools
 import json
 import os
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -22,7 +24,14 @@ from pretrain_lib.data.order import derive_keys, permute
 from pretrain_lib.data.packing import Windows, fill_window
 from pretrain_lib.data.pool import CONTEXT, count_cores
 from pretrain_lib.data.shards import read_manifest
-from pretrain_lib.data.spool import END_SIGNAL, ERROR, POLL_SECONDS, Spool, produce
+from pretrain_lib.data.spool import (
+    END_SIGNAL,
+    ERROR,
+    POLL_SECONDS,
+    SEGMENTS_BEHIND,
+    Spool,
+    produce,
+)
 
 KEPT_OPEN = 3  # segments
 WINDOWS_AT_ONCE = 64  # read when iterated
@@ -49,17 +58,16 @@ class StreamingDataset(IterableDataset):
         produces: bool = True,
         workers: int | None = None,
     ) -> None:
+        self._producer, self._open = None, {}
         assert spool.segment_tokens % sequence_length == 0, "a segment is whole windows"
         self.spool, self.sequence_length = spool, sequence_length
         self.seed, self.document_masking = seed, document_masking
         self.windows_per_segment = spool.segment_tokens // sequence_length
         self.dtype = np.dtype(read_manifest(spool.folder)["dtype"])
         self.produces, self.workers = produces, workers or count_cores()
-        self._open: dict[int, TokenArray] = {}
-        self._producer = None
         self._position = CONTEXT.Value("q", 0)  # the segment being read
         self.load_state_dict({"windows": first_window, "cursor": cursor})
-        atexit.register(self.close)
+        atexit.register(_close, weakref.ref(self))
 
     def __iter__(self) -> Iterator[Batch]:
         if get_worker_info() is not None:
@@ -84,12 +92,14 @@ class StreamingDataset(IterableDataset):
 
     def cursor(self, windows: int) -> dict | None:
         """Return where in the source the segment of a window begins, if this process knows it."""
-        cursor = self.spool.read_cursor(windows // self.windows_per_segment)
-        return None if cursor is None else vars(cursor)
+        segment = windows // self.windows_per_segment
+        begins = self.spool.read_cursor(segment)
+        return None if begins is None else {"segment": segment, "begins": vars(begins)}
 
     def batch(self, positions: Sequence[int]) -> Batch:
         """Return the windows at `positions`, stacked: `(B, T)` per tensor."""
-        self._start_producer()
+        if min(positions, default=0) < 0:
+            raise IndexError(f"window {min(positions)}: windows count from 0 at the run's start")
         windows = Windows.empty(
             len(positions), self.sequence_length, document_masking=self.document_masking
         )
@@ -101,11 +111,16 @@ class StreamingDataset(IterableDataset):
             starts = permute(slots[rows], size=self.windows_per_segment, keys=keys)
             for row, start in zip(rows.tolist(), starts.tolist(), strict=True):
                 fill_window(windows, row, tokens, start * self.sequence_length)
-        self._position.value = max(self._position.value, int(segments.min()))
         return {name: torch.from_numpy(array) for name, array in windows.as_dict().items()}
 
     def _read_segment(self, segment: int) -> TokenArray:
         """Return a segment, waiting until it is there."""
+        behind = self._position.value - segment
+        if behind > SEGMENTS_BEHIND or (behind > 0 and not self.spool.has_segment(segment)):
+            self.close()  # it was deleted: it is made again
+            self._position.value = segment
+        self._position.value = max(self._position.value, segment)
+        self._start_producer()
         if segment not in self._open:
             while not self.spool.has_segment(segment):
                 self._check_producer()
@@ -123,17 +138,21 @@ class StreamingDataset(IterableDataset):
         if self._producer is None and self.produces:
             first = self._position.value
             arguments = (self.spool, first, self._hint, self._position, self.workers)
-            self._producer = CONTEXT.Process(target=produce, args=arguments)
-            self._producer.start()
+            (self.spool.folder / ERROR).unlink(missing_ok=True)
+            CONTEXT.set_forkserver_preload([produce.__module__])  # imported once for all processes
+            producer = CONTEXT.Process(target=produce, args=arguments)
+            producer.start()
+            self._producer = producer
 
     def _check_producer(self) -> None:
-        path = self.spool.folder / ERROR
-        if path.is_file():
-            error = json.loads(path.read_text())
+        path, own = self.spool.folder / ERROR, self._producer
+        ended = own is not None and not own.is_alive()  # looked at first: it may have said why
+        error = json.loads(path.read_text()) if path.is_file() else None
+        if error is not None and (own is None or error["process"] == own.pid):
             if error["kind"] == "ValueError":
                 raise ValueError(error["message"])
             raise RuntimeError(f"the stream's producer failed: {error['message']}")
-        if self._producer is not None and not self._producer.is_alive():
+        if ended:
             raise RuntimeError(
                 f"the process that fills {self.spool.folder} was killed, perhaps for want of "
                 f"memory: start again with fewer data.workers"
@@ -143,6 +162,15 @@ class StreamingDataset(IterableDataset):
         """End the producer; what it wrote stays."""
         if self._producer is not None:
             if self._producer.is_alive():
-                os.kill(self._producer.pid, END_SIGNAL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._producer.pid, END_SIGNAL)
             self._producer.join()
             self._producer = None
+        self._open.clear()  # their files may be deleted before they are read again
+
+    __del__ = close  # or a dataset that is dropped would hold the folder
+
+
+def _close(dataset: weakref.ref) -> None:
+    if (alive := dataset()) is not None:
+        alive.close()

@@ -1,0 +1,573 @@
+"""The data layer against its peers: text to tokens, tokens to batches, and the start of a run.
+
+Every figure stands beside a peer's that was measured in turn with it. The medians are printed, all
+values go to a JSON, and `README.md` says what each row means. What is measured runs in processes of
+their own, which this file starts with `--child FUNCTION`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from importlib.metadata import version
+from itertools import count
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+# Only the standard library up here: what is imported in a child is part of what is measured.
+
+TEXT_BYTES, DOCUMENT_CHARACTERS = 64 * 10**6, (1000, 8000)
+VOCABULARY_SIZE = 8192
+SLICE = 8  # `tokenizers` is slow: it gets every so many-th document
+T, BATCH = 1024, 64
+NEEDED_WINDOWS = 600_000 / T  # a second: what GPT-2 124M takes on a fast GPU
+SHARD_TOKENS, DOCUMENT_TOKENS = 2**24, 1000
+READ_SHARDS, START_SHARDS = {"100 MB": 3, "400 MB": 12}, 597  # 10B tokens for the start
+LATER_BATCHES, MEMORY_BATCHES = 300, 16  # read in later epochs; between looks at the memory
+FLAT_MB = 4.0  # growth of memory that counts as none
+FLAT, ARROW = "flat.bin", "windows.arrow"  # the same tokens, for the peers
+OURS = {
+    "ours": {},
+    "ours, document_masking": {"masking": True},
+    "ours, best_fit": {"best_fit": True},
+    "ours, best_fit and masking": {"best_fit": True, "masking": True},
+}
+PEERS = ("nanoGPT", "datasets, in batches", "datasets, row by row")
+PACKAGES = ("pretrain_lib", "torch", "numpy", "tiktoken", "tokenizers", "datasets", "pyarrow")
+
+
+@dataclass
+class Row:
+    """One line of the table."""
+
+    section: str
+    name: str
+    unit: str
+    values: list[float]
+    peer: list[float] | None = None
+    """What the values are divided by, repetition by repetition."""
+    goal: str = ""
+    """A condition on the `value` or the `ratio`, such as "ratio >= 0.9"."""
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        """The median of the values."""
+        return statistics.median(self.values)
+
+    @property
+    def ratio(self) -> float | None:
+        """The median ratio to the peer."""
+        if self.peer is None:
+            return None
+        return statistics.median(a / b for a, b in zip(self.values, self.peer, strict=True))
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is met, if there is one."""
+        if not self.goal:
+            return None
+        kind, sign, bound = self.goal.split()
+        figure = self.ratio if kind == "ratio" else self.median
+        return figure >= float(bound) if sign == ">=" else figure < float(bound)
+
+    def __str__(self) -> str:
+        digits = 0 if self.median >= 1000 else 4 if self.median < 1 else 1
+        figure = f"{self.median:,.{digits}f} {self.unit}"
+        ratio = "" if self.ratio is None else f"{self.ratio:.3g} x"
+        verdict = f"{self.goal}: {'met' if self.met else 'MISSED'}" if self.goal else ""
+        return f"  {self.name:<42}{figure:>16}{ratio:>9}   {verdict:<24}{self.note}".rstrip()
+
+
+def run_child(function: Callable, *arguments: object, copies: int = 1) -> list[Any]:
+    """Call a function of this file in fresh processes, let go together; return their results.
+
+    Several copies are told apart by two more arguments: the number of each, and how many there are.
+    """
+    children = []
+    for copy in range(copies):
+        given = json.dumps([*arguments, copy, copies] if copies > 1 else arguments)
+        command = [sys.executable, __file__, "--child", function.__name__, given]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        children.append(subprocess.Popen(command, **pipes))
+    are_ready = [child.stdout.readline() for child in children]
+    for child in children if all(are_ready) else ():
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    results = [child.communicate()[0] for child in children]
+    if any(child.returncode for child in children):
+        sys.exit(f"error: {function.__name__} failed, see above")
+    return [json.loads(result) for result in results]
+
+
+def ready() -> None:
+    """Wait, in a child, to be let go."""
+    print("ready", flush=True)
+    sys.stdin.readline()
+
+
+def timed(action: Callable[[], Any]) -> float:
+    """Return the seconds that a call takes."""
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def say(text: str) -> None:
+    """Show on a terminal what is being done."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}\r", end="", file=sys.stderr, flush=True)
+
+
+def in_turn(measures: dict[str, Callable[[], Any]], repeat: int) -> dict[str, list]:
+    """Call each measure `repeat` times, in turn; return what they return."""
+    values: dict[str, list] = {name: [] for name in measures}
+    for repetition in range(repeat):
+        for name, measure in measures.items():
+            say(f"{repetition + 1}/{repeat} {name}")
+            values[name].append(measure())
+    return values
+
+
+# Text to tokens
+
+
+def write_text(text: str, tokenizer: str | None, folder: str) -> dict:
+    """Write text.jsonl, and a tokenizer if none is given; return what was written."""
+    import pretrain_lib as pl
+    from pretrain_lib.data.encoder import choose_encoder
+    from pretrain_lib.data.sources import open_source
+
+    ready()
+    source, texts, size = open_source(text), [], 0
+    for document in (d for unit in source.units() for d in source.documents(unit)):
+        texts.append(getattr(document, "text", ""))  # one that cannot be read has none
+        size += len(texts[-1])
+        if size > TEXT_BYTES:
+            break
+    if not any(text.strip() for text in texts):
+        sys.exit(f"error: --text {text} holds no text")
+    if tokenizer is None:
+        trained = pl.train_tokenizer(texts, vocabulary_size=VOCABULARY_SIZE)
+        trained.save(Path(folder, "tokenizer"))
+    loaded = pl.load_tokenizer(tokenizer or Path(folder, "tokenizer"))
+    whole, lengths = "\n".join(texts), random.Random(0)
+    fast = choose_encoder(loaded, [whole[: 2**18]]).fast
+    size = documents = start = 0
+    with Path(folder, "text.jsonl").open("w", encoding="utf-8") as file:
+        while size < TEXT_BYTES:  # each time round with other cuts
+            end = start + lengths.randint(*DOCUMENT_CHARACTERS)
+            document, start = whole[start:end], end if end < len(whole) else 0
+            file.write(json.dumps({"text": document}, ensure_ascii=False) + "\n")
+            size, documents = size + len(document.encode()), documents + 1
+    encoder = "tokenizers" if fast is None else "tiktoken"
+    return {"encoder": encoder, "megabytes": size / 1e6, "documents": documents}
+
+
+def encode_bare(encoder: str, tokenizer: str, path: str, part: int = 0, parts: int = 1) -> float:
+    """Return the MB/s of an encoder alone, on texts in memory."""
+    import pretrain_lib as pl
+    from pretrain_lib.data.encoder import choose_encoder
+
+    with Path(path).open(encoding="utf-8") as file:
+        texts = [json.loads(line)["text"] for line in file]
+    texts = texts[part :: parts * (SLICE if encoder == "tokenizers" else 1)]
+    loaded = pl.load_tokenizer(tokenizer)
+    fast = choose_encoder(loaded, texts[:16]).fast if encoder == "tiktoken" else None
+
+    def encode() -> None:
+        if fast is None:
+            loaded.backend.encode_batch_fast(texts, add_special_tokens=False)
+        else:
+            for text in texts:
+                fast.encode_ordinary(text)
+
+    ready()
+    return sum(len(text.encode()) for text in texts) / 1e6 / timed(encode)
+
+
+def prepare_text(tokenizer: str, path: str, folder: str, workers: int) -> list:
+    """Return the seconds that `prepare` takes, and the encoder that it used."""
+    import pretrain_lib as pl
+
+    job = pl.Job((path,), tokenizer=tokenizer)
+    ready()
+    seconds = timed(lambda: pl.prepare(job, Path(folder), workers=workers, quiet=True))
+    return [seconds, json.loads(Path(folder, "manifest.json").read_text())["encoder"]]
+
+
+def measure_prepare(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    """Yield the rows of text to tokens."""
+    tokenizer, path = options.tokenizer or str(folder / "tokenizer"), str(folder / "text.jsonl")
+    text = run_child(write_text, options.text, options.tokenizer, str(folder))[0]
+    encoder, megabytes = text["encoder"], text["megabytes"]
+    out = (str(folder / f"prepared-{number}") for number in count())
+
+    def bare(name: str, copies: int = 1) -> float:
+        return sum(run_child(encode_bare, name, tokenizer, path, copies=copies))
+
+    def ours(workers: int) -> float:
+        seconds, used = run_child(prepare_text, tokenizer, path, next(out), workers)[0]
+        assert used == encoder, f"{used} was used, not {encoder}"
+        return megabytes / seconds
+
+    def command() -> float:
+        script = Path(sysconfig.get_path("scripts"), "pretrain")
+        flags = ["--tokenizer", tokenizer, "--workers", "1", "--out", next(out)]
+        run = partial(subprocess.run, check=True, capture_output=True)
+        return megabytes / timed(lambda: run([script, "prepare", path, *flags]))
+
+    measures = {name: partial(bare, name) for name in dict.fromkeys([encoder, "tokenizers"])}
+    measures |= {
+        f"{encoder}, two processes": partial(bare, encoder, 2),
+        "ours, 1 worker": partial(ours, 1),
+        "ours, 2 workers": partial(ours, 2),
+        "the command, 1 worker": command,
+    }
+    goals = {"ours, 1 worker": "ratio >= 0.9", "ours, 2 workers": "ratio >= 1.8"}
+    notes = {encoder: f"the bare encoder; {megabytes:.0f} MB, {text['documents']:,} documents"}
+    values = in_turn(measures, options.repeat)
+    for name, own in values.items():
+        goal, note = goals.get(name, ""), notes.get(name, "")
+        yield Row("prepare", name, "MB/s", own, values[encoder], goal, note)
+
+
+# Tokens to batches
+
+
+def write_tokens(folder: str, shards: int, sparse: bool) -> int:
+    """Write a prepared folder, and the same tokens as its peers want them; return their number.
+
+    Sparse tokens are all zero and take no room on disk.
+    """
+    import numpy as np
+
+    from pretrain_lib.data.manifest import summarize
+    from pretrain_lib.data.shards import FORMAT_VERSION, MANIFEST, write_json, write_shard
+
+    ready()
+    root, generator, dtype = Path(folder), np.random.default_rng(0), np.dtype("<u2")
+    root.mkdir()
+    names = [f"train-{number:05d}-000" for number in range(shards)]
+    for name in names[:1] if sparse else names:
+        ids = generator.integers(0, 1 if sparse else VOCABULARY_SIZE, SHARD_TOKENS, dtype)
+        cuts = np.unique(generator.integers(1, SHARD_TOKENS, SHARD_TOKENS // DOCUMENT_TOKENS))
+        write_shard(root, name, np.split(ids, cuts), dtype=dtype, text_bytes=0)
+        with (root / FLAT).open("ab") as flat:
+            flat.write(ids.tobytes())
+    for name in names[1:] if sparse else ():
+        (root / f"{name}.bin").touch()
+        os.truncate(root / f"{name}.bin", ids.nbytes)
+        for suffix in (".ends.npy", ".json"):
+            (root / f"{name}{suffix}").write_bytes((root / f"{names[0]}{suffix}").read_bytes())
+    os.truncate(root / FLAT, shards * ids.nbytes)
+    splits = {"train": summarize(root, names)}
+    manifest = {"format_version": FORMAT_VERSION, "dtype": dtype.str, "splits": splits}
+    write_json(root / MANIFEST, manifest)
+    if not sparse:
+        open_reader("ours, best_fit", folder)  # makes the plan
+        write_arrow(root)
+    os.sync()  # what is not on disk cannot be dropped from the page cache
+    return shards * SHARD_TOKENS
+
+
+def write_arrow(folder: Path) -> None:
+    """Write the windows of a folder as rows of an Arrow file, as `datasets` keeps them."""
+    import numpy as np
+    import pyarrow as pa
+
+    ids = np.fromfile(folder / FLAT, "<u2")
+    starts = np.arange(0, len(ids) - T, T)
+    schema = pa.schema([("ids", pa.list_(pa.uint16()))])
+    with pa.OSFile(str(folder / ARROW), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for some in np.split(starts, range(1000, len(starts), 1000)):
+            rows = ids[some[:, None] + np.arange(T + 1)]
+            ends = pa.array(np.arange(len(some) + 1) * (T + 1), pa.int32())
+            column = pa.ListArray.from_arrays(ends, pa.array(rows.ravel()))
+            writer.write_batch(pa.record_batch([column], schema=schema))
+
+
+def open_reader(name: str, folder: str) -> tuple[Callable[[int], Any], int]:
+    """Return what reads the batch that begins at a window, and how many windows there are."""
+    if name in OURS:
+        return open_ours(folder, **OURS[name])
+    read = open_nanogpt(folder) if name == "nanoGPT" else open_datasets(folder, name)
+    return read, Path(folder, FLAT).stat().st_size // 2 // T - 1
+
+
+@cache
+def open_tokens(folder: str) -> Any:
+    """Open our tokens, once per process: what was checked stays checked."""
+    import pretrain_lib as pl
+
+    return pl.open_split(Path(folder), "train")
+
+
+def open_ours(folder: str, *, best_fit: bool = False, masking: bool = False) -> tuple:
+    """Return our reader, and its number of windows."""
+    import pretrain_lib as pl
+
+    tokens, plans = open_tokens(folder), None
+    if best_fit:
+        plan_of = partial(pl.open_plan, fingerprint="benchmark", sequence_length=T)
+        plans = [plan_of(tokens.iterate_ends, len(tokens), Path(folder, "packing"))]
+    options = {"document_masking": masking, "plans": plans}
+    dataset = pl.PackedDataset(tokens, sequence_length=T, **options)
+    return lambda first: dataset.batch(range(first, first + BATCH)), len(dataset)
+
+
+def open_nanogpt(folder: str) -> Callable:
+    """Return a reader like that of nanoGPT's train.py: a new memmap a batch, random places."""
+    import numpy as np
+    import torch
+
+    def read(_: int) -> tuple:
+        data = np.memmap(Path(folder, FLAT), dtype=np.uint16, mode="r")
+        places = torch.randint(len(data) - T, (BATCH,))
+        windows = [(data[i : i + T], data[i + 1 : i + 1 + T]) for i in places]
+        x = torch.stack([torch.from_numpy(x.astype(np.int64)) for x, _ in windows])
+        y = torch.stack([torch.from_numpy(y.astype(np.int64)) for _, y in windows])
+        return x, y
+
+    return read
+
+
+def open_datasets(folder: str, name: str) -> Callable:
+    """Return a stream of `datasets` through a DataLoader, in the order of the file."""
+    from datasets import load_dataset
+    from torch.utils.data import DataLoader
+
+    rows = load_dataset("arrow", data_files=f"{folder}/{ARROW}", split="train", streaming=True)
+    rows = rows.with_format("torch")
+    in_batches = name == "datasets, in batches"
+    loader = DataLoader(rows.batch(BATCH), None) if in_batches else DataLoader(rows, BATCH)
+    batches = iter(loader)
+
+    def read(_: int) -> tuple:
+        ids = next(batches)["ids"]
+        return ids[:, :-1], ids[:, 1:]
+
+    return read
+
+
+def read_windows(read: Callable[[int], Any], first: int, windows: int) -> Iterator[int]:
+    """Read so many windows from one on, batch by batch, and yield the number of each batch."""
+    for number in range(windows // BATCH):
+        read(first + number * BATCH)
+        yield number
+
+
+def read_speed(folder: str) -> dict[str, float]:
+    """Return the windows per second of each reader, ours also while blocks are checked."""
+    import datasets  # noqa: F401 (imports are not measured)
+
+    for path in filter(Path.is_file, Path(folder).iterdir()):
+        path.read_bytes()  # into the page cache
+    ready()
+    read, epoch = open_reader("ours", folder)
+    seconds = timed(lambda: list(read_windows(read, 0, epoch)))
+    speeds, windows = {"ours, first epoch": epoch // BATCH * BATCH / seconds}, LATER_BATCHES * BATCH
+    for name in (*OURS, *PEERS):
+        read, epoch = open_reader(name, folder)
+        read(epoch)
+        speeds[name] = windows / timed(lambda r=read, e=epoch: list(read_windows(r, e, windows)))
+    return speeds
+
+
+def read_memory(name: str, folder: str) -> float:
+    """Return by how many MB at most a process grows that opens a reader and reads an epoch."""
+    import datasets  # noqa: F401 (memory of imports does not count)
+    import torch  # noqa: F401
+
+    import pretrain_lib  # noqa: F401
+
+    ready()
+    before = peak = resident_mb()
+    read, windows = open_reader(name, folder)
+    for number in read_windows(read, 0, windows):
+        if number % MEMORY_BATCHES == 0:
+            peak = max(peak, resident_mb())
+    return max(peak, resident_mb()) - before
+
+
+def resident_mb() -> float:
+    """Return the resident memory of this process (VmRSS)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def measure_read(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    """Yield the rows of tokens to batches."""
+    folders = {size: str(folder / size.replace(" ", "")) for size in READ_SHARDS}
+    names = ("nanoGPT", "ours", "ours, document_masking", "ours, best_fit", PEERS[1])
+    with ThreadPoolExecutor(2) as pool:  # no times are taken, so two at once
+        write = partial(run_child, write_tokens)
+        list(pool.map(lambda size: write(folders[size], READ_SHARDS[size], False), folders))
+        whole = in_turn({"": lambda: run_child(read_speed, folders["400 MB"])[0]}, options.repeat)[
+            ""
+        ]
+        reads = [(size, name) for size in folders for name in names]
+        say("memory")
+        memory = pool.map(lambda read: run_child(read_memory, read[1], folders[read[0]]), reads)
+        grown = dict(zip(reads, memory, strict=True))
+    for name in whole[0]:
+        own, peer = [speeds[name] for speeds in whole], [speeds["nanoGPT"] for speeds in whole]
+        goal = f"value >= {NEEDED_WINDOWS / 0.01:.0f}" if name.startswith("ours") else ""
+        share = f"{NEEDED_WINDOWS / statistics.median(own):.2%} of a step"
+        yield Row("read", name, "windows/s", own, peer, goal, share)
+    for size, name in reads:
+        goal = f"value < {grown['100 MB', name][0] + FLAT_MB:.1f}"
+        goal = goal if name.startswith("ours") and size == "400 MB" else ""
+        peer = grown[size, "nanoGPT"]
+        yield Row("memory", f"{name}, {size}", "MB", grown[size, name], peer, goal)
+
+
+# The start of a run
+
+
+def import_module(name: str) -> float:
+    """Return the seconds that an import takes."""
+    ready()
+    return timed(lambda: __import__(name))
+
+
+def start_reader(name: str, folder: str, share: float = 0.0, cached: bool = True) -> float:
+    """Return the seconds from opening 10B tokens to the first batch, `share` of an epoch in."""
+    for path in () if cached else Path(folder).iterdir():
+        file = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(file)
+
+    def start() -> None:
+        read, windows = open_reader(name, folder)
+        read(int(share * windows))
+
+    return timed(start)
+
+
+def shuffle_windows(windows: int) -> float:
+    """Return the seconds that a shuffle takes which is held in memory."""
+    import numpy as np
+
+    return timed(lambda: np.random.default_rng(0).permutation(windows))
+
+
+def start_readers(folder: str) -> dict[str, float]:
+    """Return the seconds of each start, in a fork of its own of a process with the imports."""
+    import torch  # noqa: F401
+
+    import pretrain_lib  # noqa: F401
+
+    masked = "ours, document_masking"
+    starts = {
+        "nanoGPT": (start_reader, "nanoGPT", folder),
+        "a shuffle in memory": (shuffle_windows, START_SHARDS * SHARD_TOKENS // T),
+        "ours": (start_reader, "ours", folder),
+        "ours, at 90 %": (start_reader, "ours", folder, 0.9),
+        masked: (start_reader, masked, folder),
+        f"{masked}, at 90 %": (start_reader, masked, folder, 0.9),
+        f"{masked}, at 90 %, uncached": (start_reader, masked, folder, 0.9, False),
+    }
+    ready()
+    seconds = {}
+    for label, (function, *arguments) in starts.items():
+        for _ in range(2):  # the first brings the files into the page cache
+            with get_context("fork").Pool(1) as fork:
+                seconds[label] = fork.apply(function, arguments)
+    return seconds
+
+
+def measure_start(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    """Yield the rows of the start of a run."""
+    sparse = str(folder / "sparse")
+    run_child(write_tokens, sparse, START_SHARDS, True)
+    modules = ("torch", "pretrain_lib")
+    measures = {name: lambda name=name: run_child(import_module, name)[0] for name in modules}
+    values = in_turn(measures | {"": lambda: run_child(start_readers, sparse)[0]}, options.repeat)
+    for name in modules:
+        yield Row("start", f"import {name}", "s", values[name], values["torch"])
+    for name in values[""][0]:
+        own, peer = ([seconds[key] for seconds in values[""]] for key in (name, "nanoGPT"))
+        yield Row("start", name, "s", own, peer, "value < 1" if name.startswith("ours") else "")
+
+
+# The whole
+
+SECTIONS = {"prepare": measure_prepare, "read": measure_read, "start": measure_start}
+HEADERS = {
+    "prepare": "Text to tokens: MB/s of text, and how many times the bare encoder",
+    "read": "Tokens to batches: windows of 1,024 tokens, and how many times nanoGPT; goal: 1 %",
+    "memory": "Memory: growth over an epoch of so much data, and how many times nanoGPT",
+    "start": "Start on 10B tokens: until the first batch, and how many times nanoGPT or torch",
+}
+
+
+def describe_run() -> dict[str, dict]:
+    """Return the machine, the versions, and the commit of the checkout."""
+    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    git = ["git", "-C", str(Path(__file__).parent), "--no-optional-locks"]
+    git += ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    return {
+        "machine": {
+            "cores": len(os.sched_getaffinity(0)),
+            "cpu": cpu[0].split(":")[1].strip() if cpu else platform.processor(),
+            "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+            "load_before": os.getloadavg()[0],
+        },
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "run": {"commit": commit or None, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
+    }
+
+
+def main() -> None:
+    """Run the benchmarks and write their results."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--text", default="python-stdlib", help="a file or folder of text")
+    parser.add_argument("--tokenizer", help="a folder (default: a BPE trained on the text)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "data.json")
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--only", choices=SECTIONS)
+    options, started, rows = parser.parse_args(), time.monotonic(), []
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    report = describe_run() | {"arguments": {k: v for k, v in vars(options).items() if k != "out"}}
+    for key, values in report.items():
+        print(f"{key:<12}{', '.join(f'{name} {value}' for name, value in values.items())}")
+    with tempfile.TemporaryDirectory() as temporary:
+        os.environ["HF_HOME"] = str(Path(temporary, "cache"))
+        for section in [options.only] if options.only else SECTIONS:
+            for row in SECTIONS[section](options, Path(temporary)):
+                if row.section not in {r.section for r in rows}:
+                    print(f"\n{HEADERS[row.section]}")
+                rows.append(row)
+                print(row, flush=True)
+    missed = [f"{row.section}: {row.name}" for row in rows if row.met is False]
+    report["run"] |= {"seconds": round(time.monotonic() - started)}
+    report["machine"] |= {"load_after": os.getloadavg()[0]}
+    report["rows"] = [
+        asdict(row) | {"median": row.median, "ratio": row.ratio, "met": row.met} for row in rows
+    ]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(
+        f"\n{report['run']['seconds']} s, {options.out}; missed: {'; '.join(missed) or 'nothing'}"
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        print(json.dumps(globals()[sys.argv[2]](*json.loads(sys.argv[3]))))
+    else:
+        main()

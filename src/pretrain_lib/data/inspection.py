@@ -1,0 +1,186 @@
+"""What lies in prepared folders and arrays, and what a run would make of it. Floor 4."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pretrain_lib.data.arrays import TokenArray, open_split
+from pretrain_lib.data.batches import PackedDataset
+from pretrain_lib.data.best_fit import BestFitPlan, open_plan
+from pretrain_lib.data.foreign import is_foreign, open_foreign
+from pretrain_lib.data.job import TOKENIZER_FOLDER
+from pretrain_lib.data.shards import read_manifest
+from pretrain_lib.data.tokenizer import Tokenizer, load_tokenizer
+
+QUANTILES = {0: "min", 0.1: "10 %", 0.5: "median", 0.9: "90 %", 1: "max"}
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """One path: its tokens, and what is known of them."""
+
+    path: Path
+    train: TokenArray
+    manifest: dict | None  # of a prepared folder
+    tokenizer: Tokenizer | None
+    plan: BestFitPlan | None = None
+
+
+def inspect_data(
+    paths: Sequence[Path],
+    *,
+    sequence_length: int,
+    window: int,
+    seed: int = 0,
+    packing: str = "concat",
+    plan_folder: Path | None = None,
+    weights: Sequence[float] | None = None,
+    planned_tokens: int | None = None,
+) -> Iterator[str]:
+    """Yield lines: what each path holds, what packing cuts and pads, epochs of a run, a window.
+
+    `plan_folder` is where a plan of best-fit packing is kept, `planned_tokens` what a run reads.
+    """
+    opened = [_open(path) for path in paths]
+    plans = None
+    for one in opened:
+        yield from _describe(one)
+        yield from _describe_concat(one, sequence_length, seed)
+    if packing == "best_fit":
+        plans = [_plan(one, sequence_length, plan_folder) for one in opened]
+        for plan in plans:
+            report = plan.report
+            yield (
+                f"best_fit    {report.windows:,} windows of {sequence_length:,}: "
+                f"{report.padded_share:.2%} padded, {report.cut_share:.1%} of the documents are "
+                f"longer than a window and cut"
+            )
+    dataset = PackedDataset(
+        [one.train for one in opened],
+        sequence_length=sequence_length,
+        seed=seed,
+        weights=weights,
+        document_masking=all(one.train.has_documents for one in opened),
+        plans=plans,
+    )
+    if planned_tokens is not None:
+        yield from _describe_run(opened, dataset, planned_tokens // sequence_length)
+    yield from _show_window(opened, dataset, window)
+
+
+def _open(path: Path) -> Inspected:
+    if is_foreign(path):
+        return Inspected(path, open_foreign(path, vocabulary_size=None), None, None)
+    manifest, tokenizer = read_manifest(path), load_tokenizer(path / TOKENIZER_FOLDER)
+    return Inspected(path, open_split(path, "train"), manifest, tokenizer)
+
+
+def _plan(one: Inspected, sequence_length: int, folder: Path | None) -> BestFitPlan:
+    if not one.train.has_documents or one.manifest is None:
+        raise ValueError(f"--packing best_fit: {one.path} must be a folder of `pretrain prepare`")
+    return open_plan(
+        one.train.iterate_ends,
+        len(one.train),
+        folder or one.path / "packing",
+        fingerprint=one.manifest["fingerprint"],
+        sequence_length=sequence_length,
+    )
+
+
+def _describe(one: Inspected) -> Iterator[str]:
+    """Yield what a path holds."""
+    yield f"path        {one.path}"
+    if one.manifest is None:
+        dtypes = ", ".join(sorted({file.dtype.name for file in one.train.files}))
+        yield f"train       {len(one.train):,} tokens in {len(one.train.files)} files, {dtypes}"
+        yield from _describe_documents(one.train)
+        return
+    manifest = one.manifest
+    yield f"sources     {', '.join(manifest['sources'])}"
+    yield (
+        f"tokens      {np.dtype(manifest['dtype']).name}, vocabulary "
+        f"{manifest['vocabulary_size']:,}, encoded by {manifest['encoder']}"
+    )
+    for split, totals in manifest["splits"].items():
+        if totals["tokens"]:
+            yield (
+                f"{split:<12}{totals['tokens']:,} tokens, {totals['text_bytes']:,} bytes of text, "
+                f"{totals['documents']:,} documents"
+            )
+            yield from _describe_documents(open_split(one.path, split))
+    yield from describe_left_out(manifest["left_out"])
+
+
+def describe_left_out(report: dict) -> Iterator[str]:
+    """Yield which documents `pretrain prepare` did not write, if there were any."""
+    if report["empty"] or report["rejected"]:
+        yield f"left out    {report['empty']:,} empty documents, {report['rejected']:,} unreadable"
+    for example in report["examples"]:
+        yield f"            {example}"
+
+
+def _describe_documents(tokens: TokenArray) -> Iterator[str]:
+    if not tokens.has_documents:
+        yield "            where documents end is not known"
+        return
+    ends = np.concatenate([np.zeros(1, dtype=np.int64), *tokens.iterate_ends()])
+    if len(ends) > 1:
+        values = np.quantile(np.diff(ends), list(QUANTILES))
+        text = ", ".join(
+            f"{name} {value:,.0f}" for name, value in zip(QUANTILES.values(), values, strict=True)
+        )
+        yield f"            tokens per document: {text}"
+
+
+def _describe_concat(one: Inspected, sequence_length: int, seed: int) -> Iterator[str]:
+    """Yield how many windows an epoch has, and what their edges cut."""
+    order = PackedDataset(one.train, sequence_length=sequence_length, seed=seed).order
+    windows = order.windows_per_epoch(0)
+    unread = 1 - windows * sequence_length / len(one.train)
+    yield (
+        f"concat      {windows:,} windows of {sequence_length:,} an epoch: nothing is padded, "
+        f"{unread:.2%} of the tokens are left over (others every epoch)"
+    )
+    if one.train.has_documents:
+        share = _cut_share(one.train, order.offset(0, 0), sequence_length)
+        yield f"            {share:.1%} of the documents are cut by the edge of a window"
+
+
+def _cut_share(tokens: TokenArray, first: int, sequence_length: int) -> float:
+    """Return the share of documents that do not lie in one window, windows beginning at `first`."""
+    cut = documents = start = 0
+    for ends in tokens.iterate_ends():
+        starts = np.concatenate([[start], ends[:-1]])[: len(ends)]
+        whole = (starts - first) // sequence_length == (ends - 1 - first) // sequence_length
+        cut, documents = cut + int(np.sum(~whole)), documents + len(ends)
+        start = int(ends[-1]) if len(ends) else start
+    return cut / max(documents, 1)
+
+
+def _describe_run(
+    opened: Sequence[Inspected], dataset: PackedDataset, windows: int
+) -> Iterator[str]:
+    yield f"run         {windows:,} windows = {windows * dataset.sequence_length:,} tokens"
+    epochs = dataset.order.planned_epochs(windows)
+    for number, (one, passes) in enumerate(zip(opened, epochs, strict=True)):
+        share = passes * dataset.order.windows_per_epoch(number) / max(windows, 1)
+        yield f"            {share:.1%} of them from {one.path}: {passes:.2f} epochs"
+
+
+def _show_window(opened: Sequence[Inspected], dataset: PackedDataset, number: int) -> Iterator[str]:
+    """Yield a window of the run, decoded if a tokenizer is known, a piece for each document."""
+    source = int(dataset.order.locate(np.array([number]))[0][0])
+    window, length = dataset[number], dataset.sequence_length
+    yield f"\nwindow {number} of seed {dataset.order.seed}, {length} tokens, {opened[source].path}:"
+    ends = window["document_ends"].tolist() if dataset.document_masking else []
+    start = 0
+    for end in sorted({*ends, length}):
+        ids = window["input_ids"][start:end].tolist()
+        padded = dataset.plans is not None and start and end == length and not any(ids)
+        yield f"--- tokens {start} to {end}{': padding' if padded else ''}"
+        tokenizer = opened[source].tokenizer
+        if not padded:
+            yield tokenizer.decode(ids) if tokenizer else " ".join(map(str, ids))
+        start = end
