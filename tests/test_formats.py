@@ -34,8 +34,9 @@ def lines(texts):
 
 
 def in_members(texts, compress):
-    """Compress every ten lines on their own, as parallel compressors do."""
-    return b"".join(compress(lines(texts[i : i + 10])) for i in range(0, len(texts), 10))
+    """Compress every ten lines, and a blank one, on their own, as parallel compressors do."""
+    parts = (texts[i : i + 10] for i in range(0, len(texts), 10))
+    return b"".join(compress(lines(part) + b" \n") for part in parts)
 
 
 def write_parquet(path, texts, *, kind=None, **options):
@@ -108,8 +109,17 @@ def test_parquet_rows_are_those_that_pyarrow_reads(tmp_path, kind, compression, 
     expected = parquet.read_table(path)["text"].to_pylist()
     assert expected == texts
     assert read(path, size) == [Document(text or "") for text in expected]
-    slices = len(cut_file(path, size, text_field="text", cut_text=True))
-    assert slices == {1: -(-len(texts) // 9), 2**62: 1}.get(size, slices)
+    slices = cut_file(path, size, text_field="text", cut_text=True)
+    assert len(slices) == {1: -(-len(texts) // 9), 2**62: 1}.get(size, len(slices))
+
+
+def test_parquet_slices_are_of_about_the_size_asked_for(tmp_path):
+    path = tmp_path / "a.parquet"
+    write_parquet(path, ["x" * 90 + f"{i:05d}" for i in range(40)], row_group_size=1)
+    pieces = cut_file(path, 1000, text_field="text", cut_text=True)
+    assert all(1000 <= piece.text_bytes < 1200 for piece in pieces[:-1])
+    assert [piece.start for piece in pieces[1:]] == [piece.stop for piece in pieces[:-1]]
+    assert (pieces[0].start, pieces[-1].stop) == (0, 40)
 
 
 def test_parquet_is_cut_by_the_size_of_its_text_alone(tmp_path):
@@ -144,6 +154,7 @@ def test_parts_of_a_text_together_are_the_file(tmp_path_factory, text, size, win
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(formats, "CUT_SEARCH_BYTES", window)
         parts = read(path, size)
+    assert parts == read(path, size)  # a file as small as this is searched at once
     assert "".join(part.text for part in parts) == text.removeprefix("\ufeff")
     assert [part.begins for part in parts] == [i == 0 for i in range(len(parts))]
     assert [part.ends for part in parts][::-1] == [i == 0 for i in range(len(parts))]
@@ -172,8 +183,9 @@ def test_a_text_without_a_place_to_cut_is_one_part(tmp_path, text):
         assert read(tmp_path / "a.txt", size) == [Document(text)]
 
 
-def test_parts_of_different_files_are_told_apart(tmp_path):
+def test_parts_of_different_files_are_told_apart(tmp_path, monkeypatch):
     digests = set()
+    monkeypatch.setattr(formats, "DIGEST_BYTES", 9)
     for text in ("word one " * 9, "word two " * 9, "word two " * 10):
         (tmp_path / "a.txt").write_text(text)
         (digest,) = {part.digest for part in read(tmp_path / "a.txt", 10)}

@@ -10,19 +10,14 @@ import transformers
 from torch.utils.data import DataLoader, Subset
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from pretrain_lib import IGNORED_TARGET, PackedDataset
+from pretrain_lib import IGNORED_TARGET, PackedDataset, train_tokenizer
 from pretrain_lib.data.arrays import TokenArray, TokenFile
 from pretrain_lib.data.shards import write_shard
 from pretrain_lib.models.attention import document_positions
 from tests.test_batches import assert_equal
-from tests.test_streaming import (  # noqa: F401 (fixtures)
-    LENGTH,
-    PlainRow,
-    job,
-    open_small,
-    read,
-    tokenizer_folder,
-)
+from tests.test_streaming import LENGTH, PlainRow, one_thread, open_small, read, write_job
+
+pytestmark = pytest.mark.usefixtures(one_thread.__name__)
 
 VOCABULARY = 61
 BATCH, ACCUMULATED = 2, 2  # windows of a micro-batch, micro-batches of a step
@@ -42,6 +37,12 @@ def packed(tmp_path, request):
     )
 
 
+@pytest.fixture
+def job(tmp_path):
+    train_tokenizer(["ab cd ef gü ijk lm " * 20], vocabulary_size=280).save(tmp_path / "tokenizer")
+    return write_job(tmp_path / "text", tmp_path / "tokenizer")
+
+
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", range(5))
 def test_a_dataloader_gives_the_windows_in_order_from_any_one_on(packed, workers):
@@ -53,7 +54,7 @@ def test_a_dataloader_gives_the_windows_in_order_from_any_one_on(packed, workers
         assert_equal(list(loader), expected)
 
 
-def test_a_dataloader_gives_the_windows_of_a_stream_and_goes_on(tmp_path, job):  # noqa: F811
+def test_a_dataloader_gives_the_windows_of_a_stream_and_goes_on(tmp_path, job):
     spool = open_small(job, tmp_path / "spool")
     row, dataset = PlainRow(spool, job), read(spool, document_masking=True)
     batches = iter(DataLoader(dataset, batch_size=5))
@@ -210,7 +211,7 @@ def test_the_trainer_of_transformers_trains_on_the_windows_in_order(tmp_path, pa
     assert {step: rest[step] for step in (7, 8)} == {step: losses[step] for step in (7, 8)}
 
 
-def test_the_trainer_of_transformers_trains_on_a_stream_and_goes_on(tmp_path, job):  # noqa: F811
+def test_the_trainer_of_transformers_trains_on_a_stream_and_goes_on(tmp_path, job):
     spool, model = open_small(job, tmp_path / "spool"), make_model("llama")
     row, dataset = PlainRow(spool, job), read(spool, document_masking=True)
     received, losses = run_trainer(copy.deepcopy(model), dataset, tmp_path / "run", steps=7)

@@ -22,6 +22,7 @@ from pretrain_lib.corpus import open_corpus as open_corpus
 from pretrain_lib.data.arrays import TokenArray as TokenArray
 from pretrain_lib.data.arrays import open_split as open_split
 from pretrain_lib.data.batches import PackedDataset as PackedDataset
+from pretrain_lib.data.batches import collate_for_transformers as collate_for_transformers
 from pretrain_lib.data.batches import iterate_steps as iterate_steps
 from pretrain_lib.data.batches import rank_micro_batches as rank_micro_batches
 from pretrain_lib.data.best_fit import BestFitPlan as BestFitPlan

@@ -138,7 +138,6 @@ class StreamingDataset(IterableDataset):
         if self._producer is None and self.produces:
             first = self._position.value
             arguments = (self.spool, first, self._hint, self._position, self.workers)
-            (self.spool.folder / ERROR).unlink(missing_ok=True)
             CONTEXT.set_forkserver_preload([produce.__module__])  # imported once for all processes
             producer = CONTEXT.Process(target=produce, args=arguments)
             producer.start()
