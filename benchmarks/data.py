@@ -33,9 +33,11 @@ VOCABULARY_SIZE = 8192
 SLICE = 8  # `tokenizers` is slow: it gets every so many-th document
 T, BATCH = 1024, 64
 NEEDED_WINDOWS = 600_000 / T  # a second: what GPT-2 124M takes on a fast GPU
+STEP_GOAL = f"value >= {NEEDED_WINDOWS / 0.01:.0f}"  # 1 % of a step
 SHARD_TOKENS, DOCUMENT_TOKENS = 2**24, 1000
 READ_SHARDS, START_SHARDS = {"100 MB": 3, "400 MB": 12}, 597  # 10B tokens for the start
 LATER_BATCHES, MEMORY_BATCHES = 300, 16  # read in later epochs; between looks at the memory
+READING, MANY_FILES_BATCHES = ", reading on", 100  # on the 10B tokens of the start
 FLAT_MB = 4.0  # growth of memory that counts as none
 FLAT, ARROW = "flat.bin", "windows.arrow"  # the same tokens, for the peers
 OURS = {
@@ -424,7 +426,7 @@ def measure_read(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
         grown = dict(zip(reads, memory, strict=True))
     for name in whole[0]:
         own, peer = [speeds[name] for speeds in whole], [speeds["nanoGPT"] for speeds in whole]
-        goal = f"value >= {NEEDED_WINDOWS / 0.01:.0f}" if name.startswith("ours") else ""
+        goal = STEP_GOAL if name.startswith("ours") else ""
         share = f"{NEEDED_WINDOWS / statistics.median(own):.2%} of a step"
         yield Row("read", name, "windows/s", own, peer, goal, share)
     for size, name in reads:
@@ -457,6 +459,33 @@ def start_reader(name: str, folder: str, share: float = 0.0, cached: bool = True
     return timed(start)
 
 
+def open_plain(folder: str) -> tuple:
+    """Return what only opens, reads and closes a random shard for each window, and a number."""
+    import numpy as np
+
+    paths = [str(path) for path in sorted(Path(folder).glob("train-*.bin"))]
+
+    def read(first: int) -> np.ndarray:
+        ids, places = np.empty((BATCH, T + 1), dtype=np.int64), random.Random(first)
+        for row in ids:
+            file = os.open(places.choice(paths), os.O_RDONLY)
+            start = places.randrange(SHARD_TOKENS - T)
+            row[:] = np.frombuffer(os.pread(file, 2 * (T + 1), 2 * start), dtype="<u2")
+            os.close(file)
+        return ids
+
+    return read, 0
+
+
+def read_many_files(name: str, folder: str) -> float:
+    """Return the windows per second on 10B tokens, of which these were read once before."""
+    read, epoch = open_plain(folder) if name == "plain" else open_reader(name, folder)
+    first, windows = int(0.9 * epoch), MANY_FILES_BATCHES * BATCH
+    for _ in range(2):
+        seconds = timed(lambda: list(read_windows(read, first, windows)))
+    return windows / seconds
+
+
 def shuffle_windows(windows: int) -> float:
     """Return the seconds that a shuffle takes which is held in memory."""
     import numpy as np
@@ -465,13 +494,13 @@ def shuffle_windows(windows: int) -> float:
 
 
 def start_readers(folder: str) -> dict[str, float]:
-    """Return the seconds of each start, in a fork of its own of a process with the imports."""
+    """Return each row's figure, measured in a fork of its own of a process with the imports."""
     import torch  # noqa: F401
 
     import pretrain_lib  # noqa: F401
 
     masked = "ours, document_masking"
-    starts = {
+    figures = {
         "nanoGPT": (start_reader, "nanoGPT", folder),
         "a shuffle in memory": (shuffle_windows, START_SHARDS * SHARD_TOKENS // T),
         "ours": (start_reader, "ours", folder),
@@ -479,14 +508,16 @@ def start_readers(folder: str) -> dict[str, float]:
         masked: (start_reader, masked, folder),
         f"{masked}, at 90 %": (start_reader, masked, folder, 0.9),
         f"{masked}, at 90 %, uncached": (start_reader, masked, folder, 0.9, False),
+        f"plain{READING}": (read_many_files, "plain", folder),
+        f"ours{READING}": (read_many_files, "ours", folder),
+        f"{masked}{READING}": (read_many_files, masked, folder),
     }
     ready()
-    seconds = {}
-    for label, (function, *arguments) in starts.items():
+    for label, (function, *arguments) in figures.items():
         for _ in range(2):  # the first brings the files into the page cache
             with get_context("fork").Pool(1) as fork:
-                seconds[label] = fork.apply(function, arguments)
-    return seconds
+                figures[label] = fork.apply(function, arguments)
+    return figures
 
 
 def measure_start(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
@@ -499,8 +530,11 @@ def measure_start(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
     for name in modules:
         yield Row("start", f"import {name}", "s", values[name], values["torch"])
     for name in values[""][0]:
-        own, peer = ([seconds[key] for seconds in values[""]] for key in (name, "nanoGPT"))
-        yield Row("start", name, "s", own, peer, "value < 1" if name.startswith("ours") else "")
+        reads = name.endswith(READING)
+        unit, goal = ("windows/s", STEP_GOAL) if reads else ("s", "value < 1")
+        peer = f"plain{READING}" if reads else "nanoGPT"
+        own, other = ([figures[key] for figures in values[""]] for key in (name, peer))
+        yield Row("start", name, unit, own, other, goal if name.startswith("ours") else "")
 
 
 # The whole
@@ -510,7 +544,7 @@ HEADERS = {
     "prepare": "Text to tokens: MB/s of text, and how many times the bare encoder",
     "read": "Tokens to batches: windows of 1,024 tokens, and how many times nanoGPT; goal: 1 %",
     "memory": "Memory: growth over an epoch of so much data, and how many times nanoGPT",
-    "start": "Start on 10B tokens: until the first batch, and how many times nanoGPT or torch",
+    "start": "Start on 10B tokens: until the first batch, and times nanoGPT's (torch's, plain's)",
 }
 
 

@@ -247,7 +247,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_proven_equal_is_left_to_tokenizers(name):
-    encoder = choose_encoder(edited(REFUSED[name]), ["ordinary text"])
+    encoder = choose_encoder(edited(REFUSED[name]), [])
     assert encoder.fast is None
 
 
@@ -274,7 +274,7 @@ def test_more_special_tokens_are_no_hindrance():
     ids=range(8),
 )
 def test_other_splits_into_words_are_left_to_tokenizers(words):
-    assert choose_encoder(train(words=words), ["ordinary text"]).fast is None
+    assert choose_encoder(train(words=words), []).fast is None
 
 
 def test_merges_that_ranks_alone_would_make_otherwise_are_left_to_tokenizers(monkeypatch):

@@ -210,6 +210,13 @@ def test_truncated_files_are_refused(tmp_path):
             open_foreign(tmp_path / name, vocabulary_size=50_257)
 
 
+def test_an_index_of_other_tokens_is_refused(tmp_path):
+    write_datatrove(tmp_path, "a.ds", [[1, 2, 3]], 2)
+    (tmp_path / "a.ds").write_bytes(bytes(7))
+    with pytest.raises(ValueError, match="7 bytes do not fit"):
+        open_foreign(tmp_path / "a.ds", vocabulary_size=10)
+
+
 def test_an_index_without_documents_is_refused(tmp_path):
     write_datatrove(tmp_path, "a.ds", [], 2)
     with pytest.raises(ValueError, match="0 bytes do not fit"):

@@ -21,6 +21,7 @@ from tokenizers import normalizers
 
 from pretrain_lib.command import BAD_INPUT, report_errors
 from pretrain_lib.data import groups, sources
+from pretrain_lib.data import job as job_module
 from pretrain_lib.data import prepare as prepare_module
 from pretrain_lib.data.arrays import open_split
 from pretrain_lib.data.holdout import parse_validation
@@ -476,6 +477,16 @@ def test_first_validation_that_ends_with_a_document_cuts_none(tmp_path, small_un
     for split, part in (("validation", texts[:7]), ("train", texts[7:])):
         size = sum(len(text.encode()) for text in part)
         assert manifest["splits"][split]["text_bytes"] == size
+
+
+def test_a_tokenizer_is_trained_on_the_texts_as_they_are(tmp_path, small_units, monkeypatch):
+    monkeypatch.setattr(job_module, "PIECE_CHARACTERS", 100)
+    texts = [*write_texts(tmp_path / "text"), CODE]
+    (tmp_path / "text" / "c.txt").write_text(CODE)
+    job = Job((str(tmp_path / "text"),), train_tokenizer=600, validation="none")
+    prepare(job, tmp_path / "out", quiet=True)
+    expected = train_tokenizer(texts, vocabulary_size=600)
+    assert load_tokenizer(tmp_path / "out" / "tokenizer").sha256 == expected.sha256
 
 
 def test_several_sources_are_prepared_together(tmp_path):
