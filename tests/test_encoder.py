@@ -13,8 +13,8 @@ from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
 from pretrain_lib.data import encoder as encoder_module
 from pretrain_lib.data.encoder import (
-    GPT2_WORDS,
     GPT4_WORDS,
+    KNOWN_WORDS,
     Encoder,
     choose_encoder,
     cut_text,
@@ -45,9 +45,8 @@ def split_by(pattern, behavior="isolated", **options):
 
 WORDS = {
     "GPT-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
-    "GPT-2, spelled out": split_by(GPT2_WORDS),
     "GPT-4": split_by(GPT4_WORDS),
-    "Qwen": split_by(GPT4_WORDS.replace("{1,3}", "")),
+    **{f"pattern {i}": split_by(pattern) for i, pattern in enumerate(sorted(KNOWN_WORDS))},
 }
 
 

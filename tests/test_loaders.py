@@ -10,10 +10,14 @@ import transformers
 from torch.utils.data import DataLoader, Subset
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from pretrain_lib import IGNORED_TARGET, PackedDataset, train_tokenizer
+from pretrain_lib import (
+    IGNORED_TARGET,
+    PackedDataset,
+    collate_for_transformers,
+    train_tokenizer,
+)
 from pretrain_lib.data.arrays import TokenArray, TokenFile
 from pretrain_lib.data.shards import write_shard
-from pretrain_lib.models.attention import document_positions
 from tests.test_batches import assert_equal
 from tests.test_streaming import LENGTH, PlainRow, one_thread, open_small, read, write_job
 
@@ -71,21 +75,6 @@ def test_a_dataloader_gives_the_windows_of_a_stream_and_goes_on(tmp_path, job):
             assert {name: t.tolist() for name, t in window.items()} == row.window(k, masked=True)
             assert again.state_dict()["windows"] == k + 1
         again.close()
-
-
-def collate_for_transformers(items):
-    """Return windows as the models of transformers take them."""
-    batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
-    targets = batch["targets"]
-    inputs = {
-        "input_ids": batch["input_ids"],
-        "shift_labels": targets,  # the loss takes these, which lose no target of a window
-        "labels": F.pad(targets[:, :-1], (1, 0), value=IGNORED_TARGET),
-    }
-    if "document_ends" in batch:  # positions that restart, without a mask, keep documents apart
-        length = targets.shape[1]
-        inputs["position_ids"] = document_positions(batch["document_ends"], length)
-    return inputs
 
 
 MODELS = {

@@ -333,8 +333,8 @@ def rows_of(tokenizer, texts):
     return [ids.tolist() for ids in tokenizer.encode_documents(texts)]
 
 
-# Texts to be cut: one with a byte order mark, one with white space only in its last parts.
-LARGE = [CODE, "\ufeff" + CODE[1000:9000], "Größe 12 大きさ, 3 " * 400 + "\n" * 5000]
+# Texts to be cut: one with a byte order mark, one whose last part is white space alone.
+LARGE = [CODE, "\ufeff" + CODE[1000:9000], "Größe 12 大きさ, 3 " * 400, "9" * 1600 + "\n" * 5000]
 LARGE_TEXTS = [text.removeprefix("\ufeff") for text in LARGE]
 
 
@@ -342,7 +342,7 @@ def write_large(folder):
     folder.mkdir()
     for number, text in enumerate(LARGE):
         (folder / f"{number}.txt").write_text(text)
-    (folder / "3.jsonl").write_text(json.dumps({"text": "a small one behind them"}))
+    (folder / "a.jsonl").write_text(json.dumps({"text": "a small one behind them"}))
     return [*LARGE_TEXTS, "a small one behind them"]
 
 
@@ -361,7 +361,7 @@ def test_a_text_that_is_cut_has_the_tokens_and_the_end_of_the_whole(
     assert read_documents(tmp_path / "out", "train") == rows
     train = manifest["splits"]["train"]
     assert len(train["shards"]) > 30
-    assert (train["documents"], train["tokens"]) == (4, sum(map(len, rows)))
+    assert (train["documents"], train["tokens"]) == (5, sum(map(len, rows)))
     assert train["text_bytes"] == sum(len(text.encode()) for text in texts)
     array, ends = open_split(tmp_path / "out", "train"), np.cumsum([len(row) for row in rows])
     assert array.read(0, len(array)).tolist() == sum(rows, [])
@@ -375,7 +375,7 @@ def test_a_text_is_not_cut_for_a_tokenizer_whose_tokens_that_moves(tmp_path, sma
     options = {"tokenizer": str(tmp_path / "tokenizer"), "validation": "none"}
     manifest = prepare(Job((str(tmp_path / "text"),), **options), tmp_path / "out", quiet=True)
     assert sorted(read_documents(tmp_path / "out", "train")) == sorted(rows_of(tokenizer, texts))
-    assert len(manifest["splits"]["train"]["shards"]) < 5
+    assert len(manifest["splits"]["train"]["shards"]) <= 5
 
 
 def test_all_parts_of_a_text_are_on_one_side(tmp_path, small_units):
@@ -441,14 +441,14 @@ def test_first_validation_ends_anywhere_in_a_text_that_is_cut(
     source = sources.open_source(str(tmp_path / "text"))
     (first,), (second,) = (list(source.documents(unit)) for unit in source.units()[:2])
     border = sum(len(row) for row in rows_of(tokenizer, [first.text, second.text])) - 1
-    before_last = sum(map(len, rows[:2]))
+    before_last = sum(map(len, rows[:3]))
     amount = {
         "begin": 1,
         "first part": 100,
         "border": border,
         "file": len(rows[0]),
-        "last": before_last + len(rows[2]) - 2,
-        "behind": before_last + len(rows[2]) + 2,
+        "last": before_last + len(rows[3]) - 2,
+        "behind": before_last + len(rows[3]) + 2,
     }[place]
     options = {"tokenizer": str(tmp_path / "tokenizer"), "validation": f"first:{amount}"}
     manifest = prepare(Job((str(tmp_path / "text"),), **options), tmp_path / "out", quiet=True)
@@ -547,7 +547,9 @@ def test_too_many_documents_that_cannot_be_read_stop_it_in_one_line(
         assert report_errors(lambda limit=max_rejected: act(limit)) == BAD_INPUT
         error = capsys.readouterr().err
         assert error.count("\n") == 1
-        assert f"documents could not be read, data.max_rejected={max_rejected} may be" in error
+        assert f" documents could not be read, data.max_rejected={max_rejected} may be" in error
+        if unit_bytes > 100:  # a unit is not read on
+            assert error.startswith(f"error: {max_rejected + 1} documents")
         assert f"{source}/a.jsonl, line at byte 16: " in error
         assert not (tmp_path / "out" / "manifest.json").exists()
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("unit-*.json")}
@@ -642,9 +644,9 @@ def test_rows_of_datasets_are_tokenised_as_the_same_texts_in_a_file(tmp_path, mo
 @pytest.mark.parametrize(
     ("name", "normalizer", "size", "most"),
     [
-        # 12 times the text is needed; 126 times if `tokenizers` is given all of it at once.
+        # 7 times the text is needed; 127 times if `tokenizers` is given all of it at once.
         ("a.jsonl", normalizers.NFC(), 15 * 2**20, 25),
-        # As much as the text is needed; 5 times that if the file is not cut.
+        # Less than the text is needed; 4 times it if the file is not cut.
         ("a.txt", None, 60 * 2**20, 2),
     ],
 )

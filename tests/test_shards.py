@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import subprocess
+import sys
+import time
 from array import array
 
 import numpy as np
@@ -91,6 +94,26 @@ def test_files_on_disk_are_what_other_readers_expect(tmp_path):
     assert ends.dtype == np.uint64
     assert ends.tolist() == [3, 4]
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_file_that_is_being_replaced_is_whole_at_any_instant(tmp_path):
+    script = (
+        "import itertools, sys; from pathlib import Path;"
+        "from pretrain_lib.data.shards import write_atomically;"
+        "[write_atomically(Path(sys.argv[1]), b'%d' % (i % 10) * 2**22) for i in itertools.count()]"
+    )
+    path = tmp_path / "file"
+    writer = subprocess.Popen([sys.executable, "-c", script, str(path)])
+    try:
+        while not path.is_file():
+            assert writer.poll() is None
+            time.sleep(0.01)
+        found = {path.read_bytes() for _ in range(100)}
+    finally:
+        writer.kill()
+        writer.wait()
+    assert len(found) > 1
+    assert all(len(content) == 2**22 and len(set(content)) == 1 for content in found)
 
 
 def test_dtype_is_the_narrowest_that_holds_the_vocabulary():

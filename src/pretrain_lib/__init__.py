@@ -22,13 +22,13 @@ from pretrain_lib.corpus import open_corpus as open_corpus
 from pretrain_lib.data.arrays import TokenArray as TokenArray
 from pretrain_lib.data.arrays import open_split as open_split
 from pretrain_lib.data.batches import PackedDataset as PackedDataset
-from pretrain_lib.data.batches import collate_for_transformers as collate_for_transformers
 from pretrain_lib.data.batches import iterate_steps as iterate_steps
 from pretrain_lib.data.batches import rank_micro_batches as rank_micro_batches
 from pretrain_lib.data.best_fit import BestFitPlan as BestFitPlan
 from pretrain_lib.data.best_fit import open_plan as open_plan
 from pretrain_lib.data.foreign import open_foreign as open_foreign
 from pretrain_lib.data.job import Job as Job
+from pretrain_lib.data.loaders import collate_for_transformers as collate_for_transformers
 from pretrain_lib.data.order import WindowOrder as WindowOrder
 from pretrain_lib.data.prepare import prepare as prepare
 from pretrain_lib.data.shards import verify_folder as verify_folder

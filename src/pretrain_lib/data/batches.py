@@ -9,14 +9,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from pretrain_lib.data.arrays import TokenArray
 from pretrain_lib.data.best_fit import BestFitPlan
 from pretrain_lib.data.order import WindowOrder
 from pretrain_lib.data.packing import Windows, fill_planned_window, fill_window
-from pretrain_lib.loss import IGNORED_TARGET
-from pretrain_lib.models.attention import document_positions
 
 Batch = dict[str, torch.Tensor]
 
@@ -160,24 +158,6 @@ def iterate_steps(
             pending = upcoming
         if pending is not None:
             yield [to_device(batch, device) for batch in pending.result()]
-
-
-def collate_for_transformers(items: Sequence[Batch]) -> Batch:
-    """Return windows stacked as the causal models of transformers take them: a `data_collator`.
-
-    `shift_labels` are the targets as they are; `labels`, by which the Trainer counts targets, stand
-    one place later. Where documents are known, `position_ids` restart in each, by which these
-    models keep them apart as long as no attention mask is given. `(B, T)` per tensor.
-    """
-    batch = default_collate(items)
-    targets = batch["targets"]
-    labels = torch.full_like(targets, IGNORED_TARGET)
-    labels[:, 1:] = targets[:, :-1]
-    inputs = {"input_ids": batch["input_ids"], "labels": labels, "shift_labels": targets}
-    if "document_ends" in batch:
-        ends, length = batch["document_ends"], targets.shape[1]
-        inputs["position_ids"] = document_positions(ends, length)
-    return inputs
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -36,7 +36,7 @@ KNOWN_WORDS = {
     GPT4_WORDS.replace(r"\p{N}{1,3}", r"\p{N}{1,2}"),
     GPT4_WORDS.replace(r"\p{N}{1,3}", r"\p{N}"),
 }
-PIECE_CHARACTERS = 2**20  # of a longer document, so many are encoded at once
+PIECE_CHARACTERS = 2**15  # of a longer document, so many are encoded at once
 BATCH_CHARACTERS = 2**20  # of several documents at once, by `tokenizers`
 SAMPLE_PIECE_CHARACTERS = 64
 # Cut at each of its words: a sample may hold no place to cut.
@@ -129,8 +129,11 @@ def load_encoder(folder: Path, *, fast: bool, cuts_text: bool) -> Encoder:
 
 @lru_cache(maxsize=4)
 def _load_encoder(folder: Path, _: tuple[int, int], fast: bool, cuts_text: bool) -> Encoder:
-    tokenizer = load_tokenizer(folder)
-    return Encoder(tokenizer, _build_tiktoken(tokenizer) if fast else None, cuts_text)
+    tokenizer, encoding = load_tokenizer(folder), None
+    if fast:
+        settings = json.loads(tokenizer.backend.to_str())
+        encoding = _build_tiktoken(tokenizer, settings, _byte_ranks(settings))
+    return Encoder(tokenizer, encoding, cuts_text)
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -163,13 +166,17 @@ def _as_tiktoken(tokenizer: Tokenizer) -> tiktoken.Encoding | None:
     ranks = _byte_ranks(settings)
     if ranks is None or not _makes_the_same_merges(model, ranks):
         return None
-    return _build_tiktoken(tokenizer)
+    return _build_tiktoken(tokenizer, settings, ranks)
 
 
-def _build_tiktoken(tokenizer: Tokenizer) -> tiktoken.Encoding:
-    settings = json.loads(tokenizer.backend.to_str())
-    pattern, ranks = _word_pattern(settings["pre_tokenizer"]), _byte_ranks(settings)
-    return tiktoken.Encoding("own", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+def _build_tiktoken(
+    tokenizer: Tokenizer, settings: dict, ranks: dict[bytes, int]
+) -> tiktoken.Encoding:
+    pattern = _word_pattern(settings["pre_tokenizer"])
+    # Told of no special token, tiktoken looks for one at every character, at half the speed. One
+    # that a text spells is plain text, since none is allowed when encoding.
+    special = {tokenizer.end_of_text: tokenizer.end_of_text_id}
+    return tiktoken.Encoding("own", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
 
 
 def _word_pattern(pre_tokenizer: dict | None) -> str | None:

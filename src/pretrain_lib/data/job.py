@@ -21,7 +21,7 @@ from pretrain_lib.data.tokenizer import (
 
 JOB = "job.json"
 TOKENIZER_FOLDER = "tokenizer"
-SAMPLE_CHARACTERS = 2**18  # of each source, on which encoders are compared
+SAMPLE_CHARACTERS = 2**16  # of each source, on which encoders are compared
 TRAINING_TEXT_BYTES = 200 * 2**20  # at most so much text trains a tokenizer
 
 

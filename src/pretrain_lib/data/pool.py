@@ -11,7 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import active_children, forkserver, get_context, parent_process
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any
@@ -28,6 +28,12 @@ _counters: Any = None  # shared with workers: bytes of source and of text, docum
 def count_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def warm_up(function: Callable) -> None:
+    """Start what workers are forked from, which imports meanwhile what `function` needs."""
+    CONTEXT.set_forkserver_preload([function.__module__])
+    forkserver.ensure_running()
 
 
 def run_tasks(
@@ -47,7 +53,7 @@ def run_tasks(
     if workers == 1:
         yield from map(function, tasks)
         return
-    CONTEXT.set_forkserver_preload([function.__module__])
+    warm_up(function)
     pool = ProcessPoolExecutor(
         workers,
         mp_context=CONTEXT,

@@ -25,7 +25,7 @@ from pretrain_lib.data.job import (
     write_tokenizer,
 )
 from pretrain_lib.data.manifest import summarize, write_manifest
-from pretrain_lib.data.pool import count, count_cores, run_tasks, show_progress
+from pretrain_lib.data.pool import count, count_cores, run_tasks, show_progress, warm_up
 from pretrain_lib.data.shards import (
     MANIFEST,
     lock_folder,
@@ -62,6 +62,8 @@ def prepare(job: Job, folder: Path, *, workers: int | None = None, quiet: bool =
 
 def _write_units(job: Job, folder: Path, *, workers: int | None, quiet: bool) -> None:
     sources = job.open_sources()
+    if workers != 1 and sum(source.estimated_bytes() or 0 for source in sources) > WORKER_BYTES:
+        warm_up(_write_unit)
     tokenizer = write_tokenizer(job, sources, folder)
     encoder = find_encoder(sources, tokenizer)
     units = open_units(sources, cut_text=encoder.cuts_text)

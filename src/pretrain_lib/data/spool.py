@@ -35,7 +35,7 @@ from pretrain_lib.data.job import (
 )
 from pretrain_lib.data.manifest import summarize, write_manifest
 from pretrain_lib.data.order import derive_keys, permute
-from pretrain_lib.data.pool import end_with_parent, run_tasks, show_progress
+from pretrain_lib.data.pool import OWN_CODE, end_with_parent, run_tasks, show_progress
 from pretrain_lib.data.shards import MANIFEST, lock_folder, write_json, write_shard
 
 SEGMENTS_AHEAD, SEGMENTS_BEHIND = 2, 1  # of the one being read: on disk at the same time
@@ -160,9 +160,10 @@ def produce(spool: Spool, first: int, hint: dict | None, position: Any, workers:
                 while segment >= _delete_far_from(spool, position.value) + SEGMENTS_AHEAD:
                     time.sleep(POLL_SECONDS)
     except Exception as error:  # for those who wait, in other processes
-        kind = "ValueError" if isinstance(error, ValueError) else "RuntimeError"
-        text = str(error) if kind == "ValueError" else traceback.format_exc()
-        write_json(spool.folder / ERROR, {"kind": kind, "message": text, "process": os.getpid()})
+        origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        refused = isinstance(error, ValueError) and OWN_CODE in origin.parents
+        said = {"refused": refused, "message": str(error) if refused else traceback.format_exc()}
+        write_json(spool.folder / ERROR, said | {"process": os.getpid()})
 
 
 def _delete_far_from(spool: Spool, position: int) -> int:

@@ -148,13 +148,14 @@ class StreamingDataset(IterableDataset):
         ended = own is not None and not own.is_alive()  # looked at first: it may have said why
         error = json.loads(path.read_text()) if path.is_file() else None
         if error is not None and (own is None or error["process"] == own.pid):
-            if error["kind"] == "ValueError":
+            if error["refused"]:
                 raise ValueError(error["message"])
             raise RuntimeError(f"the stream's producer failed: {error['message']}")
         if ended:
             raise RuntimeError(
-                f"the process that fills {self.spool.folder} was killed, perhaps for want of "
-                f"memory: start again with fewer data.workers"
+                f"the process that fills {self.spool.folder} ended. If it was killed for want of "
+                f"memory, start again with fewer data.workers; a script of your own needs the "
+                f"guard `if __name__ == '__main__':`"
             )
 
     def close(self) -> None:
