@@ -21,12 +21,14 @@ from tests.conftest import ROOT
 PATIENCE_SECONDS = 20  # for what is to happen at once, on a busy machine
 
 WAIT = """
+import signal
 import sys
 from pathlib import Path
 from pretrain_lib.data.pool import run_tasks
 from tests.test_pool import note_and_wait
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run behind a shell
     list(run_tasks(note_and_wait, [Path(sys.argv[1])] * 2, workers=2))
 """
 

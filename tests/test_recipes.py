@@ -242,7 +242,8 @@ def test_llama_at_its_full_width_takes_a_real_step(prepared, tmp_path):
     result = launch(*flags, script="recipes/llama_1_3b.py")
     assert result.returncode == 0, result.stderr
     rows = [row for row in read_rows(tmp_path / "run") if row["kind"] == "validation"]
-    assert rows[0]["loss"] == pytest.approx(9.2, abs=0.3)  # ln 8192 = 9.01
+    # ln 8192, and half the variance of the logits: 2048 products with weights of deviation 0.02
+    assert rows[0]["loss"] == pytest.approx(9.01 + 2048 * 0.02**2 / 2, abs=0.3)
     assert rows[1]["loss"] < rows[0]["loss"] - 0.2
 
 

@@ -18,7 +18,7 @@ import xxhash
 
 from pretrain_lib.data.shards import BLOCK_BYTES, read_manifest
 
-ENDS_PER_FENCE, MAX_OPEN = 256, 128
+ENDS_PER_FENCE, MAX_OPEN = 256, 512
 
 
 class Handle:
