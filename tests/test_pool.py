@@ -28,7 +28,7 @@ from pretrain_lib.data.pool import run_tasks
 from tests.test_pool import note_and_wait
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run behind a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else ignored behind a shell
     list(run_tasks(note_and_wait, [Path(sys.argv[1])] * 2, workers=2))
 """
 
