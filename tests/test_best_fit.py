@@ -43,9 +43,7 @@ def windows_of(plan, numbers=None):
     """Return windows, if not said which then all, as lists of `(start, length)`."""
     windows = []
     for window in range(plan.num_windows) if numbers is None else numbers:
-        starts, lengths = plan.pieces(window)
-        assert starts.dtype == lengths.dtype == np.int64
-        windows.append(list(zip(starts.tolist(), lengths.tolist(), strict=True)))
+        windows.append(plan.pieces(window).tolist())
     return windows
 
 
@@ -312,7 +310,7 @@ def test_a_plan_travels_to_workers_and_is_read_from_threads(tmp_path):
     pickled = pickle.dumps(plan)
     assert len(pickled) < 1000
     copy = pickle.loads(pickled)
-    assert copy == plan
+    assert copy.report == plan.report
     assert windows_of(copy) == windows
     with ThreadPoolExecutor(8) as pool:
         for found in pool.map(windows_of, [plan, copy] * 8):

@@ -122,7 +122,7 @@ def test_planned_windows_hold_every_token_once_with_the_token_that_follows_it(
         rows = Windows.empty(1, length, document_masking=document_masking)
         fill_planned_window(rows, 0, tokens, plan, window)
         inputs, targets = rows.input_ids[0].tolist(), rows.targets[0].tolist()
-        used = int(plan.pieces(window)[1].sum())
+        used = int(plan.pieces(window)["length"].sum())
         assert targets[:used] == [follows[i] for i in inputs[:used]]
         assert inputs[used:] == [0] * (length - used)
         assert targets[used:] == [IGNORED_TARGET] * (length - used)
@@ -131,7 +131,7 @@ def test_planned_windows_hold_every_token_once_with_the_token_that_follows_it(
             bounds = [0, *sorted({int(e) for e in ends if e <= used})]
             pieces = [inputs[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
             assert all(piece == list(range(piece[0], piece[-1] + 1)) for piece in pieces)
-            assert [len(piece) for piece in pieces] == plan.pieces(window)[1].tolist()
+            assert [len(piece) for piece in pieces] == plan.pieces(window)["length"].tolist()
         seen += inputs[:used]
     assert sorted(seen) == sorted(ids)
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from pretrain_lib.command import BAD_INPUT, report_errors
 from pretrain_lib.data import pool
 from pretrain_lib.data.holdout import parse_validation
 from pretrain_lib.data.pool import count, run_tasks, show_progress
+from pretrain_lib.errors import BAD_INPUT, report_errors
 from tests.conftest import ROOT
 
 PATIENCE_SECONDS = 20  # for what is to happen at once, on a busy machine

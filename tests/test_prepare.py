@@ -19,7 +19,6 @@ import pytest
 from datasets import Dataset, IterableDataset, interleave_datasets, load_dataset
 from tokenizers import normalizers
 
-from pretrain_lib.command import BAD_INPUT, report_errors
 from pretrain_lib.data import groups, sources
 from pretrain_lib.data import job as job_module
 from pretrain_lib.data import prepare as prepare_module
@@ -30,6 +29,7 @@ from pretrain_lib.data.prepare import prepare
 from pretrain_lib.data.shards import verify_folder
 from pretrain_lib.data.sources import DatasetSource, HubSource
 from pretrain_lib.data.tokenizer import load_tokenizer, train_tokenizer
+from pretrain_lib.errors import BAD_INPUT, report_errors
 
 CODE = Path(json.decoder.__file__).read_text() + Path(random.__file__).read_text()
 

@@ -1,21 +1,18 @@
-"""What every command shares: errors in one line, exit codes, the frame around a recipe. Floor 6."""
+"""The frame around a recipe: its flags, its run folder, its exit code. Floor 6."""
 
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 from pretrain_lib.arguments import parse_recipe
 from pretrain_lib.config import Recipe
+from pretrain_lib.errors import BAD_INPUT, DONE, RESUMABLE, raised_here, report_errors
 from pretrain_lib.plan import format_plan
 from pretrain_lib.run_folder import is_main_rank, open_run_folder, read_status, write_status
 from pretrain_lib.watch import STARTED
-
-DONE, BAD_INPUT, RESUMABLE = 0, 2, 75
-OWN_CODE = Path(__file__).parent
 
 
 def run_recipe(
@@ -44,28 +41,6 @@ def _run(main: Callable[[Recipe], str], defaults: Recipe, presets: dict[str, dic
     return DONE
 
 
-def report_errors(
-    action: Callable[[], int | None], *, user_errors: tuple[type[Exception], ...] = (ValueError,)
-) -> int:
-    """Call `action` and return its exit code; a user's mistake is printed in one line, with 2.
-
-    A ValueError raised by other code than this library's is a defect and keeps its traceback.
-    """
-    try:
-        return action() or DONE
-    except user_errors as error:
-        defect = isinstance(error, ValueError) and not _raised_here(error)
-        if defect or isinstance(error, BrokenPipeError):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-
-
-def _raised_here(error: ValueError) -> bool:
-    origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    return OWN_CODE in origin.parents
-
-
 def _run_in_folder(main: Callable[[Recipe], str], config: Recipe) -> int:
     folder, is_main = Path(config.run.dir), is_main_rank()
     with open_run_folder(folder, resume=config.run.resume) if is_main else nullcontext():
@@ -84,7 +59,7 @@ def _run_in_folder(main: Callable[[Recipe], str], config: Recipe) -> int:
 def _state_after(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "resumable"
-    refused = isinstance(error, ValueError) and _raised_here(error)
+    refused = isinstance(error, ValueError) and raised_here(error)
     return "refused" if refused else "failed"
 
 

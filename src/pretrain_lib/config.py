@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from pretrain_lib.data.best_fit import PACKINGS
 from pretrain_lib.models.gpt2 import GPT2Config
 from pretrain_lib.models.llama import LlamaConfig
 from pretrain_lib.schedule import BatchSizes, LearningRate
@@ -30,9 +31,6 @@ LOWEST = {
     "run.evaluate_every": 1,
     "run.max_skipped": 1,
 }
-
-
-PACKINGS = ("concat", "best_fit")
 
 
 @dataclass(frozen=True)

@@ -2,52 +2,20 @@
 
 import hashlib
 import json
-import os
-import weakref
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from io import BytesIO, FileIO
+from io import BytesIO
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import xxhash
 
+from pretrain_lib.data.handle import Handle
 from pretrain_lib.data.shards import BLOCK_BYTES, read_manifest
 
-ENDS_PER_FENCE, MAX_OPEN = 256, 512
-
-
-class Handle:
-    """A file to be read at any place, from any thread, and kept open while few others are.
-
-    Opening costs as much as reading a window. A handle that falls out of the `MAX_OPEN` opened last
-    lets go of its file, which closes when the last thread has read from it.
-    """
-
-    _opened: ClassVar[deque[weakref.ref["Handle"]]] = deque()
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: FileIO | None = None
-
-    def __getstate__(self) -> dict:
-        return {"path": self.path, "_file": None}  # another process opens its own
-
-    def read(self, start: int, count: int) -> bytes:
-        """Return bytes `[start, start + count)`, fewer at the file's end."""
-        file = self._file or self._open()
-        return os.pread(file.fileno(), count, start)
-
-    def _open(self) -> FileIO:
-        self._file = file = FileIO(self.path)
-        self._opened.append(weakref.ref(self))
-        if len(self._opened) > MAX_OPEN and (oldest := self._opened.popleft()()) is not None:
-            oldest._file = None
-        return file
+ENDS_PER_FENCE = 256
 
 
 class EndsTable:
@@ -72,7 +40,7 @@ class EndsTable:
         last = min(bisect_right(self._fences, high) * ENDS_PER_FENCE, self.count)
         raw = self._handle.read(self._header_bytes + 8 * first, 8 * (last - first))
         ends = np.frombuffer(raw, dtype="<i8")
-        return ends[ends.searchsorted(low, "right") : ends.searchsorted(high, "right")]
+        return ends[slice(*ends.searchsorted((low + 1, high + 1)).tolist())]
 
 
 @dataclass
@@ -190,12 +158,12 @@ class TokenArray:
 
         Each is the index after a document's last token: int64, rising, in `(0, count)`.
         """
+        last = start + count - 1
         found = [
-            file.ends.between(low, high) + (base - start)
+            file.ends.between(low, min(high, last - base)) + (base - start)
             for file, low, high, base in self._overlaps(start, count)
         ]
-        ends = np.concatenate([np.empty(0, dtype=np.int64), *found])
-        return ends[(ends > 0) & (ends < count)]
+        return found[0] if len(found) == 1 else np.concatenate([np.empty(0, np.int64), *found])
 
     def iterate_ends(self) -> Iterator[np.ndarray]:
         """Yield where all documents end, int64 indices of the array, file by file."""

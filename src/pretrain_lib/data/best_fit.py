@@ -17,8 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pretrain_lib.data.handle import Handle
 from pretrain_lib.data.shards import lock_folder, write_json
 
+PACKINGS = ("concat", "best_fit")
 FORMAT_VERSION = 1
 GROUP_PIECES = 2**20  # packed at a time, to bound memory; another number makes other plans
 PIECE = np.dtype([("start", "<u8"), ("length", "<u4")])
@@ -93,8 +95,8 @@ class PackingReport:
 class BestFitPlan:
     """A best-fit packing (Ding et al. 2024, arXiv 2404.10830) on disk, read window by window."""
 
-    pieces_path: Path
-    bins_path: Path
+    pieces_file: Handle
+    bins_file: Handle
     report: PackingReport
 
     @property
@@ -107,18 +109,18 @@ class BestFitPlan:
         """How many windows there are."""
         return self.report.windows
 
-    def pieces(self, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return `(starts, lengths)` of a window's pieces in tokens, int64 `(pieces,)` each.
+    def pieces(self, window: int) -> np.ndarray:
+        """Return the `start` and `length` of a window's pieces in tokens, `PIECE` `(pieces,)`.
 
-        Starts rise; lengths sum to at most `sequence_length`. Nothing is kept open or in memory.
+        Starts rise; lengths sum to at most `sequence_length`. Nothing is kept in memory.
         """
         assert 0 <= window < self.num_windows, f"window {window} is outside the plan"
-        offset = max(0, window - 1) * BIN_END.itemsize
-        ends = np.fromfile(self.bins_path, BIN_END, count=2 if window else 1, offset=offset)
-        first, last = int(ends[0]) if window else 0, int(ends[-1])
-        offset = first * PIECE.itemsize
-        pieces = np.fromfile(self.pieces_path, PIECE, count=last - first, offset=offset)
-        return pieces["start"].astype(np.int64), pieces["length"].astype(np.int64)
+        before = min(window, 1)  # the first window begins where nothing ends
+        raw = self.bins_file.read((window - before) * BIN_END.itemsize, 2 * BIN_END.itemsize)
+        ends = [0, *np.frombuffer(raw, BIN_END).tolist()]
+        first, last = ends[before : before + 2]
+        raw = self.pieces_file.read(first * PIECE.itemsize, (last - first) * PIECE.itemsize)
+        return np.frombuffer(raw, PIECE)
 
 
 def plan_name(fingerprint: str, sequence_length: int) -> str:
@@ -226,7 +228,8 @@ def _open_checked(pieces: Path, bins: Path, record_path: Path, identity: dict) -
         if _sha256(path) != record["sha256"][path.suffix]:
             raise ValueError(f"{path}: its bytes differ from what was written; {remedy}")
     names = [field.name for field in fields(PackingReport)]
-    return BestFitPlan(pieces, bins, PackingReport(**{name: record[name] for name in names}))
+    report = PackingReport(**{name: record[name] for name in names})
+    return BestFitPlan(Handle(pieces), Handle(bins), report)
 
 
 def _sha256(path: Path) -> str:

@@ -143,3 +143,11 @@ def encode_group(task: UnitTask, group: Group) -> list[np.ndarray]:
         group.text_bytes -= len(group.documents[0].text.encode())
         group.text_bytes += len(task.load_encoder().tokenizer.decode(encoded[0]).encode())
     return encoded
+
+
+def describe_left_out(report: dict) -> Iterator[str]:
+    """Yield which documents `pretrain prepare` did not write, if there were any."""
+    if report["empty"] or report["rejected"]:
+        yield f"left out    {report['empty']:,} empty documents, {report['rejected']:,} unreadable"
+    for example in report["examples"]:
+        yield f"            {example}"

@@ -10,6 +10,7 @@ from pretrain_lib.data.arrays import TokenArray, open_split
 from pretrain_lib.data.batches import PackedDataset
 from pretrain_lib.data.best_fit import BestFitPlan, open_plan
 from pretrain_lib.data.foreign import is_foreign, open_foreign
+from pretrain_lib.data.groups import describe_left_out
 from pretrain_lib.data.job import TOKENIZER_FOLDER
 from pretrain_lib.data.shards import read_manifest
 from pretrain_lib.data.tokenizer import Tokenizer, load_tokenizer
@@ -111,14 +112,6 @@ def _describe(one: Inspected) -> Iterator[str]:
             )
             yield from _describe_documents(open_split(one.path, split))
     yield from describe_left_out(manifest["left_out"])
-
-
-def describe_left_out(report: dict) -> Iterator[str]:
-    """Yield which documents `pretrain prepare` did not write, if there were any."""
-    if report["empty"] or report["rejected"]:
-        yield f"left out    {report['empty']:,} empty documents, {report['rejected']:,} unreadable"
-    for example in report["examples"]:
-        yield f"            {example}"
 
 
 def _describe_documents(tokens: TokenArray) -> Iterator[str]:

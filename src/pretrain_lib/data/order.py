@@ -13,6 +13,7 @@ import numpy as np
 
 ORDER_VERSION = 1
 BLOCK_WINDOWS = 4096  # a mixture holds its proportions exactly in every block of this many windows
+CHUNK_WINDOWS = 512  # located at a time, since a few windows cost as much as hundreds
 FEISTEL_ROUNDS = 6
 
 
@@ -119,17 +120,12 @@ class WindowOrder:
 
         `start` is the first token of the window within its source, or its number in the plan.
         """
-        positions = np.asarray(positions, dtype=np.int64)
-        source, drawn = self._draws(positions)
-        size = np.array([self.windows_per_epoch(s) for s in range(len(self.num_tokens))])[source]
-        epoch, start = drawn // size, np.empty_like(positions)
-        for s, e in sorted(set(zip(source.tolist(), epoch.tolist(), strict=True))):
-            here = (source == s) & (epoch == e)
-            keys = derive_keys("window", self.seed, s, e)
-            windows = permute(drawn[here] % size[here], size=self.windows_per_epoch(s), keys=keys)
-            planned = self.planned_windows is not None
-            start[here] = windows if planned else self.offset(s, e) + windows * self.sequence_length
-        return source, epoch, start
+        chunk, slot = np.divmod(np.asarray(positions, dtype=np.int64), CHUNK_WINDOWS)
+        located = np.empty((3, len(slot)), dtype=np.int64)
+        for number in np.unique(chunk).tolist():
+            here = chunk == number
+            located[:, here] = _located_chunk(self, number)[:, slot[here]]
+        return tuple(located)
 
     def planned_epochs(self, num_windows: int) -> list[float]:
         """Return how often the first `num_windows` of the run go through each source."""
@@ -139,17 +135,24 @@ class WindowOrder:
         drawn = block * quotas + np.bincount(sources[:slot], minlength=len(quotas))
         return [int(n) / self.windows_per_epoch(s) for s, n in enumerate(drawn)]
 
-    def _draws(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return for each position its source, and how many windows that source gave before it."""
-        quotas = block_quotas(self.weights or self.num_tokens)
-        source, drawn = np.empty_like(positions), np.empty_like(positions)
-        for block in np.unique(positions // BLOCK_WINDOWS):
-            here = positions // BLOCK_WINDOWS == block
-            sources, before = _mixture_block(quotas, self.seed, int(block))
-            slots = positions[here] % BLOCK_WINDOWS
-            source[here] = sources[slots]
-            drawn[here] = block * np.array(quotas)[sources[slots]] + before[slots]
-        return source, drawn
+
+@lru_cache(maxsize=64)
+def _located_chunk(order: WindowOrder, number: int) -> np.ndarray:
+    """Return `(source, epoch, start)` of the windows of a chunk, `(3, CHUNK_WINDOWS)`."""
+    quotas = block_quotas(order.weights or order.num_tokens)
+    block, slot = divmod(number * CHUNK_WINDOWS, BLOCK_WINDOWS)
+    here = slice(slot, slot + CHUNK_WINDOWS)
+    source, before = (array[here] for array in _mixture_block(quotas, order.seed, block))
+    drawn = block * np.array(quotas)[source] + before  # how many windows the source gave earlier
+    size = np.array([order.windows_per_epoch(s) for s in range(len(quotas))])[source]
+    epoch, start = drawn // size, np.empty_like(drawn)
+    for s, e in sorted(set(zip(source.tolist(), epoch.tolist(), strict=True))):
+        here = (source == s) & (epoch == e)
+        keys = derive_keys("window", order.seed, s, e)
+        windows = permute(drawn[here] % size[here], size=order.windows_per_epoch(s), keys=keys)
+        planned = order.planned_windows is not None
+        start[here] = windows if planned else order.offset(s, e) + windows * order.sequence_length
+    return np.stack([source, epoch, start])
 
 
 @lru_cache(maxsize=64)

@@ -51,10 +51,9 @@ def fill_window(windows: Windows, row: int, tokens: TokenArray, start: int) -> N
     tokens.read_into(start, ids)
     windows.input_ids[row], windows.targets[row] = ids[:-1], ids[1:]
     if windows.document_ends is not None:
-        ends = tokens.document_ends(start, length + 1)
+        ends = tokens.document_ends(start, length + 1)  # the last may be that of the window
         windows.targets[row, ends - 1] = IGNORED_TARGET
-        inside = ends[ends < length]
-        windows.document_ends[row, : len(inside)] = inside
+        windows.document_ends[row, : len(ends)] = ends
 
 
 def fill_planned_window(
@@ -65,22 +64,22 @@ def fill_planned_window(
     The last token of a document has the next one of the array as its target, the token that begins
     every document; under document masking it has none. Padding is token 0 without a target.
     """
-    length, position = windows.input_ids.shape[1], 0
-    ends = []
-    for start, count in zip(*(array.tolist() for array in plan.pieces(window)), strict=True):
-        read = min(count + 1, len(tokens) - start)  # nothing follows the last token of all
-        ids = np.full(count + 1, IGNORED_TARGET, dtype=np.int64)
+    input_ids, targets = windows.input_ids[row], windows.targets[row]
+    length, position, ends = len(input_ids), 0, []
+    masking = windows.document_ends is not None
+    ids = np.empty(length + 1, dtype=np.int64)
+    for start, count in plan.pieces(window).tolist():
+        # A piece that is shorter than a window is the end of its document.
+        masked = masking and (count < length or _ends_at(tokens, start + count))
+        read = count if masked or start + count == len(tokens) else count + 1
         tokens.read_into(start, ids[:read])
-        here = slice(position, position + count)
-        windows.input_ids[row, here], windows.targets[row, here] = ids[:-1], ids[1:]
-        position += count
-        ends.append(position)
-        if windows.document_ends is not None and _ends_at(tokens, start + count):
-            windows.targets[row, position - 1] = IGNORED_TARGET
-    windows.input_ids[row, position:] = 0
-    windows.targets[row, position:] = IGNORED_TARGET
-    if windows.document_ends is not None:
-        windows.document_ends[row] = length
+        ids[read : count + 1] = IGNORED_TARGET
+        end = position + count
+        input_ids[position:end], targets[position:end] = ids[:count], ids[1 : count + 1]
+        position = end
+        ends.append(end)
+    input_ids[position:], targets[position:] = 0, IGNORED_TARGET
+    if masking:
         windows.document_ends[row, : len(ends)] = ends
 
 

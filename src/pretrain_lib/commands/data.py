@@ -1,0 +1,75 @@
+"""What the commands on data do: prepare, verify, inspect, overlap. Floor 7."""
+
+import argparse
+
+from pretrain_lib.data.groups import describe_left_out
+from pretrain_lib.data.job import Job
+from pretrain_lib.data.overlap import find_overlap, format_overlap, write_overlap
+from pretrain_lib.data.pool import count_cores
+from pretrain_lib.data.prepare import prepare
+from pretrain_lib.data.shards import verify_folder
+from pretrain_lib.units import TokenCount
+
+
+def run_prepare(options: argparse.Namespace) -> None:
+    """Turn text into shards of tokens."""
+    job = Job(
+        tuple(options.sources),
+        options.tokenizer,
+        options.train_tokenizer,
+        options.validation,
+        options.text_field,
+        options.max_rejected,
+    )
+    manifest = prepare(job, options.out, workers=options.workers)
+    for split, totals in manifest["splits"].items():
+        print(f"{split:<12}{totals['tokens']:>16,} tokens {totals['documents']:>12,} documents")
+    for line in describe_left_out(manifest["left_out"]):
+        print(line)
+    print(f"vocabulary {manifest['vocabulary_size']:,}, fingerprint {manifest['fingerprint'][:12]}")
+    print(f"{options.out} is ready: train on it with --data.path {options.out}")
+
+
+def run_verify(options: argparse.Namespace) -> None:
+    """Check every hash of a prepared folder."""
+    problems = verify_folder(options.folder)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise ValueError(f"{options.folder}: {len(problems)} files are not what was written")
+    print(f"{options.folder}: every file is as it was written")
+
+
+def run_inspect(options: argparse.Namespace) -> None:
+    """Show what lies in prepared folders or arrays."""
+    from pretrain_lib.data.inspection import inspect_data  # imports torch
+
+    if options.window < 0:
+        raise ValueError(f"--window {options.window} must be at least 0")
+    lines = inspect_data(
+        options.paths,
+        sequence_length=options.sequence_length,
+        window=options.window,
+        seed=options.seed,
+        packing=options.packing,
+        weights=options.weights,
+        planned_tokens=options.tokens and TokenCount.parse(options.tokens),
+    )
+    for line in lines:
+        print(line)
+
+
+def run_overlap(options: argparse.Namespace) -> None:
+    """Find evaluation items that a text contains."""
+    report = find_overlap(
+        options.sources,
+        options.items,
+        ngram=options.ngram,
+        text_field=options.text_field,
+        fields=options.fields.split(",") if options.fields else (),
+        workers=options.workers or count_cores(),
+    )
+    print(format_overlap(report))
+    if options.out is not None:
+        write_overlap(report, options.out)
+        print(f"every item that overlaps is in {options.out}")

@@ -1,0 +1,111 @@
+"""What the commands on models and runs do: tasks, export, eval, sample, plot. Floor 7."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
+from pathlib import Path
+
+import torch
+
+from pretrain_lib.checkpoint import FILES, find_newest, verify_checkpoint
+from pretrain_lib.data.tokenizer import load_tokenizer
+from pretrain_lib.evaluate.harness import evaluate_folder, format_table, write_results
+from pretrain_lib.evaluate.local_tasks import write_local_tasks
+from pretrain_lib.export import EXPORT_DTYPES, export_checkpoint
+from pretrain_lib.generate import sample_texts
+from pretrain_lib.models.hf import load_pretrained
+from pretrain_lib.report import plot_runs
+from pretrain_lib.run_folder import CHECKPOINTS
+
+
+def run_tasks(options: argparse.Namespace) -> None:
+    """Build lm-eval tasks from held-out text."""
+    if options.items < 1:
+        raise ValueError(f"--items {options.items} must be at least 1")
+    names = write_local_tasks(options.folder, options.out, items=options.items)
+    print(f"{options.out}: {', '.join(names)} (--tasks NAME --include_path {options.out})")
+
+
+def run_export(options: argparse.Namespace) -> None:
+    """Write a checkpoint as a plain model folder."""
+    source = model_folder(options.checkpoint)
+    with _without_foreign_progress():
+        difference = export_checkpoint(source, options.out, dtype=EXPORT_DTYPES[options.dtype])
+    print(
+        f"{options.out}: exported from {source}; loaded again by transformers, its logits are "
+        f"within {difference:.1e} of the model's"
+    )
+
+
+def run_eval(options: argparse.Namespace) -> None:
+    """Score a model folder with lm-eval-harness."""
+    folder = model_folder(options.folder)
+    print(f"scoring {folder}")
+    with _without_foreign_progress():
+        results = evaluate_folder(
+            folder,
+            options.tasks.split(","),
+            include_path=options.include_path,
+            limit=options.limit,
+            batch_size=options.batch_size,
+            dtype=options.dtype,
+            device=options.device,
+            num_fewshot=options.num_fewshot,
+        )
+    print(format_table(results))
+    if options.out is not None:
+        write_results(results, options.out)
+        print(f"results in {options.out}")
+
+
+def run_sample(options: argparse.Namespace) -> None:
+    """Let a model write."""
+    folder = model_folder(options.folder)
+    model = load_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    texts = sample_texts(
+        model,
+        load_tokenizer(folder),
+        options.prompt,
+        per_prompt=options.count,
+        new_tokens=options.tokens,
+        context_length=model.config.context_length,
+        seed=options.seed,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+    )
+    for text in texts:
+        print(f"{text['prompt']}{text['text']}\n---")
+
+
+def run_plot(options: argparse.Namespace) -> None:
+    """Draw the curves of runs."""
+    for path in plot_runs(options.runs, options.out):
+        print(path)
+
+
+@contextmanager
+def _without_foreign_progress() -> Iterator[None]:
+    """Keep the progress bars and warnings of other packages off a console that is no terminal."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    if sys.stderr.isatty():
+        yield
+    else:
+        with redirect_stderr(StringIO()):  # lm-eval's bars have no switch; errors are raised
+            yield
+
+
+def model_folder(path: Path) -> Path:
+    """Return the model folder that `path` is, or the newest checkpoint if it is a run folder."""
+    if (path / FILES).is_file() and (problems := verify_checkpoint(path)):
+        raise ValueError(f"{path} is not whole: {'; '.join(problems)}")
+    if (path / "config.json").is_file():
+        return path
+    newest = find_newest(path / CHECKPOINTS) if (path / CHECKPOINTS).is_dir() else None
+    if newest is None:
+        raise ValueError(f"{path} is neither a model folder (config.json) nor a run with one")
+    return newest
