@@ -47,7 +47,16 @@ OURS = {
     "ours, best_fit and masking": {"best_fit": True, "masking": True},
 }
 PEERS = ("nanoGPT", "datasets, in batches", "datasets, row by row")
-PACKAGES = ("pretrain_lib", "torch", "numpy", "tiktoken", "tokenizers", "datasets", "pyarrow")
+PACKAGES = (
+    "pretrain_lib",
+    "torch",
+    "numpy",
+    "tiktoken",
+    "tokenizers",
+    "datasets",
+    "pyarrow",
+    "orjson",
+)
 
 
 @dataclass

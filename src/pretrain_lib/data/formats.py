@@ -3,15 +3,17 @@
 A slice is read without knowing of the others, so slices can be shared out to processes.
 """
 
+import codecs
 import contextlib
 import hashlib
 import io
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+import orjson
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 LINE_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
@@ -172,8 +174,8 @@ def _lines_of_slice(
 
 
 def _parse_line(line: bytes, where: str, text_field: str) -> Document | Rejected:
-    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-        if is_text(text := json.loads(line)[text_field]):
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        if is_text(text := orjson.loads(line.removeprefix(codecs.BOM_UTF8))[text_field]):
             return Document(text)
     reason = f"no JSON object with a text in data.text_field={text_field!r}, in UTF-8"
     return Rejected(where, f"{reason}: {line[:60]!r}")
