@@ -48,7 +48,7 @@ quickstart: $(VENV)/.installed
 	@$(BIN)/pretrain plot $(RUN)
 	@echo
 	@echo "What lies where"
-	@echo "  $(DATA)                     tokens, with their tokenizer"
+	@echo "  $(DATA)                      tokens, with their tokenizer"
 	@echo "  $(RUN)/metrics.jsonl           losses, rates, speed; samples.jsonl: what the model wrote"
 	@echo "  $(RUN)/plots/curves.png        loss, learning rate, gradient norm, speed"
 	@echo "  $(RUN)/checkpoints             each is a model folder; the run resumes from the newest"

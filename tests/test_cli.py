@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from pretrain_lib import verify_checkpoint
 from pretrain_lib.cli import main
 from tests.conftest import change, run_command
-from tests.test_train import run
+from tests.test_training import run
 
 
 def call(*arguments):

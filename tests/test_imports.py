@@ -12,7 +12,7 @@ SPINE_LINES = 2500  # that are not blank: what is read in an evening
 SPINE = [
     *(f"data/{name}" for name in ("sources", "tokenizer", "shards", "order", "packing", "batches")),
     *("models/attention", "models/gpt2", "models/hf", "loss", "optim", "schedule", "config"),
-    *("engine", "step", "checkpoint", "metrics", "train"),
+    *("engine", "step", "checkpoint", "metrics", "training"),
 ]
 
 
@@ -67,3 +67,14 @@ def test_no_pickle_in_the_library():
 def test_files_stay_readable():
     for path in [*modules(), *Path(ROOT / "recipes").glob("*.py")]:
         assert len(path.read_text().splitlines()) <= 300, path
+
+
+def test_every_public_name_is_what_it_says_whatever_was_imported_before():
+    code = (
+        "import pretrain_lib as pl, pkgutil, importlib;"
+        "found = pkgutil.walk_packages(pl.__path__, 'pretrain_lib.');"
+        "[importlib.import_module(module.name) for module in found];"
+        "print([n for n in pl.__all__ if type(getattr(pl, n)).__name__ == 'module'])"
+    )
+    result = run_command(sys.executable, "-c", code)
+    assert result.stdout.strip() == "[]", result.stderr

@@ -25,7 +25,7 @@ KILLED = "from tests.test_run_kills import kill_again_and_again; kill_again_and_
 
 def log_batches(recipe, log, *, fatal_step=None, delay=0.0):
     """Train to the end, or into the kill that follows the beginning of a step after `delay`."""
-    module = sys.modules["pretrain_lib.train"]
+    module = sys.modules["pretrain_lib.training"]
     module.device_peak = lambda *_: None  # it takes a second and is a field of the clock
     train_step, kill = module.train_step, (os.getpid(), signal.SIGKILL)
 

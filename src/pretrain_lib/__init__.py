@@ -2,7 +2,7 @@
 
 The path of the data is the order of reading: text (`data.sources`), tokens (`data.prepare`),
 shuffled and packed windows (`data.order`, `data.batches`), model and loss (`models`, `loss`), step
-(`step`), checkpoint (`checkpoint`), and the loop that puts them together (`train`).
+(`step`), checkpoint (`checkpoint`), and the loop that puts them together (`training`).
 """
 
 import lazy_loader

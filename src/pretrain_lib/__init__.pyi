@@ -33,8 +33,8 @@ from .data.tokenizer import load_tokenizer as load_tokenizer
 from .data.tokenizer import train_tokenizer as train_tokenizer
 from .engine import start_accelerator as start_accelerator
 from .evaluate.validation import validate as validate
-from .generate import generate as generate
-from .generate import sample_texts as sample_texts
+from .generation import generate as generate
+from .generation import sample_texts as sample_texts
 from .loss import IGNORED_TARGET as IGNORED_TARGET
 from .loss import linear_cross_entropy as linear_cross_entropy
 from .models.adapter import CausalLMAdapter as CausalLMAdapter
@@ -52,4 +52,4 @@ from .schedule import BatchSizes as BatchSizes
 from .schedule import LearningRate as LearningRate
 from .step import StepResult as StepResult
 from .step import train_step as train_step
-from .train import train as train
+from .training import train as train

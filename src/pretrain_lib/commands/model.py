@@ -14,7 +14,7 @@ from pretrain_lib.data.tokenizer import load_tokenizer
 from pretrain_lib.evaluate.harness import evaluate_folder, format_table, write_results
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
 from pretrain_lib.export import EXPORT_DTYPES, export_checkpoint
-from pretrain_lib.generate import sample_texts
+from pretrain_lib.generation import sample_texts
 from pretrain_lib.models.hf import load_pretrained
 from pretrain_lib.report import plot_runs
 from pretrain_lib.run_folder import CHECKPOINTS

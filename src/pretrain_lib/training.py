@@ -17,7 +17,7 @@ from pretrain_lib.corpus import build_dataset
 from pretrain_lib.data.batches import Batch, WindowSource, iterate_steps
 from pretrain_lib.evaluate.validation import evaluated_bytes, validate
 from pretrain_lib.flops import device_peak, model_flops
-from pretrain_lib.generate import write_samples
+from pretrain_lib.generation import write_samples
 from pretrain_lib.metrics import Metrics, format_train_row, start_trackers
 from pretrain_lib.models.hf import Model
 from pretrain_lib.open_data import Corpus

@@ -7,7 +7,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from pretrain_lib import GPT2, GPT2Config, generate, load_tokenizer, sample_texts, save_pretrained
-from pretrain_lib.generate import _choose
+from pretrain_lib.generation import _choose
 
 CONFIG = GPT2Config(vocabulary_size=61, context_length=24, num_layers=2, num_heads=2, width=16)
 
