@@ -40,7 +40,7 @@ from pretrain_lib.data import groups, sources
 from pretrain_lib.data.formats import Document
 from pretrain_lib.data.job import open_units
 from pretrain_lib.data.pool import run_tasks
-from pretrain_lib.data.spool import Cursor, _cut
+from pretrain_lib.data.spool import Cursor, _cut, _delete_far_from
 from pretrain_lib.data.tokenizer import load_tokenizer
 from pretrain_lib.loss import IGNORED_TARGET
 from pretrain_lib.units import TokenCount
@@ -476,6 +476,22 @@ def test_signals_to_a_whole_group_leave_the_producer_at_work(tmp_path, job):
     assert active_children() == [producer]
     dataset.close()
     assert active_children() == []
+
+
+def test_a_producer_that_starts_late_leaves_what_is_being_read(job, tmp_path):
+    spool = open_small(job, tmp_path / "spool")
+    dataset = read(spool)
+    for segment in (4, 5):
+        dataset.batch([segment * WINDOWS])
+    wait_until(lambda: spool.has_segment(7))
+    dataset.close()
+    resumed = read(spool, first_window=5 * WINDOWS - 1)  # from a checkpoint before that step
+    resumed._start_producer = lambda: None
+    windows = resumed.batch(range(5 * WINDOWS - 1, 8 * WINDOWS))  # of what the spool holds already
+    _delete_far_from(spool, 4)  # what its producer does first
+    assert bins(spool.folder) == [4, 5, 6, 7]
+    again = resumed.batch(range(5 * WINDOWS - 1, 8 * WINDOWS))
+    assert all(torch.equal(windows[name], again[name]) for name in windows)
 
 
 def log_windows(folder, tokenizer_folder, workers, total):

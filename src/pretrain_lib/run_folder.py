@@ -93,8 +93,9 @@ def build_manifest(config: Recipe, fingerprint: str, accelerator: Accelerator) -
     return {
         "config": config.to_dict(),
         "data_fingerprint": fingerprint,
+        # torch's own says for which device it was built.
         "versions": {name: version(name) for name in PACKAGES}
-        | {"python": platform.python_version()},
+        | {"torch": torch.__version__, "python": platform.python_version()},
         "git": _git_revision(),
         "world": {
             "device": str(accelerator.device),

@@ -168,7 +168,9 @@ def produce(spool: Spool, first: int, hint: dict | None, position: Any, workers:
 
 def _delete_far_from(spool: Spool, position: int) -> int:
     """Delete the segments that are not needed at `position`, and return it."""
-    kept = range(position - SEGMENTS_BEHIND, position + SEGMENTS_AHEAD + 1)
+    # Resumed, training may have read on through what lay ahead before it was asked where it is.
+    last = position + SEGMENTS_BEHIND + SEGMENTS_AHEAD
+    kept = range(position - SEGMENTS_BEHIND, last + 1)
     # Their .json first: without it there is no segment. What a kill left of one goes too.
     for path in sorted(spool.folder.glob("segment-*"), key=lambda path: path.suffix != ".json"):
         if int(path.name.split(".")[0].removeprefix("segment-")) not in kept:
