@@ -12,7 +12,7 @@ SPINE_LINES = 2500  # that are not blank: what is read in an evening
 SPINE = [
     *(f"data/{name}" for name in ("sources", "tokenizer", "shards", "order", "packing", "batches")),
     *("models/attention", "models/gpt2", "models/hf", "loss", "optim", "schedule", "config"),
-    *("engine", "step", "checkpoint", "metrics", "training"),
+    *("engine", "step", "checkpoint", "metrics", "run", "training"),
 ]
 
 
@@ -21,7 +21,7 @@ def modules():
 
 
 def floor_of(path):
-    found = re.search(r"Floor (\d)\.", ast.get_docstring(ast.parse(path.read_text())) or "")
+    found = re.search(r"Floor (\d+)\.", ast.get_docstring(ast.parse(path.read_text())) or "")
     assert found, f"{path} does not state its floor"
     return int(found[1])
 

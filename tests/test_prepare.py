@@ -26,8 +26,8 @@ from pretrain_lib.data.arrays import open_split
 from pretrain_lib.data.holdout import parse_validation
 from pretrain_lib.data.job import Job
 from pretrain_lib.data.prepare import prepare
+from pretrain_lib.data.rows import DatasetSource, HubSource
 from pretrain_lib.data.shards import verify_folder
-from pretrain_lib.data.sources import DatasetSource, HubSource
 from pretrain_lib.data.tokenizer import load_tokenizer, train_tokenizer
 from pretrain_lib.errors import BAD_INPUT, report_errors
 

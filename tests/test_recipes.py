@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -247,6 +248,9 @@ def test_llama_at_its_full_width_takes_a_real_step(prepared, tmp_path):
     assert rows[1]["loss"] < rows[0]["loss"] - 0.2
 
 
+SECRETS = {"HF_TOKEN": "hf_" + "x" * 34, "WANDB_API_KEY": "0123456789abcdef" * 2 + "01234567"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tracker", ["tensorboard", "trackio", "wandb"])
 def test_trackers_get_the_rows(prepared, tmp_path, tracker):
@@ -254,10 +258,13 @@ def test_trackers_get_the_rows(prepared, tmp_path, tracker):
         "WANDB_MODE": "offline",
         "TRACKIO_DIR": str(tmp_path / "trackio"),
         "GRADIO_ANALYTICS_ENABLED": "False",
+        **SECRETS,
     }
     flags = [*tiny_flags(prepared, tmp_path / "run"), "--run.trackers", f"[{tracker}]"]
-    result = run_recipe_script(*flags, environment=environment)
-    assert result.returncode == 0, result.stderr
+    for part in (["--run.max_steps", "4"], []):  # resumed, it is the same run to a tracker
+        result = run_recipe_script(*flags, *part, environment=environment)
+        assert result.returncode == 0, result.stderr
+    run_id = json.loads((tmp_path / "run" / "manifest.json").read_text())["run_id"]
     if tracker == "tensorboard":
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -267,9 +274,16 @@ def test_trackers_get_the_rows(prepared, tmp_path, tracker):
         rows = [row for row in read_rows(tmp_path / "run") if row["kind"] == "train"]
         assert logged == [(r["step"], pytest.approx(r["loss"], rel=1e-5)) for r in rows]
     elif tracker == "trackio":
-        assert list((tmp_path / "trackio").glob("pretrain_lib*.db"))
+        (database,) = (tmp_path / "trackio").glob("pretrain_lib*.db")
+        with sqlite3.connect(database) as connection:
+            names = connection.execute("SELECT DISTINCT run_name FROM metrics").fetchall()
+        assert names == [(run_id,)]
     else:
-        assert list((tmp_path / "run").glob("wandb/offline-run-*/*.wandb"))
+        files = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
+        assert {file.name for file in files} == {f"run-{run_id}.wandb"}
+    for path in (tmp_path / "run").rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        assert not any(secret.encode() in content for secret in SECRETS.values()), path
 
 
 def test_max_time_is_kept_save_included(prepared, tmp_path):
@@ -302,15 +316,18 @@ def test_every_accelerate_configuration_parses():
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
-def test_a_run_begun_by_two_processes_ends_on_one_with_the_same_curve(prepared, tmp_path):
+def test_a_run_moves_between_one_process_and_two_with_the_same_curve(prepared, tmp_path):
     fp32 = {"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}
     whole = run_recipe_script(*tiny_flags(prepared, tmp_path / "whole"), environment=fp32)
     assert whole.returncode == 0, whole.stderr
     flags = tiny_flags(prepared, tmp_path / "moved")
+    begun = run_recipe_script(*flags, "--run.max_steps", "2", environment=fp32)
+    assert begun.returncode == 0, begun.stderr
     command = ["accelerate", "launch", "--config_file", "accelerate_configs/cpu_2proc.yaml"]
     command += ["--mixed_precision", "no", "recipes/gpt2_124m.py", "--run.max_steps", "5"]
-    begun = run_command(*command, *flags)
-    assert begun.returncode == 0, begun.stderr
+    middle = run_command(*command, *flags)
+    assert middle.returncode == 0, middle.stderr
+    assert "changed since: world.processes was 1, is 2" in middle.stdout
     ended = run_recipe_script(*flags, environment=fp32)
     assert ended.returncode == 0, ended.stderr
     assert "changed since: world.processes was 2, is 1" in ended.stdout
@@ -320,4 +337,8 @@ def test_a_run_begun_by_two_processes_ends_on_one_with_the_same_curve(prepared, 
     ]
     assert [row["step"] for row in rows[1]] == list(range(1, 9))
     for one, moved in zip(*rows, strict=True):
+        assert one["targets"] == moved["targets"]
         assert one["loss"] == pytest.approx(moved["loss"], abs=1e-5)
+    last = "checkpoints/step-00000008/training/state.json"
+    states = [json.loads((tmp_path / name / last).read_text()) for name in ("whole", "moved")]
+    assert states[0]["windows"] == states[1]["windows"]

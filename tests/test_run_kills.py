@@ -26,10 +26,11 @@ KILLED = "from tests.test_run_kills import kill_again_and_again; kill_again_and_
 def log_batches(recipe, log, *, fatal_step=None, delay=0.0):
     """Train to the end, or into the kill that follows the beginning of a step after `delay`."""
     module = sys.modules["pretrain_lib.training"]
-    module.device_peak = lambda *_: None  # it takes a second and is a field of the clock
-    train_step, kill = module.train_step, (os.getpid(), signal.SIGKILL)
+    # It takes a second and is a field of the clock.
+    sys.modules["pretrain_lib.run"].device_peak = lambda *_: None
+    accumulate_gradients, kill = module.accumulate_gradients, (os.getpid(), signal.SIGKILL)
 
-    def logged_step(accelerator, model, optimizer, micro_batches, **options):
+    def logged_step(accelerator, model, micro_batches, **options):
         digest = xxhash.xxh3_64()
         for batch in micro_batches:
             for name, tensor in batch.items():
@@ -38,9 +39,9 @@ def log_batches(recipe, log, *, fatal_step=None, delay=0.0):
             file.write(f"{options['step']} {digest.hexdigest()}\n")
         if fatal_step is not None and options["step"] >= fatal_step:
             threading.Timer(delay, os.kill, kill).start()
-        return train_step(accelerator, model, optimizer, micro_batches, **options)
+        return accumulate_gradients(accelerator, model, micro_batches, **options)
 
-    module.train_step = logged_step
+    module.accumulate_gradients = logged_step
     model = GPT2(recipe.model).initialize(recipe.run.seed)
     train_function(recipe, model, open_corpus(recipe), start_accelerator(recipe))
     if fatal_step is not None:  # the end came sooner

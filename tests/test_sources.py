@@ -16,9 +16,11 @@ from datasets import (
     load_dataset,
 )
 
+from pretrain_lib.data import rows as data_rows
 from pretrain_lib.data import sources
 from pretrain_lib.data.formats import Document, FileSlice, Rejected
-from pretrain_lib.data.sources import DatasetSource, HubSource, open_source
+from pretrain_lib.data.rows import DatasetSource, HubSource
+from pretrain_lib.data.sources import open_source
 
 WORDS = [f"document {number}" for number in range(200)]
 
@@ -179,12 +181,12 @@ def from_parquet(folder):
 
 
 def test_rows_of_a_dataset_in_memory_are_documents(monkeypatch):
-    monkeypatch.setattr(sources, "UNIT_ROWS", 60)
+    monkeypatch.setattr(data_rows, "UNIT_ROWS", 60)
     rows = Dataset.from_dict({"text": WORDS, "number": range(200)})
     source = DatasetSource(rows, "rows")
     assert len(source.units()) == 3
     assert texts_of(source) == WORDS
-    monkeypatch.setattr(sources, "MAX_UNITS", 2)
+    monkeypatch.setattr(data_rows, "MAX_UNITS", 2)
     assert len(source.units()) == 2
     assert texts_of(source) == WORDS
     reversed_rows = DatasetSource(rows.select(range(199, -1, -1)), "reversed")

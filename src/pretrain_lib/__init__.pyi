@@ -1,8 +1,8 @@
 from .checkpoint import TrainingState as TrainingState
-from .checkpoint import find_newest as find_newest
 from .checkpoint import load_checkpoint as load_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
-from .checkpoint import verify_checkpoint as verify_checkpoint
+from .checkpoint_files import find_newest as find_newest
+from .checkpoint_files import verify_checkpoint as verify_checkpoint
 from .command import run_recipe as run_recipe
 from .config import BatchConfig as BatchConfig
 from .config import DataConfig as DataConfig
@@ -24,8 +24,8 @@ from .data.job import Job as Job
 from .data.loaders import collate_for_transformers as collate_for_transformers
 from .data.order import WindowOrder as WindowOrder
 from .data.prepare import prepare as prepare
+from .data.rows import DatasetSource as DatasetSource
 from .data.shards import verify_folder as verify_folder
-from .data.sources import DatasetSource as DatasetSource
 from .data.spool import open_spool as open_spool
 from .data.streaming import StreamingDataset as StreamingDataset
 from .data.tokenizer import Tokenizer as Tokenizer

@@ -1,4 +1,4 @@
-"""A recipe's text prepared when the run starts: by rank 0, while the others wait. Floor 6."""
+"""A recipe's text prepared when the run starts: by rank 0, while the others wait. Floor 7."""
 
 import fcntl
 import hashlib

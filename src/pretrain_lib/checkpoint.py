@@ -1,34 +1,39 @@
 """Checkpoints: Hugging Face model folders with what a resume needs inside. Floor 3.
 
-A checkpoint is written under a temporary name, hashed, flushed to disk and then renamed, and older
+A checkpoint is written under a temporary name, hashed and flushed to disk, then renamed, and older
 ones are pruned after that: at every instant the newest whole one is whole. Nothing is pickled.
 """
 
-import hashlib
+import errno
 import json
-import os
-import re
 import shutil
-import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from pretrain_lib.checkpoint_files import (
+    FILES,
+    MANIFEST,
+    OPTIMIZER,
+    STATE,
+    TRAINING,
+    checkpoint_path,
+    describe_files,
+    flush_to_disk,
+    prune,
+    remove_leftovers,
+    staging_path,
+)
 from pretrain_lib.data.order import ORDER_VERSION
 from pretrain_lib.data.shards import write_json
 from pretrain_lib.data.tokenizer import Tokenizer
 from pretrain_lib.models.hf import Model, load_weights, save_pretrained
+from pretrain_lib.tensor_files import write_tensors
 
 STATE_VERSION = 1
-TRAINING = "training"  # inside a checkpoint: what a resume needs beyond the model
-OPTIMIZER, STATE, MANIFEST, FILES = (
-    f"{TRAINING}/{name}"
-    for name in ("optimizer.safetensors", "state.json", "manifest.json", "files.json")
-)
-NAME = re.compile(r"step-(\d{8})")
-HASH_CHUNK = 2**24
+SPARE_BYTES = 2**24  # for all but the tensors
 
 
 @dataclass
@@ -43,7 +48,12 @@ class TrainingState:
     seconds: float = 0.0
     """Time spent training, in all sessions."""
     skipped: int = 0
-    """Updates left out because the gradient was not finite."""
+    """Updates left out, because the gradient was not finite or for a spike."""
+    skipped_in_a_row: int = 0
+    recent: list[list[float]] = field(default_factory=list)
+    """Loss and gradient norm of the last steps, by which a spike is told."""
+    rollbacks: list[dict] = field(default_factory=list)
+    """Where the run turned back, and which windows it left out."""
     row_loss: float = 0.0
     """Nats since the last row of metrics, over all targets since."""
     row_targets: int = 0
@@ -68,11 +78,6 @@ class TrainingState:
         self.row_loss, self.row_targets, self.row_tokens, self.row_seconds = 0.0, 0, 0, 0.0
 
 
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """Return where the checkpoint of a step lies in a run's `checkpoints` folder."""
-    return folder / f"step-{step:08d}"
-
-
 def save_checkpoint(
     folder: Path,
     state: TrainingState,
@@ -82,70 +87,48 @@ def save_checkpoint(
     tokenizer: Tokenizer | None,
     manifest: dict,
     keep_last: int = 0,
+    keep_every: int | None = None,
 ) -> Path:
-    """Write the checkpoint of `state.step` into `folder`, commit it, prune all but `keep_last`.
+    """Write the checkpoint of `state.step` into `folder`, commit it, prune what is obsolete.
 
-    To be called on one process. Returns the checkpoint's path.
+    Kept are the `keep_last` newest (0: all) and those of every `keep_every`-th step. To be called
+    on one process. Returns the checkpoint's path; raises OSError, leaving the others as they are,
+    if it cannot be written.
     """
-    target = checkpoint_path(folder, state.step)
-    temporary = folder / f".{target.name}.tmp"
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    save_pretrained(model, temporary, tokenizer=tokenizer)
-    (temporary / TRAINING).mkdir()
-    save_file(_optimizer_tensors(model, optimizer), temporary / OPTIMIZER)
-    write_json(temporary / STATE, asdict(state))
-    write_json(temporary / MANIFEST, manifest)
-    write_json(temporary / FILES, _hash_files(temporary))
-    _flush_to_disk(temporary)
-    if target.exists():
-        shutil.rmtree(target)
-    temporary.rename(target)
-    _flush_to_disk(folder, recursive=False)
-    _prune(folder, target, keep_last=keep_last)
+    _check_free_space(folder, model)
+    remove_leftovers(folder)
+    staging, target = staging_path(folder, state.step), checkpoint_path(folder, state.step)
+    (staging / TRAINING).mkdir(parents=True)
+    digests = save_pretrained(model, staging, tokenizer=tokenizer)
+    digests[OPTIMIZER] = write_tensors(staging / OPTIMIZER, optimizer_tensors(model, optimizer))
+    write_json(staging / STATE, asdict(state))
+    write_json(staging / MANIFEST, manifest)
+    write_json(staging / FILES, describe_files(staging, digests))
+    flush_to_disk(staging)
+    if target.exists():  # a broken one, or of a past that the run has turned back from
+        target.rename(folder / f".{target.name}.old")
+    staging.rename(target)
+    flush_to_disk(folder, recursive=False)
+    prune(folder, target, keep_last=keep_last, keep_every=keep_every)
+    remove_leftovers(folder)
     return target
 
 
-def _prune(folder: Path, newest: Path, *, keep_last: int) -> None:
-    """Remove what the checkpoint just committed makes obsolete, never that one.
-
-    Later steps are of a past that the run has turned back from.
-    """
-    earlier = [path for path in _by_age(folder) if path.name < newest.name]
-    obsolete = [path for path in _by_age(folder) if path.name > newest.name]
-    if keep_last:
-        obsolete += earlier[: max(0, len(earlier) + 1 - keep_last)]
-    for path in obsolete:
-        shutil.rmtree(path)
+def checkpoint_bytes(model: Model) -> int:
+    """Return how much room on the disk a checkpoint takes: fp32 weights and both Adam moments."""
+    return 3 * 4 * sum(parameter.numel() for parameter in model.parameters()) + SPARE_BYTES
 
 
-def find_newest(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint, passing over broken ones with a warning."""
-    for path in reversed(_by_age(folder)):
-        if not (problems := verify_checkpoint(path)):
-            return path
-        warnings.warn(f"passing over a broken checkpoint: {'; '.join(problems)}", stacklevel=2)
-    return None
-
-
-def verify_checkpoint(path: Path) -> list[str]:
-    """Return what is wrong with a checkpoint, one line a file; nothing if it is whole."""
-    if not (path / FILES).is_file():
-        return [f"{path / FILES}: missing"]
-    try:
-        expected = json.loads((path / FILES).read_text())
-    except ValueError:
-        return [f"{path / FILES}: not readable"]
-    found = _hash_files(path)
-    problems = [f"{path / name}: missing" for name in expected.keys() - found.keys()]
-    added = {name for name in found.keys() - expected.keys() if not _is_hidden(name)}
-    problems += [f"{path / name}: not part of it" for name in added]
-    problems += [
-        f"{path / name}: its bytes differ from its hash"
-        for name in expected.keys() & found.keys()
-        if expected[name] != found[name]
-    ]
-    return sorted(problems)
+def _check_free_space(folder: Path, model: Model) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    needed, free = checkpoint_bytes(model), shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"a checkpoint takes {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free: make "
+            f"room, or keep fewer (run.keep_last)",
+            str(folder),
+        )
 
 
 def read_state(path: Path) -> tuple[TrainingState, dict]:
@@ -175,43 +158,10 @@ def load_checkpoint(path: Path, model: Model, optimizer: torch.optim.Optimizer) 
         raise ValueError(f"{path}: the optimizer's {sorted(tensors)[:3]}... belong to no parameter")
 
 
-def _optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return the optimizer's state as tensors named after the parameters."""
     return {
-        f"{name}.{kind}": tensor.detach().contiguous()
+        f"{name}.{kind}": tensor.detach()
         for name, parameter in model.named_parameters()
-        for kind, tensor in optimizer.state.get(parameter, {}).items()
+        for kind, tensor in sorted(optimizer.state.get(parameter, {}).items())
     }
-
-
-def _is_hidden(name: str) -> bool:
-    """Whether a file is one of those that a desktop leaves in folders (.DS_Store)."""
-    return Path(name).name.startswith(".")
-
-
-def _by_age(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if NAME.fullmatch(path.name))
-
-
-def _hash_files(path: Path) -> dict[str, dict]:
-    """Return size and sha256 of every file of a checkpoint but the list of them."""
-    hashes = {}
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        name = file.relative_to(path).as_posix()
-        if name == FILES:
-            continue
-        digest = hashlib.sha256()
-        with file.open("rb") as content:
-            while chunk := content.read(HASH_CHUNK):
-                digest.update(chunk)
-        hashes[name] = {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
-    return hashes
-
-
-def _flush_to_disk(folder: Path, *, recursive: bool = True) -> None:
-    """Flush a folder's entries, and with `recursive` the files and folders in it."""
-    for path in [*(folder.rglob("*") if recursive else ()), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The `pretrain` command: prepare, verify, inspect, overlap, export, eval and more. Floor 7."""
+"""The `pretrain` command: prepare, verify, inspect, overlap, export, eval and more. Floor 2."""
 
 import argparse
 import os

@@ -1,6 +1,8 @@
-"""The frame around a recipe: its flags, its run folder, its exit code. Floor 6."""
+"""The frame around a recipe: its flags, its run folder, its exit code. Floor 4."""
 
+import errno
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -10,9 +12,15 @@ from pathlib import Path
 from pretrain_lib.arguments import parse_recipe
 from pretrain_lib.config import Recipe
 from pretrain_lib.errors import BAD_INPUT, DONE, RESUMABLE, raised_here, report_errors
+from pretrain_lib.launched import is_elastic, refuse_together, stop_with_launcher
 from pretrain_lib.plan import format_plan
 from pretrain_lib.run_folder import is_main_rank, open_run_folder, read_status, write_status
 from pretrain_lib.watch import STARTED
+
+FAILED = 1
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# How gloo, NCCL and torch's store say that another process is gone, or does not answer.
+PEER_LOST = re.compile(r"(?i)timed? ?out|connection (closed|reset|refused)|peer")
 
 
 def run_recipe(
@@ -21,24 +29,29 @@ def run_recipe(
     """Run a recipe as a program: read its flags, hold its run folder, end with its exit code.
 
     `main` returns what `train` does. 0 done, 2 bad input, 75 stopped but resumable. Under elastic
-    restarts, where any other code than 0 means "start again", the last two end with 0 as well;
-    `status.json` says which it was.
+    restarts, where any other code than 0 means "start again", bad input and a stop that was asked
+    for end with 0 as well; `status.json` says which it was.
     """
     os.environ.setdefault(STARTED, str(time.time()))
+    stop_with_launcher()
     try:
         code = report_errors(lambda: _run(main, defaults, presets))
     except SystemExit as end:  # --help, --print_config, or flags that could not be read
         code = int(end.code or DONE)
-    elastic = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
-    sys.exit(DONE if elastic and code in (BAD_INPUT, RESUMABLE) else code)
+    sys.exit(DONE if is_elastic() and code in (BAD_INPUT, RESUMABLE) else code)
 
 
 def _run(main: Callable[[Recipe], str], defaults: Recipe, presets: dict[str, dict] | None) -> int:
     config, plan_only = parse_recipe(defaults, presets=presets)
-    if not plan_only:
+    if plan_only:
+        print(format_plan(config))
+        return DONE
+    try:
         return _run_in_folder(main, config)
-    print(format_plan(config))
-    return DONE
+    except ValueError as error:
+        if is_main_rank() and raised_here(error):
+            refuse_together(str(error))
+        raise
 
 
 def _run_in_folder(main: Callable[[Recipe], str], config: Recipe) -> int:
@@ -48,20 +61,44 @@ def _run_in_folder(main: Callable[[Recipe], str], config: Recipe) -> int:
             config.check(processes=int(os.environ.get("WORLD_SIZE", 1)))
             return RESUMABLE if main(config) == "resumable" else DONE
         except BaseException as error:
+            state, remark = _state_after(error), _remark_on(error)
+            if remark is not None:
+                print(f"error: {remark}", file=sys.stderr)
             if is_main:
-                step = read_status(folder).get("step")
-                write_status(folder, _state_after(error), step=step, reason=_one_line(error))
-            if isinstance(error, KeyboardInterrupt):
-                return RESUMABLE
+                _write_last_status(folder, state, error)
+            if state == "resumable":
+                # There may be room on the disk when an elastic launcher starts again.
+                return FAILED if is_elastic() and _disk_is_full(error) else RESUMABLE
             raise
 
 
 def _state_after(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt) or _disk_is_full(error):
         return "resumable"
     refused = isinstance(error, ValueError) and raised_here(error)
     return "refused" if refused else "failed"
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def _disk_is_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in DISK_FULL
+
+
+def _remark_on(error: BaseException) -> str | None:
+    """Return what to say about an error that is neither the user's nor a defect."""
+    if _disk_is_full(error):
+        return f"{error}: make room and start again, the run goes on from its newest checkpoint"
+    if isinstance(error, RuntimeError) and PEER_LOST.search(str(error)):
+        return (
+            f"process {os.environ.get('RANK', 0)} lost another one, or waited for it longer than "
+            f"run.collective_timeout: what that one printed tells why. Started again, the run goes "
+            f"on from its newest checkpoint"
+        )
+    return None
+
+
+def _write_last_status(folder: Path, state: str, error: BaseException) -> None:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    try:
+        write_status(folder, state, step=read_status(folder).get("step"), reason=reason)
+    except OSError as problem:
+        print(f"error: status.json could not be written either: {problem}", file=sys.stderr)

@@ -8,6 +8,7 @@ from pretrain_lib.data.best_fit import PACKINGS
 from pretrain_lib.models.gpt2 import GPT2Config
 from pretrain_lib.models.llama import LlamaConfig
 from pretrain_lib.schedule import BatchSizes, LearningRate
+from pretrain_lib.spikes import ACTIONS
 from pretrain_lib.units import Duration, TokenCount
 
 # The smallest value of each number that has one; null stays allowed where it means "never".
@@ -27,6 +28,10 @@ LOWEST = {
     "run.save_every": 1,
     "run.save_every_tokens": 1,
     "run.keep_last": 0,
+    "run.keep_every": 1,
+    "run.spike_sigma": 0,
+    "run.spike_window": 2,
+    "run.collective_timeout": 1,
     "run.log_every": 1,
     "run.evaluate_every": 1,
     "run.max_skipped": 1,
@@ -149,6 +154,8 @@ class RunConfig:
     save_every_tokens: TokenCount | None = None
     keep_last: int = 3
     """Checkpoints kept; 0 keeps all."""
+    keep_every: int | None = None
+    """Steps; checkpoints at a multiple of them are kept for ever."""
     log_every: int = 1
     """Steps between rows of metrics; the loss of a row is the mean over them."""
     evaluate_every: int = 250
@@ -162,7 +169,15 @@ class RunConfig:
     processes: int | None = None
     """The number of processes expected; another stops the run."""
     max_skipped: int = 10
-    """Stop after so many updates in a row with a gradient that is not finite."""
+    """Stop after so many updates in a row that were left out."""
+    spike_sigma: float | None = None
+    """Leave out updates whose loss or gradient norm is so many standard deviations too high."""
+    spike_window: int = 128
+    """Steps by which a spike is told."""
+    spike_action: str = "skip"
+    """skip, or rollback: go back to the newest checkpoint and on with the data behind the spike."""
+    collective_timeout: Duration = Duration(1800)
+    """How long a process waits for another before it gives up."""
     trackers: list[str] = field(default_factory=list)
     """Any of Accelerate's: tensorboard, trackio, wandb, ..."""
 
@@ -234,6 +249,8 @@ class Recipe:
                 raise ValueError(f"{name}={value} must be at least {lowest}")
         if self.data.packing not in PACKINGS:
             raise ValueError(f"data.packing={self.data.packing} must be {' or '.join(PACKINGS)}")
+        if self.run.spike_action not in ACTIONS:
+            raise ValueError(f"run.spike_action={self.run.spike_action} must be skip or rollback")
         if self.optimizer.max_grad_norm <= 0:
             raise ValueError(
                 f"optimizer.max_grad_norm={self.optimizer.max_grad_norm} must be above 0; for no "

@@ -1,6 +1,6 @@
 """The data of a run: prepared folders, arrays that others wrote, or a source prepared now.
 
-Floor 7.
+Floor 8.
 """
 
 import hashlib

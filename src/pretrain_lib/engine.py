@@ -1,16 +1,22 @@
 """Builds the Accelerator, and refuses a world that is not the one asked for. Floor 3."""
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+)
 
 from pretrain_lib.config import Recipe
+from pretrain_lib.launched import is_elastic
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
@@ -32,17 +38,36 @@ def start_accelerator(config: Recipe) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=1, sync_with_dataloader=False
         ),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.run.collective_timeout))
+        ],
         log_with=list(config.run.trackers) or None,
         project_dir=config.run.dir,
     )
     if remark:
         accelerator.print(remark)
     check_world(accelerator, launched=launched, expected=config.run.processes)
+    if is_elastic():
+        on_main(accelerator, lambda: None)  # if the main process has refused, it says so here
     if accelerator.device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     return accelerator
+
+
+def on_main(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
+    """Call `function` on the main process; all processes get its result, or its ValueError."""
+    outcome = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome = [function(), None]
+        except ValueError as error:
+            outcome = [None, str(error)]
+    broadcast_object_list(outcome)
+    result, problem = outcome
+    if problem is not None:
+        raise ValueError(problem)
+    return result
 
 
 def _check_trackers(wanted: list[str]) -> None:

@@ -1,5 +1,6 @@
 """A user's mistakes in one line, and the exit codes of every command. Floor 0."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -22,7 +23,8 @@ def report_errors(
         defect = isinstance(error, ValueError) and not raised_here(error)
         if defect or isinstance(error, BrokenPipeError):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the others of a machine would say the same
+            print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
 
 

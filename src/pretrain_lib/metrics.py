@@ -62,6 +62,15 @@ class Metrics:
         """Move the progress bar by one step."""
         self._bar.update()
 
+    def rewind(self, step: int) -> None:
+        """Drop the rows after `step`, from which the run goes on again."""
+        self._bar.n = step
+        self._bar.refresh()
+        if self.is_main:
+            self._file.close()
+            drop_rows_after(self.path, step)
+            self._file = self.path.open("a", encoding="utf-8")
+
     def sync(self) -> None:
         """Flush the rows to disk: a checkpoint must not outlive the rows before it."""
         if self.is_main:
@@ -89,8 +98,11 @@ def drop_rows_after(path: Path, step: int) -> None:
     write_atomically(path, "".join(kept).encode())
 
 
-def start_trackers(accelerator: Accelerator, settings: dict) -> None:
-    """Start Accelerate's trackers, if any were chosen, with a run's settings by dotted name."""
+def start_trackers(accelerator: Accelerator, settings: dict, *, run_id: str) -> None:
+    """Start Accelerate's trackers, if any were chosen, with a run's settings by dotted name.
+
+    Those that know runs by an id go on with the one that has `run_id`.
+    """
 
     def flatten(values: dict, prefix: str = "") -> dict[str, str | float]:
         flat = {}
@@ -102,9 +114,12 @@ def start_trackers(accelerator: Accelerator, settings: dict) -> None:
         return flat
 
     if accelerator.log_with:
-        # wandb would write into the current folder.
-        places = {"wandb": {"dir": settings["run"]["dir"]}}
-        accelerator.init_trackers("pretrain_lib", config=flatten(settings), init_kwargs=places)
+        own = {
+            # wandb would write into the current folder.
+            "wandb": {"dir": settings["run"]["dir"], "id": run_id, "resume": "allow"},
+            "trackio": {"name": run_id, "resume": "allow"},
+        }
+        accelerator.init_trackers("pretrain_lib", config=flatten(settings), init_kwargs=own)
 
 
 def format_train_row(row: dict, row_tokens: int, step_tokens: int, total_steps: int) -> str:

@@ -1,4 +1,4 @@
-"""One path of a run's data, opened and held against the model's vocabulary. Floor 6."""
+"""One path of a run's data, opened and held against the model's vocabulary. Floor 7."""
 
 import hashlib
 from dataclasses import dataclass

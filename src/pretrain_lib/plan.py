@@ -1,4 +1,4 @@
-"""What a run will cost, before it runs and without a GPU. Floor 4."""
+"""What a run will cost, before it runs and without a GPU. Floor 3."""
 
 import torch
 

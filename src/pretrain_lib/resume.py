@@ -1,19 +1,17 @@
 """Where a run begins: at the start, at its newest checkpoint, or at another run's. Floor 4."""
 
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
-from pretrain_lib.checkpoint import (
-    TrainingState,
-    find_newest,
-    load_checkpoint,
-    read_state,
-    verify_checkpoint,
-)
+from pretrain_lib.checkpoint import TrainingState, load_checkpoint, read_state
+from pretrain_lib.checkpoint_files import find_newest, verify_checkpoint
 from pretrain_lib.config import Recipe
 from pretrain_lib.data.order import ORDER_VERSION
+from pretrain_lib.engine import on_main
 from pretrain_lib.models.hf import Model
 from pretrain_lib.run_folder import CHECKPOINTS, setting_changes, unsafe_changes
 
@@ -29,19 +27,28 @@ class Start:
     """The checkpoint of another run that this one, or the run it continues, was forked from."""
     changes: tuple[str, ...] = ()
     """Settings that differ from the checkpoint's, a line each."""
+    run_id: str = ""
+    """By which trackers know the run; a fork has one of its own."""
 
 
 def resume(
-    config: Recipe, model: Model, optimizer: torch.optim.Optimizer, *, manifest: dict
+    config: Recipe,
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    *,
+    manifest: dict,
 ) -> Start:
     """Load what `run.resume` means into model and optimizer; `manifest` is the present one.
 
     A run continues only with the settings that it was saved with, those apart that do not change
     what it computes. A fork, from a checkpoint of another folder, may change all but the model.
     """
-    path, fork = _choose(config)
+    (path, fork), run_id = on_main(accelerator, lambda: (_choose(config), secrets.token_hex(4)))
     if path is None:
-        return Start(TrainingState())
+        return Start(TrainingState(), run_id=run_id)
+    if not path.is_dir():
+        raise ValueError(f"{path} is not seen by every process: run.dir must be on a shared disk")
     state, before = read_state(path)
     if state.order_version != ORDER_VERSION:
         raise ValueError(
@@ -70,6 +77,7 @@ def resume(
         state=state,
         continues=not fork,
         parent=str(path) if fork else before["parent"],
+        run_id=run_id if fork else before["run_id"],
         changes=tuple(f"{n} was {old}, is {new}" for n, (old, new) in sorted(changes.items())),
     )
 

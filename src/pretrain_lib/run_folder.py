@@ -36,7 +36,7 @@ FREE_SETTINGS = (
     "data.tokenizer",
     "data.train_tokenizer",
 )
-FIXED_SETTINGS = ("run.seed",)
+FIXED_SETTINGS = ("run.seed", "run.spike_sigma", "run.spike_window", "run.spike_action")
 
 
 @contextmanager

@@ -12,6 +12,16 @@ from pretrain_lib.loss import IGNORED_TARGET
 
 
 @dataclass(frozen=True)
+class Accumulated:
+    """What the micro-batches of a step came to; their gradient is in the parameters."""
+
+    loss_sum: torch.Tensor
+    """Nats over all targets of this rank, ()."""
+    targets: torch.Tensor
+    """Target tokens that count, over all ranks, ()."""
+
+
+@dataclass(frozen=True)
 class StepResult:
     """What a step did."""
 
@@ -22,7 +32,7 @@ class StepResult:
     targets: int
     """Target tokens that counted, over all ranks."""
     skipped: bool
-    """Whether the update was left out because the gradient was not finite."""
+    """Whether the update was left out: not finite, or above a limit."""
 
 
 def train_step(
@@ -36,11 +46,25 @@ def train_step(
     seed: int,
     step: int,
 ) -> StepResult:
-    """Accumulate the gradient of this rank's micro-batches, clip it, update the parameters.
+    """Accumulate the gradient of this rank's micro-batches, clip it, update the parameters."""
+    accumulated = accumulate_gradients(accelerator, model, micro_batches, seed=seed, step=step)
+    options = {"learning_rate": learning_rate, "max_grad_norm": max_grad_norm}
+    return apply_update(accelerator, model, optimizer, accumulated, **options)
 
-    `model(**micro_batch)` returns the summed loss and the number of targets. The loss is their sum
-    over all micro-batches and ranks, divided by the global number of targets. Dropout depends on
-    `(seed, step, micro-batch)`, so there is no random state to save.
+
+def accumulate_gradients(
+    accelerator: Accelerator,
+    model: nn.Module,
+    micro_batches: Sequence[dict[str, torch.Tensor]],
+    *,
+    seed: int,
+    step: int,
+) -> Accumulated:
+    """Run forward and backward of this rank's micro-batches; the parameters stay as they are.
+
+    `model(**micro_batch)` returns the summed loss and the number of targets. The gradient is that
+    of their sum over all micro-batches and ranks, divided by the global number of targets. Dropout
+    depends on `(seed, step, micro-batch)`, so there is no random state to save.
     """
     targets = sum((batch["targets"] != IGNORED_TARGET).sum() for batch in micro_batches)
     targets = accelerator.reduce(targets, "sum")
@@ -57,13 +81,35 @@ def train_step(
             accelerator.backward(loss * scale)
         loss_sum += loss.detach()
     assert accelerator.sync_gradients, "the last micro-batch must synchronise the gradients"
+    return Accumulated(loss_sum, targets)
+
+
+def apply_update(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accumulated: Accumulated,
+    *,
+    learning_rate: float,
+    max_grad_norm: float,
+    loss_limit: float = math.inf,
+    norm_limit: float = math.inf,
+) -> StepResult:
+    """Clip the accumulated gradient and step the optimizer, on all ranks alike.
+
+    The update is left out, and the gradient dropped, if loss or gradient norm (before clipping) is
+    not finite or above its limit.
+    """
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
-    _update(optimizer, learning_rate, skip=~torch.isfinite(grad_norm))
-    loss_sum = accelerator.reduce(loss_sum, "sum")
+    grad_norm = torch.as_tensor(grad_norm)
+    loss = accelerator.reduce(accumulated.loss_sum, "sum") / accumulated.targets
+    finite = torch.isfinite(grad_norm) & torch.isfinite(loss)
+    skip = ~finite | (loss > loss_limit) | (grad_norm > norm_limit)
+    _update(optimizer, learning_rate, skip=skip)
     # The only wait for the device in a step, once all of it is queued.
-    values = torch.stack([loss_sum / targets, torch.as_tensor(grad_norm), targets.float()])
-    loss, norm, count = values.tolist()
-    return StepResult(loss, norm, int(count), skipped=not math.isfinite(norm))
+    values = torch.stack([loss, grad_norm, accumulated.targets.float(), skip.float()])
+    loss, norm, count, skipped = values.tolist()
+    return StepResult(loss, norm, int(count), skipped=bool(skipped))
 
 
 def _update(optimizer: torch.optim.Optimizer, learning_rate: float, *, skip: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""When to stop early: signals and the time budget. Floor 3."""
+"""When to stop early: signals and the time budget. Floor 0."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ class StopWatch:
     def _note(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self._signal == signal.SIGINT:
             raise KeyboardInterrupt
-        self._signal = number
+        self._signal = self._signal or number
 
     def reason(self) -> str | None:
         """Return why to stop now, the same on all ranks; None to go on."""

@@ -1,4 +1,4 @@
-"""What the commands on models and runs do: tasks, export, eval, sample, plot. Floor 7."""
+"""What the commands on models and runs do: tasks, export, eval, sample, plot. Floor 6."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pretrain_lib.checkpoint import FILES, find_newest, verify_checkpoint
+from pretrain_lib.checkpoint_files import FILES, find_newest, verify_checkpoint
 from pretrain_lib.data.tokenizer import load_tokenizer
 from pretrain_lib.evaluate.harness import evaluate_folder, format_table, write_results
 from pretrain_lib.evaluate.local_tasks import write_local_tasks

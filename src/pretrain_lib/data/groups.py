@@ -1,4 +1,4 @@
-"""A unit of a source as groups of documents, each small enough for memory, and their ids. Floor 3.
+"""A unit of a source as groups of documents, each small enough for memory, and their ids. Floor 4.
 
 What a group holds depends on the unit alone, so it can be made anywhere, and made again.
 """

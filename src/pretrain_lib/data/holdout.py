@@ -1,4 +1,4 @@
-"""What is held out for validation: some documents by their text, or the first tokens. Floor 2."""
+"""What is held out for validation: some documents by their text, or the first tokens. Floor 3."""
 
 import contextlib
 import hashlib

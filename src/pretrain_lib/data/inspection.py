@@ -1,4 +1,4 @@
-"""What lies in prepared folders and arrays, and what a run would make of it. Floor 4."""
+"""What lies in prepared folders and arrays, and what a run would make of it. Floor 5."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The job that decides every byte of a prepared folder: sources, tokenizer, split. Floor 3."""
+"""The job that decides every byte of a prepared folder: sources, tokenizer, split. Floor 4."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The manifest of a prepared folder: what it holds, written last. Floor 4."""
+"""The manifest of a prepared folder: what it holds, written last. Floor 5."""
 
 import hashlib
 import json

@@ -2,7 +2,7 @@
 
 The test of Brown et al. (2020), appendix C: an item overlaps if 13 consecutive words of it are in
 the corpus. Words are runs of letters and digits in lower case; what stands between them does not
-matter. A script without spaces has few words, and is hardly tested. Floor 2.
+matter. A script without spaces has few words, and is hardly tested. Floor 3.
 """
 
 import json

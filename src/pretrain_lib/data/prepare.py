@@ -1,7 +1,7 @@
 """Source to shards: tokenised in units, each committed on its own, so a restart skips whole units.
 
 The bytes written depend on the job (sources, tokenizer, split), never on the number of processes or
-the order in which they finish. Floor 5.
+the order in which they finish. Floor 6.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The producer of a stream: prepare running ahead of training into bounded spool shards. Floor 5.
+"""The producer of a stream: prepare running ahead of training into bounded spool shards. Floor 6.
 
 The documents of a source, unit after unit and epoch after epoch, are one endless row of tokens. It
 is cut into segments of equal size, each a shard, each depending on the job and the sizes alone. A

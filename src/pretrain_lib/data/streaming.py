@@ -1,4 +1,4 @@
-"""Windows of a stream: the same order and reader, over the segments of a spool. Floor 6.
+"""Windows of a stream: the same order and reader, over the segments of a spool. Floor 7.
 
 Window k of a run lies in segment k // S of the stream, S windows each, and is shuffled with the
 others of that segment: a pure function of (source, seed, k, S), so a run resumes at any k, on any

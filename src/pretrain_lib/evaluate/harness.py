@@ -1,6 +1,6 @@
 """Scores of a model folder: lm-eval-harness's own model, requests and metrics, nothing added.
 
-Floor 4.
+Floor 1.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Two lm-eval tasks made of a prepared folder's held-out text: they need no network.
 
-Plain YAML and JSONL, so `lm_eval --include_path FOLDER` runs them as well. Floor 4.
+Plain YAML and JSONL, so `lm_eval --include_path FOLDER` runs them as well. Floor 5.
 """
 
 import json

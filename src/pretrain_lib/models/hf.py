@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from pretrain_lib.data.tokenizer import Tokenizer
 from pretrain_lib.flops import TABLES
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.llama import Llama, LlamaConfig
+from pretrain_lib.tensor_files import write_tensors
 
 Model = GPT2 | Llama
 WEIGHTS = "model.safetensors"
@@ -31,14 +31,15 @@ def save_pretrained(
     *,
     tokenizer: Tokenizer | None,
     dtype: torch.dtype = torch.float32,
-) -> None:
+) -> dict[str, str]:
     """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load.
 
     The vocabulary is cut to its V rows. Without a tokenizer the folder holds the model alone.
+    Returns the xxh3_128 of each file of weights by its name.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in hf_tensors(model).items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    metadata = {"format": "pt"}  # without which transformers refuses it
+    digest = write_tensors(folder / WEIGHTS, hf_tensors(model), dtype=dtype, metadata=metadata)
     ends = {}
     if tokenizer is not None:
         tokenizer.save(folder, context_length=model.config.context_length)
@@ -46,6 +47,7 @@ def save_pretrained(
     config = _config_to_hf(model.config) | {"dtype": str(dtype).removeprefix("torch.")}
     _write(folder / "config.json", config | ends)
     _write(folder / "generation_config.json", ends)
+    return {WEIGHTS: digest}
 
 
 def hf_tensors(model: Model) -> dict[str, torch.Tensor]:

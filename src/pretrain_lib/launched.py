@@ -1,0 +1,51 @@
+"""What a process that `accelerate launch` started owes to those beside it. Floor 0."""
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+
+
+def is_elastic() -> bool:
+    """Whether any exit code but 0 makes the launcher start all processes again."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+
+
+def refuse_together(reason: str) -> None:
+    """Tell the other processes of an elastic launch why the main one ends before they met.
+
+    It ends with 0, lest it be started again, upon which nobody would end the others: they wait for
+    this message when they start (`engine.start_accelerator`).
+    """
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    if is_elastic() and not alone and not torch.distributed.is_initialized():
+        PartialState(cpu=not torch.cuda.is_available())
+        broadcast_object_list([None, reason])
+
+
+def stop_with_launcher() -> None:
+    """Get SIGTERM, which saves and stops, when the launcher of this single process has ended.
+
+    Accelerate's launcher of one process does not hand a SIGTERM on: it ends and leaves the process
+    behind. Linux only; elsewhere signal the python process itself.
+    """
+    parent = os.getppid()
+    if sys.platform != "linux" or not _is_launcher(parent):
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if os.getppid() != parent:  # it ended before we could say so
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_launcher(process: int) -> bool:
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        return False
+    command = Path(f"/proc/{process}/cmdline")
+    return command.is_file() and b"accelerate" in command.read_bytes()

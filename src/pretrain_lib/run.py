@@ -1,0 +1,132 @@
+"""A run: its parts, put together from a recipe, a model, data and an Accelerator. Floor 9."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from pretrain_lib.banner import banner
+from pretrain_lib.checkpoint import TrainingState
+from pretrain_lib.config import Recipe
+from pretrain_lib.corpus import build_dataset
+from pretrain_lib.data.batches import Batch, WindowSource, iterate_steps
+from pretrain_lib.evaluate.validation import evaluated_bytes
+from pretrain_lib.flops import device_peak
+from pretrain_lib.metrics import Metrics, start_trackers
+from pretrain_lib.models.hf import Model
+from pretrain_lib.open_data import Corpus
+from pretrain_lib.optim import build_adamw
+from pretrain_lib.resume import resume
+from pretrain_lib.run_folder import CHECKPOINTS, METRICS, begin_run, build_manifest
+from pretrain_lib.saver import CheckpointWriter
+from pretrain_lib.watch import StopWatch
+
+
+@dataclass
+class Run:
+    """The parts of a run, as the functions below hand them on."""
+
+    config: Recipe
+    accelerator: Accelerator
+    model: Model
+    prepared_model: torch.nn.Module  # the model as Accelerate wrapped it
+    optimizer: torch.optim.Optimizer
+    corpus: Corpus
+    dataset: WindowSource
+    state: TrainingState
+    manifest: dict
+    metrics: Metrics
+    watch: StopWatch
+    writer: CheckpointWriter
+    last_step: int
+    peak: float | None  # FLOP/s of all devices
+    validation_bytes: int | None  # of text, where its size is known
+    continued_at: int | None  # the step of its own checkpoint, where all that was due was done
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.run.dir)
+
+
+def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator) -> Run:
+    """Put the parts of a run together, at its newest checkpoint if there is one."""
+    optimizer = build_adamw(
+        model.to(accelerator.device),
+        learning_rate=config.optimizer.learning_rate,
+        betas=config.optimizer.betas,
+        epsilon=config.optimizer.epsilon,
+        weight_decay=config.optimizer.weight_decay,
+    )
+    manifest = build_manifest(config, corpus.fingerprint, accelerator)
+    start = resume(config, model, optimizer, accelerator, manifest=manifest)
+    state, manifest["parent"], manifest["run_id"] = start.state, start.parent, start.run_id
+    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
+    folder, last_step = Path(config.run.dir), config.last_step()
+    low_precision = accelerator.mixed_precision == "bf16"
+    peak = device_peak(accelerator.device, torch.bfloat16 if low_precision else torch.float32)
+    if accelerator.is_main_process:
+        # Its own checkpoint comes after the rows of its step, another's before them.
+        last_row = state.step if start.continues else state.step - 1
+        begin_run(folder, config, manifest, step=state.step, last_row=last_row)
+    start_trackers(accelerator, config.to_dict(), run_id=start.run_id)
+    metrics = Metrics(folder / METRICS, accelerator, total_steps=last_step, step=state.step)
+    dataset = build_dataset(config, corpus, first_window=state.windows, cursor=state.stream)
+    for line in banner(config, model, corpus, dataset, accelerator, peak=peak):
+        metrics.say(line)
+    if start.continues or start.parent:
+        metrics.say(f"resumed at step {state.step:,}, window {state.windows:,} of the data")
+    for change in start.changes:
+        metrics.say(f"changed since: {change}")
+    return Run(
+        config=config,
+        accelerator=accelerator,
+        model=model,
+        prepared_model=prepared_model,
+        optimizer=prepared_optimizer,
+        corpus=corpus,
+        dataset=dataset,
+        state=state,
+        manifest=manifest,
+        metrics=metrics,
+        watch=StopWatch(accelerator, max_time=config.run.max_time),
+        writer=CheckpointWriter(
+            folder / CHECKPOINTS,
+            tokenizer=corpus.tokenizer,
+            manifest=manifest,
+            keep_last=config.run.keep_last,
+            keep_every=config.run.keep_every,
+        ),
+        last_step=last_step,
+        validation_bytes=evaluated_bytes(
+            corpus.validation,
+            corpus.tokenizer,
+            sequence_length=config.batch.sequence_length,
+            max_tokens=config.run.evaluate_tokens,
+        ),
+        continued_at=state.step if start.continues else None,
+        peak=None if peak is None else peak * accelerator.num_processes,
+    )
+
+
+def open_batches(run: Run) -> Iterator[list[Batch]]:
+    """Return this rank's micro-batches of the steps that are left, continuing in the data."""
+    config, sizes, first = run.config, run.config.batch_sizes(), run.state.step
+    offset = run.state.windows - sizes.before(first)  # not zero in a fork with other batches
+    return iterate_steps(
+        run.dataset,
+        ((offset + sizes.before(s), sizes.at(s)) for s in range(first, run.last_step)),
+        micro_batch=config.batch.micro_batch,
+        device=run.accelerator.device,
+        rank=run.accelerator.process_index,
+        world_size=run.accelerator.num_processes,
+    )
+
+
+def tell(run: Run, event: str, message: str, *, step: int | None = None, **numbers: float) -> None:
+    """Write a row about what happened to a run, and say it."""
+    step = run.state.step if step is None else step
+    row = {"kind": "event", "step": step, "tokens": run.state.tokens, "event": event}
+    run.metrics.write(row | numbers | {"message": message})
+    run.metrics.say(f"step {step:,}: {message}")

@@ -1,0 +1,137 @@
+"""Signals, lost processes and restarts under the real `accelerate launch`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretrain_lib.data.shards import lock_folder
+from tests.conftest import ROOT, read_rows
+from tests.test_recipes import tiny_flags
+
+TWO = ["--config_file", "accelerate_configs/cpu_2proc.yaml", "--mixed_precision", "no"]
+# What restarts need, as `accelerate_configs/with_restarts.sh` sets it.
+ELASTIC = ["accelerate_configs/with_restarts.sh", *TWO]
+
+
+def start(*command, shutdown_seconds=60, **options):
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment |= {"OMP_NUM_THREADS": "1", "MAX_RESTARTS": "2"}
+    environment |= {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(shutdown_seconds)}
+    return subprocess.Popen(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        **options,
+    )
+
+
+def processes_of(folder):
+    """Return the python processes that train in a folder, launchers left out."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode().split("\0")
+        except OSError:
+            continue  # it has ended
+        if str(folder) in words and not any(Path(word).name == "accelerate" for word in words):
+            found.append(int(path.parent.name))
+    return sorted(found)
+
+
+def steps_of(folder):
+    return [row["step"] for row in read_rows(folder) if row["kind"] == "train"]
+
+
+def wait_for_step(process, step):
+    for line in process.stdout:
+        if line.startswith("step") and int(line.split("/")[0].split()[1]) >= step:
+            return
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_launcher_of_one_process_saves_the_run(prepared, tmp_path, number):
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--schedule.tokens", "1e9"]
+    command = ["accelerate", "launch", "--config_file", "accelerate_configs/cpu.yaml"]
+    process = start(*command, "recipes/gpt2_124m.py", *flags, stderr=subprocess.DEVNULL)
+    wait_for_step(process, 5)
+    process.send_signal(number)
+    process.stdout.read()  # until the run itself has ended
+    assert process.wait(60) != 0  # of the launcher, which knows nothing of it
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("resumable", "signal SIGTERM")
+    assert (tmp_path / "run" / "checkpoints" / f"step-{status['step']:08d}").is_dir()
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_launcher_of_two_processes_saves_the_run(prepared, tmp_path):
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--schedule.tokens", "1e9"]
+    process = start(
+        "accelerate", "launch", *TWO, "recipes/gpt2_124m.py", *flags, stderr=subprocess.DEVNULL
+    )
+    wait_for_step(process, 5)
+    process.send_signal(signal.SIGTERM)
+    process.stdout.read()
+    process.wait(60)
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("resumable", "signal SIGTERM")
+    assert processes_of(tmp_path / "run") == []
+
+
+@pytest.mark.slow
+def test_a_group_that_lost_a_process_starts_again_and_is_the_run_that_never_did(prepared, tmp_path):
+    flags = ["--run.save_every", "3", "--schedule.tokens", "4096"]
+    command = ["accelerate", "launch", *TWO, "recipes/gpt2_124m.py"]
+    whole = start(*command, *tiny_flags(prepared, tmp_path / "whole"), *flags)
+    whole.stdout.read()
+    assert whole.wait(60) == 0
+    folder = tmp_path / "killed"
+    command = [*ELASTIC, "recipes/gpt2_124m.py", *tiny_flags(prepared, folder), *flags]
+    with (tmp_path / "errors").open("w") as errors:
+        process = start(*command, stderr=errors)
+        wait_for_step(process, 8)
+        os.kill(processes_of(folder)[-1], signal.SIGKILL)
+        rest = process.stdout.read()
+    assert process.wait(60) == 0, (tmp_path / "errors").read_text()
+    assert "resumed at step 6" in rest
+    assert json.loads((folder / "status.json").read_text())["state"] == "done"
+    assert steps_of(folder) == list(range(1, 17))
+    told = (tmp_path / "errors").read_text()
+    assert "process 0 lost another one, or waited for it longer than" in told
+    losses = [[row["loss"] for row in read_rows(f)] for f in (folder, tmp_path / "whole")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_what_only_the_main_process_refuses_ends_all_of_an_elastic_launch(prepared, tmp_path):
+    flags = tiny_flags(prepared, tmp_path / "run")
+    with lock_folder(tmp_path / "run", setting="run.dir"):
+        process = start(*ELASTIC, "recipes/gpt2_124m.py", *flags, stderr=subprocess.PIPE)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert errors.count("error: run.dir=") == 1
+    assert processes_of(tmp_path / "run") == []
+
+
+@pytest.mark.slow
+def test_a_process_that_does_not_answer_is_not_waited_for_for_ever(prepared, tmp_path):
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--schedule.tokens", "1e9"]
+    flags += ["--run.collective_timeout", "5s"]
+    command = ["accelerate", "launch", *TWO, "recipes/gpt2_124m.py", *flags]
+    with (tmp_path / "errors").open("w") as errors:
+        process = start(*command, stderr=errors, shutdown_seconds=1)
+        wait_for_step(process, 3)
+        os.kill(processes_of(tmp_path / "run")[-1], signal.SIGSTOP)
+        process.stdout.read()
+        assert process.wait(90) != 0
+    told = (tmp_path / "errors").read_text()
+    assert "process 0 lost another one, or waited for it longer than run.collective_ti" in told
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+    assert processes_of(tmp_path / "run") == []
