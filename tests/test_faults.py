@@ -142,8 +142,8 @@ def test_the_phases_are_those_of_a_real_save(trained, tmp_path, monkeypatch):
         ("flush_to_disk", 6, "flushing"),
         ("flush_to_disk", 6, "committed, not pruned"),
         ("prune", 6, "committed, not pruned"),
+        ("remove_leftovers", 6, "pruning"),
         ("rmtree", 6, "pruning"),
-        ("remove_leftovers", 6, "between saves"),
     ]
 
 

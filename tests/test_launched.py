@@ -121,6 +121,16 @@ def test_what_only_the_main_process_refuses_ends_all_of_an_elastic_launch(prepar
 
 
 @pytest.mark.slow
+def test_what_all_processes_refuse_ends_an_elastic_launch_at_once(prepared, tmp_path):
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--batch.tokens", "96"]
+    process = start(*ELASTIC, "recipes/gpt2_124m.py", *flags, stderr=subprocess.PIPE)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert errors.count("error: batch.tokens=96 must be a multiple of 2 processes") == 1
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "refused"
+
+
+@pytest.mark.slow
 def test_a_process_that_does_not_answer_is_not_waited_for_for_ever(prepared, tmp_path):
     flags = [*tiny_flags(prepared, tmp_path / "run"), "--schedule.tokens", "1e9"]
     flags += ["--run.collective_timeout", "5s"]

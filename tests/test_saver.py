@@ -108,6 +108,21 @@ def test_too_little_room_is_said_before_anything_is_written(model, tmp_path, mon
     assert [path.name for path in tmp_path.iterdir()] == [older.name]
 
 
+def test_what_a_killed_save_has_left_does_not_take_the_room_of_the_next(
+    model, tmp_path, monkeypatch
+):
+    optimizer = build_adamw(model, learning_rate=1e-2)
+    steps(model, optimizer, range(1))
+    left = tmp_path / ".step-00000001.tmp"
+    left.mkdir()
+
+    def usage(_):
+        return type("Usage", (), {"free": 0 if left.exists() else checkpoint_bytes(model)})
+
+    monkeypatch.setattr(checkpoint_module.shutil, "disk_usage", usage)
+    assert save(tmp_path, 2, model, optimizer).name == "step-00000002"
+
+
 def test_a_checkpoint_takes_the_room_that_was_reckoned(model, tmp_path):
     optimizer = build_adamw(model, learning_rate=1e-2)
     steps(model, optimizer, range(1))

@@ -9,7 +9,15 @@ import pytest
 import torch
 import yaml
 
-from pretrain_lib import GPT2, open_corpus, start_accelerator, train
+from pretrain_lib import (
+    GPT2,
+    Job,
+    open_corpus,
+    prepare,
+    start_accelerator,
+    train,
+    verify_checkpoint,
+)
 from pretrain_lib.checkpoint import read_state
 from pretrain_lib.units import TokenCount
 from tests.conftest import change, read_rows
@@ -275,3 +283,45 @@ def test_a_row_that_was_begun_goes_on_after_a_kill(recipe, tmp_path):
         shutil.rmtree(tmp_path / "resumed" / "checkpoints" / f"step-{step:08d}")
     run(resumed)  # from step 3, in the middle of the first row
     assert read_rows(resumed.run.dir) == read_rows(coarse.run.dir)
+
+
+def test_the_best_so_far_survives_a_resume(recipe, tmp_path, capsys):
+    rising = change(recipe, optimizer={"learning_rate": 3.0}, run={"evaluate_every": 2})
+    parts = change(rising, run={"dir": str(tmp_path / "parts")})
+    run(rising)
+    run(change(parts, run={"max_steps": 5}))
+    run(parts)
+    validated = [row for row in read_rows(rising.run.dir) if row["kind"] == "validation"]
+    best = min(validated, key=lambda row: row["loss"])
+    assert best["step"] < 5  # so that it stands in the state alone
+    for config in (rising, parts):
+        state, _ = read_state(Path(config.run.dir, "checkpoints", "step-00000008"))
+        assert (state.best_loss, state.best_step) == (best["loss"], best["step"])
+    assert (
+        f"best validation loss {best['loss']:.4f} at step {best['step']}" in capsys.readouterr().out
+    )
+
+
+def test_other_data_is_refused_on_resume_unless_named(recipe, tmp_path):
+    (tmp_path / "other.txt").write_text(Path(json.__file__).read_text() * 9)
+    tokenizer = Path(recipe.data.path, "tokenizer")
+    job = Job((str(tmp_path / "other.txt"),), tokenizer=str(tokenizer), validation="none")
+    prepare(job, tmp_path / "other", quiet=True)
+    run(change(recipe, run={"max_steps": 3}))
+    other = change(recipe, data={"path": str(tmp_path / "other"), "validation": "none"})
+    with pytest.raises(ValueError, match=r"step-00000003 was made with other .*\(data was \w+, is"):
+        run(other)
+    run(change(other, run={"allow_changes": ["data"]}))
+    state, _ = read_state(Path(recipe.run.dir, "checkpoints", "step-00000008"))
+    assert state.windows == 5 * 8  # counted anew, in the other text
+
+
+def test_names_in_the_list_of_files_cannot_leave_the_checkpoint(recipe, tmp_path):
+    run(change(recipe, run={"max_steps": 1}))
+    (path,) = Path(recipe.run.dir, "checkpoints").iterdir()
+    (tmp_path / "run" / "checkpoints" / "outside").write_text("outside")
+    listed = json.loads((path / "training" / "files.json").read_text())
+    for name in ("../outside", str(tmp_path / "run" / "checkpoints" / "outside")):
+        changed = listed | {name: {"bytes": 7, "xxh3_128": "0" * 32}}
+        (path / "training" / "files.json").write_text(json.dumps(changed))
+        assert verify_checkpoint(path) == [f"{path / name}: missing"]  # it was not looked at

@@ -50,6 +50,9 @@ class TrainingState:
     skipped: int = 0
     """Updates left out, because the gradient was not finite or for a spike."""
     skipped_in_a_row: int = 0
+    best_loss: float | None = None
+    """The lowest validation loss so far, in nats per target token."""
+    best_step: int = 0
     recent: list[list[float]] = field(default_factory=list)
     """Loss and gradient norm of the last steps, by which a spike is told."""
     rollbacks: list[dict] = field(default_factory=list)
@@ -95,16 +98,21 @@ def save_checkpoint(
     on one process. Returns the checkpoint's path; raises OSError, leaving the others as they are,
     if it cannot be written.
     """
-    _check_free_space(folder, model)
+    folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
+    _check_free_space(folder, model)
     staging, target = staging_path(folder, state.step), checkpoint_path(folder, state.step)
-    (staging / TRAINING).mkdir(parents=True)
-    digests = save_pretrained(model, staging, tokenizer=tokenizer)
-    digests[OPTIMIZER] = write_tensors(staging / OPTIMIZER, optimizer_tensors(model, optimizer))
-    write_json(staging / STATE, asdict(state))
-    write_json(staging / MANIFEST, manifest)
-    write_json(staging / FILES, describe_files(staging, digests))
-    flush_to_disk(staging)
+    try:
+        (staging / TRAINING).mkdir(parents=True)
+        digests = save_pretrained(model, staging, tokenizer=tokenizer)
+        digests[OPTIMIZER] = write_tensors(staging / OPTIMIZER, optimizer_tensors(model, optimizer))
+        write_json(staging / STATE, asdict(state))
+        write_json(staging / MANIFEST, manifest)
+        write_json(staging / FILES, describe_files(staging, digests))
+        flush_to_disk(staging)
+    except OSError:
+        remove_leftovers(folder)  # or a disk that is full would stay so
+        raise
     if target.exists():  # a broken one, or of a past that the run has turned back from
         target.rename(folder / f".{target.name}.old")
     staging.rename(target)
@@ -120,7 +128,6 @@ def checkpoint_bytes(model: Model) -> int:
 
 
 def _check_free_space(folder: Path, model: Model) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     needed, free = checkpoint_bytes(model), shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(

@@ -60,9 +60,12 @@ def verify_checkpoint(path: Path) -> list[str]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed save has left, and what a finished one has replaced."""
+    """Remove what a killed save has left, and what a finished one has replaced.
+
+    What cannot be removed, because it is being read over a network file system, goes the next time.
+    """
     for path in folder.glob(".step-*"):
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def prune(folder: Path, newest: Path, *, keep_last: int, keep_every: int | None) -> None:
@@ -76,8 +79,7 @@ def prune(folder: Path, newest: Path, *, keep_last: int, keep_every: int | None)
         too_old = earlier[: max(0, len(earlier) + 1 - keep_last)]
         obsolete += [p for p in too_old if not (keep_every and _step_of(p) % keep_every == 0)]
     for path in obsolete:
-        # Not in place: half of a checkpoint must not be found by its name.
-        shutil.rmtree(path.rename(folder / f".{path.name}.old"))
+        path.rename(folder / f".{path.name}.old")  # half of one must not be found by its name
 
 
 def _is_hidden(name: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pretrain_lib.arguments import parse_recipe
 from pretrain_lib.config import Recipe
-from pretrain_lib.errors import BAD_INPUT, DONE, RESUMABLE, raised_here, report_errors
+from pretrain_lib.errors import BAD_INPUT, DONE, RESUMABLE, LocalFault, raised_here, report_errors
 from pretrain_lib.launched import is_elastic, refuse_together, stop_with_launcher
 from pretrain_lib.plan import format_plan
 from pretrain_lib.run_folder import is_main_rank, open_run_folder, read_status, write_status
@@ -49,7 +49,7 @@ def _run(main: Callable[[Recipe], str], defaults: Recipe, presets: dict[str, dic
     try:
         return _run_in_folder(main, config)
     except ValueError as error:
-        if is_main_rank() and raised_here(error):
+        if raised_here(error):
             refuse_together(str(error))
         raise
 
@@ -62,6 +62,8 @@ def _run_in_folder(main: Callable[[Recipe], str], config: Recipe) -> int:
             return RESUMABLE if main(config) == "resumable" else DONE
         except BaseException as error:
             state, remark = _state_after(error), _remark_on(error)
+            if isinstance(error, LocalFault):
+                remark = str(error)
             if remark is not None:
                 print(f"error: {remark}", file=sys.stderr)
             if is_main:
@@ -69,6 +71,8 @@ def _run_in_folder(main: Callable[[Recipe], str], config: Recipe) -> int:
             if state == "resumable":
                 # There may be room on the disk when an elastic launcher starts again.
                 return FAILED if is_elastic() and _disk_is_full(error) else RESUMABLE
+            if isinstance(error, LocalFault):
+                return FAILED if is_elastic() else BAD_INPUT
             raise
 
 

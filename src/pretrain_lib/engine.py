@@ -48,11 +48,21 @@ def start_accelerator(config: Recipe) -> Accelerator:
         accelerator.print(remark)
     check_world(accelerator, launched=launched, expected=config.run.processes)
     if is_elastic():
-        on_main(accelerator, lambda: None)  # if the main process has refused, it says so here
+        meet_main_rank(accelerator)
     if accelerator.device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     return accelerator
+
+
+def meet_main_rank(accelerator: Accelerator) -> None:
+    """Raise ValueError with its reason if the main process has refused (`refuse_together`)."""
+    try:
+        on_main(accelerator, lambda: None)
+    except ValueError:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+        raise
 
 
 def on_main(accelerator: Accelerator, function: Callable[[], Any]) -> Any:

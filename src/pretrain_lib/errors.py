@@ -10,6 +10,10 @@ DONE, BAD_INPUT, RESUMABLE, INTERRUPTED = 0, 2, 75, 130
 OWN_CODE = Path(__file__).parent
 
 
+class LocalFault(ValueError):
+    """What one process alone may have met, such as a damaged file: it says so, whichever it is."""
+
+
 def report_errors(
     action: Callable[[], int | None], *, user_errors: tuple[type[Exception], ...] = (ValueError,)
 ) -> int:

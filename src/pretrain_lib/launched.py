@@ -19,15 +19,17 @@ def is_elastic() -> bool:
 
 
 def refuse_together(reason: str) -> None:
-    """Tell the other processes of an elastic launch why the main one ends before they met.
+    """Let the processes of an elastic launch end together, for the main one's reason.
 
     It ends with 0, lest it be started again, upon which nobody would end the others: they wait for
-    this message when they start (`engine.start_accelerator`).
+    its message, here or when they start (`engine.start_accelerator`).
     """
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
-    if is_elastic() and not alone and not torch.distributed.is_initialized():
+    if is_elastic() and not alone and not PartialState._shared_state:  # they have not met
         PartialState(cpu=not torch.cuda.is_available())
         broadcast_object_list([None, reason])
+        torch.distributed.barrier()  # nobody leaves while another still listens
+        torch.distributed.destroy_process_group()  # or its threads may abort the exit
 
 
 def stop_with_launcher() -> None:

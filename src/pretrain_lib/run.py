@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from pretrain_lib.banner import banner
-from pretrain_lib.checkpoint import TrainingState
+from pretrain_lib.checkpoint import TrainingState, checkpoint_bytes
 from pretrain_lib.config import Recipe
 from pretrain_lib.corpus import build_dataset
 from pretrain_lib.data.batches import Batch, WindowSource, iterate_steps
@@ -22,6 +22,8 @@ from pretrain_lib.resume import resume
 from pretrain_lib.run_folder import CHECKPOINTS, METRICS, begin_run, build_manifest
 from pretrain_lib.saver import CheckpointWriter
 from pretrain_lib.watch import StopWatch
+
+SLOW_DISK = 5e8  # bytes a second, until a save was measured
 
 
 @dataclass
@@ -90,7 +92,11 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
         state=state,
         manifest=manifest,
         metrics=metrics,
-        watch=StopWatch(accelerator, max_time=config.run.max_time),
+        watch=StopWatch(
+            accelerator,
+            max_time=config.run.max_time,
+            expected_save=checkpoint_bytes(model) / SLOW_DISK,
+        ),
         writer=CheckpointWriter(
             folder / CHECKPOINTS,
             tokenizer=corpus.tokenizer,

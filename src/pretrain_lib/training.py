@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from pretrain_lib.config import Recipe
 from pretrain_lib.data.batches import Batch
 from pretrain_lib.engine import on_main
+from pretrain_lib.errors import LocalFault, raised_here
 from pretrain_lib.evaluate.validation import validate
 from pretrain_lib.flops import model_flops
 from pretrain_lib.generation import write_samples
@@ -49,6 +50,11 @@ def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator
             if result.skipped and turn_back_or_go_on(run, result, limits):
                 batches.close()
                 batches = open_batches(run)  # which now goes on behind the spike
+    except Exception as error:
+        _note_saved(run)  # a checkpoint that was begun is a good one
+        if isinstance(error, ValueError) and raised_here(error):
+            raise LocalFault(str(error)) from error
+        raise
     finally:
         batches.close()
         run.dataset.close()
@@ -131,6 +137,8 @@ def _evaluate(run: Run, *, due: bool) -> None:
     )
     row = {"kind": "validation", "step": state.step, "tokens": run.state.tokens}
     run.metrics.write(row | dataclasses.asdict(result))
+    if state.best_loss is None or result.loss < state.best_loss:
+        state.best_loss, state.best_step = result.loss, state.step
     run.metrics.say(f"validation at step {state.step:,}: {result.format()}")
 
 
@@ -190,8 +198,11 @@ def _finish(run: Run, stopped_by: str | None) -> str:
     if failed:
         reason += ", but its checkpoint could not be written: make room and start again"
     if run.accelerator.is_main_process:
-        step, skipped = run.state.step, run.state.skipped
-        write_status(run.folder, state, step=step, reason=reason)
-        left_out = f"; {skipped} updates were left out" if skipped else ""
-        run.metrics.say(f"{state} at step {step:,}: {reason}{left_out}; all is in {run.folder}")
+        now = run.state
+        write_status(run.folder, state, step=now.step, reason=reason)
+        notes = [f"{now.skipped} updates were left out"] if now.skipped else []
+        if now.best_loss is not None:
+            notes += [f"best validation loss {now.best_loss:.4f} at step {now.best_step:,}"]
+        text = "; ".join([reason, *notes, f"all is in {run.folder}"])
+        run.metrics.say(f"{state} at step {now.step:,}: {text}")
     return state

@@ -18,11 +18,13 @@ class StopWatch:
     The second SIGINT stops at once.
     """
 
-    def __init__(self, accelerator: Accelerator, *, max_time: float | None = None) -> None:
+    def __init__(
+        self, accelerator: Accelerator, *, max_time: float | None = None, expected_save: float = 0.0
+    ) -> None:
         self.accelerator = accelerator
         self.max_time = max_time
         self.started = float(os.environ.get(STARTED, time.time()))
-        self.longest_save = 0.0
+        self.longest_save = expected_save  # seconds, until one was measured
         self.longest_step = 0.0
         self._signal: int | None = None
         self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
