@@ -1,9 +1,7 @@
 """Builds the Accelerator, and refuses a world that is not the one asked for. Floor 3."""
 
 import os
-from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -11,11 +9,10 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
-    broadcast_object_list,
 )
 
 from pretrain_lib.config import Recipe
-from pretrain_lib.launched import is_elastic
+from pretrain_lib.launched import is_elastic, meet_main_rank
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
@@ -53,31 +50,6 @@ def start_accelerator(config: Recipe) -> Accelerator:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     return accelerator
-
-
-def meet_main_rank(accelerator: Accelerator) -> None:
-    """Raise ValueError with its reason if the main process has refused (`refuse_together`)."""
-    try:
-        on_main(accelerator, lambda: None)
-    except ValueError:
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-        raise
-
-
-def on_main(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
-    """Call `function` on the main process; all processes get its result, or its ValueError."""
-    outcome = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome = [function(), None]
-        except ValueError as error:
-            outcome = [None, str(error)]
-    broadcast_object_list(outcome)
-    result, problem = outcome
-    if problem is not None:
-        raise ValueError(problem)
-    return result
 
 
 def _check_trackers(wanted: list[str]) -> None:

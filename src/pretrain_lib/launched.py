@@ -4,10 +4,12 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
@@ -22,7 +24,7 @@ def refuse_together(reason: str) -> None:
     """Let the processes of an elastic launch end together, for the main one's reason.
 
     It ends with 0, lest it be started again, upon which nobody would end the others: they wait for
-    its message, here or when they start (`engine.start_accelerator`).
+    its message, here or when they start (`meet_main_rank`).
     """
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     if is_elastic() and not alone and not PartialState._shared_state:  # they have not met
@@ -30,6 +32,31 @@ def refuse_together(reason: str) -> None:
         broadcast_object_list([None, reason])
         torch.distributed.barrier()  # nobody leaves while another still listens
         torch.distributed.destroy_process_group()  # or its threads may abort the exit
+
+
+def meet_main_rank(accelerator: Accelerator) -> None:
+    """Raise ValueError with its reason if the main process has refused (`refuse_together`)."""
+    try:
+        on_main(accelerator, lambda: None)
+    except ValueError:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+        raise
+
+
+def on_main(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
+    """Call `function` on the main process; all processes get its result, or its ValueError."""
+    outcome = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome = [function(), None]
+        except ValueError as error:
+            outcome = [None, str(error)]
+    broadcast_object_list(outcome)
+    result, problem = outcome
+    if problem is not None:
+        raise ValueError(problem)
+    return result
 
 
 def stop_with_launcher() -> None:

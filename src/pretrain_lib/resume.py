@@ -11,7 +11,7 @@ from pretrain_lib.checkpoint import TrainingState, load_checkpoint, read_state
 from pretrain_lib.checkpoint_files import find_newest, verify_checkpoint
 from pretrain_lib.config import Recipe
 from pretrain_lib.data.order import ORDER_VERSION
-from pretrain_lib.engine import on_main
+from pretrain_lib.launched import on_main
 from pretrain_lib.models.hf import Model
 from pretrain_lib.run_folder import CHECKPOINTS, setting_changes, unsafe_changes
 

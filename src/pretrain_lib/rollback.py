@@ -4,7 +4,7 @@ import math
 
 from pretrain_lib.checkpoint import load_checkpoint, read_state
 from pretrain_lib.checkpoint_files import find_newest
-from pretrain_lib.engine import on_main
+from pretrain_lib.launched import on_main
 from pretrain_lib.metrics import drop_rows_after
 from pretrain_lib.run import Run, tell
 from pretrain_lib.run_folder import CHECKPOINTS, SAMPLES

@@ -8,11 +8,11 @@ from accelerate import Accelerator
 
 from pretrain_lib.config import Recipe
 from pretrain_lib.data.batches import Batch
-from pretrain_lib.engine import on_main
 from pretrain_lib.errors import LocalFault, raised_here
 from pretrain_lib.evaluate.validation import validate
 from pretrain_lib.flops import model_flops
 from pretrain_lib.generation import write_samples
+from pretrain_lib.launched import on_main
 from pretrain_lib.metrics import format_train_row
 from pretrain_lib.models.hf import Model
 from pretrain_lib.open_data import Corpus
