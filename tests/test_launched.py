@@ -94,6 +94,7 @@ def test_a_group_that_lost_a_process_starts_again_and_is_the_run_that_never_did(
     assert whole.wait(60) == 0
     folder = tmp_path / "killed"
     command = [*ELASTIC, "recipes/gpt2_124m.py", *tiny_flags(prepared, folder), *flags]
+    command += ["--run.resume", "never"]  # which speaks of the first start
     with (tmp_path / "errors").open("w") as errors:
         process = start(*command, stderr=errors)
         wait_for_step(process, 8)
@@ -128,6 +129,23 @@ def test_what_all_processes_refuse_ends_an_elastic_launch_at_once(prepared, tmp_
     assert process.returncode == 0, errors
     assert errors.count("error: batch.tokens=96 must be a multiple of 2 processes") == 1
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "refused"
+
+
+@pytest.mark.slow
+def test_what_only_another_process_refuses_is_said_and_ends_an_elastic_launch(prepared, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, runpy, sys\n"
+        "sys.argv += ['--batch.tokens', '96'] * (os.environ['RANK'] == '1')\n"
+        "sys.path.insert(0, 'recipes')\n"
+        "runpy.run_path('recipes/gpt2_124m.py', run_name='__main__')\n"
+    )
+    flags = tiny_flags(prepared, tmp_path / "run")
+    process = start(*ELASTIC, script, *flags, stderr=subprocess.PIPE)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors
+    assert errors.count("error: batch.tokens=96 must be a multiple of 2 processes") == 3
+    assert processes_of(tmp_path / "run") == []
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ import errno
 import os
 import re
 import sys
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from pretrain_lib.arguments import parse_recipe
 from pretrain_lib.config import Recipe
 from pretrain_lib.errors import BAD_INPUT, DONE, RESUMABLE, LocalFault, raised_here, report_errors
-from pretrain_lib.launched import is_elastic, refuse_together, stop_with_launcher
+from pretrain_lib.launched import is_elastic, launch_time, refuse_together, stop_with_launcher
 from pretrain_lib.plan import format_plan
 from pretrain_lib.run_folder import is_main_rank, open_run_folder, read_status, write_status
 from pretrain_lib.watch import STARTED
@@ -32,7 +31,7 @@ def run_recipe(
     restarts, where any other code than 0 means "start again", bad input and a stop that was asked
     for end with 0 as well; `status.json` says which it was.
     """
-    os.environ.setdefault(STARTED, str(time.time()))
+    os.environ.setdefault(STARTED, str(launch_time()))
     stop_with_launcher()
     try:
         code = report_errors(lambda: _run(main, defaults, presets))
@@ -49,8 +48,9 @@ def _run(main: Callable[[Recipe], str], defaults: Recipe, presets: dict[str, dic
     try:
         return _run_in_folder(main, config)
     except ValueError as error:
-        if raised_here(error):
-            refuse_together(str(error))
+        if raised_here(error) and not refuse_together(str(error)):
+            print(f"error: {error}", file=sys.stderr)
+            return FAILED  # of this process alone: the launcher ends the others
         raise
 
 
@@ -62,8 +62,6 @@ def _run_in_folder(main: Callable[[Recipe], str], config: Recipe) -> int:
             return RESUMABLE if main(config) == "resumable" else DONE
         except BaseException as error:
             state, remark = _state_after(error), _remark_on(error)
-            if isinstance(error, LocalFault):
-                remark = str(error)
             if remark is not None:
                 print(f"error: {remark}", file=sys.stderr)
             if is_main:
@@ -88,7 +86,9 @@ def _disk_is_full(error: BaseException) -> bool:
 
 
 def _remark_on(error: BaseException) -> str | None:
-    """Return what to say about an error that is neither the user's nor a defect."""
+    """Return what to say about an error that is neither every process's nor a defect."""
+    if isinstance(error, LocalFault):
+        return str(error)
     if _disk_is_full(error):
         return f"{error}: make room and start again, the run goes on from its newest checkpoint"
     if isinstance(error, RuntimeError) and PEER_LOST.search(str(error)):

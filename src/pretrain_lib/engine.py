@@ -6,10 +6,7 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import (
-    GradientAccumulationPlugin,
-    InitProcessGroupKwargs,
-)
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from pretrain_lib.config import Recipe
 from pretrain_lib.launched import is_elastic, meet_main_rank

@@ -8,8 +8,6 @@ import torch
 from pretrain_lib.data.tokenizer import load_tokenizer
 from pretrain_lib.models.hf import check_parity, load_pretrained, save_pretrained
 
-EXPORT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 def export_checkpoint(checkpoint: Path, out: Path, *, dtype: torch.dtype = torch.float32) -> float:
     """Write the model and tokenizer of a checkpoint to `out` and return `check_parity` of it.

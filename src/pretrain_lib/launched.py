@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
@@ -20,18 +21,40 @@ def is_elastic() -> bool:
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
 
 
-def refuse_together(reason: str) -> None:
-    """Let the processes of an elastic launch end together, for the main one's reason.
+def is_restart() -> bool:
+    """Whether the launcher has started these processes again, and this is the run it was."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def launch_time() -> float:
+    """Return when the command was given that started this process, in seconds since the epoch."""
+    process = psutil.Process()
+    launcher = process.parent() if is_launched() else None
+    return (launcher or process).create_time()
+
+
+def is_launched() -> bool:
+    """Whether `accelerate launch` started this process."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
+def refuse_together(reason: str) -> bool:
+    """Let the processes of an elastic launch end together; return whether the main one refuses.
 
     It ends with 0, lest it be started again, upon which nobody would end the others: they wait for
-    its message, here or when they start (`meet_main_rank`).
+    its message, here or when they start (`meet_main_rank`). True where nobody has to be told.
     """
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
-    if is_elastic() and not alone and not PartialState._shared_state:  # they have not met
-        PartialState(cpu=not torch.cuda.is_available())
-        broadcast_object_list([None, reason])
-        torch.distributed.barrier()  # nobody leaves while another still listens
-        torch.distributed.destroy_process_group()  # or its threads may abort the exit
+    if not is_elastic() or alone or PartialState._shared_state:  # they have met
+        return True
+    PartialState(cpu=not torch.cuda.is_available())
+    outcome = [None, reason]
+    broadcast_object_list(outcome)
+    if outcome[1] is None:
+        return False
+    torch.distributed.barrier()  # nobody leaves while another still listens
+    torch.distributed.destroy_process_group()  # or its threads may abort the exit
+    return True
 
 
 def meet_main_rank(accelerator: Accelerator) -> None:
@@ -66,15 +89,14 @@ def stop_with_launcher() -> None:
     behind. Linux only; elsewhere signal the python process itself.
     """
     parent = os.getppid()
-    if sys.platform != "linux" or not _is_launcher(parent):
+    alone = is_launched() and "TORCHELASTIC_RUN_ID" not in os.environ
+    if sys.platform != "linux" or not alone or not _is_accelerate(parent):
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
     if os.getppid() != parent:  # it ended before we could say so
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _is_launcher(process: int) -> bool:
-    if "ACCELERATE_MIXED_PRECISION" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
-        return False
+def _is_accelerate(process: int) -> bool:
     command = Path(f"/proc/{process}/cmdline")
     return command.is_file() and b"accelerate" in command.read_bytes()

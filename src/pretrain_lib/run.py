@@ -18,7 +18,7 @@ from pretrain_lib.metrics import Metrics, start_trackers
 from pretrain_lib.models.hf import Model
 from pretrain_lib.open_data import Corpus
 from pretrain_lib.optim import build_adamw
-from pretrain_lib.resume import resume
+from pretrain_lib.resume import Start, resume
 from pretrain_lib.run_folder import CHECKPOINTS, METRICS, begin_run, build_manifest
 from pretrain_lib.saver import CheckpointWriter
 from pretrain_lib.watch import StopWatch
@@ -63,57 +63,79 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
     )
     manifest = build_manifest(config, corpus.fingerprint, accelerator)
     start = resume(config, model, optimizer, accelerator, manifest=manifest)
-    state, manifest["parent"], manifest["run_id"] = start.state, start.parent, start.run_id
+    manifest |= {"parent": start.parent, "run_id": start.run_id}
     prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
-    folder, last_step = Path(config.run.dir), config.last_step()
     low_precision = accelerator.mixed_precision == "bf16"
     peak = device_peak(accelerator.device, torch.bfloat16 if low_precision else torch.float32)
-    if accelerator.is_main_process:
-        # Its own checkpoint comes after the rows of its step, another's before them.
-        last_row = state.step if start.continues else state.step - 1
-        begin_run(folder, config, manifest, step=state.step, last_row=last_row)
-    start_trackers(accelerator, config.to_dict(), run_id=start.run_id)
-    metrics = Metrics(folder / METRICS, accelerator, total_steps=last_step, step=state.step)
-    dataset = build_dataset(config, corpus, first_window=state.windows, cursor=state.stream)
-    for line in banner(config, model, corpus, dataset, accelerator, peak=peak):
-        metrics.say(line)
-    if start.continues or start.parent:
-        metrics.say(f"resumed at step {state.step:,}, window {state.windows:,} of the data")
-    for change in start.changes:
-        metrics.say(f"changed since: {change}")
-    return Run(
+    state = start.state
+    run = Run(
         config=config,
         accelerator=accelerator,
         model=model,
         prepared_model=prepared_model,
         optimizer=prepared_optimizer,
         corpus=corpus,
-        dataset=dataset,
+        dataset=build_dataset(config, corpus, first_window=state.windows, cursor=state.stream),
         state=state,
         manifest=manifest,
-        metrics=metrics,
-        watch=StopWatch(
-            accelerator,
-            max_time=config.run.max_time,
-            expected_save=checkpoint_bytes(model) / SLOW_DISK,
-        ),
-        writer=CheckpointWriter(
-            folder / CHECKPOINTS,
-            tokenizer=corpus.tokenizer,
-            manifest=manifest,
-            keep_last=config.run.keep_last,
-            keep_every=config.run.keep_every,
-        ),
-        last_step=last_step,
-        validation_bytes=evaluated_bytes(
-            corpus.validation,
-            corpus.tokenizer,
-            sequence_length=config.batch.sequence_length,
-            max_tokens=config.run.evaluate_tokens,
-        ),
-        continued_at=state.step if start.continues else None,
+        metrics=_start_metrics(config, manifest, start, accelerator),
+        watch=_start_watch(config, model, accelerator),
+        writer=_build_writer(config, corpus, manifest),
+        last_step=config.last_step(),
         peak=None if peak is None else peak * accelerator.num_processes,
+        validation_bytes=_validation_bytes(config, corpus),
+        continued_at=state.step if start.continues else None,
     )
+    _announce(run, start, peak=peak)
+    return run
+
+
+def _start_metrics(
+    config: Recipe, manifest: dict, start: Start, accelerator: Accelerator
+) -> Metrics:
+    """Open the run folder's records at the step where the run begins, and the trackers."""
+    folder, step = Path(config.run.dir), start.state.step
+    if accelerator.is_main_process:
+        # Its own checkpoint comes after the rows of its step, another's before them.
+        last_row = step if start.continues else step - 1
+        begin_run(folder, config, manifest, step=step, last_row=last_row)
+    start_trackers(accelerator, config.to_dict(), run_id=start.run_id)
+    return Metrics(folder / METRICS, accelerator, total_steps=config.last_step(), step=step)
+
+
+def _start_watch(config: Recipe, model: Model, accelerator: Accelerator) -> StopWatch:
+    expected_save = checkpoint_bytes(model) / SLOW_DISK
+    return StopWatch(accelerator, max_time=config.run.max_time, expected_save=expected_save)
+
+
+def _build_writer(config: Recipe, corpus: Corpus, manifest: dict) -> CheckpointWriter:
+    return CheckpointWriter(
+        Path(config.run.dir) / CHECKPOINTS,
+        tokenizer=corpus.tokenizer,
+        manifest=manifest,
+        keep_last=config.run.keep_last,
+        keep_every=config.run.keep_every,
+    )
+
+
+def _validation_bytes(config: Recipe, corpus: Corpus) -> int | None:
+    return evaluated_bytes(
+        corpus.validation,
+        corpus.tokenizer,
+        sequence_length=config.batch.sequence_length,
+        max_tokens=config.run.evaluate_tokens,
+    )
+
+
+def _announce(run: Run, start: Start, *, peak: float | None) -> None:
+    """Say what runs, and what differs from the run that was saved."""
+    for line in banner(run.config, run.model, run.corpus, run.dataset, run.accelerator, peak=peak):
+        run.metrics.say(line)
+    if start.continues or start.parent:
+        step, windows = run.state.step, run.state.windows
+        run.metrics.say(f"resumed at step {step:,}, window {windows:,} of the data")
+    for change in start.changes:
+        run.metrics.say(f"changed since: {change}")
 
 
 def open_batches(run: Run) -> Iterator[list[Batch]]:

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from pretrain_lib.config import Recipe
 from pretrain_lib.data.shards import LOCK, lock_folder, write_atomically, write_json
+from pretrain_lib.launched import is_restart
 from pretrain_lib.metrics import drop_rows_after
 
 CHECKPOINTS = "checkpoints"
@@ -42,7 +43,7 @@ FIXED_SETTINGS = ("run.seed", "run.spike_sigma", "run.spike_window", "run.spike_
 @contextmanager
 def open_run_folder(folder: Path, *, resume: str) -> Iterator[None]:
     """Make and hold a run folder; raises ValueError if it is in use, unwritable or unwanted."""
-    if resume == "never" and _is_used(folder):
+    if resume == "never" and not is_restart() and _is_used(folder):
         raise ValueError(
             f"run.dir={folder} is not empty and run.resume=never; give another folder, or "
             f"run.resume=auto to continue it"

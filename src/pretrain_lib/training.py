@@ -1,6 +1,5 @@
 """The loop: made of public parts only, so that a script of your own can copy it. Floor 11."""
 
-import dataclasses
 import math
 import time
 
@@ -9,16 +8,15 @@ from accelerate import Accelerator
 from pretrain_lib.config import Recipe
 from pretrain_lib.data.batches import Batch
 from pretrain_lib.errors import LocalFault, raised_here
-from pretrain_lib.evaluate.validation import validate
+from pretrain_lib.evaluate.live import evaluate_if_due, is_due
 from pretrain_lib.flops import model_flops
-from pretrain_lib.generation import write_samples
 from pretrain_lib.launched import on_main
 from pretrain_lib.metrics import format_train_row
 from pretrain_lib.models.hf import Model
 from pretrain_lib.open_data import Corpus
 from pretrain_lib.rollback import turn_back_or_go_on
 from pretrain_lib.run import Run, open_batches, start_run, tell
-from pretrain_lib.run_folder import SAMPLES, write_status
+from pretrain_lib.run_folder import write_status
 from pretrain_lib.saver import Saved
 from pretrain_lib.spikes import Limits, spike_limits
 from pretrain_lib.step import StepResult, accumulate_gradients, apply_update
@@ -36,11 +34,12 @@ def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator
     batches = open_batches(run)
     try:
         while True:
-            reason = run.watch.reason()
-            ended = run.state.step >= run.last_step
-            if run.state.step != run.continued_at:
-                _evaluate(run, due=ended)
-                _sample(run, due=ended)
+            step = run.state.step
+            ended, is_new = step >= run.last_step, step != run.continued_at
+            if is_new:
+                evaluate_if_due(run)
+            reason = run.watch.reason(evaluation_next=is_due(run, step + 1))
+            if is_new:
                 _save(run, due=ended or reason is not None)
             if ended or reason is not None:
                 return _finish(run, None if ended else reason)
@@ -118,47 +117,6 @@ def _record(run: Run, result: StepResult, *, seconds: float) -> None:
     run.metrics.write(row)
     run.metrics.say(format_train_row(row, state.row_tokens, tokens, run.last_step))
     state.begin_row()
-
-
-def _evaluate(run: Run, *, due: bool) -> None:
-    """Validate at step 0, every `run.evaluate_every` steps and when due."""
-    config, state = run.config, run.state
-    if run.corpus.validation is None or not (due or state.step % config.run.evaluate_every == 0):
-        return
-    result = validate(
-        run.accelerator,
-        run.model,
-        run.corpus.validation,
-        sequence_length=config.batch.sequence_length,
-        micro_batch=config.batch.micro_batch,
-        max_tokens=config.run.evaluate_tokens,
-        document_masking=config.data.document_masking,
-        text_bytes=run.validation_bytes,
-    )
-    row = {"kind": "validation", "step": state.step, "tokens": run.state.tokens}
-    run.metrics.write(row | dataclasses.asdict(result))
-    if state.best_loss is None or result.loss < state.best_loss:
-        state.best_loss, state.best_step = result.loss, state.step
-    run.metrics.say(f"validation at step {state.step:,}: {result.format()}")
-
-
-def _sample(run: Run, *, due: bool) -> None:
-    """Write samples every `samples.every` steps and when due, on the main process."""
-    samples, step = run.config.samples, run.state.step
-    wanted = samples.prompts and run.corpus.tokenizer is not None
-    if not wanted or not (due or (step and step % samples.every == 0)):
-        return
-    if run.accelerator.is_main_process:
-        texts = write_samples(
-            run.folder / SAMPLES,
-            run.model,
-            run.corpus.tokenizer,
-            samples,
-            step=step,
-            seed=run.config.run.seed,
-        )
-        for text in texts:
-            run.metrics.say(f"sample at step {step:,}: {text!r}")
 
 
 def _save(run: Run, *, due: bool) -> None:

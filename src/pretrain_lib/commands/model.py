@@ -13,7 +13,7 @@ from pretrain_lib.checkpoint_files import FILES, find_newest, verify_checkpoint
 from pretrain_lib.data.tokenizer import load_tokenizer
 from pretrain_lib.evaluate.harness import evaluate_folder, format_table, write_results
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
-from pretrain_lib.export import EXPORT_DTYPES, export_checkpoint
+from pretrain_lib.export import export_checkpoint
 from pretrain_lib.generation import sample_texts
 from pretrain_lib.models.hf import load_pretrained
 from pretrain_lib.report import plot_runs
@@ -32,7 +32,7 @@ def run_export(options: argparse.Namespace) -> None:
     """Write a checkpoint as a plain model folder."""
     source = model_folder(options.checkpoint)
     with _without_foreign_progress():
-        difference = export_checkpoint(source, options.out, dtype=EXPORT_DTYPES[options.dtype])
+        difference = export_checkpoint(source, options.out, dtype=getattr(torch, options.dtype))
     print(
         f"{options.out}: exported from {source}; loaded again by transformers, its logits are "
         f"within {difference:.1e} of the model's"
