@@ -5,7 +5,6 @@ values go to a JSON, and `README.md` says what each row means.
 """
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -14,15 +13,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
 import torch
 from accelerate import Accelerator
-from data import Row, describe_run, say, timed
+from measuring import Row, build_parser, say, timed, with_eta, write_report
 
 import pretrain_lib as pl
 from pretrain_lib.engine import choose_precision
@@ -37,7 +35,6 @@ LEARNING_RATE, CLIP = 1e-4, 1.0
 RECIPE = Path(__file__).parents[1] / "recipes" / "gpt2_124m.py"
 SMALL = "--batch.tokens 1024 --batch.micro_batch 1 --schedule.warmup_tokens 1024 "
 SMALL += "--data.validation none --samples.prompts []"
-PACKAGES = ("accelerate", "safetensors", "transformers", "xxhash")
 ALONE, PEERS = "no save", ("torch.save", "accelerator.save_state")
 
 
@@ -168,15 +165,6 @@ def run_group(training: Training, save: Callable | None, folder: Path) -> Group:
     return group
 
 
-def with_eta(names: list[str]) -> Iterator[str]:
-    """Yield the names, and show on a terminal which it is and how long the rest will take."""
-    started = time.monotonic()
-    for done, name in enumerate(names):
-        left = (time.monotonic() - started) / max(done, 1) * (len(names) - done)
-        say(f"{done + 1}/{len(names)} {name}{f', {left:.0f} s left' if done else ''}")
-        yield name
-
-
 def measure_save(training: Training, folder: Path, repeat: int) -> Iterator[Row]:
     """Yield the rows of what a save adds to training."""
     groups: dict[str, list[Group]] = {name: [] for name in (ALONE, *SAVES)}
@@ -257,42 +245,24 @@ HEADERS = {
 }
 
 
-def measure(folder: Path, width: int, repeat: int) -> Iterator[Row]:
+def measure(options: argparse.Namespace) -> Iterator[Row]:
     """Yield all rows."""
-    training = begin_training(width)
-    yield from measure_save(training, folder, repeat)
-    yield from measure_load(training, folder, repeat)
-    del training  # the recipe needs the memory
-    yield from measure_resume(width, folder, repeat)
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        folder = Path(temporary)
+        training = begin_training(options.width)
+        yield from measure_save(training, folder, options.repeat)
+        yield from measure_load(training, folder, options.repeat)
+        del training  # the recipe needs the memory
+        yield from measure_resume(options.width, folder, options.repeat)
 
 
 def main() -> None:
     """Measure checkpoints and write the results."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    results = Path(__file__).parent / "results" / "checkpoint.json"
-    parser.add_argument("--out", type=Path, default=results)
-    parser.add_argument("--repeat", type=int, default=5)
+    parser = build_parser(main.__doc__, "checkpoint")
     parser.add_argument("--folder", type=Path, help="where checkpoints go (default: temporary)")
     parser.add_argument("--width", type=int, default=WIDTH, help="of the model, a multiple of 64")
-    options, started, rows = parser.parse_args(), time.monotonic(), []
-    report = describe_run() | {"arguments": {"repeat": options.repeat, "width": options.width}}
-    report["versions"] |= {package: version(package) for package in PACKAGES}
-    for key, values in report.items():
-        print(f"{key:<12}{', '.join(f'{name} {value}' for name, value in values.items())}")
-    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
-        for row in measure(Path(temporary), options.width, options.repeat):
-            if row.section not in {r.section for r in rows}:
-                print(f"\n{HEADERS[row.section]}")
-            rows.append(row)
-            print(row, flush=True)
-    report["run"] |= {"seconds": round(time.monotonic() - started)}
-    report["machine"] |= {"load_after": os.getloadavg()[0]}
-    derived = ("median", "ratio", "met")
-    report["rows"] = [asdict(row) | {name: getattr(row, name) for name in derived} for row in rows]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
-    missed = "; ".join(f"{row.section}: {row.name}" for row in rows if row.met is False)
-    print(f"\n{report['run']['seconds']} s, {options.out}; missed: {missed or 'nothing'}")
+    options = parser.parse_args()
+    write_report(measure(options), options, headers=HEADERS)
 
 
 if __name__ == "__main__":

@@ -2,29 +2,38 @@
 
 Every figure stands beside a peer's that was measured in turn with it. The medians are printed, all
 values go to a JSON, and `README.md` says what each row means. What is measured runs in processes of
-their own, which this file starts with `--child FUNCTION`.
+their own.
 """
 
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from functools import cache, partial
-from importlib.metadata import version
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from measuring import (
+    Row,
+    begin,
+    build_parser,
+    in_turn,
+    ready,
+    resident_mb,
+    run_child,
+    say,
+    timed,
+    write_report,
+)
 
 # Only the standard library up here: what is imported in a child is part of what is measured.
 
@@ -57,99 +66,6 @@ PACKAGES = (
     "pyarrow",
     "orjson",
 )
-
-
-@dataclass
-class Row:
-    """One line of the table."""
-
-    section: str
-    name: str
-    unit: str
-    values: list[float]
-    peer: list[float] | None = None
-    """What the values are divided by, repetition by repetition."""
-    goal: str = ""
-    """A condition on the `value` or the `ratio`, such as "ratio >= 0.9"."""
-    note: str = ""
-
-    @property
-    def median(self) -> float:
-        """The median of the values."""
-        return statistics.median(self.values)
-
-    @property
-    def ratio(self) -> float | None:
-        """The median ratio to the peer."""
-        if self.peer is None:
-            return None
-        return statistics.median(a / b for a, b in zip(self.values, self.peer, strict=True))
-
-    @property
-    def met(self) -> bool | None:
-        """Whether the goal is met, if there is one."""
-        if not self.goal:
-            return None
-        kind, sign, bound = self.goal.split()
-        figure = self.ratio if kind == "ratio" else self.median
-        return figure >= float(bound) if sign == ">=" else figure < float(bound)
-
-    def __str__(self) -> str:
-        digits = 0 if self.median >= 1000 else 4 if self.median < 1 else 1
-        figure = f"{self.median:,.{digits}f} {self.unit}"
-        ratio = "" if self.ratio is None else f"{self.ratio:.3g} x"
-        verdict = f"{self.goal}: {'met' if self.met else 'MISSED'}" if self.goal else ""
-        return f"  {self.name:<42}{figure:>16}{ratio:>9}   {verdict:<24}{self.note}".rstrip()
-
-
-def run_child(function: Callable, *arguments: object, copies: int = 1) -> list[Any]:
-    """Call a function of this file in fresh processes, let go together; return their results.
-
-    Several copies are told apart by two more arguments: the number of each, and how many there are.
-    """
-    children = []
-    for copy in range(copies):
-        given = json.dumps([*arguments, copy, copies] if copies > 1 else arguments)
-        command = [sys.executable, __file__, "--child", function.__name__, given]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        children.append(subprocess.Popen(command, **pipes))
-    are_ready = [child.stdout.readline() for child in children]
-    for child in children if all(are_ready) else ():
-        child.stdin.write("go\n")
-        child.stdin.flush()
-    results = [child.communicate()[0] for child in children]
-    if any(child.returncode for child in children):
-        sys.exit(f"error: {function.__name__} failed, see above")
-    return [json.loads(result) for result in results]
-
-
-def ready() -> None:
-    """Wait, in a child, to be let go."""
-    print("ready", flush=True)
-    sys.stdin.readline()
-
-
-def timed(action: Callable[[], Any]) -> float:
-    """Return the seconds that a call takes."""
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
-
-
-def say(text: str) -> None:
-    """Show on a terminal what is being done."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}\r", end="", file=sys.stderr, flush=True)
-
-
-def in_turn(measures: dict[str, Callable[[], Any]], repeat: int) -> dict[str, list]:
-    """Call each measure `repeat` times, in turn; return what they return."""
-    values: dict[str, list] = {name: [] for name in measures}
-    for repetition in range(repeat):
-        for name, measure in measures.items():
-            say(f"{repetition + 1}/{repeat} {name}")
-            values[name].append(measure())
-    return values
 
 
 # Text to tokens
@@ -413,12 +329,6 @@ def read_memory(name: str, folder: str) -> float:
     return max(peak, resident_mb()) - before
 
 
-def resident_mb() -> float:
-    """Return the resident memory of this process (VmRSS)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
 def measure_read(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
     """Yield the rows of tokens to batches."""
     folders = {size: str(folder / size.replace(" ", "")) for size in READ_SHARDS}
@@ -557,60 +467,24 @@ HEADERS = {
 }
 
 
-def describe_run() -> dict[str, dict]:
-    """Return the machine, the versions, and the commit of the checkout."""
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    git = ["git", "-C", str(Path(__file__).parent), "--no-optional-locks"]
-    git += ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    return {
-        "machine": {
-            "cores": len(os.sched_getaffinity(0)),
-            "cpu": cpu[0].split(":")[1].strip() if cpu else platform.processor(),
-            "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-            "load_before": os.getloadavg()[0],
-        },
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
-        "run": {"commit": commit or None, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
-    }
-
-
-def main() -> None:
-    """Run the benchmarks and write their results."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--text", default="python-stdlib", help="a file or folder of text")
-    parser.add_argument("--tokenizer", help="a folder (default: a BPE trained on the text)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "data.json")
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--only", choices=SECTIONS)
-    options, started, rows = parser.parse_args(), time.monotonic(), []
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    report = describe_run() | {"arguments": {k: v for k, v in vars(options).items() if k != "out"}}
-    for key, values in report.items():
-        print(f"{key:<12}{', '.join(f'{name} {value}' for name, value in values.items())}")
+def measure(options: argparse.Namespace) -> Iterator[Row]:
+    """Yield the rows of all sections, or of one."""
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["HF_HOME"] = str(Path(temporary, "cache"))
         for section in [options.only] if options.only else SECTIONS:
-            for row in SECTIONS[section](options, Path(temporary)):
-                if row.section not in {r.section for r in rows}:
-                    print(f"\n{HEADERS[row.section]}")
-                rows.append(row)
-                print(row, flush=True)
-    missed = [f"{row.section}: {row.name}" for row in rows if row.met is False]
-    report["run"] |= {"seconds": round(time.monotonic() - started)}
-    report["machine"] |= {"load_after": os.getloadavg()[0]}
-    report["rows"] = [
-        asdict(row) | {"median": row.median, "ratio": row.ratio, "met": row.met} for row in rows
-    ]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(
-        f"\n{report['run']['seconds']} s, {options.out}; missed: {'; '.join(missed) or 'nothing'}"
-    )
+            yield from SECTIONS[section](options, Path(temporary))
+
+
+def main() -> None:
+    """Measure the data layer and write the results."""
+    parser = build_parser(main.__doc__, "data")
+    parser.add_argument("--text", default="python-stdlib", help="a file or folder of text")
+    parser.add_argument("--tokenizer", help="a folder (default: a BPE trained on the text)")
+    parser.add_argument("--only", choices=SECTIONS)
+    options = parser.parse_args()
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    write_report(measure(options), options, headers=HEADERS, packages=PACKAGES)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        print(json.dumps(globals()[sys.argv[2]](*json.loads(sys.argv[3]))))
-    else:
-        main()
+    begin(main)

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
 
-from data import describe_run  # noqa: E402
+from measuring import describe_run  # noqa: E402
 
 from pretrain_lib import Job, prepare  # noqa: E402
 from pretrain_lib.metrics import human_time  # noqa: E402

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -156,3 +157,46 @@ def test_logits_do_not_depend_on_later_tokens(model):
     changed[:, 10:] = (changed[:, 10:] + 1) % 61
     assert torch.equal(model(ids)[:, :10], model(changed)[:, :10])
     assert (model(ids)[:, 10:] != model(changed)[:, 10:]).any(-1).all()
+
+
+@given(packed=packed_rows(), groups=st.sampled_from([(4, 4), (4, 2)]), seed=st.integers(0, 2**32))
+@settings(max_examples=30, deadline=None)
+def test_gradients_within_documents_equal_those_of_a_dense_mask(packed, groups, seed):
+    length, rows = packed
+    heads, key_value_heads = groups
+    generator = torch.Generator().manual_seed(seed)
+    options = {"generator": generator, "dtype": torch.float64}
+    q = torch.randn(len(rows), heads, length, 6, **options).requires_grad_()
+    k, v = (
+        torch.randn(len(rows), key_value_heads, length, 6, **options).requires_grad_()
+        for _ in range(2)
+    )
+    out_grad = torch.randn(q.shape, **options)
+    ends = ends_tensor(rows, length, filling=2)
+    document = document_index(ends, length)
+    mask = (document[:, :, None] == document[:, None, :]).tril()[:, None]
+    dense = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    expected = torch.autograd.grad(dense, (q, k, v), out_grad)
+    found = torch.autograd.grad(causal_attention(q, k, v, document_ends=ends), (q, k, v), out_grad)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_the_operator_keeps_what_it_promises_to_the_compiler():
+    generator = torch.Generator().manual_seed(6)
+    q, k, v = (torch.randn(2, 3, 12, 8, generator=generator).requires_grad_() for _ in range(3))
+    ends = torch.tensor([[5, 12, 12], [1, 4, 12]])
+    torch.library.opcheck(torch.ops.pretrain_lib.document_attention, (q, k, v, ends))
+
+
+def test_with_dropout_documents_are_kept_apart_all_the_same():
+    generator = torch.Generator().manual_seed(7)
+    q, k, v = torch.randn(3, 1, 2, 10, 8, generator=generator)
+    ends = torch.tensor([[4, 10]])
+    torch.manual_seed(0)
+    packed = causal_attention(q, k, v, document_ends=ends, dropout=0.5)
+    k[:, :, :4], v[:, :, :4] = 9.0, -9.0
+    torch.manual_seed(0)
+    again = causal_attention(q, k, v, document_ends=ends, dropout=0.5)
+    assert torch.equal(packed[:, :, 4:], again[:, :, 4:])
+    assert not torch.equal(packed[:, :, :4], again[:, :, :4])

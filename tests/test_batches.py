@@ -10,12 +10,18 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from pretrain_lib.data.arrays import TokenArray, TokenFile
-from pretrain_lib.data.batches import PackedDataset, iterate_steps, rank_micro_batches
+from pretrain_lib.data.batches import (
+    PackedDataset,
+    iterate_steps,
+    narrow_document_ends,
+    rank_micro_batches,
+)
 from pretrain_lib.data.best_fit import open_plan
 from pretrain_lib.data.foreign import open_foreign
 from pretrain_lib.data.order import BLOCK_WINDOWS
 from pretrain_lib.data.shards import write_shard
 from pretrain_lib.loss import IGNORED_TARGET
+from pretrain_lib.models.attention import document_index
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.llama import Llama, LlamaConfig
 from pretrain_lib.schedule import BatchSizes
@@ -240,3 +246,18 @@ def test_data_shorter_than_a_window_are_refused(sources):
 def test_windows_that_do_not_divide_into_micro_batches_are_refused(dataset):
     with pytest.raises(AssertionError, match="10 windows do not divide"):
         rank_micro_batches(dataset, 0, 10, micro_batch=2, world_size=2)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=64),
+    rows=st.integers(1, 3),
+)
+@settings(deadline=None)
+def test_narrow_document_ends_say_the_same(lengths, rows):
+    length = 64
+    ends = torch.full((rows, length), length)
+    cuts = [cut for cut in np.cumsum(lengths).tolist() if cut <= length]
+    ends[0, : len(cuts)] = torch.tensor(cuts, dtype=torch.int64)
+    narrow = narrow_document_ends({"document_ends": ends})["document_ends"]
+    assert narrow.shape[1] == (4 if len(cuts) < 4 or cuts[3] == length else 64)
+    assert torch.equal(document_index(narrow, length), document_index(ends, length))

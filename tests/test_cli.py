@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from pretrain_lib import verify_checkpoint
+from pretrain_lib import GPT2, GPT2Config, load_tokenizer, save_pretrained, verify_checkpoint
 from pretrain_lib.cli import main
 from tests.conftest import change, run_command
 from tests.test_training import run
@@ -87,8 +87,16 @@ def test_export_sample_plot(recipe, tmp_path, capsys):
     assert call("export", checkpoint, "--out", half, "--dtype", "bfloat16") == 0
     model = AutoModelForCausalLM.from_pretrained(half)
     assert model.dtype == torch.bfloat16
-    assert call("sample", out, "--prompt", "def ", "--tokens", "5", "--count", "2") == 0
-    assert capsys.readouterr().out.count("---") == 2
+    prompts = ["--prompt", "def ", "--prompt", "x = ", "--tokens", "5", "--count", "2"]
+    printed = []
+    capsys.readouterr()
+    for seed in (1, 1, 2):
+        assert call("sample", out, *prompts, "--seed", seed) == 0
+        printed.append(capsys.readouterr().out)
+    texts = printed[0].split("\n---\n")
+    assert all(text.startswith("def ") for text in texts[:2])
+    assert all(text.startswith("x = ") for text in texts[2:4])
+    assert texts[4:] == [""] and printed[0] == printed[1] != printed[2]
     assert call("plot", recipe.run.dir) == 0
     assert (tmp_path / "run" / "plots" / "curves.png").stat().st_size > 10_000
     for taken in (tmp_path / "run", checkpoint):
@@ -98,6 +106,21 @@ def test_export_sample_plot(recipe, tmp_path, capsys):
     (checkpoint / "config.json").write_text("{}")
     assert call("export", checkpoint, "--out", tmp_path / "more") == 2
     assert "is not whole" in capsys.readouterr().err
+
+
+def test_eval_gives_the_same_scores_with_either_model(prepared, tmp_path, capsys):
+    model, tasks = GPT2(GPT2Config(512, 160, num_layers=1, num_heads=2, width=32)), tmp_path / "t"
+    folder, tokenizer = tmp_path / "model", load_tokenizer(prepared / "tokenizer")
+    save_pretrained(model.initialize(0), folder, tokenizer=tokenizer)
+    assert call("tasks", prepared, "--out", tasks, "--items", "3") == 0
+    capsys.readouterr()
+    flags = ["--tasks", "heldout_choice", "--include_path", tasks, "--device", "cpu"]
+    printed = []
+    for more in ([], ["--harness"]):
+        assert call("eval", folder, *flags, *more) == 0
+        printed.append(capsys.readouterr().out.splitlines())
+    assert "with our model" in printed[0][0] and "with lm-eval's own" in printed[1][0]
+    assert printed[0][1:] == printed[1][1:] and "acc_mutual_info" in "".join(printed[0])
 
 
 @pytest.mark.slow

@@ -1,45 +1,131 @@
-"""Sampling: greedy equals transformers, and the other ways draw from the right set."""
+"""Sampling: greedy as in transformers, the same without a cache, draws from the right set."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
-from pretrain_lib import GPT2, GPT2Config, generate, load_tokenizer, sample_texts, save_pretrained
+from pretrain_lib import (
+    GPT2,
+    CausalLMAdapter,
+    GPT2Config,
+    Llama,
+    LlamaConfig,
+    generate,
+    load_tokenizer,
+    sample_texts,
+    save_pretrained,
+)
 from pretrain_lib.generation import _choose
 
-CONFIG = GPT2Config(vocabulary_size=61, context_length=24, num_layers=2, num_heads=2, width=16)
+CONTEXT = 24
+SHAPE = {"vocabulary_size": 61, "context_length": CONTEXT, "num_layers": 2, "width": 16}
+CONFIG = GPT2Config(**SHAPE, num_heads=2)
+CONFIGS = {
+    "gpt2": CONFIG,
+    "llama": LlamaConfig(**SHAPE, num_heads=4, num_key_value_heads=4, mlp_width=24),
+    "grouped llama": LlamaConfig(**SHAPE, num_heads=4, num_key_value_heads=2, mlp_width=24),
+}
+PROMPTS = [[1, 2, 3], [60], [7, 7, 7, 7, 9], [5] * 8]
 
 
-def random_model():
-    model = GPT2(CONFIG).initialize(0)
+def random_model(config=CONFIG):
+    model = (GPT2 if isinstance(config, GPT2Config) else Llama)(config).initialize(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(8)  # so that the likeliest token is not the same everywhere
     return model.eval()
 
 
-def test_greedy_decoding_is_that_of_transformers(tmp_path):
-    model = random_model()
+def without_cache(model, folder):
+    """Return the same model as one of another family, which `generate` reads again every time."""
+    save_pretrained(model, folder, tokenizer=None)
+    return CausalLMAdapter(AutoModelForCausalLM.from_pretrained(folder).eval())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_greedy_decoding_is_that_of_transformers(name, tmp_path):
+    model = random_model(CONFIGS[name])
     save_pretrained(model, tmp_path, tokenizer=None)
-    other = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
-    for prompt in ([1, 2, 3], [60], [7, 7, 7, 7, 9]):
+    other = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    found = generate(model, PROMPTS, new_tokens=16, context_length=CONTEXT, temperature=0)
+    for prompt, ids in zip(PROMPTS, found, strict=True):
         expected = other.generate(
             torch.tensor([prompt]), max_new_tokens=16, do_sample=False, pad_token_id=0
         )[0, len(prompt) :]
-        found = generate(model, prompt, new_tokens=16, context_length=24, temperature=0)
-        assert found == expected.tolist()
+        assert ids == expected.tolist()
+    assert len(set(map(tuple, found))) == len(PROMPTS)
 
 
-def test_generation_ends_at_the_end_of_text_and_slides_beyond_the_context():
-    model = random_model()
-    free = generate(model, [1], new_tokens=40, context_length=24, temperature=0)
-    assert len(free) == 40
-    ended = generate(
-        model, [1], new_tokens=40, context_length=24, temperature=0, end_of_text_id=free[5]
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("options", [{}, {"top_k": 5, "temperature": 2.0}, {"top_p": 0.8}])
+def test_sampling_is_that_of_a_model_without_a_cache(name, options, tmp_path):
+    model = random_model(CONFIGS[name])
+    options |= {"new_tokens": 40, "context_length": CONTEXT, "seed": 3, "end_of_text_id": 60}
+    found = generate(model, PROMPTS, **options)  # they outgrow the context one after another
+    assert found == generate(without_cache(model, tmp_path), PROMPTS, **options)
+    assert max(map(len, found)) == 40
+
+
+def test_each_token_is_read_once_while_all_fit(monkeypatch):
+    model, read = random_model(), []
+    forward = model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda ids, **o: (read.append(ids.shape), forward(ids, **o))[1]
     )
-    assert ended == free[: free.index(free[5])]
+    generate(model, [[1, 2, 3], [4, 5]], new_tokens=4, context_length=CONTEXT)
+    assert read == [(2, 3), (2, 1), (2, 1), (2, 1)]
+
+
+def test_a_row_draws_the_same_whatever_else_is_in_the_batch():
+    model = random_model()
+    options = {"new_tokens": 12, "context_length": CONTEXT, "end_of_text_id": 17}
+    together = generate(model, PROMPTS, seed=5, **options)
+    for others in ([[9] * 20, [8]], [[3], [2, 1], [40, 41, 42]]):
+        for row, prompt in enumerate(PROMPTS[:2]):
+            batch = [*others[:row], prompt, *others[row:]]
+            assert generate(model, batch, seed=5, **options)[row] == together[row]
+    same = generate(model, [[1, 2, 3]] * 6, seed=5, **options)
+    assert same[0] == together[0]
+    assert len(set(map(tuple, same))) == 6  # and no two rows draw alike
+    assert generate(model, [[1, 2, 3]] * 6, seed=6, **options) != same
+
+
+def test_rows_end_by_themselves_and_slide_beyond_the_context(tmp_path):
+    model = random_model()
+    options = {"new_tokens": 40, "context_length": CONTEXT, "temperature": 0}
+    prompts = [[1], [2, 3], [4] * 30]
+    free = generate(model, prompts, **options)
+    assert [len(ids) for ids in free] == [40, 40, 40]
+    other = GPT2LMHeadModel.from_pretrained(without_cache(model, tmp_path) and tmp_path).eval()
+    for prompt, ids in zip(prompts, free, strict=True):
+        row = list(prompt)
+        for token in ids:  # the likeliest after the last ids that fit
+            with torch.no_grad():
+                assert int(other(torch.tensor([row[-CONTEXT:]])).logits[0, -1].argmax()) == token
+            row.append(token)
+    end = free[0][5]
+    ended = generate(model, prompts, end_of_text_id=end, **options)
+    stopped = generate(model, prompts, is_done=lambda ids: end in ids, **options)
+    for whole, short, done in zip(free, ended, stopped, strict=True):
+        length = whole.index(end) if end in whole else 40
+        assert short == whole[:length] and done == whole[: length + 1]
+
+
+def test_padding_of_the_vocabulary_is_never_drawn():
+    model = random_model(replace(CONFIG, vocabulary_size=3))
+    with torch.no_grad():
+        model.head_weight[3:] = 100 * model.head_weight[:1]  # 125 rows that would drown the others
+    found = generate(model, [[1]] * 8, new_tokens=20, context_length=CONTEXT)
+    assert {token for ids in found for token in ids} <= {0, 1, 2}
+
+
+def test_a_prompt_without_tokens_is_refused_and_no_prompts_are_none():
+    with pytest.raises(ValueError, match="each needs a token"):
+        generate(random_model(), [[1], []], new_tokens=1, context_length=CONTEXT)
+    assert generate(random_model(), [], new_tokens=1, context_length=CONTEXT) == []
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from pretrain_lib.data.prepare import TOKENIZER_FOLDER, Job, prepare
 from pretrain_lib.data.tokenizer import Tokenizer, load_tokenizer
-from pretrain_lib.evaluate.harness import evaluate_folder, format_table, write_results
+from pretrain_lib.evaluate.harness import evaluate_folder, is_ours
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
+from pretrain_lib.evaluate.results import format_table, write_results
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.hf import save_pretrained
 
@@ -129,7 +131,15 @@ def test_bits_per_byte_is_that_of_our_own_logits(workplace, results):
 
 
 @pytest.mark.slow
-def test_results_are_those_of_the_plain_command(workplace, results, tmp_path):
+def test_results_of_the_harness_are_those_of_the_plain_command(workplace, tmp_path):
+    results = evaluate_folder(
+        workplace / "model",
+        ["heldout_choice", "heldout_perplexity"],
+        include_path=workplace / "tasks",
+        device="cpu",
+        log_samples=True,
+        harness=True,
+    )
     command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--device", "cpu"]
     command += ["--model_args", f"pretrained={workplace / 'model'},dtype=float32"]
     command += ["--tasks", "heldout_choice,heldout_perplexity", "--batch_size", "8"]
@@ -197,6 +207,22 @@ def test_bfloat16_is_scored_with_a_float32_softmax(workplace, results):
     ]
     assert found == pytest.approx(exact[: len(found)], rel=0.05)
     assert any(score != float(torch.tensor(score).bfloat16()) for score in found)
+
+
+def test_other_families_are_scored_by_the_harness(workplace, tmp_path):
+    tokenizer = load_tokenizer(workplace / "model")
+    sizes = {"vocab_size": tokenizer.vocabulary_size, "hidden_size": 16, "intermediate_size": 16}
+    config = GPTNeoXConfig(**sizes, num_hidden_layers=1, num_attention_heads=2)
+    GPTNeoXForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save(tmp_path)
+    assert not is_ours(tmp_path) and is_ours(workplace / "model")
+    scored = [
+        evaluate_folder(
+            folder, ["heldout_choice"], include_path=workplace / "tasks", limit=1, device="cpu"
+        )
+        for folder in (tmp_path, workplace / "model")
+    ]
+    assert [results["config"]["model"] for results in scored] == ["hf", "LiveModel"]
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

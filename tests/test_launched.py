@@ -28,6 +28,8 @@ def start(*command, shutdown_seconds=60, **options):
         env=environment,
         text=True,
         stdout=subprocess.PIPE,
+        # What a shell starts in the background ignores it, and so would all that comes from there.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )
 

@@ -26,11 +26,13 @@ def random_problem(rows, width, vocabulary, padding, ignored, seed, dtype=torch.
     )
 
 
-def reference(hidden, weight, targets, vocabulary_size, factor=1.0):
+def reference(hidden, weight, targets, vocabulary_size, factor=1.0, z_loss=0.0):
     """Return torch's float64 loss and the gradients of `factor` times it."""
     hidden, weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
     logits = hidden @ weight[:vocabulary_size].T
     loss = F.cross_entropy(logits, targets, ignore_index=IGNORED_TARGET, reduction="sum")
+    counted = logits[targets != IGNORED_TARGET]
+    loss = loss + z_loss * counted.logsumexp(dim=1).square().sum()
     return loss.detach(), *torch.autograd.grad(factor * loss, (hidden, weight))
 
 
@@ -45,19 +47,26 @@ def relative_error(value, expected):
     padding=st.integers(0, 9),
     ignored=st.sampled_from([0.0, 0.3, 1.0]),
     chunk_logits=st.integers(1, 2000),
+    block_logits=st.integers(1, 200),
+    z_loss=st.sampled_from([0.0, 1e-4, 0.5]),
     factor=st.sampled_from([1.0, -2.5, 1 / 3]),
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=80, deadline=None)
 def test_loss_and_gradients_equal_torch_in_float64(
-    rows, width, vocabulary, padding, ignored, chunk_logits, factor, seed
+    rows, width, vocabulary, padding, ignored, chunk_logits, block_logits, z_loss, factor, seed
 ):
     hidden, weight, targets = random_problem(rows, width, vocabulary, padding, ignored, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss_module, "CHUNK_LOGITS", chunk_logits)
-        loss, count = linear_cross_entropy(hidden, weight, targets, vocabulary_size=vocabulary)
+        patch.setattr(loss_module, "CHUNK_BYTES", 8 * chunk_logits)
+        patch.setattr(loss_module, "BLOCK_LOGITS", block_logits)
+        loss, count = linear_cross_entropy(
+            hidden, weight, targets, vocabulary_size=vocabulary, z_loss=z_loss
+        )
     (factor * loss).backward()
-    expected, hidden_grad, weight_grad = reference(hidden, weight, targets, vocabulary, factor)
+    expected, hidden_grad, weight_grad = reference(
+        hidden, weight, targets, vocabulary, factor, z_loss
+    )
     assert loss.dtype == torch.float32 and loss.shape == count.shape == ()
     assert int(count) == sum(int(target) != IGNORED_TARGET for target in targets)
     torch.testing.assert_close(loss.detach().double(), expected, rtol=1e-6, atol=1e-7)
@@ -88,7 +97,7 @@ def test_leading_shape_of_hidden_and_targets_does_not_matter():
 
 @pytest.mark.parametrize("chunk_logits", [1, 3000, 2**26])
 def test_fp32_is_within_1e_6_of_float64(monkeypatch, chunk_logits):
-    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", chunk_logits)
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * chunk_logits)
     hidden, weight, targets = random_problem(64, 32, 1000, 24, 0.1, 2, torch.float32)
     loss, _ = linear_cross_entropy(hidden, weight, targets, vocabulary_size=1000)
     loss.backward()
@@ -100,7 +109,7 @@ def test_fp32_is_within_1e_6_of_float64(monkeypatch, chunk_logits):
 
 @pytest.mark.parametrize("chunk_logits", [1024 * 16, 2**26])
 def test_bf16_autocast_is_within_one_per_cent_of_float64(monkeypatch, chunk_logits):
-    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", chunk_logits)
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * chunk_logits)
     hidden, weight, targets = random_problem(64, 32, 1000, 24, 0.1, 3, torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, _ = linear_cross_entropy(hidden, weight, targets, vocabulary_size=1000)
@@ -127,7 +136,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_no_tensor_larger_than_a_chunk_is_made(monkeypatch):
-    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 8 * 200)
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * 8 * 200)
     hidden, weight, targets = random_problem(96, 4, 200, 0, 0.1, 4, torch.float32)
     with LargestTensor() as plain:
         F.cross_entropy(hidden @ weight.T, targets, reduction="sum").backward()
@@ -138,7 +147,7 @@ def test_no_tensor_larger_than_a_chunk_is_made(monkeypatch):
 
 
 def test_only_the_two_gradients_are_saved_for_backward(monkeypatch):
-    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 8 * 200)
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * 8 * 200)
     hidden, weight, targets = random_problem(96, 4, 200, 0, 0.1, 5, torch.float32)
     shapes = []
     with torch.autograd.graph.saved_tensors_hooks(
@@ -186,3 +195,17 @@ def test_logits_near_the_limits_of_fp32_are_exact():
     loss.backward()
     assert loss.item() == pytest.approx(1e30)  # 0 for the largest logit, 1e30 for the one below
     assert weight.grad.tolist() == [[1.0], [0.0], [-1.0], [0.0]]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_compiled_form_is_the_same_function(autocast):
+    results = []
+    for compiled in (False, True):
+        hidden, weight, targets = random_problem(48, 16, 300, 20, 0.2, 8, torch.float32)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            options = {"vocabulary_size": 300, "z_loss": 1e-3, "compiled": compiled}
+            loss, _ = linear_cross_entropy(hidden, weight, targets, **options)
+        loss.backward()
+        results.append((loss.detach(), hidden.grad, weight.grad))
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(eager, compiled, rtol=1e-5, atol=1e-3 if autocast else 1e-5)

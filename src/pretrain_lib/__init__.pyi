@@ -32,12 +32,15 @@ from .data.tokenizer import Tokenizer as Tokenizer
 from .data.tokenizer import load_tokenizer as load_tokenizer
 from .data.tokenizer import train_tokenizer as train_tokenizer
 from .engine import start_accelerator as start_accelerator
+from .evaluate.harness import evaluate_folder as evaluate_folder
+from .evaluate.harness import evaluate_model as evaluate_model
 from .evaluate.validation import validate as validate
 from .generation import generate as generate
 from .generation import sample_texts as sample_texts
 from .loss import IGNORED_TARGET as IGNORED_TARGET
 from .loss import linear_cross_entropy as linear_cross_entropy
 from .models.adapter import CausalLMAdapter as CausalLMAdapter
+from .models.cache import KeyValueCache as KeyValueCache
 from .models.gpt2 import GPT2 as GPT2
 from .models.gpt2 import GPT2Config as GPT2Config
 from .models.hf import check_parity as check_parity

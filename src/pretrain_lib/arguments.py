@@ -1,4 +1,4 @@
-"""A recipe's settings from YAML overlays and flags. Floor 3."""
+"""A recipe's settings from YAML overlays and flags. Floor 4."""
 
 import dataclasses
 import sys

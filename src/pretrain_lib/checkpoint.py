@@ -1,4 +1,4 @@
-"""Checkpoints: Hugging Face model folders with what a resume needs inside. Floor 3.
+"""Checkpoints: Hugging Face model folders with what a resume needs inside. Floor 5.
 
 A checkpoint is written under a temporary name, hashed and flushed to disk, then renamed, and older
 ones are pruned after that: at every instant the newest whole one is whole. Nothing is pickled.
@@ -30,6 +30,7 @@ from pretrain_lib.data.order import ORDER_VERSION
 from pretrain_lib.data.shards import write_json
 from pretrain_lib.data.tokenizer import Tokenizer
 from pretrain_lib.models.hf import Model, load_weights, save_pretrained
+from pretrain_lib.optim import moment_dtype
 from pretrain_lib.tensor_files import write_tensors
 
 STATE_VERSION = 1
@@ -100,7 +101,7 @@ def save_checkpoint(
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
-    _check_free_space(folder, model)
+    _check_free_space(folder, checkpoint_bytes(model, optimizer))
     staging, target = staging_path(folder, state.step), checkpoint_path(folder, state.step)
     try:
         (staging / TRAINING).mkdir(parents=True)
@@ -122,13 +123,14 @@ def save_checkpoint(
     return target
 
 
-def checkpoint_bytes(model: Model) -> int:
+def checkpoint_bytes(model: Model, optimizer: torch.optim.Optimizer) -> int:
     """Return how much room on the disk a checkpoint takes: fp32 weights and both Adam moments."""
-    return 3 * 4 * sum(parameter.numel() for parameter in model.parameters()) + SPARE_BYTES
+    each = 4 + 2 * moment_dtype(optimizer).itemsize
+    return each * sum(parameter.numel() for parameter in model.parameters()) + SPARE_BYTES
 
 
-def _check_free_space(folder: Path, model: Model) -> None:
-    needed, free = checkpoint_bytes(model), shutil.disk_usage(folder).free
+def _check_free_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
             errno.ENOSPC,
@@ -160,7 +162,10 @@ def load_checkpoint(path: Path, model: Model, optimizer: torch.optim.Optimizer) 
         state = {kind: tensors.pop(f"{name}.{kind}") for kind in kinds}
         if any(t.shape not in (parameter.shape, torch.Size()) for t in state.values()):
             raise ValueError(f"{path}: the optimizer's state of {name} does not fit the model")
-        optimizer.state[parameter] = {k: t.to(parameter.device) for k, t in state.items()}
+        dtype = moment_dtype(optimizer)
+        optimizer.state[parameter] = {
+            k: t.to(parameter.device, dtype if t.dim() else None) for k, t in state.items()
+        }
     if tensors:
         raise ValueError(f"{path}: the optimizer's {sorted(tensors)[:3]}... belong to no parameter")
 

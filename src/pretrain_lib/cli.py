@@ -103,6 +103,7 @@ def _add_model_commands(command: Callable[..., argparse.ArgumentParser]) -> None
     add("--dtype", default="float32")
     add("--device")
     add("--num_fewshot", type=int)
+    add("--harness", action="store_true", help="score with lm-eval's own model, slower")
     add("--out", type=Path, help="where lm-eval's JSON goes")
 
     add = command("sample", "Let a model write.").add_argument

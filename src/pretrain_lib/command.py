@@ -1,4 +1,4 @@
-"""The frame around a recipe: its flags, its run folder, its exit code. Floor 4."""
+"""The frame around a recipe: its flags, its run folder, its exit code. Floor 6."""
 
 import errno
 import os

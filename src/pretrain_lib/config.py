@@ -1,41 +1,19 @@
-"""The settings of a run: one dataclass per concern, checked against one another. Floor 2."""
+"""The settings of a run: one dataclass per concern, checked against one another. Floor 3."""
 
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from pretrain_lib.data.best_fit import PACKINGS
+from pretrain_lib.config_rules import (
+    check_division,
+    check_together,
+    check_values,
+    does_not_divide,
+)
 from pretrain_lib.models.gpt2 import GPT2Config
 from pretrain_lib.models.llama import LlamaConfig
 from pretrain_lib.schedule import BatchSizes, LearningRate
-from pretrain_lib.spikes import ACTIONS
 from pretrain_lib.units import Duration, TokenCount
-
-# The smallest value of each number that has one; null stays allowed where it means "never".
-LOWEST = {
-    "data.workers": 1,
-    "data.max_rejected": 0,
-    "batch.micro_batch": 1,
-    "batch.sequence_length": 1,
-    "optimizer.learning_rate": 0,
-    "optimizer.weight_decay": 0,
-    "samples.per_prompt": 1,
-    "samples.tokens": 1,
-    "samples.temperature": 0,
-    "samples.top_k": 1,
-    "samples.every": 1,
-    "run.max_steps": 0,
-    "run.save_every": 1,
-    "run.save_every_tokens": 1,
-    "run.keep_last": 0,
-    "run.keep_every": 1,
-    "run.spike_sigma": 0,
-    "run.spike_window": 2,
-    "run.collective_timeout": 1,
-    "run.log_every": 1,
-    "run.evaluate_every": 1,
-    "run.max_skipped": 1,
-}
 
 
 @dataclass(frozen=True)
@@ -105,6 +83,10 @@ class OptimizerConfig:
     """On tensors of two or more dimensions."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
+    moments: str = "fp32"
+    """The dtype of both moments: fp32, or bf16 for half of their memory."""
+    z_loss: float = 0.0
+    """Times the squared log-sum-exp of each target's logits, added to the training loss."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +148,11 @@ class RunConfig:
     """auto, never, or the path of a checkpoint: another run's makes this one its fork."""
     allow_changes: list[str] = field(default_factory=list)
     """Settings that may differ from the checkpoint's on resume, such as schedule.tokens."""
+    compile: bool | None = None
+    """torch.compile of the blocks and the loss; null: on CUDA."""
+    recompute: str = "none"
+    """What backward computes again to save memory: none, selective (all but matrix products and
+    attention; what is compiled does so by itself), or full (the blocks)."""
     processes: int | None = None
     """The number of processes expected; another stops the run."""
     max_skipped: int = 10
@@ -208,7 +195,7 @@ class Recipe:
     def _windows(self, name: str) -> int:
         tokens, length = getattr(self.batch, name) or 0, self.batch.sequence_length
         if tokens % length and name != "ramp_tokens":
-            raise _does_not_divide(name, tokens, f"{length} tokens of a sequence", length)
+            raise does_not_divide(name, tokens, f"{length} tokens of a sequence", length)
         return tokens // length
 
     def learning_rate(self) -> LearningRate:
@@ -242,35 +229,9 @@ class Recipe:
 
     def check(self, *, processes: int) -> None:
         """Raise ValueError for settings that contradict one another on so many processes."""
-        for name, lowest in LOWEST.items():
-            section, _, setting = name.partition(".")
-            value = getattr(getattr(self, section), setting)
-            if value is not None and value < lowest:
-                raise ValueError(f"{name}={value} must be at least {lowest}")
-        if self.data.packing not in PACKINGS:
-            raise ValueError(f"data.packing={self.data.packing} must be {' or '.join(PACKINGS)}")
-        if self.run.spike_action not in ACTIONS:
-            raise ValueError(f"run.spike_action={self.run.spike_action} must be skip or rollback")
-        if self.optimizer.max_grad_norm <= 0:
-            raise ValueError(
-                f"optimizer.max_grad_norm={self.optimizer.max_grad_norm} must be above 0; for no "
-                f"clipping give a large number such as 1e9"
-            )
-        if self.batch.sequence_length > self.model.context_length:
-            raise ValueError(
-                f"batch.sequence_length={self.batch.sequence_length} is longer than "
-                f"model.context_length={self.model.context_length}; shorten the one or raise the "
-                f"other"
-            )
-        unit = processes * self.batch.micro_batch * self.batch.sequence_length
-        text = (
-            f"{processes} processes x {self.batch.micro_batch} sequences "
-            f"x {self.batch.sequence_length} tokens = {unit}"
-        )
-        for name in ("tokens", "ramp_from", "ramp_increment"):
-            tokens = getattr(self.batch, name)
-            if tokens is not None and (tokens % unit or tokens <= 0):
-                raise _does_not_divide(name, tokens, text, unit)
+        check_values(self)
+        check_together(self)
+        check_division(self, processes=processes)
         if self.learning_rate().total_steps < 1:
             raise ValueError(
                 f"schedule.tokens={self.schedule.tokens} is less than one step of "
@@ -280,13 +241,6 @@ class Recipe:
     def to_dict(self) -> dict:
         """Return the settings as plain values, section by section."""
         return _plain(dataclasses.asdict(self))
-
-
-def _does_not_divide(name: str, tokens: int, unit_text: str, unit: int) -> ValueError:
-    nearest = max(1, round(tokens / unit)) * unit
-    return ValueError(
-        f"batch.{name}={tokens} must be a multiple of {unit_text}; nearest: {nearest}"
-    )
 
 
 def _plain(value: Any) -> Any:

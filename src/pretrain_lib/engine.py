@@ -1,4 +1,4 @@
-"""Builds the Accelerator, and refuses a world that is not the one asked for. Floor 3."""
+"""Builds the Accelerator, and refuses a world that is not the one asked for. Floor 4."""
 
 import os
 from datetime import timedelta
@@ -6,7 +6,11 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import (
+    AutocastKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
 
 from pretrain_lib.config import Recipe
 from pretrain_lib.launched import is_elastic, meet_main_rank
@@ -33,7 +37,9 @@ def start_accelerator(config: Recipe) -> Accelerator:
             num_steps=1, sync_with_dataloader=False
         ),
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(seconds=config.run.collective_timeout))
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.run.collective_timeout)),
+            # No weight is used twice in a forward: kept, its copy in bf16 would only take room.
+            AutocastKwargs(cache_enabled=False),
         ],
         log_with=list(config.run.trackers) or None,
         project_dir=config.run.dir,

@@ -1,4 +1,4 @@
-"""A checkpoint as a plain model folder, proven equal to the model. Floor 3."""
+"""A checkpoint as a plain model folder, proven equal to the model. Floor 5."""
 
 import shutil
 from pathlib import Path

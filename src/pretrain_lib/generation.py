@@ -1,21 +1,24 @@
-"""Text that the model writes. Floor 3."""
+"""Text that the model writes. Floor 5."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from pretrain_lib.config import SampleConfig
 from pretrain_lib.data.tokenizer import Tokenizer
+from pretrain_lib.models.cache import KeyValueCache
 from pretrain_lib.models.hf import Model
 
 
 @torch.no_grad()
 def generate(
     model: nn.Module,
-    prompt: Sequence[int],
+    prompts: Sequence[Sequence[int]],
     *,
     new_tokens: int,
     context_length: int,
@@ -23,28 +26,79 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    generator: torch.Generator | None = None,
-) -> list[int]:
-    """Return the ids that follow `prompt`, at most `new_tokens`, ended by `end_of_text_id`.
+    seed: int = 0,
+    is_done: Callable[[list[int]], bool] | None = None,
+) -> list[list[int]]:
+    """Return the ids that follow each prompt, at most `new_tokens`, ended by `end_of_text_id`.
 
     Temperature 0 takes the likeliest. `top_k` keeps so many of the likeliest, `top_p` the smallest
-    set whose probability reaches it (Holtzman et al. 2020). `generator` lives on the CPU.
+    set whose probability reaches it (Holtzman et al. 2020). Row i draws from a generator of
+    (`seed`, i), whatever the other prompts are. `is_done`, given the new ids of a row, ends it.
+
+    Our models keep the keys and values of what they have read. Once the longest row is longer than
+    `context_length`, every row is read again for every token, its last `context_length` ids only;
+    other models read it again from the start.
     """
+    _check(prompts, temperature, top_k, top_p)
+    rows = [list(prompt) for prompt in prompts]
+    generators = [_row_generator(seed, row) for row in range(len(rows))]
+    cache = None
+    if isinstance(model, Model):
+        slots = min(max(map(len, rows), default=0) + new_tokens, context_length)
+        cache = KeyValueCache(model.config, rows=len(rows), slots=slots)
+    unfinished = list(range(len(rows)))
+    for _ in range(new_tokens):
+        if not unfinished:
+            break
+        logits = _next_logits(model, [rows[i] for i in unfinished], context_length, cache)
+        going_on = []
+        for place, i in enumerate(unfinished):
+            token = _choose(logits[place], temperature, top_k, top_p, generators[i])
+            if token == end_of_text_id:
+                continue
+            rows[i].append(token)
+            if is_done is None or not is_done(rows[i][len(prompts[i]) :]):
+                going_on.append(place)
+        if cache is not None and 0 < len(going_on) < len(unfinished):
+            cache = cache.expand(torch.tensor(going_on), slots=cache.slots)
+        unfinished = [unfinished[place] for place in going_on]
+    return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
+
+
+def _check(
+    prompts: Sequence[Sequence[int]], temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    if not all(map(len, prompts)):
+        raise ValueError(f"prompts={prompts}: each needs a token, such as the end of text")
     if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and top_p <= 0):
         raise ValueError(
             f"temperature={temperature}, top_k={top_k}, top_p={top_p}: none may be negative, and "
             f"of top_k and top_p none may be 0"
         )
-    device = next(model.parameters()).device
-    ids = list(prompt)
-    for _ in range(new_tokens):
-        window = torch.tensor([ids[-context_length:]], device=device)
-        logits = model(window)[0, -1].float().cpu()  # (V,)
-        token = _choose(logits, temperature, top_k, top_p, generator)
-        if token == end_of_text_id:
-            break
-        ids.append(token)
-    return ids[len(prompt) :]
+
+
+def _row_generator(seed: int, row: int) -> torch.Generator:
+    # On the CPU a generator looks at 32 bits of its seed only, so they have to be well mixed.
+    mixed = np.random.SeedSequence([seed % 2**64, row]).generate_state(1, np.uint32)
+    return torch.Generator().manual_seed(int(mixed[0]))
+
+
+def _next_logits(
+    model: nn.Module, rows: list[list[int]], context_length: int, cache: KeyValueCache | None
+) -> torch.Tensor:
+    """Return the logits of what follows each row, (B, V) in fp32 on the CPU."""
+    if cache is not None and max(map(len, rows)) <= context_length:
+        new = [row[seen:] for row, seen in zip(rows, cache.lengths.tolist(), strict=True)]
+        options = {"cache": cache}
+    else:
+        new, options = [row[-context_length:] for row in rows], {}
+    counts = torch.tensor([len(ids) for ids in new])
+    # Pads stand on the right, where no real token sees them.
+    padded = pad_sequence([torch.tensor(ids) for ids in new], batch_first=True)
+    logits = model(padded.to(next(model.parameters()).device), **options)
+    if options:
+        cache.advance(counts)
+    return logits[torch.arange(len(rows)), counts - 1].float().cpu()
 
 
 def _choose(
@@ -81,25 +135,23 @@ def sample_texts(
     """Return `{"prompt", "text"}` for every sample; neither training mode nor its RNG changes."""
     training = model.training
     model.eval()
-    generator = torch.Generator().manual_seed(seed)
-    samples = []
-    for prompt in prompts:
-        start = [tokenizer.end_of_text_id, *tokenizer.encode(prompt)]
-        for _ in range(per_prompt):
-            ids = generate(
-                model,
-                start,
-                new_tokens=new_tokens,
-                context_length=context_length,
-                end_of_text_id=tokenizer.end_of_text_id,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                generator=generator,
-            )
-            samples.append({"prompt": prompt, "text": tokenizer.decode(ids)})
+    chosen = [prompt for prompt in prompts for _ in range(per_prompt)]
+    texts = generate(
+        model,
+        [[tokenizer.end_of_text_id, *tokenizer.encode(prompt)] for prompt in chosen],
+        new_tokens=new_tokens,
+        context_length=context_length,
+        end_of_text_id=tokenizer.end_of_text_id,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
     model.train(training)
-    return samples
+    return [
+        {"prompt": prompt, "text": tokenizer.decode(ids)}
+        for prompt, ids in zip(chosen, texts, strict=True)
+    ]
 
 
 def write_samples(

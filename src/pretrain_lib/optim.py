@@ -1,7 +1,9 @@
-"""AdamW with the decay groups of GPT-2 and GPT-3. Floor 0."""
+"""AdamW with the decay groups of GPT-2 and GPT-3. Floor 1."""
 
 import torch
 from torch import nn
+
+from pretrain_lib.adamw_bf16 import AdamWBf16
 
 FUSED_DEVICES = ("cuda", "cpu", "mps")
 
@@ -15,6 +17,12 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict]:
     ]
 
 
+def moment_dtype(optimizer: torch.optim.Optimizer) -> torch.dtype:
+    """Return the dtype in which an optimizer, or the one in Accelerate's wrapper, keeps moments."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    return torch.bfloat16 if isinstance(inner, AdamWBf16) else torch.float32
+
+
 def build_adamw(
     model: nn.Module,
     *,
@@ -22,10 +30,15 @@ def build_adamw(
     betas: tuple[float, float] = (0.9, 0.95),
     epsilon: float = 1e-8,
     weight_decay: float = 0.1,
+    moments: str = "fp32",
 ) -> torch.optim.AdamW:
-    """Return AdamW (Loshchilov and Hutter 2019), fused where the parameters' device has it."""
+    """Return AdamW (Loshchilov and Hutter 2019), fused where the parameters' device has it.
+
+    `moments` is the dtype that both are kept in, fp32 or bf16 (`AdamWBf16`).
+    """
     device = next(model.parameters()).device.type
-    return torch.optim.AdamW(
+    kind = AdamWBf16 if moments == "bf16" else torch.optim.AdamW
+    return kind(
         parameter_groups(model, weight_decay=weight_decay),
         lr=learning_rate,
         betas=betas,

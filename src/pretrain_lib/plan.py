@@ -1,4 +1,4 @@
-"""What a run will cost, before it runs and without a GPU. Floor 3."""
+"""What a run will cost, before it runs and without a GPU. Floor 5."""
 
 import torch
 
@@ -7,8 +7,7 @@ from pretrain_lib.flops import PEAK_TFLOPS, count_parameters, model_flops
 from pretrain_lib.metrics import human, human_time
 from pretrain_lib.models.hf import build_model
 
-BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments of Adam
-CHECKPOINT_BYTES_PER_PARAMETER = 12  # fp32 weight and two moments
+MOMENTS_BYTES = {"fp32": 8, "bf16": 4}  # both of Adam's, for a parameter
 EXAMPLES = (("A100", 1, 0.5), ("H100", 1, 0.5), ("H100", 8, 0.5))  # device, number, MFU
 
 
@@ -25,6 +24,7 @@ def format_plan(config: Recipe) -> str:
     flops = model_flops(model, sequence_length=length)
     tokens = config.batch_sizes().before(schedule.total_steps) * length
     kept = config.run.keep_last or 1
+    stored = parameters * (4 + MOMENTS_BYTES[config.optimizer.moments])  # weights and moments
     lines = [
         f"parameters        {parameters:,}",
         f"tokens per step   {config.batch.tokens:,}"
@@ -33,9 +33,9 @@ def format_plan(config: Recipe) -> str:
         f"tokens            {human(tokens)} ({tokens / parameters:.1f} per parameter)",
         f"FLOPs per token   {human(flops.total)} (6N + 12LdT), {human(flops.parameters)} (6N)",
         f"FLOPs             {flops.total * tokens:.3g}",
-        f"memory per device {parameters * BYTES_PER_PARAMETER / 1e9:.2f} GB for weights, "
-        f"gradients and Adam in fp32; activations come on top",
-        f"disk              {kept} x {parameters * CHECKPOINT_BYTES_PER_PARAMETER / 1e9:.2f} GB "
+        f"memory per device {(stored + 4 * parameters) / 1e9:.2f} GB for weights and "
+        f"gradients in fp32, Adam in {config.optimizer.moments}; activations come on top",
+        f"disk              {kept} x {stored / 1e9:.2f} GB "
         f"of checkpoints (run.keep_last), one more while saving",
     ]
     for name, number, mfu in EXAMPLES:

@@ -1,4 +1,4 @@
-"""Pictures of runs, drawn from their `metrics.jsonl`. Floor 4."""
+"""Pictures of runs, drawn from their `metrics.jsonl`. Floor 5."""
 
 import json
 from collections.abc import Iterable, Sequence

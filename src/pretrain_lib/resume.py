@@ -1,4 +1,4 @@
-"""Where a run begins: at the start, at its newest checkpoint, or at another run's. Floor 4."""
+"""Where a run begins: at the start, at its newest checkpoint, or at another run's. Floor 6."""
 
 import secrets
 from dataclasses import dataclass

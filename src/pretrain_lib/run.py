@@ -21,6 +21,7 @@ from pretrain_lib.optim import build_adamw
 from pretrain_lib.resume import Start, resume
 from pretrain_lib.run_folder import CHECKPOINTS, METRICS, begin_run, build_manifest
 from pretrain_lib.saver import CheckpointWriter
+from pretrain_lib.speed import choose_compile, set_up_model
 from pretrain_lib.watch import StopWatch
 
 SLOW_DISK = 5e8  # bytes a second, until a save was measured
@@ -54,12 +55,19 @@ class Run:
 
 def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator) -> Run:
     """Put the parts of a run together, at its newest checkpoint if there is one."""
+    set_up_model(
+        model,
+        compiled=choose_compile(config.run.compile, accelerator.device),
+        recompute=config.run.recompute,
+        z_loss=config.optimizer.z_loss,
+    )
     optimizer = build_adamw(
         model.to(accelerator.device),
         learning_rate=config.optimizer.learning_rate,
         betas=config.optimizer.betas,
         epsilon=config.optimizer.epsilon,
         weight_decay=config.optimizer.weight_decay,
+        moments=config.optimizer.moments,
     )
     manifest = build_manifest(config, corpus.fingerprint, accelerator)
     start = resume(config, model, optimizer, accelerator, manifest=manifest)
@@ -79,7 +87,7 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
         state=state,
         manifest=manifest,
         metrics=_start_metrics(config, manifest, start, accelerator),
-        watch=_start_watch(config, model, accelerator),
+        watch=_start_watch(config, checkpoint_bytes(model, optimizer), accelerator),
         writer=_build_writer(config, corpus, manifest),
         last_step=config.last_step(),
         peak=None if peak is None else peak * accelerator.num_processes,
@@ -103,8 +111,8 @@ def _start_metrics(
     return Metrics(folder / METRICS, accelerator, total_steps=config.last_step(), step=step)
 
 
-def _start_watch(config: Recipe, model: Model, accelerator: Accelerator) -> StopWatch:
-    expected_save = checkpoint_bytes(model) / SLOW_DISK
+def _start_watch(config: Recipe, save_bytes: int, accelerator: Accelerator) -> StopWatch:
+    expected_save = save_bytes / SLOW_DISK
     return StopWatch(accelerator, max_time=config.run.max_time, expected_save=expected_save)
 
 

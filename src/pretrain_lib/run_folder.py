@@ -1,4 +1,4 @@
-"""The folder of a run: locked while in use, with its settings, manifest and status. Floor 3."""
+"""The folder of a run: locked while in use, with its settings, manifest and status. Floor 4."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Checkpoints written beside training: forward and backward go on meanwhile. Floor 4."""
+"""Checkpoints written beside training: forward and backward go on meanwhile. Floor 6."""
 
 import copy
 import threading

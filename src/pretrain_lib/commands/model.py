@@ -1,4 +1,4 @@
-"""What the commands on models and runs do: tasks, export, eval, sample, plot. Floor 6."""
+"""What the commands on models and runs do: tasks, export, eval, sample, plot. Floor 8."""
 
 import argparse
 import sys
@@ -11,13 +11,17 @@ import torch
 
 from pretrain_lib.checkpoint_files import FILES, find_newest, verify_checkpoint
 from pretrain_lib.data.tokenizer import load_tokenizer
-from pretrain_lib.evaluate.harness import evaluate_folder, format_table, write_results
+from pretrain_lib.evaluate.harness import evaluate_folder, is_ours
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
+from pretrain_lib.evaluate.results import format_table, write_results
 from pretrain_lib.export import export_checkpoint
 from pretrain_lib.generation import sample_texts
 from pretrain_lib.models.hf import load_pretrained
 from pretrain_lib.report import plot_runs
 from pretrain_lib.run_folder import CHECKPOINTS
+
+LM_EVAL_MODEL = "lm-eval's own model"
+OUR_MODEL = "our model under lm-eval (--harness for its own)"
 
 
 def run_tasks(options: argparse.Namespace) -> None:
@@ -42,7 +46,8 @@ def run_export(options: argparse.Namespace) -> None:
 def run_eval(options: argparse.Namespace) -> None:
     """Score a model folder with lm-eval-harness."""
     folder = model_folder(options.folder)
-    print(f"scoring {folder}")
+    by_lm_eval = options.harness or not is_ours(folder)
+    print(f"scoring {folder} with {LM_EVAL_MODEL if by_lm_eval else OUR_MODEL}")
     with _without_foreign_progress():
         results = evaluate_folder(
             folder,
@@ -53,6 +58,7 @@ def run_eval(options: argparse.Namespace) -> None:
             dtype=options.dtype,
             device=options.device,
             num_fewshot=options.num_fewshot,
+            harness=by_lm_eval,
         )
     print(format_table(results))
     if options.out is not None:

@@ -17,6 +17,7 @@ from pretrain_lib.data.order import WindowOrder
 from pretrain_lib.data.packing import Windows, fill_planned_window, fill_window
 
 Batch = dict[str, torch.Tensor]
+USUAL_DOCUMENT = 16  # tokens that documents of a window have on average, at least
 
 
 class WindowSource(Protocol):
@@ -145,6 +146,7 @@ def iterate_steps(
         batches = rank_micro_batches(
             dataset, *step, micro_batch=micro_batch, rank=rank, world_size=world_size
         )
+        batches = [narrow_document_ends(batch) for batch in batches]
         if device.type == "cuda":
             return [{name: t.pin_memory() for name, t in batch.items()} for batch in batches]
         return batches
@@ -158,6 +160,20 @@ def iterate_steps(
             pending = upcoming
         if pending is not None:
             yield [to_device(batch, device) for batch in pending.result()]
+
+
+def narrow_document_ends(batch: Batch) -> Batch:
+    """Cut `document_ends` (B, T) to T / USUAL_DOCUMENT columns, where that is room enough.
+
+    Kernels launch work for each, and a compiler makes a graph for each width: two will do.
+    """
+    ends = batch.get("document_ends")
+    if ends is None:
+        return batch
+    length = ends.shape[1]
+    width = max(1, length // USUAL_DOCUMENT)
+    fits = bool((ends[:, width - 1] >= length).all())
+    return batch | {"document_ends": ends[:, :width].contiguous()} if fits else batch
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -1,6 +1,6 @@
-"""Scores of a model folder: lm-eval-harness's own model, requests and metrics, nothing added.
+"""Scores by lm-eval-harness, its own tasks, requests and metrics: of a model, of a folder.
 
-Floor 1.
+Floor 7.
 """
 
 import contextlib
@@ -11,13 +11,51 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretrain_lib.data.shards import write_atomically
+import torch
+
+from pretrain_lib.data.tokenizer import Tokenizer
+from pretrain_lib.models.hf import Model, load_pretrained, read_config
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 BOOTSTRAP_DRAWS = 1000  # lm-eval's 100,000 take minutes and change the third digit of an error bar
+
+
+def evaluate_model(
+    model: Model,
+    tokenizer: Tokenizer,
+    tasks: Sequence[str],
+    *,
+    include_path: Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    num_fewshot: int | None = None,
+    log_samples: bool = False,
+) -> dict:
+    """Run lm-eval on a model in memory and return its own results, as `evaluate_folder` does.
+
+    The model computes as it is called: in its own dtype, or under an autocast around this. Its
+    training mode, gradients and the generators of random numbers are left as they were. It must be
+    whole in this process (not sharded), which shares nothing with the others: lm-eval returns
+    results where LOCAL_RANK is 0.
+    """
+    from pretrain_lib.evaluate.live_model import LiveModel, transformers_tokenizer
+
+    manager, names = find_tasks(tasks, include_path=include_path)
+    with keep_random_state():
+        _load_data(manager, names)
+        return _run(
+            manager,
+            names,
+            model=LiveModel(model, transformers_tokenizer(tokenizer), batch_size=batch_size),
+            limit=limit,
+            batch_size=batch_size,
+            device=str(model.head_weight.device),
+            num_fewshot=num_fewshot,
+            log_samples=log_samples,
+        )
 
 
 def evaluate_folder(
@@ -31,47 +69,84 @@ def evaluate_folder(
     device: str | None = None,
     num_fewshot: int | None = None,
     log_samples: bool = False,
+    harness: bool = False,
 ) -> dict:
     """Run lm-eval on an exported Hugging Face folder and return its own results.
 
-    `tasks` are names or patterns of lm-eval's tasks, or of the YAML files below `include_path`,
-    whose Python is executed: trust them. The first `limit` items of each task are scored; the
-    generators of random numbers are left as they were. Raises ValueError for a folder without a
-    model, an unknown task, or a data set that cannot be reached.
+    A folder that `is_ours` is scored by `LiveModel`, any other, and all with `harness`, by
+    lm-eval's own `HFLM`. `tasks` are names or patterns of lm-eval's tasks, or of the YAML files
+    below `include_path`, whose Python is executed: trust them. The first `limit` items of each
+    task are scored; the generators of random numbers are left as they were. Raises ValueError for
+    a folder without a model, an unknown task, or a data set that cannot be reached.
     """
     _check_folder(folder)
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} must be one of {', '.join(DTYPES)}")
     manager, names = find_tasks(tasks, include_path=include_path)
+    device = device or _default_device()
     with keep_random_state():
         _load_data(manager, names)
+        build = _foreign_model if harness or not is_ours(folder) else _own_model
         return _run(
             manager,
             names,
-            model_args={
-                "pretrained": str(folder),
-                "dtype": dtype,
-                # In bfloat16 a score of -140 has no digit after the point.
-                "softmax_dtype": "float32",
-                "use_safetensors": True,
-            },
+            **build(folder, dtype=dtype, device=device, batch_size=batch_size),
             num_fewshot=num_fewshot,
             batch_size=batch_size,
-            device=device or _default_device(),
+            device=device,
             limit=limit,
             log_samples=log_samples,
         )
 
 
+def is_ours(folder: Path) -> bool:
+    """Return whether `load_pretrained` reads a folder."""
+    try:
+        read_config(folder)
+    except ValueError:
+        return False
+    return True
+
+
+def _foreign_model(folder: Path, *, dtype: str, device: str, batch_size: int) -> dict:
+    """Return what makes lm-eval load a folder itself."""
+    arguments = {
+        "pretrained": str(folder),
+        "dtype": dtype,
+        # In bfloat16 a score of -140 has no digit after the point.
+        "softmax_dtype": "float32",
+        "use_safetensors": True,
+    }
+    return {"model": "hf", "model_args": arguments}
+
+
+def _own_model(folder: Path, *, dtype: str, device: str, batch_size: int) -> dict:
+    """Return a folder as our model, and what lm-eval is to note of it."""
+    from transformers import AutoTokenizer
+
+    from pretrain_lib.evaluate.live_model import LiveModel
+
+    if dtype == "auto":
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    model = load_pretrained(folder).to(device, getattr(torch, dtype))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    arguments = {"pretrained": str(folder), "dtype": dtype}
+    live = LiveModel(model, tokenizer, batch_size=batch_size)
+    return {"model": live, "model_args": arguments}
+
+
 @contextlib.contextmanager
 def keep_random_state() -> Iterator[None]:
-    """Put Python's generator back afterwards: lm-eval draws from it whenever it names a task.
+    """Put Python's and torch's generators back afterwards.
 
-    NumPy's and torch's it leaves alone, unless told to seed them.
+    lm-eval draws from the first whenever it names a task, a model that is built from the second.
+    NumPy's they leave alone.
     """
     state = random.getstate()
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            yield
     finally:
         random.setstate(state)
 
@@ -105,52 +180,6 @@ def find_tasks(
     return manager, _flatten(found)
 
 
-def write_results(results: dict, path: Path) -> None:
-    """Write results as lm-eval's CLI does: one JSON, and `samples_TASK.jsonl` beside it.
-
-    The latter only where the results hold samples; log-likelihoods in it are strings, as there.
-    """
-    from lm_eval.utils import handle_non_serializable, hash_string
-
-    samples = results.get("samples", {})
-    kept = {key: value for key, value in results.items() if key != "samples"}
-    kept["task_hashes"] = {
-        task: hash_string(
-            "".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in rows)
-        )
-        for task, rows in samples.items()
-    }
-    text = json.dumps(kept, indent=2, default=handle_non_serializable, ensure_ascii=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.encode())
-    for task, rows in samples.items():
-        lines = [
-            json.dumps(_plain_sample(row), default=handle_non_serializable, ensure_ascii=False)
-            for row in rows
-        ]
-        write_atomically(
-            path.with_name(f"samples_{task}.jsonl"), ("\n".join(lines) + "\n").encode()
-        )
-
-
-def format_table(results: dict) -> str:
-    """Return the scores as an aligned table: task, metric, value, stderr (empty if not known)."""
-    rows = [("task", "metric", "value", "stderr")]
-    for task, scores in (results["results"] | results.get("groups", {})).items():
-        for key, value in scores.items():
-            metric, comma, kind = key.partition(",")
-            if not comma or metric.endswith("_stderr"):
-                continue
-            error = scores.get(f"{metric}_stderr,{kind}")
-            label = metric if kind == "none" else f"{metric} ({kind})"
-            rows.append((task, label, _number(value), _number(error)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        f"{task:<{widths[0]}}  {metric:<{widths[1]}}  {value:>{widths[2]}}  {error:>{widths[3]}}"
-        for task, metric, value, error in rows
-    )
-
-
 def _check_folder(folder: Path) -> None:
     """Refuse what transformers would take for the name of a model on the hub."""
     if not (folder / "config.json").is_file():
@@ -167,7 +196,6 @@ def _run(manager: "TaskManager", names: list[str], **options: object) -> dict:
 
     tracker = EvaluationTracker()
     results = lm_eval.simple_evaluate(
-        model="hf",
         tasks=names,
         task_manager=manager,
         evaluation_tracker=tracker,
@@ -195,8 +223,6 @@ def _load_data(manager: "TaskManager", names: list[str]) -> None:
 
 def _default_device() -> str:
     """Return the device that lm-eval, left alone, takes to be CUDA even where there is none."""
-    import torch
-
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -204,23 +230,3 @@ def _default_device() -> str:
 
 def _flatten(found: list[list[str]]) -> list[str]:
     return list(dict.fromkeys(name for names in found for name in names))
-
-
-def _plain_sample(row: dict) -> dict:
-    """Return a sample in the types that lm-eval's CLI writes, which `datasets` can load."""
-    from lm_eval.utils import sanitize_list
-
-    arguments = {
-        f"gen_args_{i}": {f"arg_{j}": part for j, part in enumerate(argument)}
-        for i, argument in enumerate(row["arguments"])
-    }
-    return row | {
-        "arguments": arguments,
-        "resps": sanitize_list(row["resps"]),
-        "filtered_resps": sanitize_list(row["filtered_resps"]),
-        "target": str(row["target"]),
-    }
-
-
-def _number(value: float | str | None) -> str:
-    return f"{value:.4f}" if isinstance(value, int | float) else ""

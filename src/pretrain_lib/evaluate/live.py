@@ -7,6 +7,7 @@ from pretrain_lib.evaluate.validation import validate
 from pretrain_lib.generation import write_samples
 from pretrain_lib.run import Run
 from pretrain_lib.run_folder import SAMPLES
+from pretrain_lib.speed import run_eagerly
 
 
 def is_due(run: Run, step: int) -> bool:
@@ -17,10 +18,11 @@ def is_due(run: Run, step: int) -> bool:
 def evaluate_if_due(run: Run) -> None:
     """Validate and write samples at the steps that the recipe names, and at the last one."""
     started = time.monotonic()
-    if _validation_is_due(run, run.state.step):
-        _validate(run)
-    if _samples_are_due(run, run.state.step):
-        _sample(run)
+    with run_eagerly():  # their shapes would be compiled one by one
+        if _validation_is_due(run, run.state.step):
+            _validate(run)
+        if _samples_are_due(run, run.state.step):
+            _sample(run)
     run.watch.longest_evaluation = max(run.watch.longest_evaluation, time.monotonic() - started)
 
 

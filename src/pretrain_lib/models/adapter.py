@@ -1,4 +1,4 @@
-"""Any causal language model of transformers behind our forward and loss. Floor 1."""
+"""Any causal language model of transformers behind our forward and loss. Floor 2."""
 
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,9 @@
-"""Causal attention over packed documents: one function. Floor 0."""
+"""Causal attention over packed documents: one function. Floor 1."""
 
 import torch
 import torch.nn.functional as F
+
+from pretrain_lib.models.document_attention import attend_in_documents, has_document_kernel
 
 # Shapes: B sequences, H heads, T positions, D width of a head.
 
@@ -19,15 +21,18 @@ def causal_attention(
     `q` (B, H, T, D); `k`, `v` (B, H_kv, T, D) with H a multiple of H_kv; `document_ends` (B, E)
     as in `document_index`. Returns (B, H, T, D).
     """
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1:
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    grouped = q.shape[1] != k.shape[1]
+    options = {"dropout_p": dropout, "enable_gqa": grouped}
     if document_ends is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
+    if has_document_kernel(q) and dropout == 0:
+        if grouped:
+            groups = q.shape[1] // k.shape[1]
+            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        return attend_in_documents(q, k, v, document_ends)
     document = document_index(document_ends, q.shape[2])
-    same = document[:, :, None] == document[:, None, :]
-    mask = same.tril()[:, None]  # (B, 1, T, T)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    mask = (document[:, :, None] == document[:, None, :]).tril()[:, None]  # (B, 1, T, T)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
 
 
 def document_index(document_ends: torch.Tensor, length: int) -> torch.Tensor:

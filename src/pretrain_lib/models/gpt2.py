@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019), whole: configuration, initialisation, forward. Floor 1.
+"""GPT-2 (Radford et al. 2019), whole: configuration, initialisation, forward. Floor 2.
 
 Parameter names are those of transformers' `GPT2LMHeadModel`.
 Shapes: B sequences, T positions, D width, H heads, V vocabulary.
@@ -12,6 +12,8 @@ from torch import nn
 
 from pretrain_lib.loss import linear_cross_entropy
 from pretrain_lib.models.attention import causal_attention, document_positions
+from pretrain_lib.models.blocks import TrainingOptions, run_blocks
+from pretrain_lib.models.cache import CachedLayer, KeyValueCache
 
 INITIAL_STD = 0.02
 
@@ -51,6 +53,7 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config = config
+        self.options = TrainingOptions()
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(config.padded_vocabulary_size, config.width),
@@ -80,26 +83,41 @@ class GPT2(nn.Module):
         """The weight (V_padded, D) that maps hidden states to logits."""
         return self.transformer["wte"].weight
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The layers."""
+        return self.transformer["h"]
+
     def forward(
         self,
         input_ids: torch.Tensor,
         targets: torch.Tensor | None = None,
         document_ends: torch.Tensor | None = None,
+        cache: KeyValueCache | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
         """Return `(summed loss in nats, number of targets)`, or without targets logits (B, T, V).
 
-        `input_ids`, `targets` int64 (B, T); `document_ends` (B, E) keeps documents apart.
+        `input_ids`, `targets` int64 (B, T); `document_ends` (B, E) keeps documents apart;
+        `cache` holds the tokens before these.
         """
-        hidden = self.hidden_states(input_ids, document_ends)
+        hidden = self.hidden_states(input_ids, document_ends, cache)
         vocabulary_size = self.config.vocabulary_size
         if targets is None:
             return F.linear(hidden, self.head_weight)[..., :vocabulary_size]
         return linear_cross_entropy(
-            hidden, self.head_weight, targets, vocabulary_size=vocabulary_size
+            hidden,
+            self.head_weight,
+            targets,
+            vocabulary_size=vocabulary_size,
+            z_loss=self.options.z_loss if self.training else 0.0,
+            compiled=self.options.compiled,
         )
 
     def hidden_states(
-        self, input_ids: torch.Tensor, document_ends: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        document_ends: torch.Tensor | None = None,
+        cache: KeyValueCache | None = None,
     ) -> torch.Tensor:
         """Return the final hidden states (B, T, D), normalised, before the head."""
         length = input_ids.shape[1]
@@ -111,10 +129,17 @@ class GPT2(nn.Module):
         positions = torch.arange(length, device=input_ids.device)
         if document_ends is not None:
             positions = document_positions(document_ends, length)
-        x = self.transformer["wte"](input_ids) + self.transformer["wpe"](positions)
+        cached_layers = None
+        if cache is not None:
+            positions, cached_layers = cache.begin(length, input_ids.device)
+        # Its gradient is added to the head's: sparse, it needs no second table on a CPU.
+        sparse = input_ids.device.type == "cpu"
+        x = F.embedding(input_ids, self.head_weight, sparse=sparse)
+        x = x + self.transformer["wpe"](positions)
         x = F.dropout(x, self.config.dropout, self.training)
-        for block in self.transformer["h"]:
-            x = block(x, document_ends)
+        x = run_blocks(
+            self.blocks, x, document_ends, cached_layers=cached_layers, options=self.options
+        )
         return self.transformer["ln_f"](x)
 
 
@@ -128,8 +153,10 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.width)
         self.mlp = MLP(config)
 
-    def forward(self, x: torch.Tensor, document_ends: torch.Tensor | None) -> torch.Tensor:
-        x = x + self.attn(self.ln_1(x), document_ends)  # (B, T, D)
+    def forward(
+        self, x: torch.Tensor, document_ends: torch.Tensor | None, cached: CachedLayer | None
+    ) -> torch.Tensor:
+        x = x + self.attn(self.ln_1(x), document_ends, cached)  # (B, T, D)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -143,14 +170,19 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.width, 3 * config.width)
         self.c_proj = nn.Linear(config.width, config.width)
 
-    def forward(self, x: torch.Tensor, document_ends: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, document_ends: torch.Tensor | None, cached: CachedLayer | None
+    ) -> torch.Tensor:
         B, T, D = x.shape
         q, k, v = (
             part.view(B, T, self.num_heads, D // self.num_heads).transpose(1, 2)
             for part in self.c_attn(x).split(D, dim=2)
         )  # (B, H, T, D / H) each
         dropout = self.dropout if self.training else 0.0
-        y = causal_attention(q, k, v, document_ends=document_ends, dropout=dropout)
+        if cached is None:
+            y = causal_attention(q, k, v, document_ends=document_ends, dropout=dropout)
+        else:
+            y = cached.attend(q, k, v)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, D))
         return F.dropout(y, self.dropout, self.training)
 

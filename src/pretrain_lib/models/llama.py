@@ -1,4 +1,4 @@
-"""LLaMA (Touvron et al. 2023), whole: configuration, initialisation, forward. Floor 1.
+"""LLaMA (Touvron et al. 2023), whole: configuration, initialisation, forward. Floor 2.
 
 Parameter names are those of transformers' `LlamaForCausalLM`.
 Shapes: B sequences, T positions, D width, H heads, V vocabulary.
@@ -12,6 +12,8 @@ from torch import nn
 
 from pretrain_lib.loss import linear_cross_entropy
 from pretrain_lib.models.attention import causal_attention, document_positions
+from pretrain_lib.models.blocks import TrainingOptions, run_blocks
+from pretrain_lib.models.cache import CachedLayer, KeyValueCache
 
 INITIAL_STD = 0.02
 
@@ -61,6 +63,7 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
+        self.options = TrainingOptions()
         self.model = nn.ModuleDict(
             {
                 "embed_tokens": nn.Embedding(config.padded_vocabulary_size, config.width),
@@ -94,26 +97,41 @@ class Llama(nn.Module):
         tied = self.config.tied_head
         return self.model["embed_tokens"].weight if tied else self.lm_head.weight
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The layers."""
+        return self.model["layers"]
+
     def forward(
         self,
         input_ids: torch.Tensor,
         targets: torch.Tensor | None = None,
         document_ends: torch.Tensor | None = None,
+        cache: KeyValueCache | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
         """Return `(summed loss in nats, number of targets)`, or without targets logits (B, T, V).
 
-        `input_ids`, `targets` int64 (B, T); `document_ends` (B, E) keeps documents apart.
+        `input_ids`, `targets` int64 (B, T); `document_ends` (B, E) keeps documents apart;
+        `cache` holds the tokens before these.
         """
-        hidden = self.hidden_states(input_ids, document_ends)
+        hidden = self.hidden_states(input_ids, document_ends, cache)
         vocabulary_size = self.config.vocabulary_size
         if targets is None:
             return F.linear(hidden, self.head_weight)[..., :vocabulary_size]
         return linear_cross_entropy(
-            hidden, self.head_weight, targets, vocabulary_size=vocabulary_size
+            hidden,
+            self.head_weight,
+            targets,
+            vocabulary_size=vocabulary_size,
+            z_loss=self.options.z_loss if self.training else 0.0,
+            compiled=self.options.compiled,
         )
 
     def hidden_states(
-        self, input_ids: torch.Tensor, document_ends: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        document_ends: torch.Tensor | None = None,
+        cache: KeyValueCache | None = None,
     ) -> torch.Tensor:
         """Return the final hidden states (B, T, D), normalised, before the head."""
         length = input_ids.shape[1]
@@ -125,11 +143,20 @@ class Llama(nn.Module):
         positions = torch.arange(length, device=input_ids.device)[None]
         if document_ends is not None:
             positions = document_positions(document_ends, length)
+        cached_layers = None
+        if cache is not None:
+            positions, cached_layers = cache.begin(length, input_ids.device)
         head_width = self.config.width // self.config.num_heads
         rotation = rotary_angles(positions, head_width, self.config.rope_theta)
         x = self.model["embed_tokens"](input_ids)
-        for layer in self.model["layers"]:
-            x = layer(x, rotation, document_ends)
+        x = run_blocks(
+            self.blocks,
+            x,
+            rotation,
+            document_ends,
+            cached_layers=cached_layers,
+            options=self.options,
+        )
         return self.model["norm"](x)
 
 
@@ -170,8 +197,11 @@ class Block(nn.Module):
         x: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
         document_ends: torch.Tensor | None,
+        cached: CachedLayer | None,
     ) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation, document_ends)  # (B, T, D)
+        x = x + self.self_attn(
+            self.input_layernorm(x), rotation, document_ends, cached
+        )  # (B, T, D)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -192,6 +222,7 @@ class Attention(nn.Module):
         x: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
         document_ends: torch.Tensor | None,
+        cached: CachedLayer | None,
     ) -> torch.Tensor:
         B, T, D = x.shape
         q, k, v = (
@@ -199,7 +230,10 @@ class Attention(nn.Module):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )  # (B, H or H_kv, T, head_width)
         q, k = rotate(q, rotation), rotate(k, rotation)
-        y = causal_attention(q, k, v, document_ends=document_ends)
+        if cached is None:
+            y = causal_attention(q, k, v, document_ends=document_ends)
+        else:
+            y = cached.attend(q, k, v)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, D))
 
 

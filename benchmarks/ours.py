@@ -1,0 +1,68 @@
+"""Our training step for the benchmarks, put together as `start_run` does it."""
+
+import os
+import sys
+from dataclasses import replace
+
+import torch
+from contenders import CLIP, FAMILIES, LEARNING_RATE, OURS, Step, Trial
+
+from pretrain_lib.config import (
+    BatchConfig,
+    DataConfig,
+    OptimizerConfig,
+    Recipe,
+    RunConfig,
+    SampleConfig,
+    ScheduleConfig,
+)
+from pretrain_lib.engine import start_accelerator
+from pretrain_lib.optim import build_adamw
+from pretrain_lib.speed import choose_compile, set_up_model
+from pretrain_lib.step import train_step
+
+
+def build(trial: Trial) -> Step:
+    """Return our step, its parts put together as `start_run` does."""
+    recipe = build_recipe(trial)
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if trial.dtype == "bf16" else "no"
+    accelerator = start_accelerator(recipe)
+    if trial.dtype == "bf16" and accelerator.mixed_precision != "bf16":
+        sys.exit("error: our engine does not train in bf16 on this machine: measure fp32")
+    model = FAMILIES[trial.family][0](recipe.model).initialize(0).to(accelerator.device)
+    # A variant's settings count only as far as they are handed on here.
+    set_up_model(
+        model,
+        compiled=choose_compile(recipe.run.compile, accelerator.device),
+        recompute=recipe.run.recompute,
+        z_loss=recipe.optimizer.z_loss,
+    )
+    options = {"learning_rate": LEARNING_RATE, "moments": recipe.optimizer.moments}
+    optimizer = build_adamw(model, **options)
+    prepared = accelerator.prepare(model, optimizer)
+
+    def step(ids: torch.Tensor, targets: torch.Tensor) -> float:
+        batches = [{"input_ids": ids, "targets": targets}]
+        options = {"learning_rate": LEARNING_RATE, "max_grad_norm": CLIP}
+        return train_step(accelerator, *prepared, batches, **options, seed=0, step=0).loss
+
+    return step
+
+
+def build_recipe(trial: Trial) -> Recipe:
+    """Return the recipe of a trial, with the settings of its variant."""
+    length = trial.length
+    recipe = Recipe(
+        model=trial.config,
+        data=DataConfig(),
+        batch=BatchConfig(trial.batch * length, trial.batch, length),
+        optimizer=OptimizerConfig(learning_rate=LEARNING_RATE, max_grad_norm=CLIP),
+        schedule=ScheduleConfig(),
+        samples=SampleConfig(),
+        run=RunConfig(),
+    )
+    for name, value in OURS[trial.contender].items():
+        section, _, setting = name.partition(".")
+        changed = replace(getattr(recipe, section), **{setting: value})
+        recipe = replace(recipe, **{section: changed})
+    return recipe

@@ -1,0 +1,220 @@
+"""Our models as lm-eval sees a model: in memory, and scored as its own `HFLM` would. Floor 6."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import (
+    Collator,
+    handle_stop_sequences,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+)
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from pretrain_lib.data.tokenizer import Tokenizer
+from pretrain_lib.evaluate.scoring import Score, score_endings
+from pretrain_lib.generation import generate
+from pretrain_lib.models.hf import Model, hf_tensors
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from transformers import PreTrainedTokenizerFast
+
+Request = tuple[tuple[str, str] | None, list[int], list[int]]  # texts, context, ending
+
+NEW_TOKENS = 256  # where a task does not say how many: what HFLM takes
+SAMPLING = ("temperature", "top_k", "top_p")
+
+
+class LiveModel(TemplateLM):
+    """A GPT-2 or LLaMA of ours for `lm_eval.evaluate`.
+
+    Tokens, prefixes and truncation are those of `HFLM`. Between calls the model is as it was: its
+    training mode, gradients and the generators of random numbers are left alone.
+    """
+
+    def __init__(
+        self, model: Model, tokenizer: "PreTrainedTokenizerFast", *, batch_size: int = 8
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self._device = model.head_weight.device
+        self._prefix = tokenizer.decode(self.prefix_token_id)
+        self._encoded: dict[str, list[int]] = {}  # the texts of the requests at hand
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The token that stands before a text without a context."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
+
+    @property
+    def max_length(self) -> int:
+        """The longest input in tokens."""
+        return self.model.config.context_length
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: object
+    ) -> list[int]:
+        """Return the ids of a text, with what the tokenizer adds unless the text begins with it."""
+        if add_special_tokens is None:
+            if string in self._encoded:
+                return self._encoded[string]
+            add_special_tokens = not string.startswith(self._prefix)
+        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+
+    def loglikelihood(self, requests: list["Instance"], disable_tqdm: bool = False) -> list[Score]:
+        """Return the log-likelihood in nats of each ending, and whether it is greedy.
+
+        What lm-eval is going to tokenize text by text is tokenized at once, each text once.
+        """
+        texts = [part for c, e in (r.args for r in requests) for part in (c.rstrip(), c + e) if c]
+        self._encoded = self._encode_all(dict.fromkeys(texts))
+        try:
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        finally:
+            self._encoded = {}
+
+    def _encode_all(self, texts: Iterable[str]) -> dict[str, list[int]]:
+        encoded = {}
+        for special in (True, False):
+            some = [text for text in texts if text.startswith(self._prefix) is not special]
+            if some:
+                options = {"add_special_tokens": special, "return_attention_mask": False}
+                ids = self.tokenizer(some, **options, verbose=False)["input_ids"]
+                encoded |= zip(some, ids, strict=True)
+        return encoded
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = False, **kwargs: object
+    ) -> list[Score]:
+        scores: list[Score] = [(0.0, False)] * len(requests)
+        pairs = [(context, ending) for _, context, ending in requests]
+        with evaluation_mode(self.model):
+            found = score_endings(self.model, pairs, batch_size=self.batch_size)
+            for number, score in tqdm(
+                found, total=len(requests), disable=disable_tqdm, desc="Scoring"
+            ):
+                scores[number] = score
+                if texts := requests[number][0]:
+                    self.cache_hook.add_partial("loglikelihood", texts, score)
+        return scores
+
+    def loglikelihood_rolling(
+        self, requests: list["Instance"], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Return the log-likelihood of each text in nats, in windows that do not overlap.
+
+        The last window sees as much as there is room for.
+        """
+        windows: list[Request] = []
+        owners = []
+        for number, request in enumerate(requests):
+            own = get_rolling_token_windows(
+                token_list=self.tok_encode(request.args[0]),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            own = [(None, *make_disjoint_window(window)) for window in own]
+            windows += own
+            owners += [number] * len(own)
+        totals = [0.0] * len(requests)
+        scores = self._loglikelihood_tokens(windows, disable_tqdm=disable_tqdm)
+        for number, (nats, _) in zip(owners, scores, strict=True):
+            totals[number] += nats
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests: list["Instance"], disable_tqdm: bool = False) -> list[str]:
+        """Return what the model writes after each context, until a stop sequence of the task."""
+        texts = []
+        # Requests of the same settings, the longest context first; put back in order at the end.
+        order = Collator(
+            [request.args for request in requests],
+            sort_fn=lambda arguments: -len(arguments[0]),
+            group_by="gen_kwargs",
+            group_fn=lambda arguments: arguments[1],
+        )
+        bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Generating")
+        for number, batch in enumerate(order.get_batched(n=self.batch_size)):
+            contexts, settings = [context for context, _ in batch], batch[0][1]
+            with evaluation_mode(self.model):
+                found = self._generate(contexts, settings, seed=number)
+            for context, text in zip(contexts, found, strict=True):
+                self.cache_hook.add_partial("generate_until", (context, settings), text)
+            texts += found
+            bar.update(len(batch))
+        bar.close()
+        return order.get_original(texts)
+
+    def _generate(self, contexts: list[str], settings: dict, *, seed: int) -> list[str]:
+        options = normalize_gen_kwargs(settings, NEW_TOKENS)
+        end = self.tokenizer.decode(self.eot_token_id)
+        stops = [stop for stop in handle_stop_sequences(options.pop("until"), end) if stop]
+        new_tokens = options.pop("max_gen_toks")
+        options.pop("do_sample")  # the temperature is 0 where it is false
+        unknown = sorted(set(options) - set(SAMPLING))
+        if unknown or new_tokens >= self.max_length:
+            raise ValueError(
+                f"generation_kwargs={settings}: {', '.join(unknown) or 'nothing'} is not supported "
+                f"(only {', '.join(SAMPLING)}), and max_gen_toks={new_tokens} must be less than "
+                f"model.context_length={self.max_length}"
+            )
+        options = {"temperature": 0.0} | options
+        decode = self.tokenizer.decode
+        found = generate(
+            self.model,
+            [self.tok_encode(context)[new_tokens - self.max_length :] for context in contexts],
+            new_tokens=new_tokens,
+            context_length=self.max_length,
+            end_of_text_id=self.eot_token_id,
+            seed=seed,
+            is_done=lambda ids: any(stop in decode(ids) for stop in stops),
+            **options,
+        )
+        return [
+            postprocess_generated_text(decode(ids, skip_special_tokens=True), stops, None)
+            for ids in found
+        ]
+
+    def get_model_info(self) -> dict:
+        """Return what lm-eval notes about the model, padding rows not counted."""
+        tensors = hf_tensors(self.model).values()
+        return {
+            "model_num_parameters": sum(tensor.numel() for tensor in tensors),
+            "model_dtype": self.model.head_weight.dtype,
+        }
+
+
+@contextmanager
+def evaluation_mode(model: Model) -> Iterator[None]:
+    """Switch dropout off, and back to what it was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def transformers_tokenizer(tokenizer: Tokenizer) -> "PreTrainedTokenizerFast":
+    """Return a tokenizer as transformers loads it from the folders that we write."""
+    from transformers import AutoTokenizer
+
+    with TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        return AutoTokenizer.from_pretrained(folder)

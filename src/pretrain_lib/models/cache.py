@@ -1,0 +1,120 @@
+"""Keys and values of tokens that a model has read, kept for those that follow. Floor 0.
+
+Shapes: B rows, H heads (H_kv of keys and values), T new tokens, S slots, D width of a head.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+
+class KeyValueCache:
+    """The keys and values of every layer, for rows that may differ in length.
+
+    `config` is that of the model. The T tokens of a forward go to the slots that follow a row's
+    own `lengths`, right-padded where a row has fewer; then `advance` says how many of them were
+    real, and the next forward overwrites the rest. `slots` holds the longest row and its new
+    tokens, pads included. Attention through a cache has no dropout.
+    """
+
+    def __init__(self, config: Any, *, rows: int, slots: int) -> None:
+        self.config = config
+        self.slots = slots
+        self.lengths = torch.zeros(rows, dtype=torch.int64)
+        """Tokens in each row, (B,), on the CPU: its bookkeeping never waits for a device."""
+        # Each (B, H_kv, S, D), made by the first forward, which knows dtype, device and heads.
+        self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def begin(self, length: int, device: torch.device) -> tuple[torch.Tensor, list["CachedLayer"]]:
+        """Return the positions (B, T) of the next `length` tokens, and what each layer attends by.
+
+        Positions of pads may lie past the context: they are held inside it.
+        """
+        slots = self.lengths[:, None] + torch.arange(length)  # (B, T)
+        extent = int(self.lengths.max()) + length
+        assert extent <= self.slots, f"{extent} tokens in a cache of {self.slots} slots"
+        positions = slots.clamp(max=self.config.context_length - 1).to(device)
+        slots = slots.to(device)
+        mask = torch.arange(extent, device=device) <= slots[:, :, None]  # (B, T, extent)
+        # Heads that share keys and values stand one after another, as queries of one head.
+        groups = self.config.num_heads // key_value_heads(self.config)
+        mask = mask.repeat(1, groups, 1)[:, None]
+        layers = [CachedLayer(self, i, slots, mask) for i in range(self.config.num_layers)]
+        return positions, layers
+
+    def advance(self, new: torch.Tensor | int) -> None:
+        """Count the real tokens of the last forward, `new` (B,) or as many in every row.
+
+        Raises ValueError for a row that has outgrown the model's context.
+        """
+        self.lengths = self.lengths + new
+        longest, most = int(self.lengths.max()), self.config.context_length
+        if longest > most:
+            raise ValueError(
+                f"a sequence of {longest} tokens is longer than model.context_length={most}"
+            )
+
+    def expand(self, rows: torch.Tensor, *, slots: int) -> "KeyValueCache":
+        """Return a copy of the chosen `rows` (N,), on the CPU, each as often as it is named.
+
+        It has `slots` of its own, and what is added to it does not show here.
+        """
+        other = KeyValueCache(self.config, rows=len(rows), slots=slots)
+        other.lengths = self.lengths[rows]
+        used = int(other.lengths.max())
+        for pair in self.layers:
+            chosen = rows.to(pair[0].device)
+            copies = [kept[:, :, :used].index_select(0, chosen) for kept in pair]
+            other.layers.append(tuple(_fit(copy, slots) for copy in copies))
+        return other
+
+    @classmethod
+    def join(cls, caches: Sequence["KeyValueCache"]) -> "KeyValueCache":
+        """Return one cache with the rows of several, without room for more tokens."""
+        lengths = torch.cat([cache.lengths for cache in caches])
+        used = int(lengths.max())
+        joined = cls(caches[0].config, rows=len(lengths), slots=used)
+        joined.lengths = lengths
+        for layers in zip(*(cache.layers for cache in caches), strict=True):
+            parts = zip(*layers, strict=True)  # the keys of each cache, then the values
+            joined.layers.append(tuple(torch.cat([_fit(x, used) for x in own]) for own in parts))
+        return joined
+
+
+class CachedLayer:
+    """One layer of a cache during one forward."""
+
+    def __init__(
+        self, cache: KeyValueCache, number: int, slots: torch.Tensor, mask: torch.Tensor
+    ) -> None:
+        self.cache, self.number, self.slots, self.mask = cache, number, slots, mask
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Keep the new keys and values, and attend to all that a row has so far.
+
+        `q` (B, H, T, D); `k`, `v` (B, H_kv, T, D). Returns (B, H, T, D).
+        """
+        layers = self.cache.layers
+        if len(layers) == self.number:
+            shape = (k.shape[0], k.shape[1], self.cache.slots, k.shape[3])
+            layers.append((k.new_zeros(shape), v.new_zeros(shape)))
+        rows = torch.arange(k.shape[0], device=k.device)[:, None]
+        seen = []
+        for kept, new in zip(layers[self.number], (k, v), strict=True):
+            kept[rows, :, self.slots] = new.transpose(1, 2)
+            seen.append(kept[:, :, : self.mask.shape[-1]])
+        grouped = q.reshape(k.shape[0], k.shape[1], -1, q.shape[3])  # (B, H_kv, H / H_kv * T, D)
+        y = F.scaled_dot_product_attention(grouped, *seen, attn_mask=self.mask)
+        return y.reshape(q.shape)
+
+
+def _fit(kept: torch.Tensor, slots: int) -> torch.Tensor:
+    """Return (B, H_kv, S, D) with other slots: zeros added, or what is beyond cut off."""
+    return F.pad(kept, (0, 0, 0, slots - kept.shape[2]))
+
+
+def key_value_heads(config: Any) -> int:
+    """Return how many heads of keys and values a configuration has: all, unless it says fewer."""
+    return getattr(config, "num_key_value_heads", config.num_heads)

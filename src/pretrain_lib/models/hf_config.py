@@ -1,0 +1,118 @@
+"""Configurations of transformers' GPT-2 and LLaMA as ours, and back. Floor 3."""
+
+import json
+from pathlib import Path
+
+from pretrain_lib.models.gpt2 import GPT2Config
+from pretrain_lib.models.llama import LlamaConfig
+
+
+def read_config(folder: Path, *, vocabulary_multiple: int = 128) -> GPT2Config | LlamaConfig:
+    """Return the configuration of a transformers folder as ours."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a model folder: it has no config.json")
+    hf = json.loads(path.read_text(encoding="utf-8"))
+    readers = {"gpt2": _gpt2_from_hf, "llama": _llama_from_hf}
+    if hf.get("model_type") not in readers:
+        raise ValueError(
+            f"{path}: model_type={hf.get('model_type')!r} must be one of {', '.join(readers)}; "
+            f"other families train through pretrain_lib.CausalLMAdapter"
+        )
+    try:
+        return readers[hf["model_type"]](hf, path, vocabulary_multiple)
+    except KeyError as error:
+        raise ValueError(f"{path} lacks the field {error}") from error
+
+
+def config_to_hf(config: GPT2Config | LlamaConfig) -> dict:
+    """Return the `config.json` of a configuration."""
+    if isinstance(config, GPT2Config):
+        return {
+            "model_type": "gpt2",
+            "architectures": ["GPT2LMHeadModel"],
+            "vocab_size": config.vocabulary_size,
+            "n_positions": config.context_length,
+            "n_layer": config.num_layers,
+            "n_head": config.num_heads,
+            "n_embd": config.width,
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": 1e-5,
+            "tie_word_embeddings": True,
+            "embd_pdrop": config.dropout,
+            "attn_pdrop": config.dropout,
+            "resid_pdrop": config.dropout,
+        }
+    return {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": config.vocabulary_size,
+        "max_position_embeddings": config.context_length,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_epsilon,
+        # transformers 4 reads the first, 5 the second; each silently ignores the other.
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": config.tied_head,
+    }
+
+
+def _require(hf: dict, path: Path, expected: dict) -> None:
+    for key, value in expected.items():
+        if hf.get(key, value) != value:
+            raise ValueError(f"{path}: {key}={hf[key]!r} is not supported, only {value!r}")
+
+
+def _gpt2_from_hf(hf: dict, path: Path, multiple: int) -> GPT2Config:
+    expected = {
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+    }
+    _require(hf, path, expected)
+    if hf.get("n_inner") not in (None, 4 * hf["n_embd"]):
+        raise ValueError(f"{path}: n_inner={hf['n_inner']} must be 4 x n_embd")
+    dropouts = {hf.get(f"{place}_pdrop", 0.1) for place in ("embd", "attn", "resid")}
+    if len(dropouts) > 1:
+        raise ValueError(f"{path}: embd_pdrop, attn_pdrop and resid_pdrop must be equal")
+    return GPT2Config(
+        vocabulary_size=hf["vocab_size"],
+        context_length=hf["n_positions"],
+        num_layers=hf["n_layer"],
+        num_heads=hf["n_head"],
+        width=hf["n_embd"],
+        dropout=dropouts.pop(),
+        vocabulary_multiple=multiple,
+    )
+
+
+def _llama_from_hf(hf: dict, path: Path, multiple: int) -> LlamaConfig:
+    expected = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+    _require(hf, path, expected | {"attention_dropout": 0.0})
+    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type", "default")) != "default":
+        raise ValueError(f"{path}: rotary scaling {rope} is not supported, only 'default'")
+    if hf.get("head_dim") not in (None, hf["hidden_size"] // hf["num_attention_heads"]):
+        raise ValueError(f"{path}: head_dim={hf['head_dim']} must be hidden_size / heads")
+    return LlamaConfig(
+        vocabulary_size=hf["vocab_size"],
+        context_length=hf["max_position_embeddings"],
+        num_layers=hf["num_hidden_layers"],
+        num_heads=hf["num_attention_heads"],
+        num_key_value_heads=hf.get("num_key_value_heads") or hf["num_attention_heads"],
+        width=hf["hidden_size"],
+        mlp_width=hf["intermediate_size"],
+        rope_theta=rope.get("rope_theta", hf.get("rope_theta", 10_000.0)),
+        norm_epsilon=hf["rms_norm_eps"],
+        tied_head=hf.get("tie_word_embeddings", False),
+        vocabulary_multiple=multiple,
+    )
