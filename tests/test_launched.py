@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pretrain_lib.data.shards import lock_folder
-from tests.conftest import ROOT, read_rows
+from pretrain_lib.launched import launch_time
+from tests.conftest import ROOT, read_rows, run_command
 from tests.test_recipes import tiny_flags
 
 TWO = ["--config_file", "accelerate_configs/cpu_2proc.yaml", "--mixed_precision", "no"]
@@ -45,6 +47,20 @@ def processes_of(folder):
         if str(folder) in words and not any(Path(word).name == "accelerate" for word in words):
             found.append(int(path.parent.name))
     return sorted(found)
+
+
+def test_the_clock_of_a_run_starts_with_its_launcher_and_not_with_a_shell(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    own = psutil.Process().create_time()
+    assert launch_time() == own  # the parent of the tests is no launcher
+    code = (
+        "import os, psutil, sys; from pretrain_lib.launched import launch_time;"
+        "print(launch_time() == psutil.Process().parent().create_time())"
+    )
+    for name, expected in (("accelerate", "True"), ("shell", "False")):
+        starter = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
+        result = run_command(sys.executable, "-c", starter, name)
+        assert result.stdout.strip() == expected, result.stderr
 
 
 def steps_of(folder):

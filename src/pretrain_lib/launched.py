@@ -28,14 +28,19 @@ def is_restart() -> bool:
 
 def launch_time() -> float:
     """Return when the command was given that started this process, in seconds since the epoch."""
-    process = psutil.Process()
-    launcher = process.parent() if is_launched() else None
-    return (launcher or process).create_time()
+    return (find_launcher() or psutil.Process()).create_time()
 
 
-def is_launched() -> bool:
-    """Whether `accelerate launch` started this process."""
-    return "ACCELERATE_MIXED_PRECISION" in os.environ
+def find_launcher() -> psutil.Process | None:
+    """Return the process of `accelerate launch` that started this one, if one did."""
+    parent = psutil.Process().parent()
+    if parent is None or "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return None  # a shell may have set that variable, too
+    try:
+        words = parent.cmdline()
+    except psutil.Error:  # it has ended, or is another user's
+        return None
+    return parent if any("accelerate" in Path(word).name for word in words) else None
 
 
 def refuse_together(reason: str) -> bool:
@@ -88,15 +93,9 @@ def stop_with_launcher() -> None:
     Accelerate's launcher of one process does not hand a SIGTERM on: it ends and leaves the process
     behind. Linux only; elsewhere signal the python process itself.
     """
-    parent = os.getppid()
-    alone = is_launched() and "TORCHELASTIC_RUN_ID" not in os.environ
-    if sys.platform != "linux" or not alone or not _is_accelerate(parent):
+    launcher = find_launcher()
+    if sys.platform != "linux" or launcher is None or "TORCHELASTIC_RUN_ID" in os.environ:
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
-    if os.getppid() != parent:  # it ended before we could say so
+    if os.getppid() != launcher.pid:  # it ended before we could say so
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _is_accelerate(process: int) -> bool:
-    command = Path(f"/proc/{process}/cmdline")
-    return command.is_file() and b"accelerate" in command.read_bytes()
