@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from pretrain_lib import GPT2, GPT2Config, build_adamw, load_checkpoint, save_checkpoint
 from pretrain_lib.adamw_bf16 import AdamWBf16
@@ -92,3 +93,16 @@ def test_moments_change_their_dtype_on_loading(tmp_path):
     set_gradients(list(model.parameters()), 1)
     resumed.step()
     assert resumed.state[next(model.parameters())]["exp_avg"].dtype == torch.float32
+
+
+def test_accelerate_leaves_the_moments_as_they_were():
+    tensors = parameters()
+    optimizer = AdamWBf16(tensors, **OPTIONS)
+    set_gradients(tensors, 0)
+    optimizer.step()
+    before = [{k: v.clone() for k, v in optimizer.state[t].items()} for t in tensors]
+    prepared = Accelerator(cpu=True).prepare(optimizer)  # which loads its own state again
+    for tensor, state in zip(tensors, before, strict=True):
+        for key, value in state.items():
+            assert prepared.state[tensor][key].dtype == value.dtype
+            assert torch.equal(prepared.state[tensor][key], value)

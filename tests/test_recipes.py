@@ -235,6 +235,28 @@ def test_the_whole_gpt2_takes_a_real_step(prepared, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_says_how_it_saves_time_and_memory_and_resumes(prepared, tmp_path):
+    flags = tiny_flags(prepared, tmp_path / "run")
+    flags += ["--run.compile", "true", "--run.recompute", "full", "--optimizer.moments", "bf16"]
+    flags += ["--optimizer.z_loss", "1e-4"]
+    first = run_recipe_script(*flags, "--run.max_steps", "3")
+    assert first.returncode == 0, first.stderr
+    assert "compiled blocks and loss (the first step waits for the compiler)" in first.stdout
+    assert "activations computed again: full, moments in bf16, z-loss 0.0001" in first.stdout
+    again = run_recipe_script(*flags)
+    assert again.returncode == 0, again.stderr
+    whole = run_recipe_script(*flags, "--run.dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    clock = ("seconds", "tokens_per_second", "mfu")
+    rows = [
+        [{k: v for k, v in row.items() if k not in clock} for row in read_rows(folder)]
+        for folder in (tmp_path / "run", tmp_path / "whole")
+    ]
+    both = [row for row in rows[0] if row["kind"] == "train"]
+    assert both == [row for row in rows[1] if row["kind"] == "train"]
+
+
+@pytest.mark.slow
 def test_llama_at_its_full_width_takes_a_real_step(prepared, tmp_path):
     flags = ["--data.path", prepared, "--run.dir", tmp_path / "run", "--run.max_steps", "1"]
     flags += ["--model.num_layers", "1", "--model.vocabulary_size", "8192"]

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.llama import Llama, LlamaConfig
 from pretrain_lib.optim import build_adamw
-from pretrain_lib.speed import run_eagerly, set_up_model
+from pretrain_lib.speed import choose_compile, run_eagerly, set_up_model
 from pretrain_lib.step import train_step
 
 SHAPE = {"vocabulary_size": 61, "context_length": 32, "num_layers": 2, "num_heads": 4, "width": 32}
@@ -173,3 +173,12 @@ def test_z_loss_is_part_of_training_and_not_of_validation(family):
     expected = plain.double() + 0.1 * squares
     torch.testing.assert_close(model(**tensors)[0].double(), expected, rtol=1e-5, atol=0)
     assert torch.equal(model.eval()(**tensors)[0], plain)
+
+
+def test_compiling_on_a_cpu_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    with pytest.raises(ValueError, match="run.compile=true needs a C.. compiler on a CPU, and"):
+        choose_compile(True, cpu)
+    assert (choose_compile(None, cpu), choose_compile(None, gpu)) == (False, True)
+    assert choose_compile(True, gpu) is True

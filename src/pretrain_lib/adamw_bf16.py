@@ -6,6 +6,7 @@ import torch
 from torch.optim.adamw import adamw
 
 HIGHEST_BETA = 0.99
+MOMENTS = ("exp_avg", "exp_avg_sq")
 CHUNK = 2**18  # elements at a time: their moments in fp32 stay in a processor's cache
 
 
@@ -15,6 +16,12 @@ class AdamWBf16(torch.optim.AdamW):
     Rounding to the nearest would stop a second moment whose decay is near 1: `betas[1]` is to be
     at most `HIGHEST_BETA`.
     """
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Load a state, as Accelerate does with its own: torch would leave it in fp32."""
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            state |= {name: state[name].to(torch.bfloat16) for name in MOMENTS}
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> None:
@@ -29,9 +36,9 @@ class AdamWBf16(torch.optim.AdamW):
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)
-            for moment in ("exp_avg", "exp_avg_sq"):
+            for moment in MOMENTS:
                 state[moment] = torch.zeros_like(parameter, dtype=torch.bfloat16)
-        tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+        tensors = (parameter, parameter.grad, *(state[name] for name in MOMENTS))
         for chunks in zip(*(tensor.view(-1).split(CHUNK) for tensor in tensors), strict=True):
             step = state["step"].clone()
             self._update_chunk(*chunks, step, group)

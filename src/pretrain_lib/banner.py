@@ -27,6 +27,7 @@ def banner(
         *_data_lines(config, corpus, dataset),
         _model_line(config, model),
         _device_line(accelerator, peak),
+        *_option_lines(config, model),
         *_batch_lines(config, model, accelerator, peak),
     ]
 
@@ -68,6 +69,20 @@ def _model_line(config: Recipe, model: Model) -> str:
         f"{shape.num_layers} layers, {shape.num_heads} heads, width {shape.width}, "
         f"context {shape.context_length}"
     )
+
+
+def _option_lines(config: Recipe, model: Model) -> list[str]:
+    """Return what differs from the plain way to train, in a line if anything does."""
+    options, chosen = model.options, []
+    if options.compiled:
+        chosen.append("compiled blocks and loss (the first step waits for the compiler)")
+    if options.recompute != "none":
+        chosen.append(f"activations computed again: {options.recompute}")
+    if config.optimizer.moments != "fp32":
+        chosen.append(f"moments in {config.optimizer.moments}")
+    if options.z_loss:
+        chosen.append(f"z-loss {options.z_loss:g}")
+    return [f"          {', '.join(chosen)}"] if chosen else []
 
 
 def _device_line(accelerator: Accelerator, peak: float | None) -> str:

@@ -1,9 +1,14 @@
 """How a model is run: compiled or not, and what backward computes again. Floor 5."""
 
+import os
+import shutil
+
 import torch
 
 from pretrain_lib.models.blocks import TrainingOptions
 from pretrain_lib.models.hf import Model
+
+COMPILERS = (os.environ.get("CXX", "g++"), "clang++")  # as torch looks for them
 
 
 def set_up_model(
@@ -23,7 +28,15 @@ def set_up_model(
 
 
 def choose_compile(wanted: bool | None, device: torch.device) -> bool:
-    """Return whether to compile: as asked for, else on CUDA, where it pays at once."""
+    """Return whether to compile: as asked for, else on CUDA, where it pays at once.
+
+    Raises ValueError if the device is a CPU and there is no compiler for it.
+    """
+    if wanted and device.type == "cpu" and not any(map(shutil.which, COMPILERS)):
+        raise ValueError(
+            f"run.compile=true needs a C++ compiler on a CPU, and none of {', '.join(COMPILERS)} "
+            f"is on the PATH: install one, or leave run.compile at null"
+        )
     return device.type == "cuda" if wanted is None else wanted
 
 
