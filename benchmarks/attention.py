@@ -6,13 +6,11 @@ Every process runs one case; repetitions go round all of them. What each row mea
 
 import argparse
 import random
-import time
 from collections.abc import Callable, Iterator
-from statistics import median
 
 import torch
 import torch.nn.functional as F
-from contenders import DTYPES, device, peak_memory, start_memory
+from contenders import DTYPES, device, measure_calls
 from measuring import Row, begin, build_parser, in_turn, ready, run_child, write_report
 
 from pretrain_lib.models.attention import causal_attention, document_index
@@ -65,12 +63,7 @@ def measure_case(name: str, length: int, dtype: str) -> dict[str, float]:
     where = device()
     call = build_call(name, length, DTYPES[dtype], where)
     ready()
-    before, seconds = start_memory(where), []
-    for _ in range(1 + CALLS):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return {"seconds": median(seconds[1:]), "peak_mb": peak_memory(where) - before}
+    return measure_calls(call, where, CALLS)
 
 
 def build_call(

@@ -11,6 +11,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import torch
@@ -111,6 +112,16 @@ def peak_memory(where: torch.device) -> float:
     """Return the highest use of memory in MB since `start_memory`."""
     on_gpu = where.type == "cuda"
     return torch.cuda.max_memory_allocated() / 1e6 if on_gpu else peak_resident_mb()
+
+
+def measure_calls(call: Callable[[], None], where: torch.device, calls: int) -> dict[str, float]:
+    """Return the median seconds of a call after a first, and the MB by which memory grows most."""
+    before, seconds = start_memory(where), []
+    for _ in range(1 + calls):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return {"seconds": median(seconds[1:]), "peak_mb": peak_memory(where) - before}
 
 
 def matrix_rate(where: torch.device, dtype: torch.dtype, *, repeats: int = 5) -> float:

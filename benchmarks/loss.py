@@ -6,13 +6,11 @@ each row means stands in `README.md`.
 
 import argparse
 import importlib.util
-import time
 from collections.abc import Callable, Iterator
-from statistics import median
 
 import torch
 import torch.nn.functional as F
-from contenders import DTYPES, device, peak_memory, start_memory
+from contenders import DTYPES, device, measure_calls
 from measuring import (
     Row,
     begin,
@@ -83,13 +81,7 @@ def measure_head(name: str, dtype: str, rows: int) -> dict[str, float]:
     else:
         call = build_call(HEADS[name], DTYPES[dtype], rows, where)
     ready()
-    before = start_memory(where)
-    seconds = []
-    for _ in range(1 + CALLS):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return {"seconds": median(seconds[1:]), "peak_mb": peak_memory(where) - before}
+    return measure_calls(call, where, CALLS)
 
 
 def build_call(

@@ -63,14 +63,19 @@ def test_a_step_that_is_left_out_changes_nothing():
         assert all(torch.equal(optimizer.state[tensor][key], state[key]) for key in state)
 
 
-def test_a_checkpoint_keeps_them_in_bf16_and_bit_for_bit(tmp_path):
+def saved_after_a_step(folder):
+    """Return a model, its optimizer with moments in bf16, and a checkpoint of both."""
     model = GPT2(SHAPE).initialize(0)
     optimizer = build_adamw(model, learning_rate=1e-2, moments="bf16")
     set_gradients(list(model.parameters()), 0)
     optimizer.step()
-    path = save_checkpoint(
-        tmp_path, TrainingState(step=1), model, optimizer, tokenizer=None, manifest={}
-    )
+    state = TrainingState(step=1)
+    path = save_checkpoint(folder, state, model, optimizer, tokenizer=None, manifest={})
+    return model, optimizer, path
+
+
+def test_a_checkpoint_keeps_them_in_bf16_and_bit_for_bit(tmp_path):
+    model, optimizer, path = saved_after_a_step(tmp_path)
     again = GPT2(SHAPE)
     resumed = build_adamw(again, learning_rate=1e-2, moments="bf16")
     load_checkpoint(path, again, resumed)
@@ -81,13 +86,7 @@ def test_a_checkpoint_keeps_them_in_bf16_and_bit_for_bit(tmp_path):
 
 
 def test_moments_change_their_dtype_on_loading(tmp_path):
-    model = GPT2(SHAPE).initialize(0)
-    optimizer = build_adamw(model, learning_rate=1e-2, moments="bf16")
-    set_gradients(list(model.parameters()), 0)
-    optimizer.step()
-    path = save_checkpoint(
-        tmp_path, TrainingState(step=1), model, optimizer, tokenizer=None, manifest={}
-    )
+    model, _, path = saved_after_a_step(tmp_path)
     resumed = build_adamw(model, learning_rate=1e-2)
     load_checkpoint(path, model, resumed)
     set_gradients(list(model.parameters()), 1)
