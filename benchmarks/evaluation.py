@@ -6,23 +6,18 @@ values go to a JSON, and `README.md` says what each row means.
 
 import argparse
 import json
-import os
 import random
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
-from checkpoint import with_eta
-from data import Row, describe_run, say, timed
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from measuring import Row, say, timed, with_eta, write_report
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
@@ -186,28 +181,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Measure scoring and write the results."""
-    options, started, rows = parse_arguments(), time.monotonic(), []
+    options = parse_arguments()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    names = ("repeat", "items", "width", "hellaswag", "lambada", "tokenizer")
-    report = describe_run() | {"arguments": {name: str(getattr(options, name)) for name in names}}
-    report["versions"] |= {package: version(package) for package in PACKAGES}
-    for key, values in report.items():
-        print(f"{key:<12}{', '.join(f'{name} {value}' for name, value in values.items())}")
     with TemporaryDirectory() as folder:
-        for row in measure(options, Path(folder)):
-            if row.section not in {r.section for r in rows}:
-                print(f"\n{row.section}: items per second, and times the best of HFLM")
-            rows.append(row)
-            print(row, flush=True)
-    report["run"] |= {"seconds": round(time.monotonic() - started)}
-    report["machine"] |= {"load_after": os.getloadavg()[0]}
-    derived = ("median", "ratio", "met")
-    report["rows"] = [asdict(row) | {name: getattr(row, name) for name in derived} for row in rows]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
-    missed = "; ".join(f"{row.section}: {row.name}" for row in rows if row.met is False)
-    print(f"\n{report['run']['seconds']} s, {options.out}; missed: {missed or 'nothing'}")
+        write_report(measure(options, Path(folder)), options, headers={}, packages=PACKAGES)
 
 
 if __name__ == "__main__":

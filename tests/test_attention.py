@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import library
 
 from pretrain_lib.models.attention import (
     causal_attention,
@@ -186,7 +187,7 @@ def test_the_operator_keeps_what_it_promises_to_the_compiler():
     generator = torch.Generator().manual_seed(6)
     q, k, v = (torch.randn(2, 3, 12, 8, generator=generator).requires_grad_() for _ in range(3))
     ends = torch.tensor([[5, 12, 12], [1, 4, 12]])
-    torch.library.opcheck(torch.ops.pretrain_lib.document_attention, (q, k, v, ends))
+    library.opcheck(torch.ops.pretrain_lib.document_attention, (q, k, v, ends))
 
 
 def test_with_dropout_documents_are_kept_apart_all_the_same():

@@ -56,7 +56,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, len(hidden), chunk):
                 rows = slice(start, min(start + chunk, len(hidden)))
                 logits = torch.mm(hidden[rows], low_weight.T, out=buffer[: rows.stop - start])
-                loss += _turn(logits, targets[rows], vocabulary_size, z_loss, compiled)
+                loss += _turn_into_gradient(
+                    logits, targets[rows], vocabulary_size, z_loss, compiled
+                )
                 if needs_gradients:
                     torch.mm(logits, low_weight, out=hidden_grad[rows])
                     weight_grad = _add_product(weight_grad, logits.T, hidden[rows], weight.dtype)
@@ -88,7 +90,7 @@ def _add_product(
     return total.to(dtype).add_(torch.mm(a, b).to(dtype))  # a sum of two dtypes is slow on CPUs
 
 
-def _turn(
+def _turn_into_gradient(
     logits: torch.Tensor,
     targets: torch.Tensor,
     vocabulary_size: int,
@@ -97,18 +99,18 @@ def _turn(
 ) -> torch.Tensor:
     """Return the summed loss of a chunk and turn its logits into their gradient, in place."""
     if compiled:
-        return _compiled_turn()(logits, targets, vocabulary_size, z_loss)
+        return _compiled_turn_block()(logits, targets, vocabulary_size, z_loss)
     rows = len(logits)
     if logits.device.type == "cpu":
         rows = max(1, BLOCK_LOGITS * torch.get_num_threads() // logits.shape[1])
     blocks = zip(logits.split(rows), targets.split(rows), strict=True)
-    return sum(_turn_block(*block, vocabulary_size, z_loss) for block in blocks)
+    return sum(_turn_block_into_gradient(*block, vocabulary_size, z_loss) for block in blocks)
 
 
-def _turn_block(
+def _turn_block_into_gradient(
     logits: torch.Tensor, targets: torch.Tensor, vocabulary_size: int, z_loss: float
 ) -> torch.Tensor:
-    """As `_turn`; `logits` (N, V_padded), `targets` (N)."""
+    """As `_turn_into_gradient`; `logits` (N, V_padded), `targets` (N)."""
     high = logits.to(torch.promote_types(logits.dtype, torch.float32))
     x = high[:, :vocabulary_size]
     counts = (targets != IGNORED_TARGET)[:, None]
@@ -131,5 +133,5 @@ def _turn_block(
 
 
 @cache
-def _compiled_turn():  # noqa: ANN202
-    return torch.compile(_turn_block)
+def _compiled_turn_block():  # noqa: ANN202
+    return torch.compile(_turn_block_into_gradient)

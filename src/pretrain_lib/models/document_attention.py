@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Iterator
 
 import torch
+from torch import library
 from torch.nn.attention.varlen import varlen_attn
 
 FLASH_DTYPES = (torch.bfloat16, torch.float16)  # all that the kernels for CUDA take
@@ -32,7 +33,7 @@ def attend_in_documents(
     return _attend_on_cuda(q, k, v, document_ends)
 
 
-@torch.library.custom_op("pretrain_lib::document_attention", mutates_args=())
+@library.custom_op("pretrain_lib::document_attention", mutates_args=())
 def attend_on_cpu(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, document_ends: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,7 +44,7 @@ def attend_on_cpu(
     return out, log_sums
 
 
-@torch.library.custom_op("pretrain_lib::document_attention_backward", mutates_args=())
+@library.custom_op("pretrain_lib::document_attention_backward", mutates_args=())
 def attend_on_cpu_backward(
     out_grad: torch.Tensor,
     q: torch.Tensor,
