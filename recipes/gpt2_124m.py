@@ -6,6 +6,7 @@ Overlays beside this file, for --config: quickstart.yaml, gpt2_5_epochs.yaml, gp
 basic.yaml. Sizes: --preset gpt2-medium, gpt3-xl, ... (presets.py). All settings: --print_config.
 """
 
+import torch
 from presets import GPT2_PRESETS
 
 from pretrain_lib import (
@@ -65,7 +66,8 @@ def main(config: Recipe) -> str:
     """Train GPT-2: text, processes, model, loop."""
     corpus = open_corpus(config)
     accelerator = start_accelerator(config)
-    model = GPT2(config.model).initialize(config.run.seed)
+    with torch.device("meta"):  # the weights are made where they will be held
+        model = GPT2(config.model)
     return train(config, model, corpus, accelerator)
 
 

@@ -6,6 +6,8 @@
 All settings: --print_config.
 """
 
+import torch
+
 from pretrain_lib import (
     BatchConfig,
     DataConfig,
@@ -81,7 +83,8 @@ def main(config: Recipe) -> str:
     """Train LLaMA: text, processes, model, loop."""
     corpus = open_corpus(config)
     accelerator = start_accelerator(config)
-    model = Llama(config.model).initialize(config.run.seed)
+    with torch.device("meta"):  # the weights are made where they will be held
+        model = Llama(config.model)
     return train(config, model, corpus, accelerator)
 
 

@@ -1,9 +1,11 @@
-"""AdamW whose moments take half of the memory. Floor 0."""
+"""AdamW whose moments take half of the memory. Floor 1."""
 
 from collections.abc import Callable
 
 import torch
 from torch.optim.adamw import adamw
+
+from pretrain_lib.pieces import local_piece
 
 HIGHEST_BETA = 0.99
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -39,7 +41,8 @@ class AdamWBf16(torch.optim.AdamW):
             for moment in MOMENTS:
                 state[moment] = torch.zeros_like(parameter, dtype=torch.bfloat16)
         tensors = (parameter, parameter.grad, *(state[name] for name in MOMENTS))
-        for chunks in zip(*(tensor.view(-1).split(CHUNK) for tensor in tensors), strict=True):
+        flat = (local_piece(tensor).tensor.view(-1) for tensor in tensors)
+        for chunks in zip(*(tensor.split(CHUNK) for tensor in flat), strict=True):
             step = state["step"].clone()
             self._update_chunk(*chunks, step, group)
         state["step"].copy_(step)

@@ -9,6 +9,7 @@ from pretrain_lib.flops import count_parameters, model_flops
 from pretrain_lib.metrics import human, human_time
 from pretrain_lib.models.hf import Model
 from pretrain_lib.open_data import Corpus
+from pretrain_lib.sharding import describe_sharding
 
 ASSUMED_MFU = 0.4  # for the first estimate of the time, before a step was measured
 
@@ -64,8 +65,9 @@ def _data_lines(config: Recipe, corpus: Corpus, dataset: WindowSource) -> list[s
 
 def _model_line(config: Recipe, model: Model) -> str:
     shape = config.model
+    name = type(shape).__name__.removesuffix("Config")
     return (
-        f"model     {type(model).__name__}, {count_parameters(model):,} parameters: "
+        f"model     {name}, {count_parameters(model):,} parameters: "
         f"{shape.num_layers} layers, {shape.num_heads} heads, width {shape.width}, "
         f"context {shape.context_length}"
     )
@@ -91,7 +93,7 @@ def _device_line(accelerator: Accelerator, peak: float | None) -> str:
     if device.type == "cpu":
         name = f"CPU with {torch.get_num_threads()} threads"
     precision = {"no": "fp32", "bf16": "bf16 autocast, fp32 weights"}[accelerator.mixed_precision]
-    sharding = "DDP" if accelerator.num_processes > 1 else "no sharding"
+    sharding = describe_sharding(accelerator)
     rate = "" if peak is None else f", {peak / 1e12:.3g} TFLOP/s taken as its peak"
     return f"device    {accelerator.num_processes} x {name}, {precision}, {sharding}{rate}"
 

@@ -1,4 +1,4 @@
-"""Checkpoints: Hugging Face model folders with what a resume needs inside. Floor 5.
+"""Checkpoints: Hugging Face model folders with what a resume needs inside. Floor 6.
 
 A checkpoint is written under a temporary name, hashed and flushed to disk, then renamed, and older
 ones are pruned after that: at every instant the newest whole one is whole. Nothing is pickled.
@@ -8,33 +8,37 @@ import errno
 import json
 import shutil
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from pretrain_lib.checkpoint_files import (
     FILES,
     MANIFEST,
-    OPTIMIZER,
     STATE,
     TRAINING,
     checkpoint_path,
+    commit_staged,
     describe_files,
-    flush_to_disk,
     prune,
     remove_leftovers,
     staging_path,
 )
+from pretrain_lib.checkpoint_parts import (
+    Part,
+    collect_part,
+    load_moments,
+    on_writers,
+    write_part,
+)
 from pretrain_lib.data.order import ORDER_VERSION
 from pretrain_lib.data.shards import write_json
 from pretrain_lib.data.tokenizer import Tokenizer
-from pretrain_lib.models.hf import Model, load_weights, save_pretrained
-from pretrain_lib.optim import moment_dtype
-from pretrain_lib.tensor_files import write_tensors
+from pretrain_lib.models.hf import Model, load_weights, write_configuration
 
 STATE_VERSION = 1
-SPARE_BYTES = 2**24  # for all but the tensors
 
 
 @dataclass
@@ -87,46 +91,63 @@ def save_checkpoint(
     state: TrainingState,
     model: Model,
     optimizer: torch.optim.Optimizer,
+    **options: Any,
+) -> Path:
+    """Write the checkpoint of `state.step` into `folder`, commit it, prune what is obsolete.
+
+    To be called on all processes; those that have nothing to write return at once. `options` are
+    those of `write_checkpoint`. Returns the checkpoint's path; raises OSError, leaving the others
+    as they are, if it cannot be written.
+    """
+    if (part := collect_part(model, optimizer)) is not None:
+        write_checkpoint(folder, state, part, **options)
+    return checkpoint_path(folder, state.step)
+
+
+def write_checkpoint(
+    folder: Path,
+    state: TrainingState,
+    part: Part,
     *,
     tokenizer: Tokenizer | None,
     manifest: dict,
     keep_last: int = 0,
     keep_every: int | None = None,
 ) -> Path:
-    """Write the checkpoint of `state.step` into `folder`, commit it, prune what is obsolete.
+    """Write this process's part of a checkpoint; the first commits it when all parts are there.
 
-    Kept are the `keep_last` newest (0: all) and those of every `keep_every`-th step. To be called
-    on one process. Returns the checkpoint's path; raises OSError, leaving the others as they are,
-    if it cannot be written.
+    Kept are the `keep_last` newest (0: all) and those of every `keep_every`-th step.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
-    _check_free_space(folder, checkpoint_bytes(model, optimizer))
     staging, target = staging_path(folder, state.step), checkpoint_path(folder, state.step)
-    try:
-        (staging / TRAINING).mkdir(parents=True)
-        digests = save_pretrained(model, staging, tokenizer=tokenizer)
-        digests[OPTIMIZER] = write_tensors(staging / OPTIMIZER, optimizer_tensors(model, optimizer))
+
+    def commit() -> None:
+        write_configuration(part.config, staging, tokenizer=tokenizer)
         write_json(staging / STATE, asdict(state))
         write_json(staging / MANIFEST, manifest)
+        digests = {name: digest for each in written for name, digest in each.items()}
         write_json(staging / FILES, describe_files(staging, digests))
-        flush_to_disk(staging)
+        commit_staged(staging, target)
+
+    try:
+        begin = partial(_begin, folder, staging, needed=part.checkpoint_bytes)
+        on_writers(part, begin, first_only=True)
+        written = on_writers(part, lambda: write_part(part, staging))
+        on_writers(part, commit, first_only=True)
     except OSError:
-        remove_leftovers(folder)  # or a disk that is full would stay so
+        if part.holder.index == 0:
+            remove_leftovers(folder)  # or a disk that is full would stay so
         raise
-    if target.exists():  # a broken one, or of a past that the run has turned back from
-        target.rename(folder / f".{target.name}.old")
-    staging.rename(target)
-    flush_to_disk(folder, recursive=False)
-    prune(folder, target, keep_last=keep_last, keep_every=keep_every)
-    remove_leftovers(folder)
+    if part.holder.index == 0:
+        prune(folder, target, keep_last=keep_last, keep_every=keep_every)
+        remove_leftovers(folder)
     return target
 
 
-def checkpoint_bytes(model: Model, optimizer: torch.optim.Optimizer) -> int:
-    """Return how much room on the disk a checkpoint takes: fp32 weights and both Adam moments."""
-    each = 4 + 2 * moment_dtype(optimizer).itemsize
-    return each * sum(parameter.numel() for parameter in model.parameters()) + SPARE_BYTES
+def _begin(folder: Path, staging: Path, *, needed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    _check_free_space(folder, needed)
+    (staging / TRAINING).mkdir(parents=True)
 
 
 def _check_free_space(folder: Path, needed: int) -> None:
@@ -154,26 +175,9 @@ def read_state(path: Path) -> tuple[TrainingState, dict]:
 
 
 def load_checkpoint(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> None:
-    """Fill model and optimizer from a checkpoint."""
+    """Fill model and optimizer from a checkpoint, whatever number of processes wrote it.
+
+    Each process reads what it holds.
+    """
     load_weights(model, path)
-    tensors = load_file(path / OPTIMIZER)
-    for name, parameter in model.named_parameters():
-        kinds = {key.rsplit(".", 1)[1] for key in tensors if key.startswith(f"{name}.")}
-        state = {kind: tensors.pop(f"{name}.{kind}") for kind in kinds}
-        if any(t.shape not in (parameter.shape, torch.Size()) for t in state.values()):
-            raise ValueError(f"{path}: the optimizer's state of {name} does not fit the model")
-        dtype = moment_dtype(optimizer)
-        optimizer.state[parameter] = {
-            k: t.to(parameter.device, dtype if t.dim() else None) for k, t in state.items()
-        }
-    if tensors:
-        raise ValueError(f"{path}: the optimizer's {sorted(tensors)[:3]}... belong to no parameter")
-
-
-def optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Return the optimizer's state as tensors named after the parameters."""
-    return {
-        f"{name}.{kind}": tensor.detach()
-        for name, parameter in model.named_parameters()
-        for kind, tensor in sorted(optimizer.state.get(parameter, {}).items())
-    }
+    load_moments(path, model, optimizer)

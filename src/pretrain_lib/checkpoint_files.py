@@ -13,9 +13,8 @@ from pathlib import Path
 from pretrain_lib.tensor_files import hash_file
 
 TRAINING = "training"  # inside a checkpoint: what a resume needs beyond the model
-OPTIMIZER, STATE, MANIFEST, FILES = (
-    f"{TRAINING}/{name}"
-    for name in ("optimizer.safetensors", "state.json", "manifest.json", "files.json")
+STATE, MANIFEST, FILES = (
+    f"{TRAINING}/{name}" for name in ("state.json", "manifest.json", "files.json")
 )
 NAME = re.compile(r"step-(\d{8})")
 
@@ -57,6 +56,15 @@ def verify_checkpoint(path: Path) -> list[str]:
         if expected[name] != found[name]
     ]
     return sorted(problems)
+
+
+def commit_staged(staging: Path, target: Path) -> None:
+    """Give a whole checkpoint its name, once all of it is on the disk."""
+    flush_to_disk(staging)
+    if target.exists():  # a broken one, or of a past that the run has turned back from
+        target.rename(target.with_name(f".{target.name}.old"))
+    staging.rename(target)
+    flush_to_disk(target.parent, recursive=False)
 
 
 def remove_leftovers(folder: Path) -> None:

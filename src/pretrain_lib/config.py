@@ -153,6 +153,9 @@ class RunConfig:
     recompute: str = "none"
     """What backward computes again to save memory: none, selective (all but matrix products and
     attention; what is compiled does so by itself), or full (the blocks)."""
+    gather: str = "fp32"
+    """The dtype in which FSDP2 sends weights to where they are used: fp32, or bf16, which is half
+    of the traffic and rounds embeddings and norms as well."""
     processes: int | None = None
     """The number of processes expected; another stops the run."""
     max_skipped: int = 10

@@ -39,6 +39,7 @@ LOWEST = {
 CHOICES = {
     "data.packing": PACKINGS,
     "optimizer.moments": ("fp32", "bf16"),
+    "run.gather": ("fp32", "bf16"),
     "run.recompute": RECOMPUTE,
     "run.spike_action": ACTIONS,
 }

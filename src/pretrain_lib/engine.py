@@ -14,15 +14,23 @@ from accelerate.utils import (
 
 from pretrain_lib.config import Recipe
 from pretrain_lib.launched import is_elastic, meet_main_rank
+from pretrain_lib.sharding import build_sharding, check_sharding
 
-SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+SUPPORTED = (
+    DistributedType.NO,
+    DistributedType.MULTI_GPU,
+    DistributedType.MULTI_CPU,
+    DistributedType.FSDP,
+)
+ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 
 
 def start_accelerator(config: Recipe) -> Accelerator:
-    """Return the Accelerator of a run: device, processes, precision, trackers.
+    """Return the Accelerator of a run: device, processes, precision, sharding, trackers.
 
-    Processes and precision come from `accelerate launch`; started by plain `python` a run has one
-    process, and bf16 where the device is fast in it.
+    Processes, precision and sharding come from `accelerate launch`; started by plain `python` a run
+    has one process, and bf16 where the device is fast in it. Raises ValueError if what runs is not
+    what was asked for.
     """
     launched = int(os.environ.get("WORLD_SIZE", 1))
     _check_trackers(config.run.trackers)
@@ -32,6 +40,7 @@ def start_accelerator(config: Recipe) -> Accelerator:
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=precision,
+        fsdp_plugin=build_sharding(gather=config.run.gather),
         # The step sets the number of micro-batches itself; this keeps the environment's out.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=1, sync_with_dataloader=False
@@ -47,6 +56,8 @@ def start_accelerator(config: Recipe) -> Accelerator:
     if remark:
         accelerator.print(remark)
     check_world(accelerator, launched=launched, expected=config.run.processes)
+    check_sharding(accelerator)
+    check_accumulation(config, processes=accelerator.num_processes)
     if is_elastic():
         meet_main_rank(accelerator)
     if accelerator.device.type == "cuda":
@@ -95,7 +106,7 @@ def check_world(accelerator: Accelerator, *, launched: int, expected: int | None
     if kind not in SUPPORTED:
         raise ValueError(
             f"distributed_type={kind.value} is not supported: give accelerate launch one of the "
-            f"files in accelerate_configs/ (one process, or DDP)"
+            f"files in accelerate_configs/ (one process, DDP, or FSDP2)"
         )
     if running != launched:
         raise ValueError(
@@ -106,4 +117,16 @@ def check_world(accelerator: Accelerator, *, launched: int, expected: int | None
         raise ValueError(
             f"run.processes={expected} but {running} run: check num_processes in the configuration "
             f"given to accelerate launch (for several processes on CPUs: cpu_2proc.yaml)"
+        )
+
+
+def check_accumulation(config: Recipe, *, processes: int) -> None:
+    """Raise ValueError if the launcher was told of another accumulation than the batch's."""
+    batch, told = config.batch, os.environ.get(ACCUMULATION, "1")
+    derived = batch.tokens // (processes * batch.micro_batch * batch.sequence_length)
+    if told not in ("1", str(derived)):
+        raise ValueError(
+            f"gradient_accumulation_steps={told} was given to accelerate launch ({ACCUMULATION}) "
+            f"but batch.tokens={batch.tokens} makes {derived} micro-batches on {processes} "
+            f"processes: leave it out, and change batch.tokens or batch.micro_batch instead"
         )

@@ -1,4 +1,4 @@
-"""AdamW with the decay groups of GPT-2 and GPT-3. Floor 1."""
+"""AdamW with the decay groups of GPT-2 and GPT-3. Floor 2."""
 
 import torch
 from torch import nn

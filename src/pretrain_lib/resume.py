@@ -1,4 +1,4 @@
-"""Where a run begins: at the start, at its newest checkpoint, or at another run's. Floor 6."""
+"""Where a run begins: at the start, at its newest checkpoint, or at another run's. Floor 7."""
 
 import secrets
 from dataclasses import dataclass
@@ -29,6 +29,11 @@ class Start:
     """Settings that differ from the checkpoint's, a line each."""
     run_id: str = ""
     """By which trackers know the run; a fork has one of its own."""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was loaded."""
+        return not (self.continues or self.parent)
 
 
 def resume(

@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 
 from pretrain_lib.banner import banner
-from pretrain_lib.checkpoint import TrainingState, checkpoint_bytes
+from pretrain_lib.checkpoint import TrainingState
+from pretrain_lib.checkpoint_parts import checkpoint_bytes
 from pretrain_lib.config import Recipe
 from pretrain_lib.corpus import build_dataset
 from pretrain_lib.data.batches import Batch, WindowSource, iterate_steps
@@ -21,6 +22,7 @@ from pretrain_lib.optim import build_adamw
 from pretrain_lib.resume import Start, resume
 from pretrain_lib.run_folder import CHECKPOINTS, METRICS, begin_run, build_manifest
 from pretrain_lib.saver import CheckpointWriter
+from pretrain_lib.sharding import is_sharded, share_weights, writes_by_one
 from pretrain_lib.speed import choose_compile, set_up_model
 from pretrain_lib.watch import StopWatch
 
@@ -54,25 +56,23 @@ class Run:
 
 
 def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator) -> Run:
-    """Put the parts of a run together, at its newest checkpoint if there is one."""
+    """Put the parts of a run together, at its newest checkpoint if there is one.
+
+    A model on torch's meta device gets its weights here, where they are held.
+    """
     set_up_model(
         model,
         compiled=choose_compile(config.run.compile, accelerator.device),
         recompute=config.run.recompute,
         z_loss=config.optimizer.z_loss,
     )
-    optimizer = build_adamw(
-        model.to(accelerator.device),
-        learning_rate=config.optimizer.learning_rate,
-        betas=config.optimizer.betas,
-        epsilon=config.optimizer.epsilon,
-        weight_decay=config.optimizer.weight_decay,
-        moments=config.optimizer.moments,
-    )
+    has_weights = not next(model.parameters()).is_meta
+    prepared_model, optimizer = _place(config, model, accelerator)
     manifest = build_manifest(config, corpus.fingerprint, accelerator)
     start = resume(config, model, optimizer, accelerator, manifest=manifest)
+    if start.is_new and not has_weights:
+        model.initialize(config.run.seed)
     manifest |= {"parent": start.parent, "run_id": start.run_id}
-    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
     low_precision = accelerator.mixed_precision == "bf16"
     peak = device_peak(accelerator.device, torch.bfloat16 if low_precision else torch.float32)
     state = start.state
@@ -81,14 +81,14 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
         accelerator=accelerator,
         model=model,
         prepared_model=prepared_model,
-        optimizer=prepared_optimizer,
+        optimizer=optimizer,
         corpus=corpus,
         dataset=build_dataset(config, corpus, first_window=state.windows, cursor=state.stream),
         state=state,
         manifest=manifest,
         metrics=_start_metrics(config, manifest, start, accelerator),
         watch=_start_watch(config, checkpoint_bytes(model, optimizer), accelerator),
-        writer=_build_writer(config, corpus, manifest),
+        writer=_build_writer(config, model, corpus, manifest, accelerator),
         last_step=config.last_step(),
         peak=None if peak is None else peak * accelerator.num_processes,
         validation_bytes=_validation_bytes(config, corpus),
@@ -96,6 +96,26 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
     )
     _announce(run, start, peak=peak)
     return run
+
+
+def _place(
+    config: Recipe, model: Model, accelerator: Accelerator
+) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """Put the model where it trains, whole or in pieces; return it and its optimizer, prepared."""
+    if next(model.parameters()).is_meta:
+        # Memory that nobody has touched takes no room, so the whole need not fit anywhere.
+        model.to_empty(device="cpu")
+    elif is_sharded(accelerator):
+        share_weights(model, accelerator)
+    optimizer = build_adamw(
+        model,
+        learning_rate=config.optimizer.learning_rate,
+        betas=config.optimizer.betas,
+        epsilon=config.optimizer.epsilon,
+        weight_decay=config.optimizer.weight_decay,
+        moments=config.optimizer.moments,
+    )
+    return accelerator.prepare(model, optimizer)
 
 
 def _start_metrics(
@@ -116,9 +136,14 @@ def _start_watch(config: Recipe, save_bytes: int, accelerator: Accelerator) -> S
     return StopWatch(accelerator, max_time=config.run.max_time, expected_save=expected_save)
 
 
-def _build_writer(config: Recipe, corpus: Corpus, manifest: dict) -> CheckpointWriter:
+def _build_writer(
+    config: Recipe, model: Model, corpus: Corpus, manifest: dict, accelerator: Accelerator
+) -> CheckpointWriter:
     return CheckpointWriter(
         Path(config.run.dir) / CHECKPOINTS,
+        model,
+        by_one=writes_by_one(accelerator),
+        timeout=config.run.collective_timeout,
         tokenizer=corpus.tokenizer,
         manifest=manifest,
         keep_last=config.run.keep_last,

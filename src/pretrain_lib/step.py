@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from pretrain_lib.loss import IGNORED_TARGET
+from pretrain_lib.pieces import whole_tensor
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def accumulate_gradients(
         micro_batch = index * accelerator.num_processes + accelerator.process_index
         torch.manual_seed(_dropout_seed(seed, step, micro_batch))
         with accelerator.accumulate(model):
-            loss, _ = model(**batch)
+            with accelerator.autocast():  # what FSDP2 has prepared does not do it by itself
+                loss, _ = model(**batch)
             # backward() divides by the micro-batches, and the ranks' gradients are averaged.
             scale = accelerator.num_processes * len(micro_batches) / targets
             accelerator.backward(loss * scale)
@@ -100,8 +102,7 @@ def apply_update(
     The update is left out, and the gradient dropped, if loss or gradient norm (before clipping) is
     not finite or above its limit.
     """
-    grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
-    grad_norm = torch.as_tensor(grad_norm)
+    grad_norm = whole_tensor(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))
     loss = accelerator.reduce(accumulated.loss_sum, "sum") / accumulated.targets
     finite = torch.isfinite(grad_norm) & torch.isfinite(loss)
     skip = ~finite | (loss > loss_limit) | (grad_norm > norm_limit)

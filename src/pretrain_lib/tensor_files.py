@@ -93,6 +93,7 @@ def _write_through(path: Path, contents: Iterable[memoryview]) -> str:
         _leave_direct(descriptor)  # the rest is no whole block
         digest.update(chunk[:used])
         _write_all(descriptor, chunk[:used])
+        os.fsync(descriptor)  # here, where it was written: another node cannot do it
     finally:
         os.close(descriptor)
     return digest.hexdigest()

@@ -128,7 +128,7 @@ def _save(run: Run, *, due: bool) -> None:
     if run.accelerator.is_main_process:
         run.metrics.sync()
         state.stream = run.dataset.cursor(state.windows)
-        run.writer.start(state, run.model, run.optimizer)
+    run.writer.start(state, run.model, run.optimizer)
 
 
 def _note_saved(run: Run) -> Saved | None:
@@ -138,7 +138,8 @@ def _note_saved(run: Run) -> Saved | None:
         return None
     run.watch.longest_save = max(run.watch.longest_save, saved.seconds)
     if saved.error is None:
-        write_status(run.folder, "running", step=saved.step)
+        if run.accelerator.is_main_process:
+            write_status(run.folder, "running", step=saved.step)
         run.metrics.say(f"saved {saved.path} in {saved.seconds:.1f} s")
     else:
         tell(run, "not_saved", f"the checkpoint could not be written: {saved.error}")

@@ -7,6 +7,7 @@ from pretrain_lib.evaluate.validation import validate
 from pretrain_lib.generation import write_samples
 from pretrain_lib.run import Run
 from pretrain_lib.run_folder import SAMPLES
+from pretrain_lib.sharding import whole_weights
 from pretrain_lib.speed import run_eagerly
 
 
@@ -17,8 +18,11 @@ def is_due(run: Run, step: int) -> bool:
 
 def evaluate_if_due(run: Run) -> None:
     """Validate and write samples at the steps that the recipe names, and at the last one."""
+    if not is_due(run, run.state.step):
+        return
     started = time.monotonic()
-    with run_eagerly():  # their shapes would be compiled one by one
+    # Their shapes would be compiled one by one.
+    with run_eagerly(), whole_weights(run.model, run.accelerator):
         if _validation_is_due(run, run.state.step):
             _validate(run)
         if _samples_are_due(run, run.state.step):

@@ -14,6 +14,7 @@ from pretrain_lib.loss import linear_cross_entropy
 from pretrain_lib.models.attention import causal_attention, document_positions
 from pretrain_lib.models.blocks import TrainingOptions, run_blocks
 from pretrain_lib.models.cache import CachedLayer, KeyValueCache
+from pretrain_lib.pieces import fill
 
 INITIAL_STD = 0.02
 
@@ -73,7 +74,9 @@ class GPT2(nn.Module):
             if parameter.dim() == 2:
                 std = residual_std if name.endswith("c_proj.weight") else INITIAL_STD
                 vocabulary = self.config.vocabulary_size if "wte" in name else None
-                parameter.zero_()[:vocabulary].normal_(0.0, std, generator=generator)
+                # A process that holds a piece draws the whole: so the weights are the same.
+                drawn = torch.empty(parameter.shape)[:vocabulary]
+                fill(parameter, drawn.normal_(0.0, std, generator=generator))
             else:
                 parameter.fill_(1.0 if ".ln_" in name and name.endswith("weight") else 0.0)
         return self

@@ -12,10 +12,12 @@ from pretrain_lib.flops import TABLES
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.hf_config import config_to_hf, read_config
 from pretrain_lib.models.llama import Llama, LlamaConfig
+from pretrain_lib.pieces import fill
 from pretrain_lib.tensor_files import write_tensors
 
 Model = GPT2 | Llama
 WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
 # transformers' GPT-2 keeps these four as "Conv1D": (in, out), where a Linear has (out, in).
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 PARITY_TOLERANCE = 1e-4  # of the largest logit, in fp32
@@ -39,16 +41,40 @@ def save_pretrained(
     Returns the xxh3_128 of each file of weights by its name.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt"}  # without which transformers refuses it
-    digest = write_tensors(folder / WEIGHTS, hf_tensors(model), dtype=dtype, metadata=metadata)
+    digest = write_weights(folder / WEIGHTS, hf_tensors(model), dtype=dtype)
+    write_configuration(model.config, folder, tokenizer=tokenizer, dtype=dtype)
+    return {WEIGHTS: digest}
+
+
+def write_weights(
+    path: Path, tensors: dict[str, torch.Tensor], *, dtype: torch.dtype = torch.float32
+) -> str:
+    """Write tensors that are named and shaped as transformers does; return their xxh3_128."""
+    # transformers refuses a file that does not say of which framework it is.
+    return write_tensors(path, tensors, dtype=dtype, metadata={"format": "pt"})
+
+
+def write_index(folder: Path, files: dict[str, str], *, total_bytes: int) -> None:
+    """Say in which file of a folder each tensor lies, where they lie in several."""
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": files}
+    _write(folder / INDEX, index)
+
+
+def write_configuration(
+    config: GPT2Config | LlamaConfig,
+    folder: Path,
+    *,
+    tokenizer: Tokenizer | None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write all of a model folder but the weights."""
     ends = {}
     if tokenizer is not None:
-        tokenizer.save(folder, context_length=model.config.context_length)
+        tokenizer.save(folder, context_length=config.context_length)
         ends = {f"{kind}_token_id": tokenizer.end_of_text_id for kind in ("bos", "eos")}
-    config = config_to_hf(model.config) | {"dtype": str(dtype).removeprefix("torch.")}
-    _write(folder / "config.json", config | ends)
+    described = config_to_hf(config) | {"dtype": str(dtype).removeprefix("torch.")}
+    _write(folder / "config.json", described | ends)
     _write(folder / "generation_config.json", ends)
-    return {WEIGHTS: digest}
 
 
 def hf_tensors(model: Model) -> dict[str, torch.Tensor]:
@@ -61,9 +87,13 @@ def hf_tensors(model: Model) -> dict[str, torch.Tensor]:
 
 def to_hf(name: str, tensor: torch.Tensor, config: GPT2Config | LlamaConfig) -> torch.Tensor:
     """Return a parameter (or its gradient, or moments) as transformers shapes it."""
-    if isinstance(config, GPT2Config) and name.endswith(TRANSPOSED):
+    if _is_transposed(name, config):
         return tensor.t()
     return tensor[: config.vocabulary_size] if name.endswith(TABLES) else tensor
+
+
+def _is_transposed(name: str, config: GPT2Config | LlamaConfig) -> bool:
+    return isinstance(config, GPT2Config) and name.endswith(TRANSPOSED)
 
 
 def load_pretrained(folder: str | Path, *, vocabulary_multiple: int = 128) -> Model:
@@ -77,7 +107,6 @@ def load_pretrained(folder: str | Path, *, vocabulary_multiple: int = 128) -> Mo
     return model
 
 
-@torch.no_grad()
 def load_weights(model: Model, folder: Path) -> None:
     """Fill a model from the safetensors of a transformers folder; each tensor must fit."""
     parameters = dict(model.named_parameters())
@@ -90,15 +119,13 @@ def load_weights(model: Model, folder: Path) -> None:
             continue  # a tied head, stored twice
         if name not in parameters:
             raise ValueError(f"{folder}: the tensor {name} has no place in {model.config}")
-        target = to_hf(name, parameters[name], model.config)
-        if target.shape != tensor.shape:
-            raise ValueError(
-                f"{folder}: {name} has shape {tuple(tensor.shape)}, the model needs "
-                f"{tuple(target.shape)}"
-            )
         parameter = parameters.pop(name)
-        parameter.zero_()
-        to_hf(name, parameter, model.config).copy_(tensor)
+        needed = to_hf(name, torch.empty(parameter.shape, device="meta"), model.config).shape
+        if needed != tensor.shape:
+            raise ValueError(
+                f"{folder}: {name} has shape {tuple(tensor.shape)}, the model needs {tuple(needed)}"
+            )
+        fill(parameter, tensor.t() if _is_transposed(name, model.config) else tensor)
     if parameters:
         raise ValueError(f"{folder}: the tensors {sorted(parameters)} are missing")
 
@@ -140,7 +167,7 @@ def check_parity(model: Model, folder: Path) -> float:
 
 
 def _read_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    index = folder / f"{WEIGHTS}.index.json"
+    index = folder / INDEX
     files = [WEIGHTS]
     if index.is_file():
         files = sorted(set(json.loads(index.read_text())["weight_map"].values()))

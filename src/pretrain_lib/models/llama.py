@@ -14,6 +14,7 @@ from pretrain_lib.loss import linear_cross_entropy
 from pretrain_lib.models.attention import causal_attention, document_positions
 from pretrain_lib.models.blocks import TrainingOptions, run_blocks
 from pretrain_lib.models.cache import CachedLayer, KeyValueCache
+from pretrain_lib.pieces import fill
 
 INITIAL_STD = 0.02
 
@@ -86,7 +87,9 @@ class Llama(nn.Module):
                 std = residual_std if residual else INITIAL_STD
                 table = name.endswith(("embed_tokens.weight", "lm_head.weight"))
                 vocabulary = self.config.vocabulary_size if table else None
-                parameter.zero_()[:vocabulary].normal_(0.0, std, generator=generator)
+                # A process that holds a piece draws the whole: so the weights are the same.
+                drawn = torch.empty(parameter.shape)[:vocabulary]
+                fill(parameter, drawn.normal_(0.0, std, generator=generator))
             else:
                 parameter.fill_(1.0)
         return self
