@@ -108,6 +108,12 @@ def run_command(*arguments, environment=None, timeout=300):
     )
 
 
+def launcher_environment():
+    """Return what `subprocess.run` takes to start several processes from the repository."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
+
+
 def run_recipe_script(*flags, script="recipes/gpt2_124m.py", environment=None):
     """Run a recipe with plain python."""
     return run_command(sys.executable, script, *flags, environment=environment)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.parallelism_config import ParallelismConfig
-from torch.distributed.device_mesh import init_device_mesh
 
 import pretrain_lib.engine
 
@@ -26,11 +25,9 @@ def sharding_accelerator(*, fsdp_plugin, **options):
     shards = int(os.environ.get("SHARD_SIZE", accelerator.num_processes))
     copies = accelerator.num_processes // shards
     if copies > 1:
-        sizes = {"dp_replicate_size": copies, "dp_shard_size": shards}
-        state.parallelism_config = ParallelismConfig(**sizes)
-        state.device_mesh = init_device_mesh(
-            "cpu", (copies, shards), mesh_dim_names=("dp_replicate", "dp_shard")
-        )
+        parallel = ParallelismConfig(dp_replicate_size=copies, dp_shard_size=shards)
+        state.parallelism_config = parallel
+        state.device_mesh = parallel.build_device_mesh("cpu")
     return accelerator
 
 

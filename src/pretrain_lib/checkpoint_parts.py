@@ -13,6 +13,7 @@ import torch
 from torch.distributed import ProcessGroup, all_gather_object
 
 from pretrain_lib.checkpoint_files import TRAINING
+from pretrain_lib.flops import count_parameters
 from pretrain_lib.models.gpt2 import GPT2Config
 from pretrain_lib.models.hf import WEIGHTS, Model, to_hf, write_index, write_weights
 from pretrain_lib.models.llama import LlamaConfig
@@ -35,6 +36,8 @@ class Part:
     moments: dict[str, Piece]
     files: dict[str, str]
     """The file of every weight, whichever process writes it."""
+    weight_bytes: int
+    """Of all weights, in fp32."""
     checkpoint_bytes: int
     """Of the whole checkpoint, nearly."""
 
@@ -73,6 +76,7 @@ def collect_part(
         weights={n: to_hf(n, t, model.config) for n, t in weights.items() if t is not None},
         moments=_own_pieces(moments, first=holder.index == 0),
         files={name: _weight_file(owner, writers) for name, owner in owners.items()},
+        weight_bytes=4 * count_parameters(model),
         checkpoint_bytes=checkpoint_bytes(model, optimizer),
     )
 
@@ -94,7 +98,7 @@ def write_part(part: Part, folder: Path) -> dict[str, str]:
         file = moments_file(index, count)
         digests[file] = write_pieces(folder / file, part.moments)
     if index == 0 and count > 1:
-        write_index(folder, part.files, total_bytes=part.checkpoint_bytes)
+        write_index(folder, part.files, total_bytes=part.weight_bytes)
     return digests
 
 

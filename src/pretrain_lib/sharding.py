@@ -35,7 +35,7 @@ def build_sharding(*, gather: str) -> FullyShardedDataParallelPlugin | None:
         mixed_precision_policy=MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if gather == "bf16" else None,
             reduce_dtype=torch.float32,
-            cast_forward_inputs=False,  # the residual stream stays in fp32, as under DDP
+            cast_forward_inputs=False,  # rotary angles stay in fp32; autocast does the rest
         ),
         auto_wrap_policy="transformer_based_wrap",
         transformer_cls_names_to_wrap=[BLOCK],

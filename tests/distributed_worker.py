@@ -1,0 +1,129 @@
+"""What each process of tests/test_distributed.py does: train by the step, and say what came of it.
+
+    torchrun --nproc_per_node W tests/distributed_worker.py OUT CASE...
+
+A case is MODEL-WAY-PRECISION[-OPTION...]: gpt2-fsdp-no, llama-ddp-bf16-full. The batches are the
+same for any number of processes: micro-batch m of a step goes to process m mod W.
+"""
+
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+from torch.profiler import ProfilerActivity, profile
+
+from pretrain_lib import GPT2, IGNORED_TARGET, GPT2Config, Llama, LlamaConfig, build_adamw
+from pretrain_lib import engine as engine_module
+from pretrain_lib.config import (
+    BatchConfig,
+    DataConfig,
+    OptimizerConfig,
+    Recipe,
+    RunConfig,
+    SampleConfig,
+    ScheduleConfig,
+)
+from pretrain_lib.pieces import whole_tensor
+from pretrain_lib.sharding import is_sharded, share_weights
+from pretrain_lib.speed import set_up_model
+from pretrain_lib.step import train_step
+from tests.fsdp_on_cpu import sharding_accelerator
+
+STEPS, MICRO_BATCHES, LENGTH, VOCABULARY = 20, 4, 16, 61
+SHAPE = {"vocabulary_size": VOCABULARY, "context_length": LENGTH, "num_layers": 2, "num_heads": 2}
+MODELS = {
+    "gpt2": lambda: GPT2(GPT2Config(**SHAPE, width=32)),
+    "llama": lambda: Llama(LlamaConfig(**SHAPE, width=32, num_key_value_heads=1, mlp_width=48)),
+}
+COLLECTIVES = {
+    "c10d::allreduce_": "all_reduce",
+    "gloo:all_gather": "all_gather",
+    "c10d::_reduce_scatter_base_": "reduce_scatter",
+}
+PLAIN_ACCELERATOR = engine_module.Accelerator
+
+
+def micro_batches(step):
+    """Return the micro-batches of a step, of 2 sequences each; from none to all but one ignored."""
+    generator = torch.Generator().manual_seed(step)
+    batches = []
+    for number in range(MICRO_BATCHES):
+        ids = torch.randint(VOCABULARY, (2, LENGTH + 1), generator=generator)
+        targets = ids[:, 1:].clone()
+        ignored = (step + number) % 4 * 10  # of 32
+        places = torch.randperm(targets.numel(), generator=generator)[:ignored]
+        targets.view(-1)[places] = IGNORED_TARGET
+        batches.append({"input_ids": ids[:, :-1], "targets": targets})
+    return batches
+
+
+def start(way, precision, options):
+    """Return the Accelerator of a case, as the library starts it."""
+    sharded = way == "fsdp"
+    os.environ["ACCELERATE_MIXED_PRECISION"] = precision
+    os.environ["ACCELERATE_USE_FSDP"] = str(sharded).lower()
+    os.environ["FSDP_VERSION"] = "2"
+    engine_module.Accelerator = sharding_accelerator if sharded else PLAIN_ACCELERATOR
+    config = Recipe(
+        model=GPT2Config(**SHAPE, width=32),
+        data=DataConfig(),
+        batch=BatchConfig(tokens=MICRO_BATCHES * 2 * LENGTH, micro_batch=2, sequence_length=LENGTH),
+        optimizer=OptimizerConfig(),
+        schedule=ScheduleConfig(),
+        samples=SampleConfig(),
+        run=RunConfig(gather="bf16" if "gather" in options else "fp32"),
+    )
+    return engine_module.start_accelerator(config)
+
+
+def run_case(case, out):
+    """Train a case and write its losses, collectives and final weights (on the main process)."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    name, way, precision, *options = case.split("-")
+    accelerator = start(way, precision, options)
+    # Processes that disagree about the beginning must not disagree about the run.
+    model = MODELS[name]().initialize(accelerator.process_index if "share" in options else 0)
+    recompute = next((o for o in options if o in ("selective", "full")), "none")
+    set_up_model(model, compiled="compile" in options, recompute=recompute)
+    if is_sharded(accelerator):
+        share_weights(model, accelerator)
+    optimizer = build_adamw(
+        model, learning_rate=1e-3, moments="bf16" if "moments" in options else "fp32"
+    )
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    losses, norms, counts = [], [], Counter()
+    for step in range(STEPS):
+        own = [batch for m, batch in enumerate(micro_batches(step)) if m % world == rank]
+        arguments = accelerator, prepared, optimizer, own
+        rest = {"learning_rate": 1e-3, "max_grad_norm": 1.0, "seed": 0, "step": step}
+        if step < STEPS - 1:
+            result = train_step(*arguments, **rest)
+        else:  # in which it is counted what the processes say to one another
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                result = train_step(*arguments, **rest)
+            names = (COLLECTIVES.get(event.name) for event in profiler.events())
+            counts.update(name for name in names if name)
+        losses.append(result.loss)
+        norms.append(result.grad_norm)
+    weights = {n: whole_tensor(p.detach()).clone() for n, p in model.named_parameters()}
+    if accelerator.is_main_process:
+        save_file(weights, out / f"{case}.safetensors")
+        pieces = sum(isinstance(p, DTensor) for p in model.parameters())
+        record = {"losses": losses, "norms": norms, "collectives": counts, "pieces": pieces}
+        (out / f"{case}.json").write_text(json.dumps(record))
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    for chosen in sys.argv[2:]:
+        run_case(chosen, Path(sys.argv[1]))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
