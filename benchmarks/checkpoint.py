@@ -91,7 +91,7 @@ def run_step(training: Training, before_update: Callable[[], object] = lambda: N
 
 def save_beside(training: Training, folder: Path) -> Callable:
     """Begin to write our checkpoint; return what has to be called before the next update."""
-    writer = CheckpointWriter(folder, tokenizer=None, manifest={})
+    writer = CheckpointWriter(folder, training.model, tokenizer=None, manifest={})
     writer.start(pl.TrainingState(), training.model, training.optimizer)
     return writer.wait
 

@@ -27,10 +27,12 @@ import torch
 import pretrain_lib as pl
 from pretrain_lib import GPT2, open_corpus, start_accelerator, train
 from pretrain_lib import checkpoint_files as files
+from pretrain_lib.checkpoint_parts import moments_file
 from pretrain_lib.models.hf import WEIGHTS
 from pretrain_lib.run_folder import CHECKPOINTS
 from tests.conftest import VOCABULARY, read_rows
 
+OPTIMIZER = moments_file(0, 1)
 STEPS, SAVE_EVERY, KEEP_LAST = 20, 2, 2
 PHASES = (
     "staging",
@@ -187,7 +189,7 @@ def locate(checkpoints, start):
         if name.endswith(".tmp"):
             written = [
                 (checkpoints / name / file).exists()
-                for file in (files.OPTIMIZER, files.STATE, files.FILES)
+                for file in (OPTIMIZER, files.STATE, files.FILES)
             ]
             return Sight(step_of(name), sum(written), committed)
     newest = max(map(step_of, committed), default=0)
@@ -287,7 +289,7 @@ def different_tensors(path, expected):
     """Return a line for each file of tensors that is not byte for byte the expected one."""
     return [
         f"{path / file}: not that of the run that was not killed"
-        for file in (WEIGHTS, files.OPTIMIZER)
+        for file in (WEIGHTS, OPTIMIZER)
         if (path / file).exists() and (path / file).read_bytes() != (expected / file).read_bytes()
     ]
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-import pretrain_lib.checkpoint
-from pretrain_lib import checkpoint_files
-from pretrain_lib.checkpoint_files import FILES, OPTIMIZER, checkpoint_path
+from pretrain_lib import checkpoint, checkpoint_files, piece_files
+from pretrain_lib.checkpoint_files import FILES, checkpoint_path
 from pretrain_lib.models.hf import WEIGHTS
 from tests.conftest import run_command
 from tests.faults import (
     COMMITTED,
     FLUSHING,
+    OPTIMIZER,
     PHASES,
     Report,
     check_what_is_left,
@@ -35,7 +35,7 @@ def sabotage(function):
 
     Not in the run that shows how the checkpoints ought to be.
     """
-    module = pretrain_lib.checkpoint
+    module = checkpoint_files
     flush = module.flush_to_disk
 
     def flush_and_more(folder, *, recursive=True):
@@ -126,10 +126,10 @@ def test_the_phases_are_those_of_a_real_save(trained, tmp_path, monkeypatch):
 
         monkeypatch.setattr(module, name, looking)
 
-    for name in ("remove_leftovers", "write_tensors", "write_json"):
-        look_before(pretrain_lib.checkpoint, name)
-    for name in ("flush_to_disk", "prune"):
-        look_before(pretrain_lib.checkpoint, name)
+    for name in ("remove_leftovers", "write_json", "prune"):
+        look_before(checkpoint, name)
+    look_before(piece_files, "write_tensors")
+    look_before(checkpoint_files, "flush_to_disk")
     with look_at_start(tmp_path) as start:
         look_before(shutil, "rmtree")
         save(tmp_path, 6, *trained, keep_last=2)

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from pretrain_lib import GPT2, build_adamw, find_newest, load_checkpoint, verify_checkpoint
 from pretrain_lib import checkpoint as checkpoint_module
-from pretrain_lib.checkpoint import TrainingState, checkpoint_bytes, optimizer_tensors
+from pretrain_lib.checkpoint import TrainingState
+from pretrain_lib.checkpoint_parts import checkpoint_bytes, moments_file
 from pretrain_lib.saver import CheckpointWriter
 from pretrain_lib.step import accumulate_gradients, apply_update
 from tests.conftest import ROOT, change, read_rows, run_command
@@ -29,17 +30,25 @@ def model():
     return GPT2(GPT2_SHAPE).initialize(0)
 
 
-def writer(folder, **options):
-    return CheckpointWriter(folder, tokenizer=None, manifest={"parent": None}, **options)
+def writer(folder, model):
+    return CheckpointWriter(folder, model, tokenizer=None, manifest={"parent": None})
+
+
+def moments_of(model, optimizer):
+    return {
+        f"{name}.{kind}": tensor.clone()
+        for name, parameter in model.named_parameters()
+        for kind, tensor in optimizer.state[parameter].items()
+    }
 
 
 def test_what_is_written_is_the_state_at_the_start_whatever_runs_meanwhile(model, tmp_path):
     optimizer = build_adamw(model, learning_rate=1e-2)
     steps(model, optimizer, range(3))
     expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    moments = {name: tensor.clone() for name, tensor in optimizer_tensors(model, optimizer).items()}
+    moments = moments_of(model, optimizer)
     state, accelerator = TrainingState(step=3, windows=6), Accelerator(cpu=True)
-    background = writer(tmp_path)
+    background = writer(tmp_path, model)
     background.start(state, model, optimizer)
     state.step = 4  # the loop goes on with its own
     accumulated = accumulate_gradients(accelerator, model, batch(3), seed=0, step=3)
@@ -51,7 +60,7 @@ def test_what_is_written_is_the_state_at_the_start_whatever_runs_meanwhile(model
     load_checkpoint(saved.path, again, build_adamw(again, learning_rate=1e-2))
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
-    written = load_file(saved.path / "training" / "optimizer.safetensors")
+    written = load_file(saved.path / moments_file(0, 1))
     assert written.keys() == moments.keys()
     assert all(torch.equal(written[name], moments[name]) for name in moments)
     assert background.wait() is None  # told once
@@ -67,7 +76,7 @@ def test_a_resumed_run_writes_the_same_bytes(model, tmp_path):
     for parameter in again.parameters():  # as another process may have built it
         fresh.state[parameter] = dict(reversed(fresh.state[parameter].items()))
     other = save(tmp_path / "two", 3, again, fresh)
-    for file in ("model.safetensors", "training/optimizer.safetensors"):
+    for file in ("model.safetensors", moments_file(0, 1)):
         assert (path / file).read_bytes() == (other / file).read_bytes()
 
 
@@ -85,8 +94,8 @@ def test_a_defect_in_the_writer_is_raised_where_it_is_waited_for(model, tmp_path
     def fail(*_, **__):
         raise KeyError("a defect")
 
-    monkeypatch.setattr("pretrain_lib.saver.save_checkpoint", fail)
-    background = writer(tmp_path)
+    monkeypatch.setattr("pretrain_lib.saver.write_checkpoint", fail)
+    background = writer(tmp_path, model)
     background.start(TrainingState(step=1), model, build_adamw(model, learning_rate=1e-2))
     with pytest.raises(KeyError, match="a defect"):
         background.wait()
@@ -99,7 +108,7 @@ def test_too_little_room_is_said_before_anything_is_written(model, tmp_path, mon
     room = checkpoint_bytes(model, optimizer) - 1
     usage = type("Usage", (), {"free": room})
     monkeypatch.setattr(checkpoint_module.shutil, "disk_usage", lambda _: usage)
-    background = writer(tmp_path)
+    background = writer(tmp_path, model)
     background.start(TrainingState(step=2), model, optimizer)
     saved = background.wait()
     assert saved.path is None
@@ -208,11 +217,12 @@ def test_the_second_interrupt_does_not_wait_for_a_save(prepared, tmp_path):
     code = (
         "import threading, time, os, signal; from pretrain_lib import saver;"
         "signal.signal(signal.SIGINT, signal.default_int_handler);"  # else ignored behind a shell
-        "saver.save_checkpoint = lambda *a, **k: time.sleep(600);"
+        "saver.write_checkpoint = lambda *a, **k: time.sleep(600);"
         "import torch, pretrain_lib as pl; from tests.test_saver import writer, GPT2_SHAPE;"
         "from pathlib import Path; model = pl.GPT2(GPT2_SHAPE);"
-        f"w = writer(Path({str(tmp_path)!r}));"
-        "w.start(pl.TrainingState(), model, None); os.kill(os.getpid(), signal.SIGINT)"
+        f"w = writer(Path({str(tmp_path)!r}), model);"
+        "optimizer = pl.build_adamw(model, learning_rate=0.1);"
+        "w.start(pl.TrainingState(), model, optimizer); os.kill(os.getpid(), signal.SIGINT)"
     )
     result = run_command(sys.executable, "-c", code, timeout=60)
     assert result.returncode in (1, -signal.SIGINT, 130)

@@ -18,7 +18,7 @@ from pretrain_lib.models.gpt2 import GPT2Config
 from pretrain_lib.models.hf import WEIGHTS, Model, to_hf, write_index, write_weights
 from pretrain_lib.models.llama import LlamaConfig
 from pretrain_lib.optim import moment_dtype
-from pretrain_lib.piece_files import fill_from_pieces, read_pieces, write_pieces
+from pretrain_lib.piece_files import fill_piece, read_pieces, write_pieces
 from pretrain_lib.pieces import Holder, Piece, find_holder, local_piece, whole_tensor
 
 OPTIMIZER_FILES = f"{TRAINING}/optimizer-*.safetensors"
@@ -134,7 +134,7 @@ def load_moments(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> 
                 state[kind] = torch.zeros_like(parameter, dtype=dtype)
             else:
                 state[kind] = torch.zeros((), device=parameter.device)  # the count of its steps
-            fill_from_pieces(state[kind], pieces)
+            fill_piece(local_piece(state[kind]), pieces)
         optimizer.state[parameter] = state
     if stored:
         raise ValueError(f"{path}: the optimizer's {sorted(stored)[:3]}... belong to no parameter")

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from pretrain_lib.pieces import Piece, box_slices, local_piece
+from pretrain_lib.pieces import Piece, box_slices
 from pretrain_lib.tensor_files import write_tensors
 
 WHERE = "DCP_SHARDING_INFO"
@@ -53,13 +53,11 @@ def read_pieces(paths: Iterable[Path]) -> dict[str, list[StoredPiece]]:
     return dict(stored)
 
 
-@torch.no_grad()
-def fill_from_pieces(tensor: torch.Tensor, stored: list[StoredPiece]) -> None:
-    """Set a tensor, or the piece of it held here, to what is stored.
+def fill_piece(own: Piece, stored: list[StoredPiece]) -> None:
+    """Set a piece of a tensor to what is stored of it.
 
     Raises ValueError if shapes differ, or if a part of it is stored nowhere or twice.
     """
-    own = local_piece(tensor)
     copied = 0
     for part in stored:
         if part.piece.shape != own.shape:
