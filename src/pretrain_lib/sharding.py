@@ -16,12 +16,21 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, StateDictType
 
 BLOCK = "Block"  # the class of a layer, in each of our models
-CHANGE_FILE = "set it back in the configuration given to accelerate launch"
+# What may not be set in `fsdp_config`, and why, by Accelerate's name for it.
+REFUSED = {
+    "CPU_RAM_EFFICIENT_LOADING": "it would untie tied weights; models are made in pieces here anyway",
+    "ACTIVATION_CHECKPOINTING": "give --run.recompute full or selective instead",
+    "OFFLOAD_PARAMS": "it is not supported",
+}
 
 
 def is_sharding_asked_for() -> bool:
     """Whether the launcher was told to shard."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
+    return _is_set("ACCELERATE_USE_FSDP")
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
 
 
 def build_sharding(*, gather: str) -> FullyShardedDataParallelPlugin | None:
@@ -31,7 +40,18 @@ def build_sharding(*, gather: str) -> FullyShardedDataParallelPlugin | None:
     """
     if not is_sharding_asked_for():
         return None
-    plugin = FullyShardedDataParallelPlugin(
+    if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
+        raise ValueError(
+            f"fsdp_version={version} is not supported: set fsdp_version: 2 in the configuration "
+            f"given to accelerate launch, as in accelerate_configs/fsdp2_8gpu.yaml"
+        )
+    for setting, reason in REFUSED.items():
+        if _is_set(f"FSDP_{setting}"):
+            raise ValueError(
+                f"fsdp_{setting.lower()}=true in the configuration given to accelerate launch: set "
+                f"it to false ({reason})"
+            )
+    return FullyShardedDataParallelPlugin(
         mixed_precision_policy=MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if gather == "bf16" else None,
             reduce_dtype=torch.float32,
@@ -40,24 +60,6 @@ def build_sharding(*, gather: str) -> FullyShardedDataParallelPlugin | None:
         auto_wrap_policy="transformer_based_wrap",
         transformer_cls_names_to_wrap=[BLOCK],
     )
-    if plugin.fsdp_version != 2:
-        raise ValueError(
-            f"fsdp_version={plugin.fsdp_version} is not supported: set fsdp_version: 2 in the "
-            f"configuration given to accelerate launch, as in accelerate_configs/fsdp2_8gpu.yaml"
-        )
-    if plugin.cpu_ram_efficient_loading:
-        raise ValueError(
-            f"fsdp_cpu_ram_efficient_loading=true would untie tied weights: {CHANGE_FILE} (models "
-            f"are made in pieces here anyway)"
-        )
-    if plugin.activation_checkpointing:
-        raise ValueError(
-            f"fsdp_activation_checkpointing=true: {CHANGE_FILE}, and give --run.recompute full or "
-            f"selective instead"
-        )
-    if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() in ("1", "true", "yes"):
-        raise ValueError(f"fsdp_offload_params=true is not supported: {CHANGE_FILE}")
-    return plugin
 
 
 def check_sharding(accelerator: Accelerator) -> None:
