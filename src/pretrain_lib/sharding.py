@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, StateDictTy
 BLOCK = "Block"  # the class of a layer, in each of our models
 # What may not be set in `fsdp_config`, and why, by Accelerate's name for it.
 REFUSED = {
-    "CPU_RAM_EFFICIENT_LOADING": "it would untie tied weights; models are made in pieces here anyway",
+    "CPU_RAM_EFFICIENT_LOADING": "it would untie tied weights, and models are made in pieces",
     "ACTIVATION_CHECKPOINTING": "give --run.recompute full or selective instead",
     "OFFLOAD_PARAMS": "it is not supported",
 }
