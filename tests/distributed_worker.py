@@ -63,6 +63,20 @@ def micro_batches(step):
     return batches
 
 
+def recipe_of(model, **options):
+    """Return a recipe of which all but the model and the run's options is small."""
+    batch = {"tokens": MICRO_BATCHES * 2 * LENGTH, "micro_batch": 2, "sequence_length": LENGTH}
+    return Recipe(
+        model=model,
+        data=DataConfig(),
+        batch=BatchConfig(**batch),
+        optimizer=OptimizerConfig(),
+        schedule=ScheduleConfig(),
+        samples=SampleConfig(),
+        run=RunConfig(**options),
+    )
+
+
 def start(way, precision, options):
     """Return the Accelerator of a case, as the library starts it."""
     sharded = way == "fsdp"
@@ -70,15 +84,8 @@ def start(way, precision, options):
     os.environ["ACCELERATE_USE_FSDP"] = str(sharded).lower()
     os.environ["FSDP_VERSION"] = "2"
     engine_module.Accelerator = sharding_accelerator if sharded else PLAIN_ACCELERATOR
-    config = Recipe(
-        model=GPT2Config(**SHAPE, width=32),
-        data=DataConfig(),
-        batch=BatchConfig(tokens=MICRO_BATCHES * 2 * LENGTH, micro_batch=2, sequence_length=LENGTH),
-        optimizer=OptimizerConfig(),
-        schedule=ScheduleConfig(),
-        samples=SampleConfig(),
-        run=RunConfig(gather="bf16" if "gather" in options else "fp32"),
-    )
+    gather = "bf16" if "gather" in options else "fp32"
+    config = recipe_of(GPT2Config(**SHAPE, width=32), gather=gather)
     return engine_module.start_accelerator(config)
 
 

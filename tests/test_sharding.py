@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,9 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM
 
 from pretrain_lib import load_pretrained, start_accelerator, verify_checkpoint
+from pretrain_lib.export import export_checkpoint
 from pretrain_lib.sharding import build_sharding, check_sharding
 from tests.conftest import change, launcher_environment, read_rows, tiny_flags
 from tests.test_launched import processes_of, start, wait_for_step
@@ -97,6 +101,34 @@ def continue_elsewhere(run_folder, folder, *, step):
             shutil.rmtree(path)
 
 
+def log_likelihoods(folder):
+    """Return what lm-eval's own model says of pieces of text, in nats."""
+    lm = HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=8)
+    texts = [
+        line.strip()
+        for line in Path(json.__file__).read_text().splitlines()
+        if len(line.strip()) > 30
+    ]
+    requests = [
+        Instance("loglikelihood", {}, (text[:10], text[10:30]), number)
+        for number, text in enumerate(texts[:100])
+    ]
+    return [value for value, _ in lm.loglikelihood(requests)]
+
+
+@pytest.mark.slow
+def test_begun_by_two_copies_it_ends_in_four_pieces(prepared, unsharded, tmp_path):
+    continue_elsewhere(unsharded, tmp_path / "run", step=3)
+    flags = flags_of(prepared, tmp_path / "run", "--batch.micro_batch", "1")
+    assert "4 x CPU with 1 threads, fp32, FSDP2" in run(SHARDED, flags, processes=4)
+    found = []
+    for folder in (tmp_path / "run", unsharded):
+        export_checkpoint(folder / "checkpoints" / "step-00000008", tmp_path / folder.parent.name)
+        found.append(log_likelihoods(tmp_path / folder.parent.name))
+    assert len(found[0]) == 100
+    assert found[0] == pytest.approx(found[1], abs=1e-2)
+
+
 @pytest.mark.slow
 def test_begun_by_two_copies_it_ends_in_two_times_two_pieces(prepared, unsharded, tmp_path):
     continue_elsewhere(unsharded, tmp_path / "run", step=3)
@@ -161,6 +193,43 @@ def test_where_another_process_cannot_write_no_checkpoint_is_made_and_all_go_on(
     assert said.count(told) == 3  # at steps 3, 6 and 8, by the first process
     assert "resumable at step 8" in said
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+MEMORY = """
+import resource, psutil
+import torch
+from tests.fsdp_on_cpu import shard_on_cpus
+from tests.distributed_worker import engine_module, recipe_of
+from pretrain_lib import GPT2, GPT2Config
+from pretrain_lib.run import place
+shard_on_cpus()
+config = recipe_of(GPT2Config(vocabulary_size=512, num_layers=6, width=1024, num_heads=16))
+accelerator = engine_module.start_accelerator(config)
+accelerator.reduce(torch.ones(1))  # what the first message takes is not the model's
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = psutil.Process().memory_info().rss
+with torch.device("meta"):
+    model = GPT2(config.model)
+place(config, model, accelerator)
+model.initialize(0)
+size = 4 * sum(parameter.numel() for parameter in model.parameters())
+print("grown by", (peak() - before) / size)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_a_model_without_weights_never_is_whole(tmp_path):
+    """Of 300 MB each process holds half; made whole and cut, they would be 450 MB for a while."""
+    (tmp_path / "memory.py").write_text(MEMORY)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    result = subprocess.run(
+        [*command, str(tmp_path / "memory.py")], **launcher_environment(), timeout=120
+    )
+    grown = re.findall(r"grown by (\S+)", result.stdout)
+    assert len(grown) == 2, result.stderr
+    assert all(0.5 <= float(share) < 1 for share in grown), grown
 
 
 def test_sharding_that_would_not_happen_is_refused(recipe, monkeypatch):

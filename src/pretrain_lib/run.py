@@ -67,7 +67,7 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
         z_loss=config.optimizer.z_loss,
     )
     has_weights = not next(model.parameters()).is_meta
-    prepared_model, optimizer = _place(config, model, accelerator)
+    prepared_model, optimizer = place(config, model, accelerator)
     manifest = build_manifest(config, corpus.fingerprint, accelerator)
     start = resume(config, model, optimizer, accelerator, manifest=manifest)
     if start.is_new and not has_weights:
@@ -98,7 +98,7 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
     return run
 
 
-def _place(
+def place(
     config: Recipe, model: Model, accelerator: Accelerator
 ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     """Put the model where it trains, whole or in pieces; return it and its optimizer, prepared."""
