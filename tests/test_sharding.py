@@ -264,7 +264,12 @@ def test_parts_of_matrices_are_refused():
     accelerator = Accelerator(cpu=True)
     accelerator.state.parallelism_config = type("Parallel", (), {"non_data_parallel_size": 2})
     with pytest.raises(ValueError, match="leave only dp_replicate_size and dp_shard_size"):
-        check_sharding(accelerator)
+        check_sharding(accelerator, gather="fp32")
+
+
+def test_weights_sent_in_bf16_where_none_are_sent_are_refused(recipe):
+    with pytest.raises(ValueError, match="run.gather=bf16 is for FSDP2 with mixed_precision: bf16"):
+        start_accelerator(change(recipe, run={"gather": "bf16"}))
 
 
 def test_another_accumulation_than_the_batch_is_refused(recipe, monkeypatch):

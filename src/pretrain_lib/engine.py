@@ -56,7 +56,7 @@ def start_accelerator(config: Recipe) -> Accelerator:
     if remark:
         accelerator.print(remark)
     check_world(accelerator, launched=launched, expected=config.run.processes)
-    check_sharding(accelerator)
+    check_sharding(accelerator, gather=config.run.gather)
     check_accumulation(config, processes=accelerator.num_processes)
     if is_elastic():
         meet_main_rank(accelerator)

@@ -99,7 +99,7 @@ def build_manifest(config: Recipe, fingerprint: str, accelerator: Accelerator) -
         | {"torch": torch.__version__, "python": platform.python_version()},
         "git": _git_revision(),
         "world": {
-            "device": str(accelerator.device),
+            "device": accelerator.device.type,
             "processes": accelerator.num_processes,
             "precision": accelerator.mixed_precision,
             "distributed": accelerator.distributed_type.value,

@@ -62,13 +62,18 @@ def build_sharding(*, gather: str) -> FullyShardedDataParallelPlugin | None:
     )
 
 
-def check_sharding(accelerator: Accelerator) -> None:
-    """Raise ValueError if the run would not shard as the launcher was told to."""
+def check_sharding(accelerator: Accelerator, *, gather: str) -> None:
+    """Raise ValueError if the run would not shard as launcher and recipe were told to."""
     if is_sharding_asked_for() and not is_sharded(accelerator):
         raise ValueError(
             f"FSDP was asked for but Accelerate runs {accelerator.distributed_type.value} without "
             f"it: it takes several processes with a GPU each; on CPUs use "
             f"accelerate_configs/cpu_2proc.yaml"
+        )
+    if gather == "bf16" and not (is_sharded(accelerator) and accelerator.mixed_precision == "bf16"):
+        raise ValueError(
+            "run.gather=bf16 is for FSDP2 with mixed_precision: bf16, which this run is not: leave "
+            "it at fp32, or launch with accelerate_configs/fsdp2_8gpu.yaml"
         )
     parallel = accelerator.parallelism_config
     if parallel is not None and parallel.non_data_parallel_size > 1:
