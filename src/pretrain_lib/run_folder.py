@@ -14,6 +14,7 @@ import yaml
 from accelerate import Accelerator
 
 from pretrain_lib.config import Recipe
+from pretrain_lib.configuration import launch_configuration
 from pretrain_lib.data.shards import LOCK, lock_folder, write_atomically, write_json
 from pretrain_lib.launched import is_restart
 from pretrain_lib.metrics import drop_rows_after
@@ -105,6 +106,7 @@ def build_manifest(config: Recipe, fingerprint: str, accelerator: Accelerator) -
             "distributed": accelerator.distributed_type.value,
             "threads": torch.get_num_threads(),
             "system": platform.platform(),
+            "configuration": launch_configuration(),
         },
         "parent": None,
     }
