@@ -1,10 +1,13 @@
 """The files of accelerate_configs/ mean to the installed Accelerate what they say."""
 
 import json
+import os
 import re
 import shlex
-from pathlib import Path
+import signal
+import subprocess
 
+import psutil
 import pytest
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -171,9 +174,9 @@ def test_what_is_made_for_gpus_runs_on_a_cpu(prepared, tmp_path, name):
 
 
 SRUN = """#!/usr/bin/env bash
-# Stands in for srun: runs a command on every node.
+# Stands in for srun: runs a command on every node, and notes its processes.
+[ -n "${NOTHING_RUNS:-}" ] && exit 1
 while [[ "$1" == --* ]]; do shift; done
-echo "$@" >> "$SLURM_LOG"
 for node in 0 1; do
     SLURM_NODEID=$node SLURMD_NODENAME=127.0.0.$((node + 1)) "$@" &
     echo $! >> "$SLURM_LOG.pids"
@@ -199,30 +202,44 @@ def slurm(tmp_path):
     return environment | job | {"PATH": f"{tmp_path}:{environment['PATH']}"}
 
 
-def requeues(slurm):
-    return Path(slurm["SLURM_LOG"]).read_text().count("requeue 77\n")
-
-
-def run_job(slurm, *flags):
+def start_job(slurm, *flags):
+    """Start the script that sbatch would run on the first node."""
     command = ["accelerate_configs/slurm.sh", "recipes/gpt2_124m.py", *flags]
-    return run_command(*command, environment=slurm)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=slurm, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
 
 
 @pytest.mark.slow
-def test_a_slurm_job_that_was_stopped_is_requeued_and_ends(prepared, tmp_path, slurm):
-    flags = tiny_flags(prepared, slurm["RUN_DIR"])
-    # A minute less than a start takes, so that the budget is used up after the first step.
-    stopped = run_job(slurm, *flags, "--run.max_time", "1s")
-    assert stopped.returncode == 1, stopped.stderr
-    assert "resumable at step" in stopped.stdout
-    assert requeues(slurm) == 1
-    ended = run_job(slurm, *flags)
-    assert ended.returncode == 0, ended.stderr
-    assert "done at step 8" in ended.stdout
-    assert requeues(slurm) == 1
+def test_a_slurm_job_is_requeued_as_long_as_its_run_gets_on(prepared, tmp_path, slurm):
+    flags = [*tiny_flags(prepared, "unused"), "--schedule.tokens", "1e6"]
+    job, said = start_job(slurm, *flags), []
+    for line in job.stdout:
+        said.append(line)
+        if re.match("step +5/", line):
+            break
+    launchers = [psutil.Process(int(pid)) for pid in (tmp_path / "log.pids").read_text().split()]
+    workers = [worker for launcher in launchers for worker in launcher.children()]
+    for process in [*launchers, *workers]:  # of a step Slurm signals all, on all nodes at once
+        os.kill(process.pid, signal.SIGTERM)
+    said = "".join([*said, *job.stdout])
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("resumable", "signal SIGTERM"), said
+    assert job.wait() == 1
+    assert f"resumable at step {status['step']}, was at the start" in said
+    assert (tmp_path / "log").read_text() == "requeue 77\n"
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert manifest["world"]["processes"] == 2
-    assert manifest["config"]["run"]["processes"] == 2
+    assert manifest["world"]["processes"] == manifest["config"]["run"]["processes"] == 2
+
+    job = start_job(slurm | {"NOTHING_RUNS": "1"}, *flags)  # status.json is that of the job before
+    said, _ = job.communicate()
+    assert f"resumable at step {status['step']}, was at {status['step']}" in said
+    assert job.returncode == 1
+    job = start_job(slurm, *flags, "--run.max_steps", str(status["step"] + 2))
+    said, _ = job.communicate()
+    assert job.returncode == 0, said
+    assert f"resumed at step {status['step']}," in said
+    assert (tmp_path / "log").read_text() == "requeue 77\n"
 
 
 def test_scripts_can_be_read_by_bash():
