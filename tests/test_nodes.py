@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -24,8 +25,9 @@ def environment_of(node, **variables):
     return {**os.environ, **settings, **variables}
 
 
-def start_nodes(folder, *flags):
-    """Start a launcher on each node as ddp_multi_node.yaml says; what it prints goes to files."""
+@contextmanager
+def two_nodes(folder, *flags):
+    """Hold a launcher on each node, as ddp_multi_node.yaml says; what it prints goes to files."""
     folder.mkdir()
     port, launchers = get_free_port(), []
     for rank, node in enumerate(NODES):
@@ -45,7 +47,12 @@ def start_nodes(folder, *flags):
                 stderr=subprocess.STDOUT,
             )
         launchers.append(process)
-    return launchers
+    try:
+        yield launchers
+    finally:
+        for launcher in (launcher for launcher in launchers if launcher.poll() is None):
+            for process in [launcher, *psutil.Process(launcher.pid).children()]:
+                process.kill()
 
 
 def said_by(folder):
@@ -60,29 +67,20 @@ def wait_for(condition, launchers, folder):
         time.sleep(0.02)
 
 
-def wait_for_end(launchers, folder):
-    try:
-        codes = [launcher.wait(120) for launcher in launchers]
-    finally:
-        for launcher in launchers:
-            launcher.kill()
-    assert codes == [0] * len(launchers), said_by(folder)
-
-
 @pytest.mark.slow
 def test_two_nodes_that_each_lost_a_process_are_those_that_never_did(prepared, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     flags = ["--run.save_every", "3", "--schedule.tokens", "10240"]
-    launchers = start_nodes(whole, *tiny_flags(prepared, whole / "run"), *flags)
-    wait_for_end(launchers, whole)
+    with two_nodes(whole, *tiny_flags(prepared, whole / "run"), *flags) as launchers:
+        assert [launcher.wait(120) for launcher in launchers] == [0, 0], said_by(whole)
     flags += ["--run.resume", "never"]  # which speaks of the first start
-    launchers = start_nodes(killed, *tiny_flags(prepared, killed / "run"), *flags)
-    for node, step in ((1, 8), (0, 20)):
-        wait_for(lambda step=step: f"\nstep {step:2}/40" in said_by(killed), launchers, killed)
-        (worker,) = psutil.Process(launchers[node].pid).children()
-        assert worker.environ()["RANK"] == str(node)
-        worker.kill()
-    wait_for_end(launchers, killed)
+    with two_nodes(killed, *tiny_flags(prepared, killed / "run"), *flags) as launchers:
+        for node, step in ((1, 8), (0, 20)):
+            wait_for(lambda step=step: f"\nstep {step:2}/40" in said_by(killed), launchers, killed)
+            (worker,) = psutil.Process(launchers[node].pid).children()
+            assert worker.environ()["RANK"] == str(node)
+            worker.kill()
+        assert [launcher.wait(120) for launcher in launchers] == [0, 0], said_by(killed)
     assert len(re.findall("resumed at step [1-9]", said_by(killed))) == 2
     status = json.loads((killed / "run" / "status.json").read_text())
     assert (status["state"], status["step"]) == ("done", 40)

@@ -16,26 +16,30 @@ def launch_configuration() -> dict:
     Without `--config_file` the launcher takes the default file of its user, if there is one,
     unless it is given `--cpu`. The file is None if there was no launcher, or no file.
     """
+    none = {"file": None, "default": False, "settings": {}}
     launcher = find_launcher()
-    words = [] if launcher is None else _launch_words(launcher.cmdline())
-    arguments, _ = launch_command_parser().parse_known_args([*words, "none"])
-    file, default = arguments.config_file, False
-    if launcher is not None and file is None and not arguments.cpu:
-        default = Path(default_config_file).is_file()
-        file = default_config_file if default else None
-    settings = {} if file is None else _read_settings(file, launcher)
-    return {"file": file, "default": default, "settings": settings}
+    words = None if launcher is None else _launch_words(launcher.cmdline())
+    if words is None:
+        return none
+    arguments, _ = launch_command_parser().parse_known_args(words)
+    if arguments.config_file is not None:
+        file, default = arguments.config_file, False
+    elif Path(default_config_file).is_file() and not arguments.cpu:
+        file, default = default_config_file, True
+    else:
+        return none
+    return {"file": file, "default": default, "settings": _read_settings(file, launcher)}
 
 
-def _launch_words(command: list[str]) -> list[str]:
-    """Return what follows `accelerate launch` in a command line."""
+def _launch_words(command: list[str]) -> list[str] | None:
+    """Return what follows `accelerate launch` in a command line, None if it is another."""
     names = [Path(word).name for word in command]
     for i, name in enumerate(names):
         if name == "launch" and i and "accelerate" in names[i - 1]:
             return command[i + 1 :]
         if name in ("accelerate-launch", "accelerate.commands.launch"):
             return command[i + 1 :]
-    return []
+    return None
 
 
 def _read_settings(file: str, launcher: psutil.Process) -> dict:
