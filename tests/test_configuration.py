@@ -15,7 +15,12 @@ SETTINGS = {
     "main_process_port": 0,
     "mixed_precision": "no",
 }
-TOLD = "import json, pretrain_lib.configuration as c; print(json.dumps(c.launch_configuration()))"
+# Two processes share a line unless each writes all of its own at once.
+TOLD = """
+import json, os
+from pretrain_lib.configuration import launch_configuration
+os.write(1, (json.dumps(launch_configuration()) + "\\n").encode())
+"""
 NONE = {"file": None, "default": False, "settings": {}}
 
 

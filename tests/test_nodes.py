@@ -76,7 +76,7 @@ def test_two_nodes_that_each_lost_a_process_are_those_that_never_did(prepared, t
     flags += ["--run.resume", "never"]  # which speaks of the first start
     with two_nodes(killed, *tiny_flags(prepared, killed / "run"), *flags) as launchers:
         for node, step in ((1, 8), (0, 20)):
-            wait_for(lambda step=step: f"\nstep {step:2}/40" in said_by(killed), launchers, killed)
+            wait_for(lambda step=step: f"step {step:2}/40" in said_by(killed), launchers, killed)
             (worker,) = psutil.Process(launchers[node].pid).children()
             assert worker.environ()["RANK"] == str(node)
             worker.kill()
