@@ -5,8 +5,10 @@
 # about half of the restarts hang or fail, since old entries of the rendezvous are met again.
 set -euo pipefail
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-# Two jobs on one machine must not meet.
-export PET_RDZV_ENDPOINT="${PET_RDZV_ENDPOINT:-localhost:0}" PET_RDZV_ID="${PET_RDZV_ID:-$$}"
+# Two jobs on one machine must not meet. On several machines the id must be given, the same on all;
+# the endpoint is there made of --main_process_ip and --main_process_port.
+export PET_RDZV_ENDPOINT="${PET_RDZV_ENDPOINT:-localhost:0}"
+export PET_RDZV_ID="${PET_RDZV_ID:-$(hostname)-$$-$(date +%s)}"
 # Seconds from SIGTERM to SIGKILL: the last step, and its checkpoint, must fit.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}"
 exec accelerate launch --rdzv_backend c10d --max_restarts "${MAX_RESTARTS:-3}" "$@"

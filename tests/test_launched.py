@@ -12,6 +12,7 @@ import pytest
 
 from pretrain_lib.data.shards import lock_folder
 from pretrain_lib.launched import launch_time
+from pretrain_lib.run_folder import was_begun_here, write_status
 from tests.conftest import ROOT, read_rows, run_command
 from tests.test_recipes import tiny_flags
 
@@ -61,6 +62,23 @@ def test_the_clock_of_a_run_starts_with_its_launcher_and_not_with_a_shell(monkey
         starter = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
         result = run_command(sys.executable, "-c", starter, name)
         assert result.stdout.strip() == expected, result.stderr
+
+
+def test_a_restart_is_known_on_a_node_that_did_not_count_it(tmp_path, monkeypatch):
+    variables = {"TORCHELASTIC_MAX_RESTARTS": "2", "TORCHELASTIC_RESTART_COUNT": "0"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for name in ("one", "another", "none"):  # torch's name of a launch that was given no name
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
+        (tmp_path / name).mkdir()
+        write_status(tmp_path / name, "running")
+    for folder, name, known in (("one", "one", True), ("another", "one", False)):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
+        assert was_begun_here(tmp_path / folder) == known
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert not was_begun_here(tmp_path / "none")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert was_begun_here(tmp_path / "none")
 
 
 def steps_of(folder):

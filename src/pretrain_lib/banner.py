@@ -4,6 +4,7 @@ import torch
 from accelerate import Accelerator
 
 from pretrain_lib.config import Recipe
+from pretrain_lib.configuration import default_line, launch_configuration
 from pretrain_lib.data.batches import PackedDataset, WindowSource
 from pretrain_lib.flops import count_parameters, model_flops
 from pretrain_lib.metrics import human, human_time
@@ -28,6 +29,7 @@ def banner(
         *_data_lines(config, corpus, dataset),
         _model_line(config, model),
         _device_line(accelerator, peak),
+        *_configuration_lines(),
         *_option_lines(config, model),
         *_batch_lines(config, model, accelerator, peak),
     ]
@@ -96,6 +98,11 @@ def _device_line(accelerator: Accelerator, peak: float | None) -> str:
     sharding = describe_sharding(accelerator)
     rate = "" if peak is None else f", {peak / 1e12:.3g} TFLOP/s taken as its peak"
     return f"device    {accelerator.num_processes} x {name}, {precision}, {sharding}{rate}"
+
+
+def _configuration_lines() -> list[str]:
+    line = default_line(launch_configuration())
+    return [] if line is None else [f"          {line}"]
 
 
 def _batch_lines(

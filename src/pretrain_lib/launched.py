@@ -21,9 +21,20 @@ def is_elastic() -> bool:
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
 
 
-def is_restart() -> bool:
-    """Whether the launcher has started these processes again, and this is the run it was."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+def launch_id() -> str | None:
+    """Return by which name the launchers of all nodes know an elastic launch, if it has one."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return name if is_elastic() and name != "none" else None
+
+
+def is_restart(begun_by: str | None) -> bool:
+    """Whether the launcher has started these processes again, and this is the run it was.
+
+    A launcher counts the restarts for which its own node is to blame. On the others the run is
+    known by `begun_by`, the `launch_id` that its folder holds.
+    """
+    counted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return counted or (begun_by is not None and begun_by == launch_id())
 
 
 def launch_time() -> float:

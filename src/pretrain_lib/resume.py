@@ -11,9 +11,14 @@ from pretrain_lib.checkpoint import TrainingState, load_checkpoint, read_state
 from pretrain_lib.checkpoint_files import find_newest, verify_checkpoint
 from pretrain_lib.config import Recipe
 from pretrain_lib.data.order import ORDER_VERSION
-from pretrain_lib.launched import is_restart, on_main
+from pretrain_lib.launched import on_main
 from pretrain_lib.models.hf import Model
-from pretrain_lib.run_folder import CHECKPOINTS, setting_changes, unsafe_changes
+from pretrain_lib.run_folder import (
+    CHECKPOINTS,
+    setting_changes,
+    unsafe_changes,
+    was_begun_here,
+)
 
 
 @dataclass(frozen=True)
@@ -90,12 +95,13 @@ def resume(
 def _choose(config: Recipe) -> tuple[Path | None, bool]:
     """Return the checkpoint to load, if any, and whether it makes this run a fork."""
     own, wanted = Path(config.run.dir) / CHECKPOINTS, config.run.resume
-    if wanted == "never" and not is_restart():
+    restarted = was_begun_here(own.parent)
+    if wanted == "never" and not restarted:
         return None, False
     named = None if wanted in ("auto", "never") else Path(wanted)
     if named is not None and (named / CHECKPOINTS).is_dir():
         named = find_newest(named / CHECKPOINTS) or named
-    if named is not None and named.resolve().parent == own.resolve() and not is_restart():
+    if named is not None and named.resolve().parent == own.resolve() and not restarted:
         return _whole(named), False
     if (newest := find_newest(own)) is not None:  # also of a fork that has gone on from its parent
         return newest, False

@@ -14,8 +14,9 @@ import yaml
 from accelerate import Accelerator
 
 from pretrain_lib.config import Recipe
+from pretrain_lib.configuration import launch_configuration
 from pretrain_lib.data.shards import LOCK, lock_folder, write_atomically, write_json
-from pretrain_lib.launched import is_restart
+from pretrain_lib.launched import is_restart, launch_id
 from pretrain_lib.metrics import drop_rows_after
 
 CHECKPOINTS = "checkpoints"
@@ -43,7 +44,7 @@ FIXED_SETTINGS = ("run.seed", "run.spike_sigma", "run.spike_window", "run.spike_
 @contextmanager
 def open_run_folder(folder: Path, *, resume: str) -> Iterator[None]:
     """Make and hold a run folder; raises ValueError if it is in use, unwritable or unwanted."""
-    if resume == "never" and not is_restart() and _is_used(folder):
+    if resume == "never" and not was_begun_here(folder) and _is_used(folder):
         raise ValueError(
             f"run.dir={folder} is not empty and run.resume=never; give another folder, or "
             f"run.resume=auto to continue it"
@@ -51,6 +52,11 @@ def open_run_folder(folder: Path, *, resume: str) -> Iterator[None]:
     with lock_folder(folder, setting="run.dir"):
         (folder / CHECKPOINTS).mkdir(exist_ok=True)
         yield
+
+
+def was_begun_here(folder: Path) -> bool:
+    """Whether the run in a folder was begun by this very launch, which has started it again."""
+    return is_restart(read_status(folder).get("launch"))
 
 
 def _is_used(folder: Path) -> bool:
@@ -80,7 +86,8 @@ def begin_run(folder: Path, config: Recipe, manifest: dict, *, step: int, last_r
 def write_status(folder: Path, state: str, *, step: int | None = None, reason: str = "") -> None:
     """Write `status.json`: running, done, resumable, failed or refused."""
     assert state in ("running", "done", "resumable", "failed", "refused"), state
-    write_json(folder / STATUS, {"state": state, "step": step, "reason": reason})
+    status = {"state": state, "step": step, "reason": reason, "launch": launch_id()}
+    write_json(folder / STATUS, status)
 
 
 def read_status(folder: Path) -> dict:
@@ -105,6 +112,7 @@ def build_manifest(config: Recipe, fingerprint: str, accelerator: Accelerator) -
             "distributed": accelerator.distributed_type.value,
             "threads": torch.get_num_threads(),
             "system": platform.platform(),
+            "configuration": launch_configuration(),
         },
         "parent": None,
     }
