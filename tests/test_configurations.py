@@ -6,6 +6,7 @@ import re
 import shlex
 import signal
 import subprocess
+from pathlib import Path
 
 import psutil
 import pytest
@@ -22,8 +23,10 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 from pretrain_lib import GPT2, GPT2Config, Llama, LlamaConfig
+from pretrain_lib.arguments import parse_recipe
 from tests.conftest import ROOT, read_rows, run_command, tiny_flags
 from tests.test_nodes import NODES, environment_of
+from tests.test_recipes import gpt2_124m, llama_1_3b
 
 FOLDER = ROOT / "accelerate_configs"
 FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -83,9 +86,11 @@ def test_every_file_says_when_to_choose_it_and_how_to_start_it():
         arguments = launch_command_parser().parse_args([values.get(w, w) for w in words])
         assert arguments.config_file == f"accelerate_configs/{name}.yaml"
         assert (ROOT / arguments.training_script).is_file()
-        if PROCESSES[name] > 1:
-            flags = arguments.training_script_args
-            assert flags[flags.index("--run.processes") + 1] == str(PROCESSES[name])
+        defaults = {"gpt2_124m": gpt2_124m, "llama_1_3b": llama_1_3b}
+        recipe = defaults[Path(arguments.training_script).stem].RECIPE
+        config, _ = parse_recipe(recipe, arguments=arguments.training_script_args)
+        assert config.run.processes == (PROCESSES[name] if PROCESSES[name] > 1 else None)
+        config.check(processes=PROCESSES[name])
 
 
 @pytest.mark.parametrize("name", FILES)
