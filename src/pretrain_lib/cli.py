@@ -94,6 +94,7 @@ def _add_model_commands(command: Callable[..., argparse.ArgumentParser]) -> None
     add("checkpoint", type=Path, help="a checkpoint, or a run folder: its newest")
     add("--out", type=Path, required=True)
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--scores", type=Path, help="a JSON of `eval --out`, for the model card")
 
     parser = command("eval", "Score a model folder with lm-eval-harness.")
     add = parser.add_argument

@@ -34,6 +34,7 @@ FEWEST_LATER = 2  # values that set limits: with fewer, the first share does as 
 FEWEST_WITH_SPIKES = 20  # of fewer values none counts as a spike
 # What is farther off than so many heights of the curves, or such a share of a value, is not shown.
 FARTHEST_LINE, NEAR_LINE = 4.0, 0.25
+POINTS_BETWEEN = 200  # on the lines of a curve, when a place for a name is sought
 MARKERS_PER_LINE = 12  # about so many: more are a rope
 STYLE = {
     "font.size": 10,
@@ -151,7 +152,7 @@ def draw_baselines(
     The limits of the axes must have been set; `label` is the size of a name as shares of them.
     """
     scale = panel.transScale + panel.transLimits  # to shares of the axes
-    points = np.concatenate([scale.transform(np.column_stack(curve)) for curve in curves])
+    points = np.concatenate([scale.transform(_densely(*curve)) for curve in curves])
     low, high = panel.get_ylim()
     for figure in (figure for figure in published if low < figure.value < high):
         panel.axhline(figure.value, color=GREY, linewidth=1.0, linestyle="--", zorder=2)
@@ -169,6 +170,17 @@ def draw_baselines(
             bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.8},
             zorder=5,
         )
+
+
+def _densely(tokens: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the points (N, 2) of a curve, with some on the lines between them."""
+    known = np.isfinite(values)
+    if not known.any():
+        return np.zeros((0, 2))
+    tokens, values = tokens[known], values[known]
+    between = np.linspace(tokens[0], tokens[-1], POINTS_BETWEEN)
+    x = np.concatenate([tokens, between])
+    return np.column_stack([x, np.concatenate([values, np.interp(between, tokens, values)])])
 
 
 def _emptiest_side(

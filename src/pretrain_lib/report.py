@@ -212,7 +212,7 @@ def _add_legend(figure: "Figure", runs: list[Rows], names: list[str], looks: lis
             entries.append(Line2D([], [], linewidth=2.5, label=name, **style))
     marker = first.marker if first.marks_noisy else None
     train = {"color": first.colour, "linewidth": 1.6, "marker": marker}
-    entries.append(Line2D([], [], label="train, moving average (spikes left out)", **train))
+    entries.append(Line2D([], [], label="train, average without spikes", **train))
     hollow = {"marker": "o", "markerfacecolor": "white", "linewidth": 1.2, "markersize": 5}
     scored = any(row["kind"] == "evaluation" for rows in runs for row in rows)
     label = "validation; scores, ± stderr" if scored else "validation"
@@ -230,4 +230,4 @@ def _add_legend(figure: "Figure", runs: list[Rows], names: list[str], looks: lis
 
 def _width(label: str) -> float:
     """Return about how many inches an entry of the legend takes."""
-    return 0.6 + 0.078 * len(label)
+    return 0.4 + 0.068 * len(label)

@@ -15,12 +15,19 @@ COMMON = ("kind", "step", "tokens")
 def read_metrics(run: Path) -> Rows:
     """Return every row of a run's `metrics.jsonl`, in order.
 
-    A last line without its end is being written by a live run, and left out. Raises ValueError for
-    a missing file, a line that is no JSON object, or no train row.
+    Raises ValueError for a missing file, a line that is no JSON object, or no train row.
     """
     path = run / METRICS
     if not path.is_file():
         raise ValueError(f"{run} is not a run folder: it has no {METRICS}")
+    rows = read_rows(path)
+    if not any(row["kind"] == "train" for row in rows):
+        raise ValueError(f"{path} has no train row yet: run at least one step, then plot")
+    return rows
+
+
+def read_rows(path: Path) -> Rows:
+    """Return the rows of a file of them; a last line without its end is being written by a run."""
     *lines, _ = path.read_text(encoding="utf-8").split("\n")
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -28,8 +35,6 @@ def read_metrics(run: Path) -> Rows:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number} is not JSON: {line[:60]!r}") from error
-    if not any(row["kind"] == "train" for row in rows):
-        raise ValueError(f"{path} has no train row yet: run at least one step, then plot")
     return rows
 
 

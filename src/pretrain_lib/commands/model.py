@@ -37,7 +37,9 @@ def run_export(options: argparse.Namespace) -> None:
     """Write a checkpoint as a plain model folder."""
     source = model_folder(options.checkpoint)
     with _without_foreign_progress():
-        difference = export_checkpoint(source, options.out, dtype=getattr(torch, options.dtype))
+        difference = export_checkpoint(
+            source, options.out, dtype=getattr(torch, options.dtype), scores=options.scores
+        )
     print(
         f"{options.out}: exported from {source}; loaded again by transformers, its logits are "
         f"within {difference:.1e} of the model's"
