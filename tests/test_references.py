@@ -8,6 +8,7 @@ from pretrain_lib.evaluate.per_token import BESIDE, METRIC
 from pretrain_lib.evaluate.references import figures, find_figure, models_near
 from pretrain_lib.evaluate.results import format_table
 from pretrain_lib.evaluate.suites import SUITES
+from tests.conftest import ROOT, run_command
 
 OWN = ("validation", "loss")  # not a task of lm-eval: the recipe's validation
 
@@ -101,3 +102,46 @@ def test_the_table_sets_published_scores_beside_ours():
 
 def test_a_score_with_examples_stands_beside_no_score_without():
     assert "GPT-2" not in format_table(results_of(124_439_808, shots=5))
+
+
+def readme_lines():
+    """Return the table of published scores as recipes/README.md shows it, and its sources."""
+    scores = [f for f in figures() if (f.task, f.metric) != OWN]
+    models = list(dict.fromkeys(figure.model for figure in scores))
+    sources = list(dict.fromkeys(figure.source for figure in scores))
+    yield f"| | {' | '.join(models)} |"
+    yield "|---" * (len(models) + 1) + "|"
+    places = {(f.task, f.metric): f for f in scores}
+    for task in SUITES["llama_1_3b"]:
+        for metric in [metric for other, metric in places if other == task]:
+            cells = []
+            for model in models:
+                figure = find_figure(model, task, metric)
+                letter = "abcdefghijklmn"[sources.index(figure.source)] if figure else ""
+                cells.append(f"{figure.value:g} {letter}" if figure else "")
+            yield f"| {task} {metric} | {' | '.join(cells)} |"
+    for letter, source in zip("abcdefghijklmn", sources, strict=False):
+        yield f"- {letter}: [{source.title}]({source.url}); {source.note}"
+
+
+def test_the_readme_of_the_recipes_shows_every_figure():
+    text = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    lines = list(readme_lines())
+    table = [line for line in lines if line.startswith("|")]
+    assert "\n".join(table) in text
+    assert "\n".join(lines[len(table) :]) in text
+
+
+@pytest.mark.slow
+def test_a_suite_stands_for_its_tasks(tmp_path):
+    (tmp_path / "config.json").write_text("{}")  # no model could be loaded from this
+    result = run_command(
+        *("pretrain", "eval", tmp_path, "--suite", "llama_1_3b"),
+        environment={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")},
+    )
+    assert result.returncode == 2, result.stderr
+    assert (
+        f"tasks={','.join(SUITES['llama_1_3b'])}: a data set is not in the cache" in result.stderr
+    )
+    both = run_command("pretrain", "eval", tmp_path, "--suite", "gpt2_124m", "--tasks", "piqa")
+    assert both.returncode == 2 and "not allowed with" in both.stderr
