@@ -98,10 +98,8 @@ def _scores_of_file(path: Path, model: Model) -> tuple[tuple[Score, ...], str]:
         Score(task, metric, value, error if isinstance(error, float) else None, shots.get(task))
         for task, metric, value, error in iterate_scores(results)
     ]
-    part = f"; the first {limit:g} items of each task" if limit else ""
-    return tuple(
-        found
-    ), f"lm-evaluation-harness {results.get('lm_eval_version', '')}".strip() + part
+    by = f"lm-evaluation-harness {results.get('lm_eval_version', '')}".strip()
+    return tuple(found), f"{by}; the first {limit:g} items of each task" if limit else by
 
 
 def _scores_of_rows(rows: Rows) -> tuple[tuple[Score, ...], str]:
@@ -112,9 +110,8 @@ def _scores_of_rows(rows: Rows) -> tuple[tuple[Score, ...], str]:
         for name in names
         if "/" in name and row[name] is not None
     ]
-    return tuple(
-        found
-    ), f"lm-evaluation-harness during training, at step {row['step']:,}" if found else ""
+    by = f"lm-evaluation-harness during training, at step {row['step']:,}" if found else ""
+    return tuple(found), by
 
 
 def _last(rows: Rows, kind: str) -> dict:

@@ -34,6 +34,7 @@ FEWEST_LATER = 2  # values that set limits: with fewer, the first share does as 
 FEWEST_WITH_SPIKES = 20  # of fewer values none counts as a spike
 # What is farther off than so many heights of the curves, or such a share of a value, is not shown.
 FARTHEST_LINE, NEAR_LINE = 4.0, 0.25
+FEW_POINTS = 20  # which are shown as such
 POINTS_BETWEEN = 200  # on the lines of a curve, when a place for a name is sought
 MARKERS_PER_LINE = 12  # about so many: more are a rope
 STYLE = {
@@ -103,14 +104,13 @@ def without_spikes(tokens: np.ndarray, values: np.ndarray, window: int) -> np.nd
 
 def draw_line(panel: "Axes", tokens: np.ndarray, values: np.ndarray, look: Look) -> None:
     """Draw a thick line, with a marker here and there if there are other runs."""
-    single = len(values) < 20 and not look.marks_noisy
-    marker = "." if single else look.marker if look.marks_noisy else None
+    dot = "." if len(values) < FEW_POINTS else None  # a line of one point shows nothing
     panel.plot(
         tokens,
         values,
         color=look.colour,
         linewidth=1.6,
-        marker=marker,  # a line of one point shows nothing
+        marker=look.marker if look.marks_noisy else dot,
         markersize=5,
         markevery=max(1, len(values) // MARKERS_PER_LINE),
     )
