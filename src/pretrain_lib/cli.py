@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pretrain_lib.data.best_fit import PACKINGS
 from pretrain_lib.errors import DONE, INTERRUPTED, report_errors
+from pretrain_lib.evaluate.suites import SUITES
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -93,10 +94,14 @@ def _add_model_commands(command: Callable[..., argparse.ArgumentParser]) -> None
     add("checkpoint", type=Path, help="a checkpoint, or a run folder: its newest")
     add("--out", type=Path, required=True)
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--scores", type=Path, help="a JSON of `eval --out`, for the model card")
 
-    add = command("eval", "Score a model folder with lm-eval-harness.").add_argument
+    parser = command("eval", "Score a model folder with lm-eval-harness.")
+    add = parser.add_argument
     add("folder", type=Path, help="a model folder, a checkpoint, or a run folder")
-    add("--tasks", required=True, help="names, separated by commas")
+    tasks = parser.add_mutually_exclusive_group(required=True)
+    tasks.add_argument("--tasks", help="names, separated by commas")
+    tasks.add_argument("--suite", choices=SUITES, help="the tasks of a recipe")
     add("--include_path", type=Path, help="a folder with task files of your own")
     add("--limit", type=int, help="items per task")
     add("--batch_size", type=int, default=8)

@@ -14,6 +14,7 @@ from pretrain_lib.data.tokenizer import load_tokenizer
 from pretrain_lib.evaluate.harness import evaluate_folder, is_ours
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
 from pretrain_lib.evaluate.results import format_table, write_results
+from pretrain_lib.evaluate.suites import SUITES
 from pretrain_lib.export import export_checkpoint
 from pretrain_lib.generation import sample_texts
 from pretrain_lib.models.hf import load_pretrained
@@ -36,7 +37,9 @@ def run_export(options: argparse.Namespace) -> None:
     """Write a checkpoint as a plain model folder."""
     source = model_folder(options.checkpoint)
     with _without_foreign_progress():
-        difference = export_checkpoint(source, options.out, dtype=getattr(torch, options.dtype))
+        difference = export_checkpoint(
+            source, options.out, dtype=getattr(torch, options.dtype), scores=options.scores
+        )
     print(
         f"{options.out}: exported from {source}; loaded again by transformers, its logits are "
         f"within {difference:.1e} of the model's"
@@ -51,7 +54,7 @@ def run_eval(options: argparse.Namespace) -> None:
     with _without_foreign_progress():
         results = evaluate_folder(
             folder,
-            options.tasks.split(","),
+            options.tasks.split(",") if options.suite is None else SUITES[options.suite],
             include_path=options.include_path,
             limit=options.limit,
             batch_size=options.batch_size,

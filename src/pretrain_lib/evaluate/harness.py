@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from pretrain_lib.data.tokenizer import Tokenizer
+from pretrain_lib.evaluate.per_token import add_per_token
 from pretrain_lib.models.hf import Model, load_pretrained, read_config
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
+    from transformers import PreTrainedTokenizerBase
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 BOOTSTRAP_DRAWS = 1000  # lm-eval's 100,000 take minutes and change the third digit of an error bar
@@ -36,6 +38,7 @@ def evaluate_model(
 ) -> dict:
     """Run lm-eval on a model in memory and return its own results, as `evaluate_folder` does.
 
+    They hold `acc_norm_per_token` beside every `acc_norm` (see `add_per_token`).
     The model computes as it is called: in its own dtype, or under an autocast around this. Its
     training mode, gradients and the generators of random numbers are left as they were. It must be
     whole in this process (not sharded), which shares nothing with the others: lm-eval returns
@@ -44,12 +47,14 @@ def evaluate_model(
     from pretrain_lib.evaluate.live_model import LiveModel, transformers_tokenizer
 
     manager, names = find_tasks(tasks, include_path=include_path)
+    own = transformers_tokenizer(tokenizer)
     with keep_random_state():
         _load_data(manager, names)
         return _run(
             manager,
             names,
-            model=LiveModel(model, transformers_tokenizer(tokenizer), batch_size=batch_size),
+            tokenizer=own,
+            model=LiveModel(model, own, batch_size=batch_size),
             limit=limit,
             batch_size=batch_size,
             device=str(model.head_weight.device),
@@ -73,12 +78,15 @@ def evaluate_folder(
 ) -> dict:
     """Run lm-eval on an exported Hugging Face folder and return its own results.
 
+    They hold `acc_norm_per_token` beside every `acc_norm` (see `add_per_token`).
     A folder that `is_ours` is scored by `LiveModel`, any other, and all with `harness`, by
     lm-eval's own `HFLM`. `tasks` are names or patterns of lm-eval's tasks, or of the YAML files
     below `include_path`, whose Python is executed: trust them. The first `limit` items of each
     task are scored; the generators of random numbers are left as they were. Raises ValueError for
     a folder without a model, an unknown task, or a data set that cannot be reached.
     """
+    from transformers import AutoTokenizer
+
     _check_folder(folder)
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} must be one of {', '.join(DTYPES)}")
@@ -86,11 +94,14 @@ def evaluate_folder(
     device = device or _default_device()
     with keep_random_state():
         _load_data(manager, names)
-        build = _foreign_model if harness or not is_ours(folder) else _own_model
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        foreign = harness or not is_ours(folder)
+        model = {"dtype": dtype, "device": device, "batch_size": batch_size}
         return _run(
             manager,
             names,
-            **build(folder, dtype=dtype, device=device, batch_size=batch_size),
+            tokenizer=tokenizer,
+            **_foreign_model(folder, dtype) if foreign else _own_model(folder, tokenizer, **model),
             num_fewshot=num_fewshot,
             batch_size=batch_size,
             device=device,
@@ -108,7 +119,7 @@ def is_ours(folder: Path) -> bool:
     return True
 
 
-def _foreign_model(folder: Path, *, dtype: str, device: str, batch_size: int) -> dict:
+def _foreign_model(folder: Path, dtype: str) -> dict:
     """Return what makes lm-eval load a folder itself."""
     arguments = {
         "pretrained": str(folder),
@@ -120,17 +131,21 @@ def _foreign_model(folder: Path, *, dtype: str, device: str, batch_size: int) ->
     return {"model": "hf", "model_args": arguments}
 
 
-def _own_model(folder: Path, *, dtype: str, device: str, batch_size: int) -> dict:
+def _own_model(
+    folder: Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    dtype: str,
+    device: str,
+    batch_size: int,
+) -> dict:
     """Return a folder as our model, and what lm-eval is to note of it."""
-    from transformers import AutoTokenizer
-
     from pretrain_lib.evaluate.live_model import LiveModel
 
     if dtype == "auto":
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     model = load_pretrained(folder).to(device, getattr(torch, dtype))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     arguments = {"pretrained": str(folder), "dtype": dtype}
     live = LiveModel(model, tokenizer, batch_size=batch_size)
     return {"model": live, "model_args": arguments}
@@ -189,7 +204,14 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _run(manager: "TaskManager", names: list[str], **options: object) -> dict:
+def _run(
+    manager: "TaskManager",
+    names: list[str],
+    *,
+    tokenizer: "PreTrainedTokenizerBase",
+    log_samples: bool,
+    **options: object,
+) -> dict:
     """Run lm-eval and return its results with what its CLI notes beside them."""
     import lm_eval
     from lm_eval.loggers import EvaluationTracker
@@ -203,8 +225,12 @@ def _run(manager: "TaskManager", names: list[str], **options: object) -> dict:
         random_seed=None,
         numpy_random_seed=None,
         torch_random_seed=None,
+        log_samples=True,
         **options,
     )
+    add_per_token(results, tokenizer)
+    if not log_samples:
+        del results["samples"]
     tracker.general_config_tracker.log_end_time()
     return results | asdict(tracker.general_config_tracker)
 

@@ -1,9 +1,11 @@
 """Results of lm-eval on the disk and as a table. Floor 1."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from pretrain_lib.data.shards import write_atomically
+from pretrain_lib.evaluate.references import Source, find_figure, models_near
 
 
 def write_results(results: dict, path: Path) -> None:
@@ -35,21 +37,51 @@ def write_results(results: dict, path: Path) -> None:
 
 
 def format_table(results: dict) -> str:
-    """Return the scores as an aligned table: task, metric, value, stderr (empty if not known)."""
+    """Return the scores as an aligned table: task, metric, value, stderr (empty if not known).
+
+    Beside them stand the published scores of models of about that size, where there are any, each
+    with a letter; below the table stands where it was read, and what differs.
+    """
+    scores = list(iterate_scores(results))
     rows = [("task", "metric", "value", "stderr")]
+    for task, metric, value, error in scores:
+        rows.append((task, metric, _number(value), _number(error)))
+    columns, sources = _published(results, [(task, metric) for task, metric, *_ in scores])
+    rows = [(*row, *(c[number] for c in columns)) for number, row in enumerate(rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(f"{cell:{'<>'[place > 1]}{widths[place]}}" for place, cell in enumerate(row))
+        for row in rows
+    ]
+    notes = [f"{letter}  {s.title}; {s.note}; {s.url}" for s, letter in sources.items()]
+    return "\n".join([*lines, *(["published, zero-shot:", *notes] if notes else ())])
+
+
+def iterate_scores(results: dict) -> Iterator[tuple[str, str, float, float | str | None]]:
+    """Yield `(task, metric, value, stderr)` of lm-eval's results, a filter in the metric's name."""
     for task, scores in (results["results"] | results.get("groups", {})).items():
         for key, value in scores.items():
             metric, comma, kind = key.partition(",")
             if not comma or metric.endswith("_stderr"):
                 continue
-            error = scores.get(f"{metric}_stderr,{kind}")
             label = metric if kind == "none" else f"{metric} ({kind})"
-            rows.append((task, label, _number(value), _number(error)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        f"{task:<{widths[0]}}  {metric:<{widths[1]}}  {value:>{widths[2]}}  {error:>{widths[3]}}"
-        for task, metric, value, error in rows
-    )
+            yield task, label, value, scores.get(f"{metric}_stderr,{kind}")
+
+
+def _published(
+    results: dict, scores: list[tuple[str, str]]
+) -> tuple[list[list[str]], dict[Source, str]]:
+    """Return columns of published scores, each under its model's name, and their sources."""
+    shots, columns, letters = results.get("n-shot", {}), [], {}
+    for model in models_near(results.get("config", {}).get("model_num_parameters", 0)):
+        found = [find_figure(model, *score, shots=shots.get(score[0], 0)) for score in scores]
+        if any(found):
+            cells = []
+            for figure in found:
+                letter = figure and letters.setdefault(figure.source, chr(ord("a") + len(letters)))
+                cells.append(f"{figure.value:.4f} {letter}" if figure else "")
+            columns.append([f"{model}  ", *cells])
+    return columns, letters
 
 
 def _plain_sample(row: dict) -> dict:
