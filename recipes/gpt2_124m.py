@@ -19,6 +19,7 @@ from pretrain_lib import (
     RunConfig,
     SampleConfig,
     ScheduleConfig,
+    ScoreConfig,
     open_corpus,
     run_recipe,
     start_accelerator,
@@ -59,6 +60,7 @@ RECIPE = Recipe(
         evaluate_every=250,
         evaluate_tokens=20 * 2**19,  # 20 batches
     ),
+    scores=ScoreConfig(tasks=["hellaswag"], every=250),  # all of its 10,042 items
 )
 
 

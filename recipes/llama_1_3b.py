@@ -18,6 +18,7 @@ from pretrain_lib import (
     RunConfig,
     SampleConfig,
     ScheduleConfig,
+    ScoreConfig,
     open_corpus,
     run_recipe,
     start_accelerator,
@@ -76,6 +77,7 @@ RECIPE = Recipe(
         evaluate_every=1000,
         evaluate_tokens=20 * 2**19,  # 20 batches
     ),
+    scores=ScoreConfig(tasks=["hellaswag", "arc_easy", "piqa"], every=2000),
 )
 
 

@@ -92,6 +92,7 @@ def tiny_flags(prepared, folder):
         *("--batch.tokens", "256", "--batch.micro_batch", "2", "--batch.sequence_length", "32"),
         *("--schedule.tokens", "2048", "--schedule.warmup_tokens", "512"),
         *("--run.evaluate_every", "4", "--run.evaluate_tokens", "512", "--samples.prompts", "[]"),
+        *("--scores.tasks", "[]"),
     ]
 
 

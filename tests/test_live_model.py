@@ -18,12 +18,13 @@ from pretrain_lib import (
     evaluate_folder,
     evaluate_model,
     load_tokenizer,
+    open_tasks,
     save_pretrained,
 )
-from pretrain_lib.evaluate.harness import find_tasks
 from pretrain_lib.evaluate.live_model import LiveModel, transformers_tokenizer
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
 from pretrain_lib.evaluate.scoring import SHORTEST_SHARED, score_endings
+from pretrain_lib.evaluate.tasks import find_tasks
 from tests.conftest import VOCABULARY
 
 CONTEXT = 40
@@ -195,9 +196,9 @@ def test_the_model_and_the_random_numbers_stay_as_they_were(place, live, tasks):
     loss.backward()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     weights = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    opened = open_tasks(["heldout_choice", "heldout_perplexity"], include_path=tasks)
     before = states()
-    options = {"include_path": tasks, "limit": 3}
-    results = evaluate_model(model, tokenizer, ["heldout_choice", "heldout_perplexity"], **options)
+    results = evaluate_model(model, tokenizer, opened, limit=3)
     assert states() == before
     live.generate_until(instances("generate_until", [("def", {"until": [], "max_gen_toks": 4})]))
     assert states() == before
@@ -212,8 +213,9 @@ def test_a_model_a_folder_and_the_harness_agree(place, tasks):
     model, tokenizer, folder = place
     names = ["heldout_choice", "heldout_perplexity"]
     options = {"include_path": tasks, "log_samples": True}
+    opened = open_tasks(names, include_path=tasks)
     runs = [
-        evaluate_model(model, tokenizer, names, **options),
+        evaluate_model(model, tokenizer, opened, log_samples=True),
         evaluate_folder(folder, names, device="cpu", **options),
         evaluate_folder(folder, names, device="cpu", harness=True, **options),
     ]

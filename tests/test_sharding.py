@@ -201,7 +201,7 @@ import torch
 from tests.fsdp_on_cpu import shard_on_cpus
 from tests.distributed_worker import engine_module, recipe_of
 from pretrain_lib import GPT2, GPT2Config
-from pretrain_lib.run import place
+from pretrain_lib.placement import place
 shard_on_cpus()
 config = recipe_of(GPT2Config(vocabulary_size=512, num_layers=6, width=1024, num_heads=16))
 accelerator = engine_module.start_accelerator(config)

@@ -11,6 +11,7 @@ from .config import Recipe as Recipe
 from .config import RunConfig as RunConfig
 from .config import SampleConfig as SampleConfig
 from .config import ScheduleConfig as ScheduleConfig
+from .config import ScoreConfig as ScoreConfig
 from .corpus import open_corpus as open_corpus
 from .data.arrays import TokenArray as TokenArray
 from .data.arrays import open_split as open_split
@@ -34,6 +35,7 @@ from .data.tokenizer import train_tokenizer as train_tokenizer
 from .engine import start_accelerator as start_accelerator
 from .evaluate.harness import evaluate_folder as evaluate_folder
 from .evaluate.harness import evaluate_model as evaluate_model
+from .evaluate.tasks import open_tasks as open_tasks
 from .evaluate.validation import validate as validate
 from .generation import generate as generate
 from .generation import sample_texts as sample_texts

@@ -121,6 +121,22 @@ class SampleConfig:
 
 
 @dataclass(frozen=True)
+class ScoreConfig:
+    """Tasks of lm-eval on which the model is scored while it trains."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Names or patterns of lm-eval's tasks, or of those in `include_path`."""
+    include_path: str | None = None
+    """A folder of task files of your own (.yaml), whose data may be local; their Python is run."""
+    every: int = 250
+    """Steps between scores; also at step 0 and at the end."""
+    limit: int | None = None
+    """Items of each task, the first; default: all."""
+    batch_size: int = 16
+    """Contexts read at once on each process."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Where and how long."""
 
@@ -183,6 +199,7 @@ class Recipe:
     schedule: ScheduleConfig
     samples: SampleConfig
     run: RunConfig
+    scores: ScoreConfig = field(default_factory=ScoreConfig)
 
     def batch_sizes(self) -> BatchSizes:
         """Return the windows per step; raises ValueError where tokens are no whole windows."""

@@ -13,16 +13,17 @@ from pretrain_lib.checkpoint_parts import checkpoint_bytes
 from pretrain_lib.config import Recipe
 from pretrain_lib.corpus import build_dataset
 from pretrain_lib.data.batches import Batch, WindowSource, iterate_steps
+from pretrain_lib.evaluate.tasks import Tasks, open_scored_tasks
 from pretrain_lib.evaluate.validation import evaluated_bytes
 from pretrain_lib.flops import device_peak
 from pretrain_lib.metrics import Metrics, start_trackers
 from pretrain_lib.models.hf import Model
 from pretrain_lib.open_data import Corpus
-from pretrain_lib.optim import build_adamw
+from pretrain_lib.placement import place
 from pretrain_lib.resume import Start, resume
 from pretrain_lib.run_folder import CHECKPOINTS, METRICS, begin_run, build_manifest
 from pretrain_lib.saver import CheckpointWriter
-from pretrain_lib.sharding import is_sharded, share_weights, writes_by_one
+from pretrain_lib.sharding import writes_by_one
 from pretrain_lib.speed import choose_compile, set_up_model
 from pretrain_lib.watch import StopWatch
 
@@ -48,6 +49,7 @@ class Run:
     last_step: int
     peak: float | None  # FLOP/s of all devices
     validation_bytes: int | None  # of text, where its size is known
+    tasks: Tasks | None  # to score on, on the main process
     continued_at: int | None  # the step of its own checkpoint, where all that was due was done
 
     @property
@@ -60,6 +62,7 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
 
     A model on torch's meta device gets its weights here, where they are held.
     """
+    tasks = open_scored_tasks(config, corpus, accelerator)
     set_up_model(
         model,
         compiled=choose_compile(config.run.compile, accelerator.device),
@@ -92,30 +95,11 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
         last_step=config.last_step(),
         peak=None if peak is None else peak * accelerator.num_processes,
         validation_bytes=_validation_bytes(config, corpus),
+        tasks=tasks,
         continued_at=state.step if start.continues else None,
     )
     _announce(run, start, peak=peak)
     return run
-
-
-def place(
-    config: Recipe, model: Model, accelerator: Accelerator
-) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """Put the model where it trains, whole or in pieces; return it and its optimizer, prepared."""
-    if next(model.parameters()).is_meta:
-        # Memory that nobody has touched takes no room, so the whole need not fit anywhere.
-        model.to_empty(device="cpu")
-    elif is_sharded(accelerator):
-        share_weights(model, accelerator)
-    optimizer = build_adamw(
-        model,
-        learning_rate=config.optimizer.learning_rate,
-        betas=config.optimizer.betas,
-        epsilon=config.optimizer.epsilon,
-        weight_decay=config.optimizer.weight_decay,
-        moments=config.optimizer.moments,
-    )
-    return accelerator.prepare(model, optimizer)
 
 
 def _start_metrics(

@@ -22,12 +22,14 @@ from pretrain_lib.metrics import drop_rows_after
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
+SCORES = "scores"  # lm-eval's own results, a file for each step that was scored
 STATUS = "status.json"
 PACKAGES = ("pretrain_lib", "torch", "accelerate", "transformers", "tokenizers", "safetensors")
 # What may differ when a run is resumed: where and how it runs, never what it computes.
 FREE_SETTINGS = (
     "run.",
     "samples.",
+    "scores.",
     "batch.micro_batch",
     "data.source",
     "data.path",

@@ -1,10 +1,6 @@
-"""What the commands on models and runs do: tasks, export, eval, sample, plot. Floor 8."""
+"""What the commands on models and runs do: tasks, export, eval, sample, plot. Floor 10."""
 
 import argparse
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
-from io import StringIO
 from pathlib import Path
 
 import torch
@@ -18,6 +14,7 @@ from pretrain_lib.evaluate.suites import SUITES
 from pretrain_lib.export import export_checkpoint
 from pretrain_lib.generation import sample_texts
 from pretrain_lib.models.hf import load_pretrained
+from pretrain_lib.quiet import without_foreign_progress
 from pretrain_lib.report import plot_runs
 from pretrain_lib.run_folder import CHECKPOINTS
 
@@ -36,7 +33,7 @@ def run_tasks(options: argparse.Namespace) -> None:
 def run_export(options: argparse.Namespace) -> None:
     """Write a checkpoint as a plain model folder."""
     source = model_folder(options.checkpoint)
-    with _without_foreign_progress():
+    with without_foreign_progress():
         difference = export_checkpoint(
             source, options.out, dtype=getattr(torch, options.dtype), scores=options.scores
         )
@@ -51,7 +48,7 @@ def run_eval(options: argparse.Namespace) -> None:
     folder = model_folder(options.folder)
     by_lm_eval = options.harness or not is_ours(folder)
     print(f"scoring {folder} with {LM_EVAL_MODEL if by_lm_eval else OUR_MODEL}")
-    with _without_foreign_progress():
+    with without_foreign_progress():
         results = evaluate_folder(
             folder,
             options.tasks.split(",") if options.suite is None else SUITES[options.suite],
@@ -93,19 +90,6 @@ def run_plot(options: argparse.Namespace) -> None:
     """Draw the curves of runs."""
     for path in plot_runs(options.runs, options.out):
         print(path)
-
-
-@contextmanager
-def _without_foreign_progress() -> Iterator[None]:
-    """Keep the progress bars and warnings of other packages off a console that is no terminal."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    if sys.stderr.isatty():
-        yield
-    else:
-        with redirect_stderr(StringIO()):  # lm-eval's bars have no switch; errors are raised
-            yield
 
 
 def model_folder(path: Path) -> Path:

@@ -1,6 +1,6 @@
 """Scores by lm-eval-harness, its own tasks, requests and metrics: of a model, of a folder.
 
-Floor 7.
+Floor 9.
 """
 
 import contextlib
@@ -15,10 +15,11 @@ import torch
 
 from pretrain_lib.data.tokenizer import Tokenizer
 from pretrain_lib.evaluate.per_token import add_per_token
+from pretrain_lib.evaluate.scoring import Scorer
+from pretrain_lib.evaluate.tasks import Tasks, open_tasks
 from pretrain_lib.models.hf import Model, load_pretrained, read_config
 
 if TYPE_CHECKING:
-    from lm_eval.tasks import TaskManager
     from transformers import PreTrainedTokenizerBase
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -28,33 +29,30 @@ BOOTSTRAP_DRAWS = 1000  # lm-eval's 100,000 take minutes and change the third di
 def evaluate_model(
     model: Model,
     tokenizer: Tokenizer,
-    tasks: Sequence[str],
+    tasks: Tasks,
     *,
-    include_path: Path | None = None,
     limit: int | None = None,
     batch_size: int = 8,
     num_fewshot: int | None = None,
     log_samples: bool = False,
+    score: Scorer | None = None,
 ) -> dict:
     """Run lm-eval on a model in memory and return its own results, as `evaluate_folder` does.
 
-    They hold `acc_norm_per_token` beside every `acc_norm` (see `add_per_token`).
-    The model computes as it is called: in its own dtype, or under an autocast around this. Its
-    training mode, gradients and the generators of random numbers are left as they were. It must be
-    whole in this process (not sharded), which shares nothing with the others: lm-eval returns
-    results where LOCAL_RANK is 0.
+    They hold `acc_norm_per_token` beside every `acc_norm` (see `add_per_token`). The model computes
+    as it is called: in its own dtype, or under an autocast around this. Its training mode,
+    gradients and the generators of random numbers are left as they were. Weights must be whole on
+    this process (`whole_weights`). `score` may share the work with others (`team.lead`); lm-eval
+    returns results where LOCAL_RANK is 0.
     """
     from pretrain_lib.evaluate.live_model import LiveModel, transformers_tokenizer
 
-    manager, names = find_tasks(tasks, include_path=include_path)
     own = transformers_tokenizer(tokenizer)
     with keep_random_state():
-        _load_data(manager, names)
         return _run(
-            manager,
-            names,
+            tasks,
             tokenizer=own,
-            model=LiveModel(model, own, batch_size=batch_size),
+            model=LiveModel(model, own, batch_size=batch_size, score=score),
             limit=limit,
             batch_size=batch_size,
             device=str(model.head_weight.device),
@@ -90,16 +88,14 @@ def evaluate_folder(
     _check_folder(folder)
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} must be one of {', '.join(DTYPES)}")
-    manager, names = find_tasks(tasks, include_path=include_path)
     device = device or _default_device()
     with keep_random_state():
-        _load_data(manager, names)
+        opened = open_tasks(tasks, include_path=include_path)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         foreign = harness or not is_ours(folder)
         model = {"dtype": dtype, "device": device, "batch_size": batch_size}
         return _run(
-            manager,
-            names,
+            opened,
             tokenizer=tokenizer,
             **_foreign_model(folder, dtype) if foreign else _own_model(folder, tokenizer, **model),
             num_fewshot=num_fewshot,
@@ -166,35 +162,6 @@ def keep_random_state() -> Iterator[None]:
         random.setstate(state)
 
 
-def find_tasks(
-    tasks: Sequence[str], *, include_path: Path | None = None
-) -> tuple["TaskManager", list[str]]:
-    """Return lm-eval's task manager and the names that `tasks` (names or patterns) stand for.
-
-    lm-eval's own thousands of tasks take seconds to index, so that waits until one is asked for.
-    """
-    from lm_eval.tasks import TaskManager
-
-    if include_path is not None:
-        if not include_path.is_dir():
-            raise ValueError(f"include_path={include_path} is not a folder of task files (.yaml)")
-        manager = TaskManager(include_path=str(include_path), include_defaults=False)
-        # A group may list tasks that come with lm-eval: only single tasks are known to be whole.
-        found = [manager.match_tasks([task]) for task in tasks]
-        if tasks and all(names and set(names) <= set(manager.all_subtasks) for names in found):
-            return manager, _flatten(found)
-    manager = TaskManager(include_path=str(include_path) if include_path else None)
-    found = [manager.match_tasks([task]) for task in tasks]
-    missing = [task for task, names in zip(tasks, found, strict=True) if not names]
-    if missing or not tasks:
-        raise ValueError(
-            f"tasks={','.join(missing) or 'none'} is known neither to lm-eval nor below "
-            f"include_path={include_path}; `lm-eval ls tasks` lists lm-eval's own, and a folder of "
-            f"your own task files is given as include_path"
-        )
-    return manager, _flatten(found)
-
-
 def _check_folder(folder: Path) -> None:
     """Refuse what transformers would take for the name of a model on the hub."""
     if not (folder / "config.json").is_file():
@@ -205,8 +172,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _run(
-    manager: "TaskManager",
-    names: list[str],
+    tasks: Tasks,
     *,
     tokenizer: "PreTrainedTokenizerBase",
     log_samples: bool,
@@ -218,8 +184,8 @@ def _run(
 
     tracker = EvaluationTracker()
     results = lm_eval.simple_evaluate(
-        tasks=names,
-        task_manager=manager,
+        tasks=tasks.names,
+        task_manager=tasks.manager,
         evaluation_tracker=tracker,
         bootstrap_iters=BOOTSTRAP_DRAWS,
         random_seed=None,
@@ -235,24 +201,8 @@ def _run(
     return results | asdict(tracker.general_config_tracker)
 
 
-def _load_data(manager: "TaskManager", names: list[str]) -> None:
-    """Fetch the tasks' data before the model is loaded: what is out of reach shows at once."""
-    try:
-        manager.load(names)
-    except ConnectionError as error:
-        raise ValueError(
-            f"tasks={','.join(names)}: a data set is not in the cache and the hub cannot be "
-            f"reached ({error}); fetch it once on a machine with a network, or give task files "
-            f"whose data_files are local as include_path"
-        ) from error
-
-
 def _default_device() -> str:
     """Return the device that lm-eval, left alone, takes to be CUDA even where there is none."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _flatten(found: list[list[str]]) -> list[str]:
-    return list(dict.fromkeys(name for names in found for name in names))

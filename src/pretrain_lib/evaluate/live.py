@@ -1,23 +1,27 @@
-"""What a run looks at while it trains: validation loss and samples. Floor 10."""
+"""What a run looks at while it trains: validation loss, scores and samples. Floor 10."""
 
 import dataclasses
 import time
 
+from pretrain_lib.evaluate.harness import evaluate_model
+from pretrain_lib.evaluate.results import format_line, iterate_scores, write_results
+from pretrain_lib.evaluate.team import follow, lead
 from pretrain_lib.evaluate.validation import validate
 from pretrain_lib.generation import write_samples
+from pretrain_lib.quiet import without_foreign_progress
 from pretrain_lib.run import Run
-from pretrain_lib.run_folder import SAMPLES
+from pretrain_lib.run_folder import SAMPLES, SCORES
 from pretrain_lib.sharding import whole_weights
 from pretrain_lib.speed import run_eagerly
 
 
 def is_due(run: Run, step: int) -> bool:
     """Return whether there will be something to look at after so many steps."""
-    return _validation_is_due(run, step) or _samples_are_due(run, step)
+    return any(due(run, step) for due in (_validation_is_due, _scores_are_due, _samples_are_due))
 
 
 def evaluate_if_due(run: Run) -> None:
-    """Validate and write samples at the steps that the recipe names, and at the last one."""
+    """Validate, score and write samples at the steps that the recipe names, and at the last."""
     if not is_due(run, run.state.step):
         return
     started = time.monotonic()
@@ -25,6 +29,8 @@ def evaluate_if_due(run: Run) -> None:
     with run_eagerly(), whole_weights(run.model, run.accelerator):
         if _validation_is_due(run, run.state.step):
             _validate(run)
+        if _scores_are_due(run, run.state.step):
+            _score(run)
         if _samples_are_due(run, run.state.step):
             _sample(run)
     run.watch.longest_evaluation = max(run.watch.longest_evaluation, time.monotonic() - started)
@@ -33,6 +39,11 @@ def evaluate_if_due(run: Run) -> None:
 def _validation_is_due(run: Run, step: int) -> bool:
     due = step % run.config.run.evaluate_every == 0 or step >= run.last_step
     return run.corpus.validation is not None and due
+
+
+def _scores_are_due(run: Run, step: int) -> bool:
+    scores = run.config.scores
+    return bool(scores.tasks) and (step % scores.every == 0 or step >= run.last_step)
 
 
 def _samples_are_due(run: Run, step: int) -> bool:
@@ -58,6 +69,28 @@ def _validate(run: Run) -> None:
     if state.best_loss is None or result.loss < state.best_loss:
         state.best_loss, state.best_step = result.loss, state.step
     run.metrics.say(f"validation at step {state.step:,}: {result.format()}")
+
+
+def _score(run: Run) -> None:
+    """Have lm-eval score the model as it is, all processes taking part."""
+    scores, state = run.config.scores, run.state
+    team = run.accelerator, run.model
+    if not run.accelerator.is_main_process:
+        follow(*team, batch_size=scores.batch_size)
+        return
+    started = time.monotonic()
+    with lead(*team, batch_size=scores.batch_size) as score, without_foreign_progress():
+        results = evaluate_model(
+            run.model, run.corpus.tokenizer, run.tasks, limit=scores.limit, score=score
+        )
+    write_results(results, run.folder / SCORES / f"step-{state.step:08d}.json")
+    row = {"kind": "evaluation", "step": state.step, "tokens": state.tokens}
+    for task, metric, value, error in iterate_scores(results):
+        known = error if isinstance(error, float) else None  # N/A for a single item
+        row |= {f"{task}/{metric}": value, f"{task}/{metric}_stderr": known}
+    run.metrics.write(row)
+    seconds = time.monotonic() - started
+    run.metrics.say(f"scores at step {state.step:,}, in {seconds:.1f} s: {format_line(results)}")
 
 
 def _sample(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from pretrain_lib.data.tokenizer import Tokenizer
-from pretrain_lib.evaluate.scoring import Score, score_endings
+from pretrain_lib.evaluate.scoring import Score, Scorer, score_endings
 from pretrain_lib.generation import generate
 from pretrain_lib.models.hf import Model, hf_tensors
 
@@ -35,16 +36,23 @@ class LiveModel(TemplateLM):
     """A GPT-2 or LLaMA of ours for `lm_eval.evaluate`.
 
     Tokens, prefixes and truncation are those of `HFLM`. Between calls the model is as it was: its
-    training mode, gradients and the generators of random numbers are left alone.
+    training mode, gradients and the generators of random numbers are left alone. `score` takes
+    the place of `score_endings`.
     """
 
     def __init__(
-        self, model: Model, tokenizer: "PreTrainedTokenizerFast", *, batch_size: int = 8
+        self,
+        model: Model,
+        tokenizer: "PreTrainedTokenizerFast",
+        *,
+        batch_size: int = 8,
+        score: Scorer | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self._score = score or partial(score_endings, model, batch_size=batch_size)
         self._device = model.head_weight.device
         self._prefix = tokenizer.decode(self.prefix_token_id)
         self._encoded: dict[str, list[int]] = {}  # the texts of the requests at hand
@@ -103,7 +111,7 @@ class LiveModel(TemplateLM):
         scores: list[Score] = [(0.0, False)] * len(requests)
         pairs = [(context, ending) for _, context, ending in requests]
         with evaluation_mode(self.model):
-            found = score_endings(self.model, pairs, batch_size=self.batch_size)
+            found = self._score(pairs)
             for number, score in tqdm(
                 found, total=len(requests), disable=disable_tqdm, desc="Scoring"
             ):

@@ -57,6 +57,15 @@ def format_table(results: dict) -> str:
     return "\n".join([*lines, *(["published, zero-shot:", *notes] if notes else ())])
 
 
+def format_line(results: dict) -> str:
+    """Return the scores in one line, each with its standard error where that is known."""
+    parts = []
+    for task, metric, value, error in iterate_scores(results):
+        spread = f" +- {error:.4f}" if isinstance(error, float) else ""
+        parts.append(f"{task}/{metric} {_number(value)}{spread}")
+    return ", ".join(parts)
+
+
 def iterate_scores(results: dict) -> Iterator[tuple[str, str, float, float | str | None]]:
     """Yield `(task, metric, value, stderr)` of lm-eval's results, a filter in the metric's name."""
     for task, scores in (results["results"] | results.get("groups", {})).items():

@@ -3,7 +3,7 @@
 Shapes: B rows, T positions, D width, V vocabulary, N scored tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from pretrain_lib.models.hf import Model
 Ids = tuple[int, ...]
 Ending = tuple[int, Ids]  # the number of its request, and its tokens
 Score = tuple[float, bool]
+Request = tuple[Sequence[int], Sequence[int]]  # context and ending
+Scorer = Callable[[Sequence[Request]], Iterator[tuple[int, Score]]]
 
 SHORTEST_SHARED = 8  # tokens: of a shorter context, reading it once saves less than it costs
 POOLED = 8  # batches of contexts at most whose endings are sorted together: less is padding
@@ -23,7 +25,7 @@ HEAD_TOKENS = 512  # whose logits exist at once
 
 @torch.no_grad()
 def score_endings(
-    model: Model, requests: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int
+    model: Model, requests: Sequence[Request], *, batch_size: int
 ) -> Iterator[tuple[int, Score]]:
     """Yield `(number, (log-likelihood in nats, is greedy))` of each `(context, ending)`.
 
@@ -49,9 +51,7 @@ def score_endings(
         yield from _score_rows(model, batch)
 
 
-def _group(
-    requests: Sequence[tuple[Sequence[int], Sequence[int]]], context_length: int
-) -> list[tuple[Ids, list[Ending]]]:
+def _group(requests: Sequence[Request], context_length: int) -> list[tuple[Ids, list[Ending]]]:
     """Return contexts, cut to what the model can see, each with the endings that share it."""
     groups: dict[Ids, list[Ending]] = {}
     for number, (context, ending) in enumerate(requests):

@@ -1,0 +1,100 @@
+"""Scores during training: those of the checkpoint as a folder, by any number of processes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pretrain_lib import evaluate_folder
+from pretrain_lib.evaluate.local_tasks import write_local_tasks
+from pretrain_lib.evaluate.team import _share
+from tests.conftest import change, read_rows
+from tests.test_sharding import SHARDED, flags_of
+from tests.test_sharding import run as run_processes
+from tests.test_training import elsewhere, run
+
+NAMES = ["heldout_choice", "heldout_perplexity"]
+
+
+@pytest.fixture(scope="module")
+def tasks(prepared, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    # Short ones, since the models of these tests see 32 tokens.
+    sizes = {"context_characters": 40, "ending_characters": 12, "document_characters": 200}
+    write_local_tasks(prepared, folder, items=12, **sizes)
+    return folder
+
+
+def scored(recipe, folder, **options):
+    scores = {"tasks": NAMES, "include_path": str(folder), "every": 4, **options}
+    return change(recipe, scores=scores)
+
+
+def evaluations(folder):
+    return [row for row in read_rows(folder) if row["kind"] == "evaluation"]
+
+
+def test_scores_are_those_of_the_checkpoints_folder(recipe, tasks, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    run(scored(change(recipe, run={"save_every": 4}), tasks))
+    rows = evaluations(recipe.run.dir)
+    assert [row["step"] for row in rows] == [0, 4, 8]
+    for row in rows[1:]:
+        name = f"step-{row['step']:08d}"
+        folder = Path(recipe.run.dir, "checkpoints", name)
+        results = evaluate_folder(folder, NAMES, include_path=tasks, device="cpu", harness=True)
+        expected = results["results"]["heldout_perplexity"]["bits_per_byte,none"]
+        assert row["heldout_perplexity/bits_per_byte"] == pytest.approx(expected, rel=1e-5)
+        for metric in ("acc", "acc_mutual_info"):
+            expected = results["results"]["heldout_choice"][f"{metric},none"]
+            assert row[f"heldout_choice/{metric}"] == expected, metric
+        kept = json.loads(Path(recipe.run.dir, "scores", f"{name}.json").read_text())
+        assert kept["results"].keys() == results["results"].keys()
+
+
+def test_scoring_does_not_touch_the_training(recipe, tasks, tmp_path):
+    dropout = change(recipe, model={"dropout": 0.2})
+    run(scored(dropout, tasks, limit=3))
+    run(elsewhere(dropout, tmp_path / "quiet"))
+    rows = [
+        [row for row in read_rows(folder) if row["kind"] != "evaluation"]
+        for folder in (recipe.run.dir, tmp_path / "quiet")
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_tasks_that_cannot_be_had_are_refused_before_the_run(recipe, tasks):
+    with pytest.raises(ValueError, match="tasks=nothing_such is known neither to lm-eval"):
+        run(scored(recipe, tasks, tasks=["nothing_such"]))
+    assert not Path(recipe.run.dir, "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_scores_as_one_does(prepared, tasks, tmp_path):
+    found = []
+    for name, script, processes in (
+        ("one", SHARDED[1:], 1),
+        ("ddp", SHARDED[1:], 2),
+        ("fsdp", SHARDED, 2),
+    ):
+        flags = flags_of(prepared, tmp_path / name, "--run.max_steps", "4")
+        flags += ["--scores.tasks", f"[{','.join(NAMES)}]", "--scores.every", "4"]
+        flags += ["--scores.include_path", str(tasks)]
+        said = run_processes(script, flags, processes=processes)
+        assert said.count("scores at step 4, in ") == 1
+        found.append(evaluations(tmp_path / name))
+    assert len(found[0]) == 2
+    for one, *others in zip(*found, strict=True):
+        for other in others:
+            assert other.pop("kind") == "evaluation"
+            assert other == pytest.approx({k: v for k, v in one.items() if k != "kind"}, rel=1e-4)
+
+
+def test_every_request_is_scored_by_one_process_and_endings_stay_together():
+    requests = [([1] * (1 + n % 5), [n]) for n in range(13)]
+    shares = [_share(requests, process, 3) for process in range(3)]
+    assert sorted(number for share in shares for number in share) == list(range(13))
+    for share in shares:
+        lengths = {len(requests[number][0]) for number in share}
+        same = [n for n in range(13) if len(requests[n][0]) in lengths]
+        assert sorted(share) == same
