@@ -88,8 +88,8 @@ def begin_run(folder: Path, config: Recipe, manifest: dict, *, step: int, last_r
 def write_status(folder: Path, state: str, *, step: int | None = None, reason: str = "") -> None:
     """Write `status.json`: running, done, resumable, failed or refused."""
     assert state in ("running", "done", "resumable", "failed", "refused"), state
-    status = {"state": state, "step": step, "reason": reason, "launch": launch_id()}
-    write_json(folder / STATUS, status)
+    launch = {} if launch_id() is None else {"launch": launch_id()}
+    write_json(folder / STATUS, {"state": state, "step": step, "reason": reason} | launch)
 
 
 def read_status(folder: Path) -> dict:
