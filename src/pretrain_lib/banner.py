@@ -5,12 +5,10 @@ from accelerate import Accelerator
 
 from pretrain_lib.config import Recipe
 from pretrain_lib.data.batches import PackedDataset, WindowSource
-from pretrain_lib.flops import count_parameters, model_flops
+from pretrain_lib.flops import ASSUMED_MFU, count_parameters, model_flops
 from pretrain_lib.metrics import human, human_time
 from pretrain_lib.models.hf import Model
 from pretrain_lib.open_data import Corpus
-
-ASSUMED_MFU = 0.4  # for the first estimate of the time, before a step was measured
 
 
 def banner(
