@@ -47,10 +47,10 @@ class Memory:
 
     weights: int
     gradients: int
-    """Kept from backward to the update."""
+    """Kept until the update; of a sharded model whole where micro-batches are accumulated."""
     moments: int
-    communication: int
-    """DDP's buckets; of a sharded model the gathered weights, and gradients not yet shared out."""
+    buffers: int
+    """DDP's buckets, or the weights that a sharded model has gathered."""
     activations: int
     """Kept from forward to backward, copies of weights in bf16 included."""
     loss: int
@@ -94,7 +94,7 @@ def estimate_memory(model: nn.Module, step: Step, world: World | None = None) ->
     world, sizes = world or World(), model_sizes(model)
     weights = FP32 * sizes.total // world.group
     moments = MOMENTS_BYTES[step.moments] * sizes.total // world.group
-    communication = _communication_bytes(sizes, world)
+    buffers = _buffer_bytes(sizes, world)
     layer = _layer_bytes(model, step, copies=world.gather_bytes == FP32)
     activations = _activation_bytes(model, step, layer)
     gradients = _gradient_bytes(model, step, world)
@@ -108,12 +108,13 @@ def estimate_memory(model: nn.Module, step: Step, world: World | None = None) ->
         gradients.after,
     ]
     if world.is_sharded:  # evaluation gathers the whole model, and has no gradients
-        peaks.append(FP32 * sizes.total - communication)
-    peak = weights + moments + communication + max(peaks)
-    return Memory(weights, weights, moments, communication, activations, loss, peak)
+        peaks.append(FP32 * sizes.total - buffers)
+    peak = weights + moments + buffers + max(peaks)
+    kept = max(weights, gradients.before)
+    return Memory(weights, kept, moments, buffers, activations, loss, peak)
 
 
-def _communication_bytes(sizes: Sizes, world: World) -> int:
+def _buffer_bytes(sizes: Sizes, world: World) -> int:
     if world.is_sharded:
         layers = min(GATHERED_LAYERS, sizes.num_layers)
         return world.gather_bytes * (sizes.root + layers * sizes.block)

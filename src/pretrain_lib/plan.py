@@ -26,12 +26,18 @@ from pretrain_lib.network import FP32, World, sent_bytes
 
 BF16 = 2  # bytes
 NODES = 4  # in the largest world that is shown unasked
-HEADERS = (
-    ("", "", "micro-", "", "gradi-", "", "commu-", "peak with", "run.recompute=", "", "sent", ""),
-    ("devices", "sharding", "batches", "weights", "ents", "moments", "nication", *RECOMPUTE)
-    + ("per step", "time"),
-)
-WIDTHS = (7, 11, 7, 7, 6, 7, 8, 9, 14, 6, 8, 8)
+COLUMNS = {
+    "devices": 7,
+    "sharding": 11,
+    "batches": 7,
+    "weights": 7,
+    "gradients": 9,
+    "moments": 7,
+    "buffers": 7,
+    **dict.fromkeys(RECOMPUTE, 9),
+    "sent": 8,
+    "time": 7,
+}
 
 
 @dataclass(frozen=True)
@@ -55,24 +61,30 @@ def format_plan(config: Recipe, hardware: Hardware) -> str:
     Those are `run.processes`, or else 1, a node and four nodes. Below stand warnings: of a batch
     that does not divide, of memory that does not suffice, of data that is read more than once.
     """
-    check_values(config)
-    check_together(config)
+    _check(config)
     with torch.device("meta"):
         model = build_model(config.model)
     asked, node = config.run.processes, hardware.node
-    numbers = [asked] if asked else [1, *(n for n in (node, NODES * node) if divides(config, n))]
-    worlds = [
-        world for number in dict.fromkeys(numbers) for world in worlds_of(number, config, node)
-    ]
+    shown = (1, node, NODES * node)
+    numbers = [asked] if asked else [n for n in shown if n == 1 or divides(config, n)]
+    worlds = [w for number in dict.fromkeys(numbers) for w in worlds_of(number, config, node)]
     placements = [place(config, model, world, hardware) for world in worlds]
     lines = [
         *_run_lines(config, model),
         *_kept_lines(config, placements[0].memory),
         "",
-        *_table_lines(config, placements, hardware),
+        *_table_lines(placements, hardware),
         *(f"warning: {text}" for text in warnings(config, placements, hardware)),
     ]
     return "\n".join(lines)
+
+
+def _check(config: Recipe) -> None:
+    """Raise ValueError as `Recipe.check` does, but for a batch that does not divide."""
+    check_values(config)
+    check_together(config)
+    if divides(config, 1):
+        config.check(processes=1)
 
 
 def divides(config: Recipe, devices: int) -> bool:
@@ -189,7 +201,7 @@ def _run_lines(config: Recipe, model: Model) -> list[str]:
 def _disk_text(config: Recipe, parameters: int) -> str:
     """Return the room that checkpoints take: fp32 weights and both moments in each."""
     run, steps = config.run, config.learning_rate().total_steps
-    size = parameters * (FP32 + MOMENTS_BYTES[config.optimizer.moments]) / 1e9
+    size = parameters * (FP32 + MOMENTS_BYTES[config.optimizer.moments])
     saves = 1
     saves += steps // run.save_every if run.save_every else 0
     saves += _planned_tokens(config) // run.save_every_tokens if run.save_every_tokens else 0
@@ -198,31 +210,33 @@ def _disk_text(config: Recipe, parameters: int) -> str:
     more = f" and {for_ever:,} (run.keep_every)" if for_ever else ""
     total = (kept + for_ever + 1) * size
     return (
-        f"{total:,.1f} GB: checkpoints of {size:.2f} GB, {kept:,} (run.keep_last){more} and one "
+        f"{_gb(total)} GB: checkpoints of {_gb(size)} GB, {kept:,} (run.keep_last){more} and one "
         f"more while saving"
     )
 
 
 def _kept_lines(config: Recipe, memory: dict[str, Memory]) -> list[str]:
     batch = config.batch
-    kept = ", ".join(f"{name} {_gb(some.activations)} GB" for name, some in memory.items())
+    kept = ", ".join(f"{name} {_gb(some.activations)}" for name, some in memory.items())
     return [
-        f"activations      {kept} (run.recompute), "
-        f"of {batch.micro_batch} x {batch.sequence_length:,} tokens in bf16",
-        f"head and loss    {_gb(memory['none'].loss)} GB, beside the activations",
+        f"activations      {kept} GB (run.recompute) of {batch.micro_batch} x "
+        f"{batch.sequence_length:,} tokens in bf16",
+        f"head and loss    {_gb(memory['none'].loss)} GB beside them",
     ]
 
 
-def _table_lines(config: Recipe, placements: list[Placement], hardware: Hardware) -> Iterator[str]:
-    limit = MEMORY_GB[hardware.device] * 1e9
+def _table_lines(placements: list[Placement], hardware: Hardware) -> Iterator[str]:
+    limit = MEMORY_GB[hardware.device]
     yield (
-        f"GB on each {hardware.device} (of {limit / 1e9:g}; ! is too much), and the time at "
-        f"{hardware.mfu:.0%} of {PEAK_TFLOPS[hardware.device]:g} TFLOP/s:"
+        f"GB on each {hardware.device}, which has {limit} (! is too much); GB that it sends in a "
+        f"step; time at {hardware.mfu:.0%} MFU"
     )
-    rows = [*HEADERS, *(_row(placement, limit) for placement in placements)]
-    for row in rows:
-        cells = [f"{cell:>{width}}" for cell, width in zip(row, WIDTHS, strict=True)]
-        cells[1] = f"{row[1]:<{WIDTHS[1]}}"
+    yield ""
+    before = sum(list(COLUMNS.values())[:2]) + 2
+    yield f"{'micro-':>{before + COLUMNS['batches']}}{'peak by run.recompute':>65}"
+    for row in (COLUMNS, *(_row(placement, limit * 1e9) for placement in placements)):
+        cells = [f"{cell:>{width}}" for cell, width in zip(row, COLUMNS.values(), strict=True)]
+        cells[1] = f"{cells[1].strip():<{COLUMNS['sharding']}}"
         yield " ".join(cells).rstrip()
 
 
@@ -233,7 +247,7 @@ def _row(placement: Placement, limit: float) -> tuple[str, ...]:
         f"{placement.world.devices:,}",
         placement.world.sharding,
         f"{placement.micro_batches:,}",
-        *(_gb(b) for b in (some.weights, some.gradients, some.moments, some.communication)),
+        *(_gb(b) for b in (some.weights, some.gradients, some.moments, some.buffers)),
         *(f"{_gb(peak)}{'!' if peak > limit else ' '}" for peak in peaks),
         _gb(placement.sent_bytes),
         human_time(placement.seconds),
@@ -242,4 +256,5 @@ def _row(placement: Placement, limit: float) -> tuple[str, ...]:
 
 def _gb(number: float) -> str:
     gigabytes = number / 1e9
-    return f"{gigabytes:,.{2 if gigabytes < 10 else 1}f}" if number else "-"
+    digits = 2 if gigabytes < 10 else 1 if gigabytes < 1000 else 0
+    return f"{gigabytes:,.{digits}f}" if number else "-"
