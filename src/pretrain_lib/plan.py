@@ -108,7 +108,7 @@ def worlds_of(devices: int, config: Recipe, node: int) -> list[World]:
 
 
 def place(config: Recipe, model: Model, world: World, hardware: Hardware) -> Placement:
-    """Return what a run takes on these devices, each with a product of its own in bf16."""
+    """Return what a run takes on these devices, its matrix products in bf16."""
     batch = config.batch
     unit = world.devices * batch.micro_batch * batch.sequence_length
     micro_batches = max(1, round(batch.tokens / unit))
