@@ -104,7 +104,7 @@ def worlds_of(devices: int, config: Recipe, node: int) -> list[World]:
     groups = [1, devices]
     if devices > node > 1 and devices % node == 0:
         groups.append(node)
-    return [World(devices, group, gathered) for group in groups]
+    return [World(devices, group, gathered if group > 1 else FP32) for group in groups]
 
 
 def place(config: Recipe, model: Model, world: World, hardware: Hardware) -> Placement:
