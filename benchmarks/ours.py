@@ -3,6 +3,7 @@
 import os
 import sys
 from dataclasses import replace
+from typing import Any
 
 import torch
 from contenders import CLIP, FAMILIES, LEARNING_RATE, OURS, Step, Trial
@@ -22,9 +23,12 @@ from pretrain_lib.speed import choose_compile, set_up_model
 from pretrain_lib.step import train_step
 
 
-def build(trial: Trial) -> Step:
-    """Return our step, its parts put together as `start_run` does."""
-    recipe = build_recipe(trial)
+def build(trial: Trial, changes: dict[str, Any] | None = None) -> Step:
+    """Return our step, its parts put together as `start_run` does.
+
+    `changes` are settings of the recipe by their dotted names; by default those of the contender.
+    """
+    recipe = build_recipe(trial, OURS[trial.contender] if changes is None else changes)
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if trial.dtype == "bf16" else "no"
     accelerator = start_accelerator(recipe)
     if trial.dtype == "bf16" and accelerator.mixed_precision != "bf16":
@@ -49,8 +53,8 @@ def build(trial: Trial) -> Step:
     return step
 
 
-def build_recipe(trial: Trial) -> Recipe:
-    """Return the recipe of a trial, with the settings of its variant."""
+def build_recipe(trial: Trial, changes: dict[str, Any]) -> Recipe:
+    """Return the recipe of a trial, with some settings changed."""
     length = trial.length
     recipe = Recipe(
         model=trial.config,
@@ -61,7 +65,7 @@ def build_recipe(trial: Trial) -> Recipe:
         samples=SampleConfig(),
         run=RunConfig(),
     )
-    for name, value in OURS[trial.contender].items():
+    for name, value in changes.items():
         section, _, setting = name.partition(".")
         changed = replace(getattr(recipe, section), **{setting: value})
         recipe = replace(recipe, **{section: changed})

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- performance -->", "<!-- /performance -->"
 # Left out is what the README says elsewhere: data, checkpoints, kills, growth.
-TABLED = ("throughput", "loss", "attention", "startup", "overhead", "evaluation")
+TABLED = ("throughput", "memory", "loss", "attention", "startup", "overhead", "evaluation")
 SIGNS = {">=": "at least", "<": "below", "<=": "at most"}
 
 

@@ -6,13 +6,14 @@ from argparse import ArgumentParser as PlainParser
 from typing import Any, NoReturn
 
 from pretrain_lib.config import DataConfig, Recipe
+from pretrain_lib.flops import PEAK_TFLOPS, Hardware
 from pretrain_lib.units import Duration, TokenCount
 
 
 def parse_recipe(
     defaults: Recipe, *, presets: dict[str, dict] | None = None, arguments: list[str] | None = None
-) -> tuple[Recipe, bool]:
-    """Read overlays and flags over a recipe's own settings: `(settings, whether --plan is set)`.
+) -> tuple[Recipe, Hardware | None]:
+    """Read overlays and flags over a recipe's settings: `(settings, what --plan is for)`.
 
     Later wins: the recipe, `--preset`, each `--config FILE`, flags. A preset maps dotted names to
     values. What cannot be read ends the program with one line and exit code 2.
@@ -34,7 +35,17 @@ def parse_recipe(
         sections["data"] = given
     elif given.train_tokenizer and not given.tokenizer:
         sections["data"] = dataclasses.replace(sections["data"], tokenizer=None)
-    return Recipe(**sections), settings["plan"]
+    hardware = _planned_hardware(settings) if settings["plan"] else None
+    return Recipe(**sections), hardware
+
+
+def _planned_hardware(settings: dict[str, Any]) -> Hardware:
+    mfu, node = settings["plan_mfu"], settings["plan_node"]
+    if not 0 < mfu <= 1:
+        raise ValueError(f"plan_mfu={mfu:g} must be above 0 and at most 1, such as 0.4")
+    if node < 1:
+        raise ValueError(f"plan_node={node} must be at least 1")
+    return Hardware(device=settings["plan"], mfu=mfu, node=node)
 
 
 def _parse(
@@ -71,7 +82,7 @@ def _build_parser(defaults: Recipe, presets: dict[str, dict]):  # noqa: ANN202 (
         )
     parser = Parser(allow_abbrev=False)
     parser.add_argument("--config", action="config", help="A YAML overlay; may be repeated.")
-    parser.add_argument("--plan", action="store_true", help="Print what the run costs, and exit.")
+    _add_plan(parser)
     parser.add_argument(
         "--preset", choices=sorted(presets), help="A size, with its batch and rate."
     )
@@ -79,3 +90,21 @@ def _build_parser(defaults: Recipe, presets: dict[str, dict]):  # noqa: ANN202 (
         value = getattr(defaults, section.name)
         parser.add_argument(f"--{section.name}", type=type(value), default=value)
     return parser
+
+
+def _add_plan(parser: PlainParser) -> None:
+    planned = Hardware()
+    parser.add_argument(
+        "--plan",
+        nargs="?",
+        const=planned.device,
+        choices=sorted(PEAK_TFLOPS),
+        metavar="DEVICE",
+        help=f"Print what the run costs on such devices ({planned.device}), and exit.",
+    )
+    parser.add_argument(
+        "--plan_mfu", type=float, default=planned.mfu, help="MFU by which --plan tells the time."
+    )
+    parser.add_argument(
+        "--plan_node", type=int, default=planned.node, help="Devices in a machine, for --plan."
+    )

@@ -6,13 +6,11 @@ from accelerate import Accelerator
 from pretrain_lib.config import Recipe
 from pretrain_lib.configuration import default_line, launch_configuration
 from pretrain_lib.data.batches import PackedDataset, WindowSource
-from pretrain_lib.flops import count_parameters, model_flops
+from pretrain_lib.flops import ASSUMED_MFU, count_parameters, model_flops
 from pretrain_lib.metrics import human, human_time
 from pretrain_lib.models.hf import Model
 from pretrain_lib.open_data import Corpus
 from pretrain_lib.sharding import describe_sharding
-
-ASSUMED_MFU = 0.4  # for the first estimate of the time, before a step was measured
 
 
 def banner(

@@ -41,9 +41,9 @@ def run_recipe(
 
 
 def _run(main: Callable[[Recipe], str], defaults: Recipe, presets: dict[str, dict] | None) -> int:
-    config, plan_only = parse_recipe(defaults, presets=presets)
-    if plan_only:
-        print(format_plan(config))
+    config, planned = parse_recipe(defaults, presets=presets)
+    if planned:
+        print(format_plan(config, planned))
         return DONE
     try:
         return _run_in_folder(main, config)

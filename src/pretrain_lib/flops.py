@@ -27,10 +27,40 @@ PEAK_TFLOPS = {
     "RTX 3090": 71,
     "RTX 4090": 165.2,
 }
-
+# Memory in GB by the same sheets. What a device has beyond 10^9 bytes for each is left to CUDA, to
+# the network's buffers, and to gaps between tensors.
+MEMORY_GB = {
+    "A100": 80,
+    "A10G": 24,
+    "A40": 48,
+    "A6000": 48,
+    "B200": 180,
+    "GB200": 186,
+    "H100 NVL": 94,
+    "H100 PCIe": 80,
+    "H100": 80,
+    "H200": 141,
+    "L4": 24,
+    "L40S": 48,
+    "RTX 3090": 24,
+    "RTX 4090": 24,
+}
+ASSUMED_MFU = 0.4  # before a step was measured
 
 # Parameters with a row for each id, padded beyond the vocabulary.
 TABLES = ("wte.weight", "embed_tokens.weight", "lm_head.weight")
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a run is planned for."""
+
+    device: str = "H100"
+    """One of `PEAK_TFLOPS`."""
+    mfu: float = ASSUMED_MFU
+    """The share of its peak that a step reaches."""
+    node: int = 8
+    """Devices in a machine."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         low_weight = weight.to(hidden.dtype)
         hidden_grad = torch.empty_like(hidden) if needs_gradients else None
         weight_grad = None
-        chunk = _chunk_rows(len(hidden), len(weight) * hidden.element_size())
+        chunk = chunk_rows(len(hidden), len(weight) * hidden.element_size())
         # One buffer for all chunks: fresh pages for each would cost as much as the arithmetic.
         buffer = hidden.new_empty(chunk, len(weight))
         loss = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
@@ -75,7 +75,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return hidden_grad * scale.to(hidden_grad.dtype), weight_grad, None, None, None, None
 
 
-def _chunk_rows(rows: int, row_bytes: int) -> int:
+def chunk_rows(rows: int, row_bytes: int) -> int:
     """Return the rows of equal chunks, as few as fit: each costs a pass over the weight's size."""
     chunks = max(1, -(-rows // max(1, CHUNK_BYTES // row_bytes)))
     return max(1, -(-rows // chunks))
