@@ -100,7 +100,7 @@ def worlds_of(devices: int, config: Recipe, node: int) -> list[World]:
     """Return the ways to spread a model over devices, of which `node` are in one machine."""
     if devices == 1:
         return [World()]
-    gathered = BF16 if getattr(config.run, "gather", "fp32") == "bf16" else FP32
+    gathered = BF16 if config.run.gather == "bf16" else FP32
     groups = [1, devices]
     if devices > node > 1 and devices % node == 0:
         groups.append(node)

@@ -80,9 +80,18 @@ def plot_runs(runs: Sequence[Path], out: Path | None = None) -> list[Path]:
 
     with rc_context(STYLE):
         figure = _draw(rows, _labels(runs), settings)
+        _settle(figure)
         figure.savefig(paths[0], dpi=150)
         figure.savefig(paths[1], dpi=150, metadata={"Date": None})
     return paths
+
+
+def _settle(figure: "Figure") -> None:
+    """Round where the panels lie: the solver's last digits differ from call to call."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for panel in figure.axes:
+        panel.set_position([round(value, 6) for value in panel.get_position().bounds])
 
 
 def choose_panels(runs: Sequence[Rows], settings: Sequence[dict]) -> list[Panel]:
