@@ -22,7 +22,7 @@ def test_a_prepared_folder_is_opened_as_it_stands(recipe, prepared):
     assert np.array_equal(found.train[0].read(0, len(train)), train.read(0, len(train)))
     ids = train.read(0, len(train))
     assert found.id_range == (ids.min(), ids.max())
-    assert found.validation_name == "hash:0.1"
+    assert [text.rule for text in found.validation] == ["hash:0.1"]
 
 
 def test_a_source_is_prepared_once(recipe, tmp_path):
@@ -53,16 +53,16 @@ def test_an_array_is_read_and_validated_on_another(recipe, tmp_path, dtype):
     data = {"path": f"{tmp_path}/train.npy", "validation": f"{tmp_path}/validation.bin"}
     found = open_corpus(change(recipe, data=data))
     assert np.array_equal(found.train[0].read(0, 500), ids)
-    assert np.array_equal(found.validation.read(0, 100), ids[:100])
+    assert np.array_equal(found.validation[0].tokens.read(0, 100), ids[:100])
     assert (found.id_range, found.dtype) == ((ids.min(), ids.max()), dtype)
-    assert (found.tokenizer, found.validation_name) == (None, f"{tmp_path}/validation.bin")
+    assert (found.tokenizer, found.validation[0].rule) == (None, f"{tmp_path}/validation.bin")
 
 
 def test_a_prepared_folder_can_be_validated_on_an_array(recipe, prepared, tmp_path):
     np.save(tmp_path / "validation.npy", np.arange(100))
     found = open_corpus(change(recipe, data={"validation": f"{tmp_path}/validation.npy"}))
-    assert len(found.validation) == 100
-    assert found.validation_name.endswith("validation.npy")
+    assert len(found.validation[0].tokens) == 100
+    assert found.validation[0].rule.endswith("validation.npy")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_folder_without_validation_text_says_what_to_do(recipe, tmp_path):
     found = open_corpus(
         from_source(recipe, tmp_path / "text.txt", tmp_path / "b", validation="first:40")
     )
-    assert len(found.validation) == 40
+    assert len(found.validation[0].tokens) == 40
 
 
 def test_a_prepared_folder_can_be_what_another_is_validated_on(recipe, prepared, tmp_path):
@@ -111,7 +111,7 @@ def test_a_prepared_folder_can_be_what_another_is_validated_on(recipe, prepared,
     config = change(recipe, data={"validation": str(tmp_path / "held_out")})
     found = open_corpus(change(config, run={"evaluate_tokens": 64}))
     train = open_split(tmp_path / "held_out", "train")
-    assert np.array_equal(found.validation.read(0, len(train)), train.read(0, len(train)))
+    assert np.array_equal(found.validation[0].tokens.read(0, len(train)), train.read(0, len(train)))
     flags = {"train_tokenizer": 300, "validation": "none"}
     prepare(Job((str(tmp_path / "text.txt"),), **flags), tmp_path / "other")
     with pytest.raises(ValueError, match="prepared with another tokenizer"):
@@ -152,11 +152,14 @@ def mixture(recipe, prepared, tmp_path):
 def test_a_mixture_reads_and_validates_on_all_its_folders(mixture):
     config, folders = mixture
     found = open_corpus(config)
-    for split, arrays in (("train", found.train), ("validation", [found.validation])):
+    held_out = [text.tokens for text in found.validation]
+    for split, arrays in (("train", found.train), ("validation", held_out)):
         parts = [open_split(folder, split) for folder in folders]
         ids = np.concatenate([part.read(0, len(part)) for part in parts])
         read = np.concatenate([array.read(0, len(array)) for array in arrays])
         assert np.array_equal(read, ids)
+    assert [text.name for text in found.validation] == ["prepared", "other"]
+    assert [text.weight for text in found.validation] == [1.0, 3.0]
     alone = [open_corpus(change(config, data={"path": str(f), "weights": None})) for f in folders]
     assert len({found.fingerprint, *(part.fingerprint for part in alone)}) == 3
     assert found.name == " + ".join(part.name for part in alone)

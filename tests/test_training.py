@@ -252,7 +252,7 @@ def test_a_checkpoint_that_is_named_is_the_one_that_is_loaded(recipe, capsys):
 def test_bits_per_byte_are_those_of_the_text_that_was_evaluated(recipe):
     run(change(recipe, run={"max_steps": 0}))
     corpus = open_corpus(recipe)
-    text = corpus.tokenizer.backend.decode(corpus.validation.read(1, 512).tolist())
+    text = corpus.tokenizer.backend.decode(corpus.validation[0].tokens.read(1, 512).tolist())
     row = read_rows(recipe.run.dir)[0]
     expected = row["loss"] * 512 / math.log(2) / len(text.encode())
     assert row["bits_per_byte"] == pytest.approx(expected)

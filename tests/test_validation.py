@@ -1,13 +1,23 @@
 """Validation: the mean over the same tokens, whatever the batches."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 
-from pretrain_lib import GPT2, GPT2Config, open_foreign, open_split, validate
+from pretrain_lib import (
+    GPT2,
+    GPT2Config,
+    HeldOut,
+    Stretch,
+    choose_stretches,
+    open_foreign,
+    open_split,
+    validate,
+)
 
 CONFIG = GPT2Config(vocabulary_size=61, context_length=16, num_layers=2, num_heads=2, width=16)
 
@@ -29,19 +39,16 @@ def reference_loss(model, ids, windows):
     return float(torch.stack(losses).mean())
 
 
-@pytest.mark.parametrize(("max_tokens", "windows"), [(10**9, 9), (16 * 5, 5), (16 * 5 + 15, 5)])
+@pytest.mark.parametrize(
+    ("max_tokens", "windows"), [(10**9, 9), (None, 9), (16 * 5, 5), (16 * 5 + 15, 5)]
+)
 @pytest.mark.parametrize("micro_batch", [1, 4])
 def test_the_loss_is_the_mean_over_the_first_windows(tokens, max_tokens, windows, micro_batch):
     model = GPT2(CONFIG).initialize(0)
-    result = validate(
-        Accelerator(cpu=True),
-        model,
-        tokens,
-        sequence_length=16,
-        micro_batch=micro_batch,
-        max_tokens=max_tokens,
-        text_bytes=1000,
-    )
+    (stretch,) = choose_stretches([HeldOut("all", tokens, "")], 16, max_tokens=max_tokens)
+    stretch = replace(stretch, text_bytes=1000)
+    options = {"sequence_length": 16, "micro_batch": micro_batch}
+    result = validate(Accelerator(cpu=True), model, [stretch], **options)
     assert model.training
     expected = reference_loss(model, tokens.read(0, len(tokens)), windows)
     assert result.loss == pytest.approx(expected, abs=1e-5)
@@ -55,9 +62,10 @@ def test_the_loss_is_the_mean_over_the_first_windows(tokens, max_tokens, windows
 def test_with_document_masking_targets_of_other_documents_do_not_count(prepared):
     model = GPT2(GPT2Config(**{**vars(CONFIG), "vocabulary_size": 512})).initialize(0)
     tokens = open_split(prepared, "validation")
-    options = {"sequence_length": 16, "micro_batch": 2, "max_tokens": 16 * 400}
+    options = {"sequence_length": 16, "micro_batch": 2}
+    stretch = Stretch("all", tokens, windows=400)
     results = [
-        validate(Accelerator(cpu=True), model, tokens, document_masking=masking, **options)
+        validate(Accelerator(cpu=True), model, [stretch], document_masking=masking, **options)
         for masking in (False, True)
     ]
     ends = tokens.document_ends(0, 16 * 400 + 1)
@@ -65,13 +73,22 @@ def test_with_document_masking_targets_of_other_documents_do_not_count(prepared)
     assert results[0].targets - results[1].targets == len(ends)
 
 
+def test_several_texts_are_told_apart_and_read_by_weight(tokens, tmp_path):
+    np.save(tmp_path / "other.npy", np.arange(16 * 20 + 1) % 61)
+    other = open_foreign(tmp_path / "other.npy", vocabulary_size=61)
+    texts = [HeldOut("one", tokens, ""), HeldOut("two", other, "", weight=3.0)]
+    stretches = choose_stretches(texts, 16, max_tokens=16 * 16)
+    assert [stretch.windows for stretch in stretches] == [4, 12]
+    model = GPT2(CONFIG).initialize(0)
+    options = {"sequence_length": 16, "micro_batch": 4}
+    result = validate(Accelerator(cpu=True), model, stretches, **options)
+    alone = [validate(Accelerator(cpu=True), model, [s], **options) for s in stretches]
+    assert [result.by_text[name] for name in ("one", "two")] == alone
+    assert result.loss == pytest.approx((alone[0].loss + 3 * alone[1].loss) / 4, rel=1e-6)
+    row = result.to_row()
+    assert (row["loss/two"], row["targets/two"]) == (alone[1].loss, 192)
+
+
 def test_too_little_text_is_refused(tokens):
-    with pytest.raises(ValueError, match="evaluation|validation needs one window"):
-        validate(
-            Accelerator(cpu=True),
-            GPT2(CONFIG).initialize(0),
-            tokens,
-            sequence_length=16,
-            micro_batch=1,
-            max_tokens=8,
-        )
+    with pytest.raises(ValueError, match=r"needs one window .* run\.evaluate_tokens=8"):
+        choose_stretches([HeldOut("all", tokens, "")], 16, max_tokens=8)

@@ -39,6 +39,8 @@ from .evaluate.tasks import open_tasks as open_tasks
 from .evaluate.validation import validate as validate
 from .generation import generate as generate
 from .generation import sample_texts as sample_texts
+from .held_out import Stretch as Stretch
+from .held_out import choose_stretches as choose_stretches
 from .loss import IGNORED_TARGET as IGNORED_TARGET
 from .loss import linear_cross_entropy as linear_cross_entropy
 from .models.adapter import CausalLMAdapter as CausalLMAdapter
@@ -51,6 +53,7 @@ from .models.hf import save_pretrained as save_pretrained
 from .models.llama import Llama as Llama
 from .models.llama import LlamaConfig as LlamaConfig
 from .open_data import Corpus as Corpus
+from .open_data import HeldOut as HeldOut
 from .optim import build_adamw as build_adamw
 from .optim import parameter_groups as parameter_groups
 from .schedule import BatchSizes as BatchSizes

@@ -1,4 +1,4 @@
-"""What a run states before it starts. Floor 8."""
+"""What a run states before it starts. Floor 9."""
 
 import torch
 from accelerate import Accelerator
@@ -7,6 +7,7 @@ from pretrain_lib.config import Recipe
 from pretrain_lib.configuration import default_line, launch_configuration
 from pretrain_lib.data.batches import PackedDataset, WindowSource
 from pretrain_lib.flops import ASSUMED_MFU, count_parameters, model_flops
+from pretrain_lib.held_out import choose_stretches
 from pretrain_lib.metrics import human, human_time
 from pretrain_lib.models.hf import Model
 from pretrain_lib.open_data import Corpus
@@ -54,12 +55,13 @@ def _data_lines(config: Recipe, corpus: Corpus, dataset: WindowSource) -> list[s
         ]
     else:
         lines.append(f"          {corpus.dtype}, {ids}")
-    if corpus.validation is not None:
-        used = min(len(corpus.validation), config.run.evaluate_tokens)
-        lines.append(
-            f"          validation on {used:,} of {len(corpus.validation):,} held-out tokens "
-            f"({corpus.validation_name})"
-        )
+    length, limit = config.batch.sequence_length, config.run.evaluate_tokens
+    stretches = choose_stretches(corpus.validation, length, max_tokens=limit)
+    lines += [
+        f"          validation on {stretch.windows * length:,} of {len(text.tokens):,} held-out "
+        f"tokens{f' of {text.name}' if len(stretches) > 1 else ''} ({text.rule})"
+        for stretch, text in zip(stretches, corpus.validation, strict=True)
+    ]
     return lines
 
 

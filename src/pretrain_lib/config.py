@@ -158,8 +158,9 @@ class RunConfig:
     """Steps between rows of metrics; the loss of a row is the mean over them."""
     evaluate_every: int = 250
     """Steps between validations; also at step 0 and at the end."""
-    evaluate_tokens: TokenCount = TokenCount(20 * 2**19)
-    """Validation tokens per evaluation, at most."""
+    evaluate_tokens: TokenCount | None = TokenCount(20 * 2**19)
+    """Validation tokens per evaluation, at most; null: all that are held out. Of a mixture each
+    path gives its share."""
     resume: str = "auto"
     """auto, never, or the path of a checkpoint: another run's makes this one its fork."""
     allow_changes: list[str] = field(default_factory=list)

@@ -1,6 +1,6 @@
 """The data of a run: prepared folders, arrays that others wrote, or a source prepared now.
 
-Floor 8.
+Floor 9.
 """
 
 import hashlib
@@ -18,16 +18,15 @@ from pretrain_lib.autoprepare import (
     prepare_source,
 )
 from pretrain_lib.config import DataConfig, Recipe
-from pretrain_lib.data.arrays import TokenArray
 from pretrain_lib.data.batches import PackedDataset
 from pretrain_lib.data.best_fit import BestFitPlan, open_plan, plan_name
 from pretrain_lib.data.foreign import is_foreign, names_tokens
 from pretrain_lib.data.job import TOKENIZER_FOLDER
-from pretrain_lib.data.packing import validation_windows
 from pretrain_lib.data.shards import read_manifest
 from pretrain_lib.data.streaming import StreamingDataset
 from pretrain_lib.data.tokenizer import load_tokenizer
-from pretrain_lib.open_data import Corpus, check_ids, open_path, open_validation
+from pretrain_lib.held_out import choose_stretches
+from pretrain_lib.open_data import Corpus, HeldOut, check_ids, open_path, open_validation
 
 PACKING_FOLDER = "packing"  # within a prepared folder: plans of best-fit packing
 SEGMENT_STEPS = 4  # fewer steps to a segment of a stream than this shuffle too little
@@ -43,8 +42,7 @@ def open_corpus(config: Recipe) -> Corpus:
     length = config.batch.sequence_length
     if corpus.spool is None:
         build_dataset(config, corpus)
-    if corpus.validation is not None:
-        validation_windows(corpus.validation, length, max_tokens=config.run.evaluate_tokens)
+    choose_stretches(corpus.validation, length, max_tokens=config.run.evaluate_tokens)
     return corpus
 
 
@@ -99,20 +97,32 @@ def _join(parts: list[Corpus], data: DataConfig) -> Corpus:
     if len(tokenizers) > 1:
         names = " and ".join(part.name for part in tokenizers.values())
         raise ValueError(f"data.path: {names} were prepared with different tokenizers")
-    # Each path holds out some of its own text; an array for validation is the same for all.
-    held_out = parts[:1] if names_tokens(data.validation) else parts
-    files = [file for part in held_out if part.validation for file in part.validation.files]
     fingerprints = json.dumps([part.fingerprint for part in parts])
     return Corpus(
         name=" + ".join(part.name for part in parts),
         train=tuple(tokens for part in parts for tokens in part.train),
-        validation=TokenArray(files) if files else None,
+        validation=_join_validation(parts, data),
         tokenizer=next((part.tokenizer for part in tokenizers.values()), None),
         fingerprint=hashlib.sha256(fingerprints.encode()).hexdigest(),
         id_range=(min(p.id_range[0] for p in parts), max(p.id_range[1] for p in parts)),
         dtype=", ".join(sorted({part.dtype for part in parts})),
-        validation_name=", ".join(dict.fromkeys(part.validation_name for part in parts)),
     )
+
+
+def _join_validation(parts: list[Corpus], data: DataConfig) -> tuple[HeldOut, ...]:
+    """Return what the parts hold out, each read in the share that it is trained on."""
+    if names_tokens(data.validation):
+        return parts[0].validation  # the same for all
+    weights = data.weights or [sum(map(len, part.train)) for part in parts]
+    found, names = [], set()
+    for part, weight in zip(parts, weights, strict=True):
+        for held_out in part.validation:
+            name, number = held_out.name, 2
+            while name in names:
+                name, number = f"{held_out.name}-{number}", number + 1
+            names.add(name)
+            found.append(replace(held_out, name=name, weight=weight))
+    return tuple(found)
 
 
 def _open_plan(path: Path, part: Corpus, config: Recipe) -> BestFitPlan:
@@ -154,16 +164,14 @@ def _open_stream(config: Recipe) -> Corpus:
     spool = open_stream(data, folder, config.batch.sequence_length)
     manifest, vocabulary_size = read_manifest(folder), config.model.vocabulary_size
     check_ids(manifest["vocabulary_size"] - 1, None, vocabulary_size, folder)
-    validation, validation_name = open_validation(folder, data, manifest, vocabulary_size)
     names = ", ".join(manifest["sources"])
     return Corpus(
         name=f"{names}, streamed and shuffled within {spool.segment_tokens:,} tokens at a time",
         train=(),
-        validation=validation,
+        validation=open_validation(folder, data, manifest, vocabulary_size),
         tokenizer=load_tokenizer(folder / TOKENIZER_FOLDER),
         fingerprint=manifest["fingerprint"],
         id_range=(0, manifest["vocabulary_size"] - 1),
         dtype=np.dtype(manifest["dtype"]).name,
-        validation_name=validation_name,
         spool=spool,
     )

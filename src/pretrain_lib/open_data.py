@@ -20,18 +20,31 @@ SCANNED_TOKENS, SCAN_STEP = 2**30, 2**24  # at most so many foreign ids are look
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """A text that the model is validated on."""
+
+    name: str
+    """By which the rows of a run tell several apart: its path's own."""
+    tokens: TokenArray
+    rule: str
+    """How it was chosen: hash:SHARE, first:TOKENS, or a path."""
+    weight: float = 1.0
+    """Of what is read at a validation, in proportion to the others'."""
+
+
+@dataclass(frozen=True)
 class Corpus:
     """What a run reads: tokens to train on and to validate on, and what they mean."""
 
     name: str
     train: tuple[TokenArray, ...]
     """One for each path; none if the text is streamed."""
-    validation: TokenArray | None
+    validation: tuple[HeldOut, ...]
+    """One for each path that holds out text of its own; none if nothing is held out."""
     tokenizer: Tokenizer | None
     fingerprint: str
     id_range: tuple[int, int]
     dtype: str
-    validation_name: str = "none"
     plans: tuple[BestFitPlan, ...] | None = None
     spool: Spool | None = None
 
@@ -54,29 +67,27 @@ def _open_prepared(folder: Path, data: DataConfig, vocabulary_size: int) -> Corp
         )
     train = manifest["splits"]["train"]
     check_ids(train["highest_id"], manifest["vocabulary_size"], vocabulary_size, folder)
-    validation, validation_name = open_validation(folder, data, manifest, vocabulary_size)
     return Corpus(
         name=f"{', '.join(manifest['sources'])} in {folder}",
         train=(open_split(folder, "train"),),
-        validation=validation,
+        validation=open_validation(folder, data, manifest, vocabulary_size),
         tokenizer=tokenizer,
         fingerprint=manifest["fingerprint"],
         id_range=(train["lowest_id"], train["highest_id"]),
         dtype=np.dtype(manifest["dtype"]).name,
-        validation_name=validation_name,
     )
 
 
 def open_validation(
     folder: Path, data: DataConfig, manifest: dict, vocabulary_size: int
-) -> tuple[TokenArray | None, str]:
-    """Return the held-out tokens of a prepared folder, and the rule or path they come from."""
+) -> tuple[HeldOut, ...]:
+    """Return what a prepared folder holds out, or what `data.validation` names instead."""
     if names_tokens(data.validation):
         path = Path(data.validation).expanduser()
-        return _open_validation_path(path, manifest["tokenizer_sha256"], vocabulary_size)
+        return (_open_validation_path(path, manifest["tokenizer_sha256"], vocabulary_size),)
     wanted, there = parse_validation(data.validation), manifest["validation"]
     if wanted[0] == "none":
-        return None, "none"
+        return ()
     if wanted != parse_validation(there) and data.source is not None:
         raise ValueError(
             f"data.validation={data.validation}, but data.path={folder} was prepared with {there}"
@@ -87,18 +98,18 @@ def open_validation(
             f"of {manifest['splits']['train']['documents']:,} documents; hold out more "
             f"(hash:SHARE), or first:TOKENS of the source, or give data.validation=none"
         )
-    return open_split(folder, "validation"), there
+    return (HeldOut(folder.name, open_split(folder, "validation"), there),)
 
 
 def _open_validation_path(
     path: Path, tokenizer_sha256: str | None, vocabulary_size: int
-) -> tuple[TokenArray, str]:
+) -> HeldOut:
     """Open an array, or a prepared folder: what it holds out, or all of it if that is nothing."""
     if is_foreign(path):
         tokens = open_foreign(path, vocabulary_size=vocabulary_size)
         lowest, highest = _id_range(tokens)
         check_ids(lowest if lowest < 0 else highest, None, vocabulary_size, path)
-        return tokens, str(path)
+        return HeldOut(path.name, tokens, str(path))
     manifest = read_manifest(path)
     if tokenizer_sha256 not in (None, manifest["tokenizer_sha256"]):
         raise ValueError(
@@ -107,7 +118,7 @@ def _open_validation_path(
         )
     check_ids(manifest["vocabulary_size"] - 1, None, vocabulary_size, path)
     split = "validation" if manifest["splits"]["validation"]["tokens"] else "train"
-    return open_split(path, split), f"{split} of {path}"
+    return HeldOut(path.name, open_split(path, split), f"{split} of {path}")
 
 
 def _open_array(path: Path, data: DataConfig, vocabulary_size: int) -> Corpus:
@@ -120,10 +131,10 @@ def _open_array(path: Path, data: DataConfig, vocabulary_size: int) -> Corpus:
     lowest, highest = _id_range(train)
     check_ids(lowest if lowest < 0 else highest, None, vocabulary_size, path)
     tokenizer = load_tokenizer(data.tokenizer) if data.tokenizer else None
-    validation, validation_name = None, "none"
+    validation = ()
     if data.validation != "none":
         held_out, sha256 = Path(data.validation).expanduser(), tokenizer and tokenizer.sha256
-        validation, validation_name = _open_validation_path(held_out, sha256, vocabulary_size)
+        validation = (_open_validation_path(held_out, sha256, vocabulary_size),)
     return Corpus(
         name=str(path),
         train=(train,),
@@ -132,7 +143,6 @@ def _open_array(path: Path, data: DataConfig, vocabulary_size: int) -> Corpus:
         fingerprint=_fingerprint(train),
         id_range=(lowest, highest),
         dtype=train.files[0].dtype.name,
-        validation_name=validation_name,
     )
 
 

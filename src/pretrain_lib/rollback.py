@@ -1,4 +1,4 @@
-"""What a run does about updates that were left out: goes on, turns back, or ends. Floor 10."""
+"""What a run does about updates that were left out: goes on, turns back, or ends. Floor 11."""
 
 import math
 

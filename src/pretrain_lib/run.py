@@ -1,4 +1,4 @@
-"""A run: its parts, put together from a recipe, a model, data and an Accelerator. Floor 9."""
+"""A run: its parts, put together from a recipe, a model, data and an Accelerator. Floor 10."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from pretrain_lib.config import Recipe
 from pretrain_lib.corpus import build_dataset
 from pretrain_lib.data.batches import Batch, WindowSource, iterate_steps
 from pretrain_lib.evaluate.tasks import Tasks, open_scored_tasks
-from pretrain_lib.evaluate.validation import evaluated_bytes
 from pretrain_lib.flops import device_peak
+from pretrain_lib.held_out import Stretch, choose_stretches
 from pretrain_lib.metrics import Metrics, start_trackers
 from pretrain_lib.models.hf import Model
 from pretrain_lib.open_data import Corpus
@@ -48,7 +48,7 @@ class Run:
     writer: CheckpointWriter
     last_step: int
     peak: float | None  # FLOP/s of all devices
-    validation_bytes: int | None  # of text, where its size is known
+    stretches: tuple[Stretch, ...]  # of held-out text, that a validation reads
     tasks: Tasks | None  # to score on, on the main process
     continued_at: int | None  # the step of its own checkpoint, where all that was due was done
 
@@ -94,7 +94,12 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
         writer=_build_writer(config, model, corpus, manifest, accelerator),
         last_step=config.last_step(),
         peak=None if peak is None else peak * accelerator.num_processes,
-        validation_bytes=_validation_bytes(config, corpus),
+        stretches=choose_stretches(
+            corpus.validation,
+            config.batch.sequence_length,
+            max_tokens=config.run.evaluate_tokens,
+            tokenizer=corpus.tokenizer,
+        ),
         tasks=tasks,
         continued_at=state.step if start.continues else None,
     )
@@ -132,15 +137,6 @@ def _build_writer(
         manifest=manifest,
         keep_last=config.run.keep_last,
         keep_every=config.run.keep_every,
-    )
-
-
-def _validation_bytes(config: Recipe, corpus: Corpus) -> int | None:
-    return evaluated_bytes(
-        corpus.validation,
-        corpus.tokenizer,
-        sequence_length=config.batch.sequence_length,
-        max_tokens=config.run.evaluate_tokens,
     )
 
 

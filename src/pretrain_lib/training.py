@@ -1,4 +1,4 @@
-"""The loop: made of public parts only, so that a script of your own can copy it. Floor 11."""
+"""The loop: made of public parts only, so that a script of your own can copy it. Floor 12."""
 
 import math
 import time

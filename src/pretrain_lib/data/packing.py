@@ -87,10 +87,11 @@ def _ends_at(tokens: TokenArray, position: int) -> bool:
     return position == len(tokens) or len(tokens.document_ends(position - 1, 2)) > 0
 
 
-def validation_windows(tokens: TokenArray, sequence_length: int, *, max_tokens: int) -> int:
-    """Return how many whole windows a validation pass over at most `max_tokens` reads."""
-    available = (len(tokens) - 1) // sequence_length
-    windows = min(available, max_tokens // sequence_length)
+def validation_windows(tokens: TokenArray, sequence_length: int, *, max_tokens: int | None) -> int:
+    """Return how many whole windows a validation over at most `max_tokens` (None: all) reads."""
+    windows = (len(tokens) - 1) // sequence_length
+    if max_tokens is not None:
+        windows = min(windows, max_tokens // sequence_length)
     if windows < 1:
         raise ValueError(
             f"validation needs one window of batch.sequence_length + 1 = {sequence_length + 1} "

@@ -1,6 +1,5 @@
-"""What a run looks at while it trains: validation loss, scores and samples. Floor 10."""
+"""What a run looks at while it trains: validation loss, scores and samples. Floor 11."""
 
-import dataclasses
 import time
 
 from pretrain_lib.evaluate.harness import evaluate_model
@@ -38,7 +37,7 @@ def evaluate_if_due(run: Run) -> None:
 
 def _validation_is_due(run: Run, step: int) -> bool:
     due = step % run.config.run.evaluate_every == 0 or step >= run.last_step
-    return run.corpus.validation is not None and due
+    return bool(run.stretches) and due
 
 
 def _scores_are_due(run: Run, step: int) -> bool:
@@ -57,15 +56,13 @@ def _validate(run: Run) -> None:
     result = validate(
         run.accelerator,
         run.model,
-        run.corpus.validation,
+        run.stretches,
         sequence_length=config.batch.sequence_length,
         micro_batch=config.batch.micro_batch,
-        max_tokens=config.run.evaluate_tokens,
         document_masking=config.data.document_masking,
-        text_bytes=run.validation_bytes,
     )
     row = {"kind": "validation", "step": state.step, "tokens": state.tokens}
-    run.metrics.write(row | dataclasses.asdict(result))
+    run.metrics.write(row | result.to_row())
     if state.best_loss is None or result.loss < state.best_loss:
         state.best_loss, state.best_step = result.loss, state.step
     run.metrics.say(f"validation at step {state.step:,}: {result.format()}")

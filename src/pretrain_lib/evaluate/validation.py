@@ -1,16 +1,16 @@
-"""Validation: the loss on a fixed stretch of held-out tokens. Floor 4."""
+"""Validation: the loss on fixed stretches of held-out tokens. Floor 9."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from pretrain_lib.data.arrays import TokenArray
 from pretrain_lib.data.batches import to_device
-from pretrain_lib.data.packing import Windows, fill_window, validation_windows
-from pretrain_lib.data.tokenizer import Tokenizer
+from pretrain_lib.data.packing import Windows, fill_window
+from pretrain_lib.held_out import Stretch
 from pretrain_lib.metrics import perplexity
 
 
@@ -24,11 +24,22 @@ class ValidationResult:
     bits_per_byte: float | None
     """Comparable between tokenizers; None where the size of the text is not known."""
     targets: int
+    by_text: dict[str, "ValidationResult"] = field(default_factory=dict)
+    """The same for each of several texts, by name."""
+
+    def to_row(self) -> dict[str, float | None]:
+        """Return the figures by name, those of each of several texts behind its own."""
+        names = ("loss", "perplexity", "bits_per_byte", "targets")
+        row = {name: getattr(self, name) for name in names}
+        for text, result in self.by_text.items():
+            row |= {f"{name}/{text}": value for name, value in result.to_row().items()}
+        return row
 
     def format(self) -> str:
         """Return the figures in one line."""
         bits = "" if self.bits_per_byte is None else f"  bits/byte {self.bits_per_byte:.4f}"
-        loss = f"loss {self.loss:.4f}  ppl {self.perplexity:.5g}{bits}"
+        parts = "".join(f"  {name} {part.loss:.4f}" for name, part in self.by_text.items())
+        loss = f"loss {self.loss:.4f}  ppl {self.perplexity:.5g}{bits}{parts}"
         return f"{loss}  ({self.targets:,} targets)"
 
 
@@ -36,49 +47,61 @@ class ValidationResult:
 def validate(
     accelerator: Accelerator,
     model: nn.Module,
-    tokens: TokenArray,
+    stretches: Sequence[Stretch],
     *,
     sequence_length: int,
     micro_batch: int,
-    max_tokens: int,
     document_masking: bool = False,
-    text_bytes: int | None = None,
 ) -> ValidationResult:
-    """Return the loss over the first windows of `tokens`, every target token weighing the same.
+    """Return the loss over stretches of text, every target token weighing the same.
 
-    The windows are the same for any number of ranks, which share them out. `text_bytes` is what
-    `evaluated_bytes` returns for them.
+    The windows are the same for any number of ranks, which share them out.
     """
-    windows = validation_windows(tokens, sequence_length, max_tokens=max_tokens)
     training = model.training
     model.eval()
-    totals = torch.zeros(2, device=accelerator.device)  # summed loss, targets
+    totals = torch.zeros(len(stretches), 2, device=accelerator.device)  # summed loss, targets
+    for place, stretch in enumerate(stretches):
+        for batch in _own_batches(
+            accelerator, stretch, sequence_length, micro_batch, document_masking
+        ):
+            with accelerator.autocast():
+                loss, count = model(**to_device(batch, accelerator.device))
+            totals[place] += torch.stack([loss, count.float()])
+    model.train(training)
+    sums = accelerator.reduce(totals, "sum").tolist()
+    results = {
+        stretch.name: _result(*own, stretch.text_bytes)
+        for stretch, own in zip(stretches, sums, strict=True)
+    }
+    if len(stretches) == 1:
+        return results[stretches[0].name]
+    sizes = [stretch.text_bytes for stretch in stretches]
+    size = None if None in sizes else sum(sizes)
+    return _result(*(sum(column) for column in zip(*sums, strict=True)), size, by_text=results)
+
+
+def _own_batches(
+    accelerator: Accelerator,
+    stretch: Stretch,
+    sequence_length: int,
+    micro_batch: int,
+    document_masking: bool,
+) -> Iterator[dict[str, torch.Tensor]]:
     stride = accelerator.num_processes * micro_batch
-    for first in range(accelerator.process_index * micro_batch, windows, stride):
-        rows = range(first, min(first + micro_batch, windows))
+    for first in range(accelerator.process_index * micro_batch, stretch.windows, stride):
+        rows = range(first, min(first + micro_batch, stretch.windows))
         batch = Windows.empty(len(rows), sequence_length, document_masking=document_masking)
         for row, window in enumerate(rows):
-            fill_window(batch, row, tokens, window * sequence_length)
-        tensors = {name: torch.from_numpy(array) for name, array in batch.as_dict().items()}
-        with accelerator.autocast():
-            loss, count = model(**to_device(tensors, accelerator.device))
-        totals += torch.stack([loss, count.float()])
-    model.train(training)
-    loss_sum, targets = accelerator.reduce(totals, "sum").tolist()
+            fill_window(batch, row, stretch.tokens, window * sequence_length)
+        yield {name: torch.from_numpy(array) for name, array in batch.as_dict().items()}
+
+
+def _result(
+    loss_sum: float,
+    targets: float,
+    text_bytes: int | None,
+    by_text: dict[str, ValidationResult] | None = None,
+) -> ValidationResult:
     loss = loss_sum / targets
     bits = None if text_bytes is None else loss_sum / math.log(2) / text_bytes
-    return ValidationResult(loss, perplexity(loss), bits, int(targets))
-
-
-def evaluated_bytes(
-    tokens: TokenArray | None,
-    tokenizer: Tokenizer | None,
-    *,
-    sequence_length: int,
-    max_tokens: int,
-) -> int | None:
-    """Return the size in bytes of the text that `validate` predicts, as UTF-8, if it is known."""
-    if tokens is None or tokenizer is None:
-        return None
-    windows = validation_windows(tokens, sequence_length, max_tokens=max_tokens)
-    return tokenizer.count_bytes(tokens.read(1, windows * sequence_length))
+    return ValidationResult(loss, perplexity(loss), bits, int(targets), by_text or {})
