@@ -68,7 +68,8 @@ RECIPE = Recipe(
         temperature=1.0,
         top_k=None,
         top_p=0.8,
-        every=1000,
+        every=250,
+        growth=1.1,
     ),
     run=RunConfig(
         dir="runs/llama_1_3b",

@@ -5,7 +5,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain_lib import GPT2Config
+from pretrain_lib import GPT2Config, SampleConfig
 from pretrain_lib.arguments import parse_recipe
 from pretrain_lib.units import Duration, TokenCount
 from tests.conftest import change
@@ -154,3 +154,11 @@ def test_a_folder_named_by_the_user_is_taken_without_the_recipes_own_source(reci
     assert (trained.tokenizer, trained.train_tokenizer) == (None, 300)
     made = parse(recipe, "--data.path", "folder", "--data.source", "c.txt").data
     assert (made.source, made.tokenizer) == ("c.txt", "gpt2")
+
+
+@pytest.mark.parametrize(
+    ("growth", "due"), [(1.0, [4, 8, 12, 16, 20]), (2.0, [4, 12, 28]), (1.5, [4, 10, 19, 32])]
+)
+def test_intervals_between_samples_may_grow(growth, due):
+    samples = SampleConfig(every=4, growth=growth)
+    assert [step for step in range(33) if samples.is_due(step)][: len(due)] == due

@@ -5,7 +5,8 @@ import torch
 from accelerate import Accelerator
 
 from pretrain_lib import start_accelerator
-from pretrain_lib.engine import check_world, choose_precision
+from pretrain_lib.engine import choose_precision
+from pretrain_lib.guards import check_world
 from tests.conftest import change
 
 

@@ -166,3 +166,7 @@ def test_samples_leave_mode_and_random_state_alone(prepared):
     assert [s["prompt"] for s in first] == ["def", "def", "x =", "x ="]
     assert first == sample_texts(model, tokenizer, ["def", "x ="], seed=1, **options)
     assert first != sample_texts(model, tokenizer, ["def", "x ="], seed=2, **options)
+    shares = [slice(process, None, 3) for process in range(3)]
+    for rows in shares:
+        some = sample_texts(model, tokenizer, ["def", "x ="], seed=1, rows=rows, **options)
+        assert some == first[rows]

@@ -117,7 +117,17 @@ class SampleConfig:
     top_k: int | None = 50
     top_p: float | None = None
     every: int = 250
-    """Steps between samples; also once at the end."""
+    """Steps until the first samples; there are always some at the end."""
+    growth: float = 1.0
+    """Each interval is so many times the one before."""
+
+    def is_due(self, step: int) -> bool:
+        """Return whether an interval ends at `step`."""
+        interval = end = float(self.every)
+        while round(end) < step:
+            interval *= self.growth
+            end += interval
+        return round(end) == step
 
 
 @dataclass(frozen=True)

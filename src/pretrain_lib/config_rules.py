@@ -24,6 +24,7 @@ LOWEST = {
     "samples.temperature": 0,
     "samples.top_k": 1,
     "samples.every": 1,
+    "samples.growth": 1,
     "scores.every": 1,
     "scores.limit": 1,
     "scores.batch_size": 1,

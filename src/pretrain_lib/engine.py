@@ -1,11 +1,10 @@
-"""Builds the Accelerator, and refuses a world that is not the one asked for. Floor 4."""
+"""Builds the Accelerator of a run. Floor 5."""
 
 import os
 from datetime import timedelta
 
 import torch
-from accelerate import Accelerator, DistributedType
-from accelerate.tracking import get_available_trackers
+from accelerate import Accelerator
 from accelerate.utils import (
     AutocastKwargs,
     GradientAccumulationPlugin,
@@ -13,16 +12,9 @@ from accelerate.utils import (
 )
 
 from pretrain_lib.config import Recipe
+from pretrain_lib.guards import check_accumulation, check_trackers, check_world
 from pretrain_lib.launched import is_elastic, meet_main_rank
 from pretrain_lib.sharding import build_sharding, check_sharding
-
-SUPPORTED = (
-    DistributedType.NO,
-    DistributedType.MULTI_GPU,
-    DistributedType.MULTI_CPU,
-    DistributedType.FSDP,
-)
-ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 
 
 def start_accelerator(config: Recipe) -> Accelerator:
@@ -33,7 +25,7 @@ def start_accelerator(config: Recipe) -> Accelerator:
     what was asked for.
     """
     launched = int(os.environ.get("WORLD_SIZE", 1))
-    _check_trackers(config.run.trackers)
+    check_trackers(config.run.trackers)
     # Without this, two processes on a machine without CUDA would be two runs of one process.
     cpu = launched > 1 and not torch.cuda.is_available()
     precision, remark = choose_precision(os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16"), cpu)
@@ -66,16 +58,6 @@ def start_accelerator(config: Recipe) -> Accelerator:
     return accelerator
 
 
-def _check_trackers(wanted: list[str]) -> None:
-    installed = [str(name) for name in get_available_trackers()]
-    for name in wanted:
-        if name not in installed:
-            raise ValueError(
-                f"run.trackers={wanted}: {name} is not installed, or unknown to Accelerate; "
-                f"installed: {', '.join(installed) or 'none'} (see the extra 'trackers')"
-            )
-
-
 def choose_precision(wanted: str, cpu: bool) -> tuple[str, str | None]:
     """Return the precision to train in, "bf16" or "no" (fp32), and a remark if it is another."""
     if wanted not in ("no", "bf16"):
@@ -98,35 +80,3 @@ def choose_precision(wanted: str, cpu: bool) -> tuple[str, str | None]:
 
 def _asked_for_cpu() -> bool:
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-
-
-def check_world(accelerator: Accelerator, *, launched: int, expected: int | None) -> None:
-    """Raise ValueError if the processes that run are not those started, or not those expected."""
-    running, kind = accelerator.num_processes, accelerator.distributed_type
-    if kind not in SUPPORTED:
-        raise ValueError(
-            f"distributed_type={kind.value} is not supported: give accelerate launch one of the "
-            f"files in accelerate_configs/ (one process, DDP, or FSDP2)"
-        )
-    if running != launched:
-        raise ValueError(
-            f"{launched} processes were started but Accelerate runs {running}: give accelerate "
-            f"launch one of the files in accelerate_configs/"
-        )
-    if expected is not None and running != expected:
-        raise ValueError(
-            f"run.processes={expected} but {running} run: check num_processes in the configuration "
-            f"given to accelerate launch (for several processes on CPUs: cpu_2proc.yaml)"
-        )
-
-
-def check_accumulation(config: Recipe, *, processes: int) -> None:
-    """Raise ValueError if the launcher was told of another accumulation than the batch's."""
-    batch, told = config.batch, os.environ.get(ACCUMULATION, "1")
-    derived = batch.tokens // (processes * batch.micro_batch * batch.sequence_length)
-    if told not in ("1", str(derived)):
-        raise ValueError(
-            f"gradient_accumulation_steps={told} was given to accelerate launch ({ACCUMULATION}) "
-            f"but batch.tokens={batch.tokens} makes {derived} micro-batches on {processes} "
-            f"processes: leave it out, and change batch.tokens or batch.micro_batch instead"
-        )

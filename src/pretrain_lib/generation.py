@@ -1,15 +1,12 @@
 """Text that the model writes. Floor 5."""
 
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from pretrain_lib.config import SampleConfig
 from pretrain_lib.data.tokenizer import Tokenizer
 from pretrain_lib.models.cache import KeyValueCache
 from pretrain_lib.models.hf import Model
@@ -27,13 +24,15 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
+    row_numbers: Sequence[int] | None = None,
     is_done: Callable[[list[int]], bool] | None = None,
 ) -> list[list[int]]:
     """Return the ids that follow each prompt, at most `new_tokens`, ended by `end_of_text_id`.
 
     Temperature 0 takes the likeliest. `top_k` keeps so many of the likeliest, `top_p` the smallest
     set whose probability reaches it (Holtzman et al. 2020). Row i draws from a generator of
-    (`seed`, i), whatever the other prompts are. `is_done`, given the new ids of a row, ends it.
+    (`seed`, i), or of (`seed`, `row_numbers[i]`), whatever the other prompts are. `is_done`, given
+    the new ids of a row, ends it.
 
     Our models keep the keys and values of what they have read. Once the longest row is longer than
     `context_length`, every row is read again for every token, its last `context_length` ids only;
@@ -41,7 +40,8 @@ def generate(
     """
     _check(prompts, temperature, top_k, top_p)
     rows = [list(prompt) for prompt in prompts]
-    generators = [_row_generator(seed, row) for row in range(len(rows))]
+    numbers = range(len(rows)) if row_numbers is None else row_numbers
+    generators = [_row_generator(seed, number) for number in numbers]
     cache = None
     if isinstance(model, Model):
         slots = min(max(map(len, rows), default=0) + new_tokens, context_length)
@@ -131,14 +131,20 @@ def sample_texts(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    rows: slice = slice(None),
 ) -> list[dict[str, str]]:
-    """Return `{"prompt", "text"}` for every sample; neither training mode nor its RNG changes."""
+    """Return `{"prompt", "text"}` for every sample; neither training mode nor its RNG changes.
+
+    `rows` leaves out all but those, which are what they would be among the others.
+    """
     training = model.training
     model.eval()
     chosen = [prompt for prompt in prompts for _ in range(per_prompt)]
+    numbers, chosen = range(len(chosen))[rows], chosen[rows]
     texts = generate(
         model,
         [[tokenizer.end_of_text_id, *tokenizer.encode(prompt)] for prompt in chosen],
+        row_numbers=numbers,
         new_tokens=new_tokens,
         context_length=context_length,
         end_of_text_id=tokenizer.end_of_text_id,
@@ -152,30 +158,3 @@ def sample_texts(
         {"prompt": prompt, "text": tokenizer.decode(ids)}
         for prompt, ids in zip(chosen, texts, strict=True)
     ]
-
-
-def write_samples(
-    path: Path,
-    model: Model,
-    tokenizer: Tokenizer,
-    settings: SampleConfig,
-    *,
-    step: int,
-    seed: int,
-) -> list[str]:
-    """Sample as `settings` say, append the rows to `path`, and return the texts, prompts first."""
-    samples = sample_texts(
-        model,
-        tokenizer,
-        settings.prompts,
-        per_prompt=settings.per_prompt,
-        new_tokens=settings.tokens,
-        context_length=model.config.context_length,
-        seed=seed,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-    )
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps({"step": step, **sample}) + "\n" for sample in samples)
-    return [sample["prompt"] + sample["text"] for sample in samples]

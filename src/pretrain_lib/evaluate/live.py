@@ -1,12 +1,16 @@
 """What a run looks at while it trains: validation loss, scores and samples. Floor 11."""
 
+import json
 import time
+from operator import itemgetter
+
+from accelerate.utils import gather_object
 
 from pretrain_lib.evaluate.harness import evaluate_model
 from pretrain_lib.evaluate.results import format_line, iterate_scores, write_results
 from pretrain_lib.evaluate.team import follow, lead
 from pretrain_lib.evaluate.validation import validate
-from pretrain_lib.generation import write_samples
+from pretrain_lib.generation import sample_texts
 from pretrain_lib.quiet import without_foreign_progress
 from pretrain_lib.run import Run
 from pretrain_lib.run_folder import SAMPLES, SCORES
@@ -48,7 +52,7 @@ def _scores_are_due(run: Run, step: int) -> bool:
 def _samples_are_due(run: Run, step: int) -> bool:
     samples = run.config.samples
     wanted = samples.prompts and run.corpus.tokenizer is not None
-    return bool(wanted) and ((step and step % samples.every == 0) or step >= run.last_step)
+    return bool(wanted) and (samples.is_due(step) or step >= run.last_step)
 
 
 def _validate(run: Run) -> None:
@@ -91,14 +95,29 @@ def _score(run: Run) -> None:
 
 
 def _sample(run: Run) -> None:
-    if run.accelerator.is_main_process:
-        texts = write_samples(
-            run.folder / SAMPLES,
+    """Write samples, each process its share of them; they are the same for any number."""
+    settings, accelerator = run.config.samples, run.accelerator
+    process, processes = accelerator.process_index, accelerator.num_processes
+    with accelerator.autocast():
+        own = sample_texts(
             run.model,
             run.corpus.tokenizer,
-            run.config.samples,
-            step=run.state.step,
+            settings.prompts,
+            per_prompt=settings.per_prompt,
+            new_tokens=settings.tokens,
+            context_length=run.model.config.context_length,
             seed=run.config.run.seed,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            rows=slice(process, None, processes),
         )
-        for text in texts:
+    numbered = [(process + i * processes, sample) for i, sample in enumerate(own)]
+    samples = [sample for _, sample in sorted(gather_object(numbered), key=itemgetter(0))]
+    if accelerator.is_main_process:
+        with (run.folder / SAMPLES).open("a", encoding="utf-8") as file:
+            rows = (json.dumps({"step": run.state.step, **sample}) for sample in samples)
+            file.writelines(f"{row}\n" for row in rows)
+        for sample in samples:
+            text = sample["prompt"] + sample["text"]
             run.metrics.say(f"sample at step {run.state.step:,}: {text!r}")
