@@ -6,6 +6,7 @@ A case is MODEL-WAY-PRECISION[-OPTION...]: gpt2-fsdp-no, llama-ddp-bf16-full. Th
 same for any number of processes: micro-batch m of a step goes to process m mod W.
 """
 
+import gc
 import json
 import os
 import sys
@@ -133,4 +134,5 @@ if __name__ == "__main__":
     for chosen in sys.argv[2:]:
         run_case(chosen, Path(sys.argv[1]))
     if torch.distributed.is_initialized():
+        gc.collect()  # DDP must not outlive its group, or gloo may hang
         torch.distributed.destroy_process_group()

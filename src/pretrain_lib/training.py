@@ -151,7 +151,7 @@ def _finish(run: Run, stopped_by: str | None) -> str:
     saved = _note_saved(run)
     failed = bool(saved and saved.error)
     failed = on_main(run.accelerator, lambda: failed)
-    run.accelerator.end_training()
+    _leave_group(run)
     state = "resumable" if stopped_by or failed else "done"
     reason = stopped_by or f"step {run.last_step} is reached"
     if failed:
@@ -165,3 +165,14 @@ def _finish(run: Run, stopped_by: str | None) -> str:
         text = "; ".join([reason, *notes, f"all is in {run.folder}"])
         run.metrics.say(f"{state} at step {now.step:,}: {text}")
     return state
+
+
+def _leave_group(run: Run) -> None:
+    """Leave the other processes.
+
+    DDP goes first. The last to hold a group waits for its threads, and DDP does so in a way in
+    which they may wait for it: torch's gloo then hangs for ever.
+    """
+    run.prepared_model = None
+    run.accelerator.free_memory()
+    run.accelerator.end_training()
