@@ -199,3 +199,30 @@ def test_a_process_that_does_not_answer_is_not_waited_for_for_ever(prepared, tmp
     assert "process 0 lost another one, or waited for it longer than run.collective_ti" in told
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
     assert processes_of(tmp_path / "run") == []
+
+
+LEAVING = """
+import gc, os, runpy, sys
+from accelerate import Accelerator
+from torch.nn.parallel import DistributedDataParallel
+end_training = Accelerator.end_training
+
+def leave(accelerator):
+    alive = [o for o in gc.get_objects() if type(o) is DistributedDataParallel]
+    os.write(1, f"{len(alive)} alive\\n".encode())
+    end_training(accelerator)
+
+Accelerator.end_training = leave
+sys.path.insert(0, "recipes")
+runpy.run_path("recipes/gpt2_124m.py", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_ddp_does_not_outlive_its_group_and_hang(prepared, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(LEAVING)
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--run.max_steps", "1"]
+    process = start("accelerate", "launch", *TWO, script, *flags)
+    assert process.stdout.read().count("0 alive\n") == 2
+    assert process.wait(60) == 0
