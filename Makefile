@@ -30,20 +30,19 @@ $(VENV)/.installed: pyproject.toml
 quickstart: $(VENV)/.installed
 	@echo "== 1/6 Training a small GPT-2 on the Python standard library's sources ($(DEVICE))"
 	@$(LAUNCH) --data.path $(DATA) --run.dir $(RUN)
-	@echo "== 2/6 Exporting it as a Hugging Face folder"
-	@$(BIN)/pretrain export $(RUN) --out $(RUN)/export
-	@echo "== 3/6 Exporting the same model untrained, to compare with"
+	@echo "== 2/6 Making the same model untrained, to compare with"
 	@$(LAUNCH) --data.path $(DATA) --run.dir $(RUN)-untrained --run.max_steps 0
-	@$(BIN)/pretrain export $(RUN)-untrained --out $(RUN)-untrained/export
-	@echo "== 4/6 Building two lm-eval tasks from held-out text"
+	@echo "== 3/6 Building two lm-eval tasks from held-out text"
 	@$(BIN)/pretrain tasks $(DATA) --out $(RUN)/tasks
-	@echo "== 5/6 Scoring both with lm-eval-harness (chance is 0.25 for heldout_choice)"
+	@echo "== 4/6 Scoring both with lm-eval-harness (chance is 0.25 for heldout_choice)"
 	@echo "untrained:"
-	@$(BIN)/pretrain eval $(RUN)-untrained/export --tasks heldout_choice,heldout_perplexity \
+	@$(BIN)/pretrain eval $(RUN)-untrained --tasks heldout_choice,heldout_perplexity \
 		--include_path $(RUN)/tasks --out $(RUN)-untrained/scores.json
 	@echo "trained:"
-	@$(BIN)/pretrain eval $(RUN)/export --tasks heldout_choice,heldout_perplexity \
+	@$(BIN)/pretrain eval $(RUN) --tasks heldout_choice,heldout_perplexity \
 		--include_path $(RUN)/tasks --out $(RUN)/scores.json
+	@echo "== 5/6 Exporting the trained one as a Hugging Face folder, its scores in the card"
+	@$(BIN)/pretrain export $(RUN) --out $(RUN)/export --scores $(RUN)/scores.json
 	@echo "== 6/6 Drawing the curves"
 	@$(BIN)/pretrain plot $(RUN)
 	@echo
@@ -52,7 +51,7 @@ quickstart: $(VENV)/.installed
 	@echo "  $(RUN)/metrics.jsonl           losses, rates, speed; samples.jsonl: what the model wrote"
 	@echo "  $(RUN)/plots/curves.png        loss, learning rate, gradient norm, speed"
 	@echo "  $(RUN)/checkpoints             each is a model folder; the run resumes from the newest"
-	@echo "  $(RUN)/export                  the model, for transformers, lm-eval and everything else"
+	@echo "  $(RUN)/export                  the model and its card, for transformers, lm-eval and all else"
 	@echo "  $(RUN)/scores.json             lm-eval's results"
 	@echo "What next"
 	@echo "  let it write      $(BIN)/pretrain sample $(RUN)/export --prompt 'def read_'"
