@@ -29,7 +29,7 @@ def test_scripts_run_and_learn(number, tmp_path):
 
 
 def test_no_figure_is_missing():
-    variables = r"HF_HUB_OFFLINE|RUN_DIR|MAX_RESTARTS|PET_RDZV_ID|TORCH_[A-Z_]+"
+    variables = r"HF_HUB_OFFLINE|RUN_DIR|MAX_RESTARTS|PET_RDZV_ID|FULL_STATE_DICT|TORCH_[A-Z_]+"
     assert not re.findall(r"\b[A-Z]+_[A-Z_]+\b", re.sub(variables, "", TEXT))
 
 
@@ -40,7 +40,9 @@ def test_every_file_that_is_named_exists():
 
 def test_every_setting_that_is_named_exists():
     shown = run_command(sys.executable, "recipes/gpt2_124m.py", "--help").stdout
-    flags = set(re.findall(r"--(?:data|batch|run|model|schedule|optimizer)\.\w+", TEXT))
+    flags = set(
+        re.findall(r"--(?:data|batch|run|model|schedule|optimizer|scores|samples)\.\w+", TEXT)
+    )
     assert len(flags) > 10
     for flag in flags:
         assert f"{flag} " in shown, flag

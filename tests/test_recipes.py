@@ -220,10 +220,13 @@ def test_a_run_folder_in_use_is_refused(prepared, tmp_path):
         process.stdout.read()
 
 
+QUIET = ["--samples.prompts", "[]", "--scores.tasks", "[]"]
+
+
 @pytest.mark.slow
 def test_the_whole_gpt2_takes_a_real_step(prepared, tmp_path):
     flags = ["--data.path", prepared, "--run.dir", tmp_path / "run", "--run.max_steps", "1"]
-    flags += ["--batch.tokens", "1024", "--batch.micro_batch", "1", "--samples.prompts", "[]"]
+    flags += ["--batch.tokens", "1024", "--batch.micro_batch", "1", *QUIET]
     flags += ["--run.evaluate_tokens", "1024", "--schedule.warmup_tokens", "1024"]
     result = launch(*flags)
     assert result.returncode == 0, result.stderr
@@ -259,7 +262,7 @@ def test_a_run_says_how_it_saves_time_and_memory_and_resumes(prepared, tmp_path)
 def test_llama_at_its_full_width_takes_a_real_step(prepared, tmp_path):
     flags = ["--data.path", prepared, "--run.dir", tmp_path / "run", "--run.max_steps", "1"]
     flags += ["--model.num_layers", "1", "--model.vocabulary_size", "8192"]
-    flags += ["--batch.tokens", "2048", "--batch.micro_batch", "1", "--samples.prompts", "[]"]
+    flags += ["--batch.tokens", "2048", "--batch.micro_batch", "1", *QUIET]
     flags += ["--run.evaluate_tokens", "2048", "--schedule.warmup_tokens", "2048"]
     flags += [
         "--optimizer.learning_rate",
