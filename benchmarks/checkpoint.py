@@ -34,7 +34,7 @@ STEPS = 2  # in a group: one that a save may run beside, one for what it leaves 
 LEARNING_RATE, CLIP = 1e-4, 1.0
 RECIPE = Path(__file__).parents[1] / "recipes" / "gpt2_124m.py"
 SMALL = "--batch.tokens 1024 --batch.micro_batch 1 --schedule.warmup_tokens 1024 "
-SMALL += "--data.validation none --samples.prompts []"
+SMALL += "--data.validation none --samples.prompts [] --scores.tasks []"
 ALONE, PEERS = "no save", ("torch.save", "accelerator.save_state")
 
 
