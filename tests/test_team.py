@@ -1,6 +1,9 @@
 """Scores during training: those of the checkpoint as a folder, by any number of processes."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,8 +11,8 @@ import pytest
 from pretrain_lib import evaluate_folder
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
 from pretrain_lib.evaluate.team import _share
-from tests.conftest import change, read_rows
-from tests.test_sharding import SHARDED, flags_of
+from tests.conftest import change, launcher_environment, read_rows
+from tests.test_sharding import SHARDED, command, flags_of
 from tests.test_sharding import run as run_processes
 from tests.test_training import elsewhere, run
 
@@ -67,6 +70,48 @@ def test_tasks_that_cannot_be_had_are_refused_before_the_run(recipe, tasks):
     with pytest.raises(ValueError, match="tasks=nothing_such is known neither to lm-eval"):
         run(scored(recipe, tasks, tasks=["nothing_such"]))
     assert not Path(recipe.run.dir, "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_a_sharded_run_may_begin_with_scores(prepared, tasks, tmp_path):
+    flags = flags_of(prepared, tmp_path, "--run.max_steps", "1", "--data.validation", "none")
+    flags += ["--scores.tasks", "[heldout_choice]", "--scores.include_path", str(tasks)]
+    said = run_processes(SHARDED, flags)
+    assert [row["step"] for row in evaluations(tmp_path)] == [0, 1]
+    assert "done at step 1" in said
+
+
+FAILING = """
+import os, runpy, sys
+from pretrain_lib.evaluate import team
+whole = team.score_endings
+
+def score_endings(model, requests, *, batch_size):
+    if os.environ["RANK"] == os.environ["FAILS"]:
+        raise RuntimeError("no memory is left")
+    return whole(model, requests, batch_size=batch_size)
+
+team.score_endings = score_endings
+sys.argv = sys.argv[1:]
+sys.path.insert(0, "recipes")
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fails", ["0", "1"])
+def test_what_fails_on_one_process_is_said_and_waited_for_by_none(prepared, tasks, tmp_path, fails):
+    script = tmp_path / "script.py"
+    script.write_text(FAILING)
+    flags = flags_of(prepared, tmp_path / "run", "--run.max_steps", "1")
+    flags += ["--scores.tasks", "[heldout_choice]", "--scores.include_path", str(tasks)]
+    options = launcher_environment()
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    options["env"] |= {"PATH": path, "FAILS": fails}
+    given = [str(part) for part in command([script, SHARDED[1]], flags)]
+    result = subprocess.run(given, **options, timeout=90)
+    assert result.returncode == 1
+    assert "no memory is left" in result.stderr
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ from pretrain_lib.data.shards import write_json
 from pretrain_lib.data.tokenizer import Tokenizer
 from pretrain_lib.models.hf import Model, load_weights, write_configuration
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 @dataclass
@@ -125,7 +125,11 @@ def write_checkpoint(
         write_json(staging / STATE, asdict(state))
         write_json(staging / MANIFEST, manifest)
         digests = {name: digest for each in written for name, digest in each.items()}
-        write_json(staging / FILES, describe_files(staging, digests))
+        described = describe_files(staging, digests)
+        if missing := digests.keys() - described.keys():
+            name = min(missing)
+            raise OSError(errno.EIO, "written by another process, and not seen by this one", name)
+        write_json(staging / FILES, described)
         commit_staged(staging, target)
 
     try:

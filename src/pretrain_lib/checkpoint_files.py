@@ -87,7 +87,10 @@ def prune(folder: Path, newest: Path, *, keep_last: int, keep_every: int | None)
         too_old = earlier[: max(0, len(earlier) + 1 - keep_last)]
         obsolete += [p for p in too_old if not (keep_every and _step_of(p) % keep_every == 0)]
     for path in obsolete:
-        path.rename(folder / f".{path.name}.old")  # half of one must not be found by its name
+        try:
+            path.rename(folder / f".{path.name}.old")  # half of one must not be found by its name
+        except OSError as error:  # the new one is whole all the same
+            warnings.warn(f"an obsolete checkpoint stays: {error}", stacklevel=2)
 
 
 def _is_hidden(name: str) -> bool:

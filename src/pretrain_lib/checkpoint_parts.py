@@ -123,8 +123,14 @@ def on_writers(part: Part, function: Callable[[], Any], *, first_only: bool = Fa
 
 
 def load_moments(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> None:
-    """Fill the optimizer's state from a checkpoint, or the pieces of it that are held here."""
+    """Fill the optimizer's state from a checkpoint, or the pieces of it that are held here.
+
+    Raises ValueError unless all parameters have moments there, or none.
+    """
     stored, dtype = read_pieces(path.glob(OPTIMIZER_FILES)), moment_dtype(optimizer)
+    without = {name for name, _ in model.named_parameters()} - {k.rsplit(".", 1)[0] for k in stored}
+    if stored and without:
+        raise ValueError(f"{path}: the moments of {sorted(without)[:3]}... are missing")
     for name, parameter in model.named_parameters():
         kinds = [key.rsplit(".", 1)[1] for key in stored if key.rsplit(".", 1)[0] == name]
         state = {}

@@ -18,7 +18,10 @@ def launch_configuration() -> dict:
     """
     none = {"file": None, "default": False, "settings": {}}
     launcher = find_launcher()
-    words = None if launcher is None else _launch_words(launcher.cmdline())
+    try:
+        words = None if launcher is None else _launch_words(launcher.cmdline())
+    except psutil.Error:  # it has ended
+        words = None
     if words is None:
         return none
     arguments, _ = launch_command_parser().parse_known_args(words)
@@ -45,7 +48,8 @@ def _launch_words(command: list[str]) -> list[str] | None:
 def _read_settings(file: str, launcher: psutil.Process) -> dict:
     try:
         return yaml.safe_load(Path(launcher.cwd(), file).read_text()) or {}  # JSON, too
-    except (OSError, yaml.YAMLError):  # changed since the launcher read it, which restarts survive
+    # Changed since the launcher read it, which restarts survive; or the launcher has ended.
+    except (OSError, psutil.Error, yaml.YAMLError):
         return {}
 
 

@@ -29,13 +29,19 @@ def choose_stretches(
 ) -> tuple[Stretch, ...]:
     """Return the windows of each text that a validation over `max_tokens` (None: all) reads.
 
-    Of several texts each gives its share by weight, and at least a window. Sizes in bytes are
-    counted if there is a `tokenizer`. Raises ValueError if a text or a share has no window.
+    Of several texts each gives its share by weight. Sizes in bytes are counted if there is a
+    `tokenizer`. Raises ValueError if a text or its share has no window.
     """
     total = sum(text.weight for text in held_out)
     found = []
     for text in held_out:
         share = None if max_tokens is None else int(max_tokens * text.weight / total)
+        if len(held_out) > 1 and share is not None and share < sequence_length:
+            raise ValueError(
+                f"run.evaluate_tokens={max_tokens}: the share of {text.name} is {share} tokens, "
+                f"less than batch.sequence_length={sequence_length}; raise it, or give null for "
+                f"all that is held out"
+            )
         windows = validation_windows(text.tokens, sequence_length, max_tokens=share)
         size = None
         if tokenizer is not None:

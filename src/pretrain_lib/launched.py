@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
@@ -95,6 +95,18 @@ def on_main(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
     result, problem = outcome
     if problem is not None:
         raise ValueError(problem)
+    return result
+
+
+def on_all(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
+    """Call `function` on all processes; a ValueError of one is raised on all of them."""
+    result, problem = None, None
+    try:
+        result = function()
+    except ValueError as error:
+        problem = str(error)
+    if told := [text for text in gather_object([problem]) if text is not None]:
+        raise ValueError(told[0])
     return result
 
 

@@ -56,7 +56,7 @@ def read_pieces(paths: Iterable[Path]) -> dict[str, list[StoredPiece]]:
 def fill_piece(own: Piece, stored: list[StoredPiece]) -> None:
     """Set a piece of a tensor to what is stored of it.
 
-    Raises ValueError if shapes differ, or if a part of it is stored nowhere or twice.
+    Raises ValueError if shapes differ, or if more or fewer elements are stored than it has.
     """
     copied = 0
     for part in stored:

@@ -11,7 +11,7 @@ from pretrain_lib.checkpoint import TrainingState, load_checkpoint, read_state
 from pretrain_lib.checkpoint_files import find_newest, verify_checkpoint
 from pretrain_lib.config import Recipe
 from pretrain_lib.data.order import ORDER_VERSION
-from pretrain_lib.launched import on_main
+from pretrain_lib.launched import on_all, on_main
 from pretrain_lib.models.hf import Model
 from pretrain_lib.run_folder import (
     CHECKPOINTS,
@@ -57,6 +57,20 @@ def resume(
     (path, fork), run_id = on_main(accelerator, lambda: (_choose(config), secrets.token_hex(4)))
     if path is None:
         return Start(TrainingState(), run_id=run_id)
+    parts = config, path, model, optimizer
+    return on_all(accelerator, lambda: _load(*parts, fork=fork, run_id=run_id, manifest=manifest))
+
+
+def _load(
+    config: Recipe,
+    path: Path,
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    *,
+    fork: bool,
+    run_id: str,
+    manifest: dict,
+) -> Start:
     if not path.is_dir():
         raise ValueError(f"{path} is not seen by every process: run.dir must be on a shared disk")
     state, before = read_state(path)

@@ -16,14 +16,21 @@ from pretrain_lib.data.batches import Batch, WindowSource, iterate_steps
 from pretrain_lib.evaluate.tasks import Tasks, open_scored_tasks
 from pretrain_lib.flops import device_peak
 from pretrain_lib.held_out import Stretch, choose_stretches
+from pretrain_lib.launched import on_all
 from pretrain_lib.metrics import Metrics, start_trackers
 from pretrain_lib.models.hf import Model
 from pretrain_lib.open_data import Corpus
 from pretrain_lib.placement import place
 from pretrain_lib.resume import Start, resume
-from pretrain_lib.run_folder import CHECKPOINTS, METRICS, begin_run, build_manifest
+from pretrain_lib.run_folder import (
+    CHECKPOINTS,
+    METRICS,
+    await_run_folder,
+    begin_run,
+    build_manifest,
+)
 from pretrain_lib.saver import CheckpointWriter
-from pretrain_lib.sharding import writes_by_one
+from pretrain_lib.sharding import is_sharded, writes_by_one
 from pretrain_lib.speed import choose_compile, set_up_model
 from pretrain_lib.watch import StopWatch
 
@@ -116,6 +123,8 @@ def _start_metrics(
         # Its own checkpoint comes after the rows of its step, another's before them.
         last_row = step if start.continues else step - 1
         begin_run(folder, config, manifest, step=step, last_row=last_row)
+    if is_sharded(accelerator):
+        on_all(accelerator, lambda: await_run_folder(folder))
     start_trackers(accelerator, config.to_dict(), run_id=start.run_id)
     return Metrics(folder / METRICS, accelerator, total_steps=config.last_step(), step=step)
 

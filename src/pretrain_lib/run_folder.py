@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -40,6 +41,7 @@ FREE_SETTINGS = (
     "data.tokenizer",
     "data.train_tokenizer",
 )
+SHARED_SECONDS = 60  # within which a network file system shows a new file to all
 FIXED_SETTINGS = ("run.seed", "run.spike_sigma", "run.spike_window", "run.spike_action")
 
 
@@ -54,6 +56,18 @@ def open_run_folder(folder: Path, *, resume: str) -> Iterator[None]:
     with lock_folder(folder, setting="run.dir"):
         (folder / CHECKPOINTS).mkdir(exist_ok=True)
         yield
+
+
+def await_run_folder(folder: Path) -> None:
+    """Wait for what the main process has written; raises ValueError if it does not appear."""
+    deadline = time.monotonic() + SHARED_SECONDS
+    while not (folder / "manifest.json").is_file():
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"run.dir={folder} is not seen by every process, and each writes its part of a "
+                f"checkpoint: give a folder on a disk that all of them share"
+            )
+        time.sleep(0.1)
 
 
 def was_begun_here(folder: Path) -> bool:

@@ -87,6 +87,8 @@ class CheckpointWriter:
     def _write(self, state: TrainingState, part: Part, stream: torch.cuda.Stream | None) -> None:
         started, path, error = time.monotonic(), None, None
         try:
+            if stream is not None:  # a thread begins on the first device, which is another's
+                torch.cuda.set_device(stream.device)
             with torch.cuda.stream(stream):
                 path = write_checkpoint(self.folder, state, part, **self._fixed)
         except OSError as problem:

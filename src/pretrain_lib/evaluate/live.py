@@ -80,7 +80,11 @@ def _score(run: Run) -> None:
         follow(*team, batch_size=scores.batch_size)
         return
     started = time.monotonic()
-    with lead(*team, batch_size=scores.batch_size) as score, without_foreign_progress():
+    with (
+        lead(*team, batch_size=scores.batch_size) as score,
+        without_foreign_progress(),
+        run.accelerator.autocast(),
+    ):
         results = evaluate_model(
             run.model, run.corpus.tokenizer, run.tasks, limit=scores.limit, score=score
         )

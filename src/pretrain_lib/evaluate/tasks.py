@@ -32,11 +32,11 @@ def open_tasks(tasks: Sequence[str], *, include_path: Path | None = None) -> Tas
     manager, names = find_tasks(tasks, include_path=include_path)
     try:
         manager.load(names)
-    except ConnectionError as error:
+    except (ConnectionError, FileNotFoundError) as error:
         raise ValueError(
-            f"tasks={','.join(names)}: a data set is not in the cache and the hub cannot be "
-            f"reached ({error}); fetch it once on a machine with a network, or give task files "
-            f"whose data_files are local as include_path"
+            f"tasks={','.join(names)}: data is neither in the cache nor in a file, and the hub "
+            f"cannot be reached ({error}); fetch it once on a machine with a network, or give task "
+            f"files whose data_files are local as include_path"
         ) from error
     return Tasks(manager, names)
 

@@ -45,12 +45,25 @@ def _receive() -> list[Request] | None:
 def _score_together(
     accelerator: Accelerator, model: Model, requests: Sequence[Request], batch_size: int
 ) -> list[tuple[int, Score]]:
-    """Score this process's share of requests; return all of them."""
+    """Score this process's share of requests; return the scores of all.
+
+    Raises what it met itself; the first process also raises if another has met something.
+    """
     own = _share(requests, accelerator.process_index, accelerator.num_processes)
-    with accelerator.autocast():
-        found = score_endings(model, [requests[i] for i in own], batch_size=batch_size)
-        scores = [(own[place], score) for place, score in found]
-    return gather_object(scores)
+    scores, problem = [], None
+    try:
+        with accelerator.autocast():
+            found = score_endings(model, [requests[i] for i in own], batch_size=batch_size)
+            scores = [(own[place], score) for place, score in found]
+    except Exception as error:  # met by one: the others must hear of it, or they would wait
+        problem = error
+    outcomes = gather_object([(scores, None if problem is None else repr(problem))])
+    told = [text for _, text in outcomes if text is not None]
+    if problem is not None:
+        raise problem
+    if told and accelerator.is_main_process:
+        raise RuntimeError(f"another process could not score its share: {told[0]}")
+    return [score for scores, _ in outcomes for score in scores]
 
 
 def _share(requests: Sequence[Request], process: int, processes: int) -> list[int]:
