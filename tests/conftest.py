@@ -111,7 +111,8 @@ def run_command(*arguments, environment=None, timeout=300):
 
 def launcher_environment():
     """Return what `subprocess.run` takes to start several processes from the repository."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
 
 

@@ -203,7 +203,7 @@ from tests.distributed_worker import engine_module, recipe_of
 from pretrain_lib import GPT2, GPT2Config
 from pretrain_lib.placement import place
 shard_on_cpus()
-config = recipe_of(GPT2Config(vocabulary_size=512, num_layers=6, width=1024, num_heads=16))
+config = recipe_of(GPT2Config(vocabulary_size=512, num_layers=16, width=640, num_heads=10))
 accelerator = engine_module.start_accelerator(config)
 accelerator.reduce(torch.ones(1))  # what the first message takes is not the model's
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -26,18 +26,4 @@ def place(
         weight_decay=config.optimizer.weight_decay,
         moments=config.optimizer.moments,
     )
-    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
-    if is_sharded(accelerator):
-        _forward_once(model, accelerator)
-    return prepared_model, prepared_optimizer
-
-
-@torch.no_grad()
-def _forward_once(model: Model, accelerator: Accelerator) -> None:
-    """Let FSDP2 set itself up, which it does at the first forward and only through the whole model.
-
-    The first that a run computes may be the hidden states, or a block.
-    """
-    with accelerator.autocast():
-        model(torch.zeros(1, 1, dtype=torch.int64, device=accelerator.device))
-    model.reshard()  # what lies outside of the blocks stays gathered otherwise
+    return accelerator.prepare(model, optimizer)

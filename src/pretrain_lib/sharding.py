@@ -126,6 +126,10 @@ def whole_weights(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
     for module in modules:
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
+    if modules:
+        # FSDP2 sets itself up at the first forward, which must be the whole model's.
+        with torch.no_grad(), accelerator.autocast():
+            model(torch.zeros(1, 1, dtype=torch.int64, device=accelerator.device))
     try:
         yield
     finally:
