@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pretrain_lib import GPT2Config, SampleConfig
 from pretrain_lib.arguments import parse_recipe
-from pretrain_lib.units import Duration, TokenCount
+from pretrain_lib.units import Duration, TokenCount, parse_bytes
 from tests.conftest import change
 
 
@@ -34,6 +34,20 @@ def test_any_whole_number_of_tokens_survives(count):
 )
 def test_durations_are_read(text, seconds):
     assert Duration.parse(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("500MB", 5 * 10**8), ("2GB", 2 * 10**9), ("1.5GiB", 3 * 2**29), ("1KB", 1000)],
+)
+def test_sizes_are_read(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "2", "GB", "-1GB", "2 GB", "2gb", "1PB"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match="is not a size such as"):
+        parse_bytes(text)
 
 
 def test_later_settings_win(recipe, tmp_path):

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import transformers
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -13,7 +14,7 @@ from pretrain_lib.models.adapter import CausalLMAdapter
 from pretrain_lib.models.gpt2 import GPT2Config
 from pretrain_lib.models.hf import (
     build_model,
-    check_parity,
+    hf_tensors,
     load_pretrained,
     save_pretrained,
 )
@@ -128,7 +129,6 @@ def test_transformers_loads_our_weights_with_equal_logits(name, tmp_path):
     save_pretrained(model, tmp_path, tokenizer=None)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert_close_logits(model, theirs)
-    assert check_parity(model, tmp_path) < 1e-5
 
 
 @pytest.mark.parametrize("name", THEIRS)
@@ -225,6 +225,30 @@ def test_sharded_folders_load(name, tmp_path):
         load_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_dealt_to_files_as_the_hub_does(dtype, tmp_path):
+    model, options = build_model(OURS["llama"]).initialize(0), {"tokenizer": None, "dtype": dtype}
+    digests = save_pretrained(model, tmp_path, **options, max_shard_bytes=20_000)
+    tensors = {key: tensor.to(dtype).clone() for key, tensor in hf_tensors(model).items()}
+    expected = split_torch_state_dict_into_shards(tensors, max_shard_size=20_000)
+    names = sorted(expected.filename_to_tensors)
+    assert len(names) > 2
+    assert list(digests) == names == sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == expected.metadata["total_size"]
+    assert index["weight_map"] == expected.tensor_to_filename
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert_close_logits(load_pretrained(tmp_path), theirs)
+
+
+def test_a_tensor_larger_than_a_file_may_be_has_a_file_of_its_own(tmp_path):
+    model = ours_at_random("gpt2")
+    save_pretrained(model, tmp_path, tokenizer=None, max_shard_bytes=1)
+    tensors = len(list(model.parameters()))
+    assert len(list(tmp_path.glob(f"model-*-of-{tensors:05d}.safetensors"))) == tensors
+    assert_close_logits(model, AutoModelForCausalLM.from_pretrained(tmp_path))
+
+
 def test_gpt2_folders_without_the_prefix_and_with_stored_masks_load(tmp_path):
     theirs = theirs_at_random(THEIRS["gpt2"])
     saved(theirs, tmp_path)
@@ -294,14 +318,17 @@ def test_another_family_is_refused_and_the_adapter_named(llama_folder):
         {"mlp_bias": True},
         {"head_dim": 16},
         {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}},
-        {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+        {"rope_scaling": {"type": "linear"}},
+        {"rope_scaling": {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0] * 4}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7}},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_variants_of_llama_that_we_do_not_compute_are_refused(llama_folder, change):
     load_pretrained(llama_folder)
     edit_config(llama_folder, **change)
-    rule = "rotary scaling" if "rope_parameters" in change else next(iter(change))
+    rule = "rotary scaling" if "rope" in str(change) else next(iter(change))
     with pytest.raises(ValueError, match=f"config.json: {rule}"):
         load_pretrained(llama_folder)
 
@@ -330,50 +357,6 @@ def test_a_folder_with_pickled_weights_alone_is_refused(llama_folder):
     (llama_folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="safetensors only"):
         load_pretrained(llama_folder)
-
-
-def test_parity_check_sees_a_square_projection_that_is_transposed(tmp_path):
-    model = build_model(OURS["gpt2"]).initialize(0)
-    save_pretrained(model, tmp_path, tokenizer=None)
-    name = "transformer.h.1.attn.c_proj.weight"
-    edit_tensors(tmp_path, lambda t: t.update({name: t[name].t().contiguous()}))
-    with pytest.raises(ValueError, match="differ from the model's"):
-        check_parity(model, tmp_path)
-
-
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_parity_check_sees_every_tensor_that_is_altered(name, tmp_path):
-    model = ours_at_random(name)
-    save_pretrained(model, tmp_path, tokenizer=None)
-    path = tmp_path / "model.safetensors"
-    original = load_file(path)
-    generator = torch.Generator().manual_seed(1)
-    for key, tensor in original.items():
-        noise = 0.01 * torch.randn(tensor.shape, generator=generator)
-        save_file(original | {key: tensor + noise}, path, metadata={"format": "pt"})
-        with pytest.raises(ValueError, match="differ from the model's"):
-            check_parity(model, tmp_path)
-    save_file(original, path, metadata={"format": "pt"})
-    assert check_parity(model, tmp_path) < 1e-5
-
-
-def test_parity_check_refuses_a_folder_with_a_tensor_missing_or_left_over(tmp_path):
-    model = ours_at_random("llama")
-    save_pretrained(model, tmp_path, tokenizer=None)
-    edit_tensors(tmp_path, lambda t: t.update(extra=torch.zeros(1)))
-    with pytest.raises(ValueError, match="extra"):
-        check_parity(model, tmp_path)
-    edit_tensors(tmp_path, lambda t: (t.pop("extra"), t.pop("model.norm.weight")))
-    with pytest.raises(ValueError, match="model.norm.weight"):
-        check_parity(model, tmp_path)
-
-
-def test_parity_check_leaves_the_mode_of_the_model(tmp_path):
-    model = ours_at_random("gpt2")
-    save_pretrained(model, tmp_path, tokenizer=None)
-    for training in (True, False):
-        check_parity(model.train(training), tmp_path)
-        assert model.training is training
 
 
 ADAPTED = {
@@ -466,13 +449,3 @@ def test_adapter_leaves_the_mode_of_the_model():
         model = theirs_at_random(ADAPTED["qwen2"]).train(training)
         CausalLMAdapter(model)
         assert model.training is training
-
-
-def test_parity_check_sees_a_configuration_that_is_not_the_models(tmp_path):
-    model = ours_at_random("llama")
-    save_pretrained(model, tmp_path, tokenizer=None)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["rope_parameters"]["rope_theta"] *= 3
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"logits under transformers differ .* above 0\.0001"):
-        check_parity(model, tmp_path)

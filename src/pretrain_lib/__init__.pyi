@@ -37,6 +37,7 @@ from .evaluate.harness import evaluate_folder as evaluate_folder
 from .evaluate.harness import evaluate_model as evaluate_model
 from .evaluate.tasks import open_tasks as open_tasks
 from .evaluate.validation import validate as validate
+from .export_check import check_export as check_export
 from .generation import generate as generate
 from .generation import sample_texts as sample_texts
 from .held_out import Stretch as Stretch
@@ -47,7 +48,6 @@ from .models.adapter import CausalLMAdapter as CausalLMAdapter
 from .models.cache import KeyValueCache as KeyValueCache
 from .models.gpt2 import GPT2 as GPT2
 from .models.gpt2 import GPT2Config as GPT2Config
-from .models.hf import check_parity as check_parity
 from .models.hf import load_pretrained as load_pretrained
 from .models.hf import save_pretrained as save_pretrained
 from .models.llama import Llama as Llama

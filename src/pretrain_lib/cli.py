@@ -94,7 +94,10 @@ def _add_model_commands(command: Callable[..., argparse.ArgumentParser]) -> None
     add("checkpoint", type=Path, help="a checkpoint, or a run folder: its newest")
     add("--out", type=Path, required=True)
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--max_shard_size", metavar="SIZE", help="of a file of weights: 500MB, 2GB, ...")
     add("--scores", type=Path, help="a JSON of `eval --out`, for the model card")
+    add("--push_to_hub", metavar="OWNER/NAME", help="upload it to the hub as well")
+    add("--private", action="store_true", help="for a repository that is made on the hub")
 
     parser = command("eval", "Score a model folder with lm-eval-harness.")
     add = parser.add_argument

@@ -1,5 +1,6 @@
 """A checkpoint as a plain model folder, proven equal to the model. Floor 7."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,10 @@ import torch
 
 from pretrain_lib.card import CARD, gather, write_card
 from pretrain_lib.data.tokenizer import load_tokenizer
-from pretrain_lib.models.hf import check_parity, load_pretrained, save_pretrained
+from pretrain_lib.export_check import check_export
+from pretrain_lib.models.hf import INDEX, load_pretrained, save_pretrained
+
+WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 
 def export_checkpoint(
@@ -16,12 +20,14 @@ def export_checkpoint(
     *,
     dtype: torch.dtype = torch.float32,
     scores: Path | None = None,
+    max_shard_bytes: int | None = None,
 ) -> float:
-    """Write the model and tokenizer of a checkpoint to `out` and return `check_parity` of it.
+    """Write the model and tokenizer of a checkpoint to `out` and return `check_export` of it.
 
     A model card says what is known of it; `scores` is a file of lm-eval's results that it shows.
+    Files of weights hold at most `max_shard_bytes`, or a single larger tensor; default: one file.
     An earlier export in `out` is replaced, anything else there is refused. `out` appears only once
-    transformers has loaded it and computed the model's logits.
+    transformers, in a process of its own, has read it as the same model and tokenizer.
     """
     out = out.resolve()
     if out.exists() and not _is_replaceable(out):
@@ -33,10 +39,12 @@ def export_checkpoint(
     staging = out.with_name(out.name + ".tmp")
     if staging.exists():
         shutil.rmtree(staging)
-    save_pretrained(model, staging, tokenizer=tokenizer, dtype=dtype)
-    write_card(staging, out.name, model, known)
     # What is compared has been through the dtype on disk, as the export has.
-    difference = check_parity(model.to(dtype).float(), staging)
+    model.to(dtype).float()
+    files = {"dtype": dtype, "tokenizer": tokenizer}
+    save_pretrained(model, staging, max_shard_bytes=max_shard_bytes, **files)
+    write_card(staging, out.name, model, known)
+    difference = check_export(model, staging, **files)
     if out.exists():
         shutil.rmtree(out)
     staging.rename(out)
@@ -45,9 +53,10 @@ def export_checkpoint(
 
 def _is_replaceable(out: Path) -> bool:
     """Whether a folder is empty, or holds what an export holds and nothing else."""
-    exported = {"config.json", "generation_config.json", "model.safetensors"}
+    exported = {"config.json", "generation_config.json", INDEX}
     exported |= {"tokenizer.json", "tokenizer_config.json", CARD}
     if not out.is_dir():
         return False
-    found = {path.name for path in out.iterdir()}
-    return found <= exported and found != {CARD}  # which alone is somebody's own
+    found = {path.name for path in out.iterdir() if not WEIGHT_FILE.fullmatch(path.name)}
+    weights = len(list(out.iterdir())) > len(found)
+    return found <= exported and (weights or found != {CARD})  # which alone is somebody's own

@@ -42,7 +42,13 @@ FREE_SETTINGS = (
     "data.train_tokenizer",
 )
 SHARED_SECONDS = 60  # within which a network file system shows a new file to all
-FIXED_SETTINGS = ("run.seed", "run.spike_sigma", "run.spike_window", "run.spike_action")
+FIXED_SETTINGS = (
+    "run.seed",
+    "run.initial_weights",
+    "run.spike_sigma",
+    "run.spike_window",
+    "run.spike_action",
+)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Numbers as they are written in settings: tokens and times. Floor 0."""
+"""Numbers as they are written in settings: tokens, times, sizes. Floor 0."""
 
 import re
 from decimal import Decimal
@@ -29,3 +29,12 @@ class Duration(float):
         if not match:
             raise ValueError(f"{value!r} is not a time such as 90, 45s, 30m, 2h or 1.5d")
         return cls(float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]])
+
+
+def parse_bytes(value: str) -> int:
+    """Read a size as transformers writes it: 500MB, 2GB, 1.5GiB."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT])(i?)B", value)
+    if not match:
+        raise ValueError(f"{value!r} is not a size such as 500MB, 2GB or 1.5GiB")
+    unit = (1024 if match[3] else 1000) ** ("KMGT".index(match[2]) + 1)
+    return int(Decimal(match[1]) * unit)

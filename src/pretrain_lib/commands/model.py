@@ -13,10 +13,12 @@ from pretrain_lib.evaluate.results import format_table, write_results
 from pretrain_lib.evaluate.suites import SUITES
 from pretrain_lib.export import export_checkpoint
 from pretrain_lib.generation import sample_texts
+from pretrain_lib.hub import check_hub, push_to_hub
 from pretrain_lib.models.hf import load_pretrained
 from pretrain_lib.quiet import without_foreign_progress
 from pretrain_lib.report import plot_runs
 from pretrain_lib.run_folder import CHECKPOINTS
+from pretrain_lib.units import parse_bytes
 
 LM_EVAL_MODEL = "lm-eval's own model"
 OUR_MODEL = "our model under lm-eval (--harness for its own)"
@@ -31,16 +33,29 @@ def run_tasks(options: argparse.Namespace) -> None:
 
 
 def run_export(options: argparse.Namespace) -> None:
-    """Write a checkpoint as a plain model folder."""
-    source = model_folder(options.checkpoint)
+    """Write a checkpoint as a plain model folder, and upload it if asked."""
+    source, name = model_folder(options.checkpoint), options.push_to_hub
+    if options.private and name is None:
+        raise ValueError("--private is for a repository on the hub: give --push_to_hub OWNER/NAME")
+    if name is not None:
+        check_hub(name)
+    limit = options.max_shard_size
     with without_foreign_progress():
         difference = export_checkpoint(
-            source, options.out, dtype=getattr(torch, options.dtype), scores=options.scores
+            source,
+            options.out,
+            dtype=getattr(torch, options.dtype),
+            scores=options.scores,
+            max_shard_bytes=None if limit is None else parse_bytes(limit),
         )
     print(
         f"{options.out}: exported from {source}; loaded again by transformers, its logits are "
         f"within {difference:.1e} of the model's"
     )
+    if name is not None:
+        with without_foreign_progress():
+            address = push_to_hub(options.out, name, private=options.private)
+        print(f"{options.out}: uploaded to {address}")
 
 
 def run_eval(options: argparse.Namespace) -> None:

@@ -153,6 +153,9 @@ def _with_end_of_text(
     # Settings for inference that a file may carry: here they would cut and pad documents.
     backend.no_truncation()
     backend.no_padding()
+    if backend.num_special_tokens_to_add(False):
+        # A folder with it would give every text, also within a document, a start of its own.
+        backend.post_processor = None
     for token in (declared,) if declared else KNOWN_ENDS_OF_TEXT:
         if backend.token_to_id(token) is not None:
             # Special, or a text that spells it would forge the boundary of a document.

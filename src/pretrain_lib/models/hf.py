@@ -1,4 +1,4 @@
-"""To and from Hugging Face folders: names, transpositions, configuration, parity. Floor 4."""
+"""To and from Hugging Face folders: names, transpositions, configuration. Floor 4."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,6 @@ WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 # transformers' GPT-2 keeps these four as "Conv1D": (in, out), where a Linear has (out, in).
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-PARITY_TOLERANCE = 1e-4  # of the largest logit, in fp32
 
 
 def build_model(config: GPT2Config | LlamaConfig) -> Model:
@@ -34,16 +33,46 @@ def save_pretrained(
     *,
     tokenizer: Tokenizer | None,
     dtype: torch.dtype = torch.float32,
+    max_shard_bytes: int | None = None,
 ) -> dict[str, str]:
     """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load.
 
     The vocabulary is cut to its V rows. Without a tokenizer the folder holds the model alone.
+    Files of weights hold at most `max_shard_bytes`, or a single larger tensor; default: one file.
     Returns the xxh3_128 of each file of weights by its name.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    digest = write_weights(folder / WEIGHTS, hf_tensors(model), dtype=dtype)
+    tensors = hf_tensors(model)
+    sizes = {name: dtype.itemsize * tensor.numel() for name, tensor in tensors.items()}
+    shards, digests, files = _split(sizes, max_shard_bytes), {}, {}
+    for index, names in enumerate(shards):
+        file = weight_file(index, len(shards))
+        files |= dict.fromkeys(names, file)
+        shard = {name: tensors[name] for name in names}
+        digests[file] = write_weights(folder / file, shard, dtype=dtype)
+    if len(shards) > 1:
+        write_index(folder, files, total_bytes=sum(sizes.values()))
     write_configuration(model.config, folder, tokenizer=tokenizer, dtype=dtype)
-    return {WEIGHTS: digest}
+    return digests
+
+
+def _split(sizes: dict[str, int], max_bytes: int | None) -> list[list[str]]:
+    """Return names in their order, so many to a file as fit."""
+    shards, used = [[]], 0
+    for name, size in sizes.items():
+        if shards[-1] and max_bytes is not None and used + size > max_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
+    return shards
+
+
+def weight_file(index: int, count: int) -> str:
+    """Return the name of one of so many files of weights."""
+    if count == 1:
+        return WEIGHTS
+    return WEIGHTS.replace(".", f"-{index + 1:05d}-of-{count:05d}.")
 
 
 def write_weights(
@@ -72,7 +101,9 @@ def write_configuration(
     if tokenizer is not None:
         tokenizer.save(folder, context_length=config.context_length)
         ends = {f"{kind}_token_id": tokenizer.end_of_text_id for kind in ("bos", "eos")}
-    described = config_to_hf(config) | {"dtype": str(dtype).removeprefix("torch.")}
+    # The first is read since transformers 4.56, the second before.
+    kind = dict.fromkeys(("dtype", "torch_dtype"), str(dtype).removeprefix("torch."))
+    described = config_to_hf(config) | kind
     _write(folder / "config.json", described | ends)
     _write(folder / "generation_config.json", ends)
 
@@ -128,42 +159,6 @@ def load_weights(model: Model, folder: Path) -> None:
         fill(parameter, tensor.t() if _is_transposed(name, model.config) else tensor)
     if parameters:
         raise ValueError(f"{folder}: the tensors {sorted(parameters)} are missing")
-
-
-def check_parity(model: Model, folder: Path) -> float:
-    """Load a folder with transformers and return how far its logits are from the model's.
-
-    The figure is the largest difference relative to the largest logit, in fp32 on the CPU. Raises
-    ValueError above `PARITY_TOLERANCE`, when a weight differs, or when transformers reports a
-    tensor missing or left over.
-    """
-    from transformers import AutoModelForCausalLM
-
-    other, report = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-    )
-    wrong = {key: sorted(map(str, value)) for key, value in report.items() if value}
-    if wrong:
-        raise ValueError(f"{folder}: transformers does not load it cleanly: {wrong}")
-    theirs = other.state_dict()
-    for name, tensor in hf_tensors(model).items():
-        if not torch.equal(tensor.float().cpu(), theirs[name]):
-            raise ValueError(f"{folder}: the weights {name} differ from the model's")
-    length = min(32, model.config.context_length)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.config.vocabulary_size, (2, length), generator=generator)
-    training, device = model.training, model.head_weight.device
-    with torch.no_grad():
-        ours = model.eval()(ids.to(device)).float().cpu()
-        theirs = other.eval()(ids).logits
-    model.train(training)
-    difference = float((ours - theirs).abs().max() / theirs.abs().max())
-    if not difference <= PARITY_TOLERANCE:
-        raise ValueError(
-            f"{folder}: its logits under transformers differ from the model's by {difference:.2e} "
-            f"of the largest, above {PARITY_TOLERANCE}"
-        )
-    return difference
 
 
 def _read_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

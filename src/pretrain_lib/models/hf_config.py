@@ -5,6 +5,17 @@ from pathlib import Path
 
 from pretrain_lib.models.gpt2 import GPT2Config
 from pretrain_lib.models.llama import LlamaConfig
+from pretrain_lib.models.rope import FIELDS, RopeScaling
+
+ROPE_NAMES = {
+    "factor": "factor",
+    "original_context_length": "original_max_position_embeddings",
+    "low_frequency_factor": "low_freq_factor",
+    "high_frequency_factor": "high_freq_factor",
+    "beta_fast": "beta_fast",
+    "beta_slow": "beta_slow",
+    "attention_factor": "attention_factor",
+}
 
 
 def read_config(folder: Path, *, vocabulary_multiple: int = 128) -> GPT2Config | LlamaConfig:
@@ -55,13 +66,48 @@ def config_to_hf(config: GPT2Config | LlamaConfig) -> dict:
         "intermediate_size": config.mlp_width,
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_epsilon,
-        # transformers 4 reads the first, 5 the second; each silently ignores the other.
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        **_rope_to_hf(config),
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": config.tied_head,
     }
+
+
+def _rope_to_hf(config: LlamaConfig) -> dict:
+    """Return what both major versions read; 4 silently ignores `rope_parameters`."""
+    scaling, theta = config.rope_scaling, {"rope_theta": config.rope_theta}
+    if scaling is None:
+        return theta | {"rope_parameters": {"rope_type": "default"} | theta}
+    names = ("factor", *FIELDS[scaling.kind])
+    values = {ROPE_NAMES[name]: getattr(scaling, name) for name in names}
+    values = {"rope_type": scaling.kind} | {k: v for k, v in values.items() if v is not None}
+    return theta | {"rope_scaling": values, "rope_parameters": values | theta}
+
+
+def _rope_from_hf(hf: dict, path: Path) -> tuple[float, RopeScaling | None]:
+    # As transformers 5 has it where a folder holds both.
+    rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    rope = {key: value for key, value in rope.items() if value is not None}
+    theta = rope.pop("rope_theta", hf.get("rope_theta", 10_000.0))
+    kind = rope.pop("rope_type", rope.get("type", "default"))
+    rope.pop("type", None)
+    if kind == "default" and not rope:
+        return theta, None
+    if kind not in FIELDS:
+        raise ValueError(
+            f"{path}: rotary scaling {rope} of rope_type={kind!r} is not supported, only "
+            f"{', '.join(FIELDS)}"
+        )
+    known = {ROPE_NAMES[name]: name for name in ("factor", *FIELDS[kind])}
+    needed = {"factor"} | ({"low_freq_factor", "high_freq_factor"} if kind == "llama3" else set())
+    if not needed <= rope.keys() <= known.keys():
+        raise ValueError(
+            f"{path}: rotary scaling {rope} of rope_type={kind!r} is not supported, only with "
+            f"{', '.join(sorted(needed))} and nothing but {', '.join(known)}"
+        )
+    if "original_context_length" in FIELDS[kind]:
+        rope = {"original_max_position_embeddings": hf["max_position_embeddings"]} | rope
+    return theta, RopeScaling(kind, **{known[key]: value for key, value in rope.items()})
 
 
 def _require(hf: dict, path: Path, expected: dict) -> None:
@@ -98,9 +144,7 @@ def _gpt2_from_hf(hf: dict, path: Path, multiple: int) -> GPT2Config:
 def _llama_from_hf(hf: dict, path: Path, multiple: int) -> LlamaConfig:
     expected = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
     _require(hf, path, expected | {"attention_dropout": 0.0})
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise ValueError(f"{path}: rotary scaling {rope} is not supported, only 'default'")
+    theta, scaling = _rope_from_hf(hf, path)
     if hf.get("head_dim") not in (None, hf["hidden_size"] // hf["num_attention_heads"]):
         raise ValueError(f"{path}: head_dim={hf['head_dim']} must be hidden_size / heads")
     return LlamaConfig(
@@ -111,7 +155,8 @@ def _llama_from_hf(hf: dict, path: Path, multiple: int) -> LlamaConfig:
         num_key_value_heads=hf.get("num_key_value_heads") or hf["num_attention_heads"],
         width=hf["hidden_size"],
         mlp_width=hf["intermediate_size"],
-        rope_theta=rope.get("rope_theta", hf.get("rope_theta", 10_000.0)),
+        rope_theta=theta,
+        rope_scaling=scaling,
         norm_epsilon=hf["rms_norm_eps"],
         tied_head=hf.get("tie_word_embeddings", False),
         vocabulary_multiple=multiple,

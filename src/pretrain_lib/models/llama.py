@@ -14,6 +14,7 @@ from pretrain_lib.loss import linear_cross_entropy
 from pretrain_lib.models.attention import causal_attention, document_positions
 from pretrain_lib.models.blocks import TrainingOptions, run_blocks
 from pretrain_lib.models.cache import CachedLayer, KeyValueCache
+from pretrain_lib.models.rope import RopeScaling, rotary_angles, rotate
 from pretrain_lib.pieces import fill
 
 INITIAL_STD = 0.02
@@ -32,6 +33,8 @@ class LlamaConfig:
     width: int = 2048
     mlp_width: int = 5632
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    """For a context that was made longer; null for plain rotary positions."""
     norm_epsilon: float = 1e-5
     tied_head: bool = False
     vocabulary_multiple: int = 128
@@ -149,8 +152,10 @@ class Llama(nn.Module):
         cached_layers = None
         if cache is not None:
             positions, cached_layers = cache.begin(length, input_ids.device)
-        head_width = self.config.width // self.config.num_heads
-        rotation = rotary_angles(positions, head_width, self.config.rope_theta)
+        config = self.config
+        rotation = rotary_angles(
+            positions, config.width // config.num_heads, config.rope_theta, config.rope_scaling
+        )
         x = self.model["embed_tokens"](input_ids)
         x = run_blocks(
             self.blocks,
@@ -161,28 +166,6 @@ class Llama(nn.Module):
             options=self.options,
         )
         return self.model["norm"](x)
-
-
-def rotary_angles(
-    positions: torch.Tensor, head_width: int, theta: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cosine and sine, (B, 1, T, head_width) in fp32 (RoPE, Su et al. 2021).
-
-    `positions` (B, T). Dimension i and i + head_width / 2 turn together, as in transformers.
-    """
-    exponents = torch.arange(0, head_width, 2, device=positions.device).float() / head_width
-    with torch.autocast(positions.device.type, enabled=False):
-        angles = positions[:, None, :, None].float() / theta**exponents
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Turn queries or keys (B, H, T, head_width) by their position, in fp32, and cast back."""
-    cosine, sine = rotation
-    first, second = x.float().chunk(2, dim=-1)
-    turned = torch.cat([-second, first], dim=-1)
-    return (x * cosine + turned * sine).to(x.dtype)
 
 
 class Block(nn.Module):

@@ -1,0 +1,123 @@
+"""Rotary positions (RoPE, Su et al. 2021), and their scaling for longer contexts. Floor 0.
+
+Shapes: B sequences, T positions.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+
+# What each kind of scaling reads, beside its kind and factor.
+FIELDS = {
+    "linear": (),
+    "dynamic": (),
+    "llama3": ("original_context_length", "low_frequency_factor", "high_frequency_factor"),
+    "yarn": ("original_context_length", "beta_fast", "beta_slow", "attention_factor"),
+}
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary positions are scaled for a longer context than that of the first training."""
+
+    kind: str
+    """linear (all positions divided by the factor, Chen et al. 2023), llama3 (Llama 3.1: slow
+    dimensions only), yarn (Peng et al. 2023), or dynamic (NTK: no change within the context, to
+    which sequences are held; kept for other programs)."""
+    factor: float
+    """How much longer the context is made."""
+    original_context_length: int | None = None
+    """That of the first training, for llama3 and yarn."""
+    low_frequency_factor: float = 1.0
+    """Of llama3: what turns fewer times in the original context is scaled wholly."""
+    high_frequency_factor: float = 4.0
+    """Of llama3: what turns more often is not scaled."""
+    beta_fast: float = 32.0
+    """Of yarn: what turns more often in the original context is not scaled."""
+    beta_slow: float = 1.0
+    """Of yarn: what turns fewer times is scaled wholly."""
+    attention_factor: float | None = None
+    """Of yarn: times cosine and sine; default 0.1 ln(factor) + 1."""
+
+    def __post_init__(self) -> None:
+        name = "model.rope_scaling"
+        if self.kind not in FIELDS:
+            raise ValueError(f"{name}.kind={self.kind} must be one of {', '.join(FIELDS)}")
+        if not self.factor >= 1:
+            raise ValueError(f"{name}.factor={self.factor} must be at least 1")
+        for field in fields(self)[2:]:
+            value, used = getattr(self, field.name), field.name in FIELDS[self.kind]
+            if not used and value != field.default:
+                raise ValueError(f"{name}.{field.name}={value} has no meaning for {self.kind}")
+            if used and field.name == "original_context_length" and not value:
+                raise ValueError(f"{name}.{field.name} must be given for {self.kind}")
+        if not self.low_frequency_factor < self.high_frequency_factor:
+            raise ValueError(
+                f"{name}.low_frequency_factor={self.low_frequency_factor} must be below "
+                f"{name}.high_frequency_factor={self.high_frequency_factor}"
+            )
+
+
+def rotary_angles(
+    positions: torch.Tensor, head_width: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cosine and sine, (B, 1, T, head_width) in fp32.
+
+    `positions` (B, T). Dimension i and i + head_width / 2 turn together, as in transformers.
+    """
+    with torch.autocast(positions.device.type, enabled=False):
+        exponents = torch.arange(0, head_width, 2, device=positions.device).float() / head_width
+        frequencies = _scale(1.0 / theta**exponents, head_width, theta, scaling)
+        angles = positions[:, None, :, None].float() * frequencies
+    angles = torch.cat([angles, angles], dim=-1)
+    if scaling is None or scaling.kind != "yarn":
+        return angles.cos(), angles.sin()
+    factor = scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1.0
+    return angles.cos() * factor, angles.sin() * factor
+
+
+def _scale(
+    frequencies: torch.Tensor, head_width: int, theta: float, scaling: RopeScaling | None
+) -> torch.Tensor:
+    """Return radians per position of each dimension, scaled."""
+    if scaling is None or scaling.kind == "dynamic":
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    kept = _kept_by_llama3 if scaling.kind == "llama3" else _kept_by_yarn
+    share = kept(frequencies, head_width, theta, scaling)  # of the unscaled frequency
+    return (1 - share) * frequencies / scaling.factor + share * frequencies
+
+
+def _kept_by_llama3(
+    frequencies: torch.Tensor, head_width: int, theta: float, scaling: RopeScaling
+) -> torch.Tensor:
+    """Between the two factors the share rises with the turns within the original context."""
+    turns = scaling.original_context_length / (2 * math.pi / frequencies)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    return ((turns - low) / (high - low)).clamp(0, 1)
+
+
+def _kept_by_yarn(
+    frequencies: torch.Tensor, head_width: int, theta: float, scaling: RopeScaling
+) -> torch.Tensor:
+    """Between two whole dimensions, those of so many turns, the share falls with the dimension."""
+
+    def dimension(turns: float) -> float:
+        length = scaling.original_context_length / (2 * math.pi * turns)
+        return head_width * math.log(length) / (2 * math.log(theta))
+
+    first = max(math.floor(dimension(scaling.beta_fast)), 0)
+    last = min(math.ceil(dimension(scaling.beta_slow)), head_width - 1)
+    index = torch.arange(len(frequencies), device=frequencies.device).float()
+    # 0.001 where both are the same dimension, as in transformers.
+    return 1 - ((index - first) / (last - first or 0.001)).clamp(0, 1)
+
+
+def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Turn queries or keys (B, H, T, head_width) by their position, in fp32, and cast back."""
+    cosine, sine = rotation
+    first, second = x.float().chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)
+    return (x * cosine + turned * sine).to(x.dtype)
