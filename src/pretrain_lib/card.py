@@ -186,6 +186,7 @@ def _training_section(known: Known) -> str:
         "text": "; ".join(_describe_origin(origin) for origin in _origins(known)),
         "fingerprint of the data": f"`{known.manifest['data_fingerprint']}`",
         "continued from": _parent(known.manifest["parent"]),
+        "weights at the start": Path(config["run"].get("initial_weights") or "").name,
         "time": f"{human_time(state['seconds'])} on {world['processes']} x {world['device']}, "
         f"precision {world['precision']}",
         "software": ", ".join(f"{name} {versions[name]}" for name in names if name in versions),

@@ -11,9 +11,16 @@ from pathlib import Path
 from pretrain_lib.arguments import parse_recipe
 from pretrain_lib.config import Recipe
 from pretrain_lib.errors import BAD_INPUT, DONE, RESUMABLE, LocalFault, raised_here, report_errors
+from pretrain_lib.first_weights import check_first_weights
 from pretrain_lib.launched import is_elastic, launch_time, refuse_together, stop_with_launcher
 from pretrain_lib.plan import format_plan
-from pretrain_lib.run_folder import is_main_rank, open_run_folder, read_status, write_status
+from pretrain_lib.run_folder import (
+    CHECKPOINTS,
+    is_main_rank,
+    open_run_folder,
+    read_status,
+    write_status,
+)
 from pretrain_lib.watch import STARTED
 
 FAILED = 1
@@ -59,6 +66,8 @@ def _run_in_folder(main: Callable[[Recipe], str], config: Recipe) -> int:
     with open_run_folder(folder, resume=config.run.resume) if is_main else nullcontext():
         try:
             config.check(processes=int(os.environ.get("WORLD_SIZE", 1)))
+            if not any((folder / CHECKPOINTS).glob("step-*")):
+                check_first_weights(config)
             return RESUMABLE if main(config) == "resumable" else DONE
         except BaseException as error:
             state, remark = _state_after(error), _remark_on(error)

@@ -162,6 +162,8 @@ class RunConfig:
     """Validation tokens per evaluation, at most."""
     resume: str = "auto"
     """auto, never, or the path of a checkpoint: another run's makes this one its fork."""
+    initial_weights: str | None = None
+    """A folder of transformers with the same model, whose weights a new run begins with."""
     allow_changes: list[str] = field(default_factory=list)
     """Settings that may differ from the checkpoint's on resume, such as schedule.tokens."""
     compile: bool | None = None

@@ -15,6 +15,7 @@ from pretrain_lib.corpus import build_dataset
 from pretrain_lib.data.batches import Batch, WindowSource, iterate_steps
 from pretrain_lib.evaluate.tasks import Tasks, open_scored_tasks
 from pretrain_lib.evaluate.validation import evaluated_bytes
+from pretrain_lib.first_weights import set_first_weights
 from pretrain_lib.flops import device_peak
 from pretrain_lib.metrics import Metrics, start_trackers
 from pretrain_lib.models.hf import Model
@@ -73,8 +74,8 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
     prepared_model, optimizer = place(config, model, accelerator)
     manifest = build_manifest(config, corpus.fingerprint, accelerator)
     start = resume(config, model, optimizer, accelerator, manifest=manifest)
-    if start.is_new and not has_weights:
-        model.initialize(config.run.seed)
+    if start.is_new:
+        set_first_weights(config, model, has_weights=has_weights)
     manifest |= {"parent": start.parent, "run_id": start.run_id}
     low_precision = accelerator.mixed_precision == "bf16"
     peak = device_peak(accelerator.device, torch.bfloat16 if low_precision else torch.float32)

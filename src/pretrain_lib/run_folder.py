@@ -40,7 +40,13 @@ FREE_SETTINGS = (
     "data.tokenizer",
     "data.train_tokenizer",
 )
-FIXED_SETTINGS = ("run.seed", "run.spike_sigma", "run.spike_window", "run.spike_action")
+FIXED_SETTINGS = (
+    "run.seed",
+    "run.initial_weights",
+    "run.spike_sigma",
+    "run.spike_window",
+    "run.spike_action",
+)
 
 
 @contextmanager
