@@ -36,6 +36,20 @@ def test_durations_are_read(text, seconds):
     assert Duration.parse(text) == seconds
 
 
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("500MB", 5 * 10**8), ("2GB", 2 * 10**9), ("1.5GiB", 3 * 2**29), ("1KB", 1000)],
+)
+def test_sizes_are_read_as_transformers_reads_them(text, size):
+    assert parse_bytes(text) == parse_size_to_int(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "2", "GB", "-1GB", "2 GB", "2gb", "1PB"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match="is not a size such as"):
+        parse_bytes(text)
+
+
 def test_later_settings_win(recipe, tmp_path):
     first, second = tmp_path / "1.yaml", tmp_path / "2.yaml"
     first.write_text("run: {seed: 1, log_every: 5}\nbatch: {micro_batch: 4}")

@@ -223,6 +223,30 @@ def test_sharded_folders_load(name, tmp_path):
         load_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(("dtype", "files"), [(torch.float32, 5), (torch.bfloat16, 3)])
+def test_weights_are_dealt_to_files_of_at_most_so_many_bytes(dtype, files, tmp_path):
+    model = build_model(OURS["llama"]).initialize(0)
+    digests = save_pretrained(model, tmp_path, tokenizer=None, dtype=dtype, max_shard_bytes=20_000)
+    names = [f"model-{i + 1:05d}-of-{files:05d}.safetensors" for i in range(files)]
+    assert list(digests) == names == sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    stored = {name: load_file(tmp_path / name) for name in names}
+    sizes = [sum(t.nbytes for t in tensors.values()) for tensors in stored.values()]
+    assert max(sizes) <= 20_000 and all(sum(pair) > 20_000 for pair in zip(sizes, sizes[1:]))
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(sizes)
+    assert index["weight_map"] == {key: name for name in names for key in stored[name]}
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert_close_logits(load_pretrained(tmp_path), theirs)
+
+
+def test_a_tensor_larger_than_a_file_may_be_has_a_file_of_its_own(tmp_path):
+    model = ours_at_random("gpt2")
+    save_pretrained(model, tmp_path, tokenizer=None, max_shard_bytes=1)
+    tensors = len(list(model.parameters()))
+    assert len(list(tmp_path.glob(f"model-*-of-{tensors:05d}.safetensors"))) == tensors
+    assert_close_logits(model, AutoModelForCausalLM.from_pretrained(tmp_path))
+
+
 def test_gpt2_folders_without_the_prefix_and_with_stored_masks_load(tmp_path):
     theirs = theirs_at_random(THEIRS["gpt2"])
     saved(theirs, tmp_path)
