@@ -78,8 +78,9 @@ def test_the_card_of_a_run_tells_what_its_rows_tell(recipe, tmp_path):
 def test_an_earlier_checkpoint_has_the_figures_of_its_step(recipe, tmp_path):
     run(change(recipe, run={"save_every": 4}))
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000004"
-    export_checkpoint(checkpoint, tmp_path / "out")
-    told = table((tmp_path / "out" / "README.md").read_text())
+    model = load_pretrained(checkpoint)
+    write_card(tmp_path, "name", model, gather(checkpoint, model))
+    told = table((tmp_path / "README.md").read_text())
     rows = [row for row in read_rows(tmp_path / "run") if row["step"] == 4]
     (loss,) = [row["loss"] for row in rows if row["kind"] == "train"]
     assert told["training loss, last row"].startswith(f"{loss:.4f} ")
@@ -98,7 +99,6 @@ def bare(tmp_path):
 def test_a_bare_folder_has_a_card_that_says_less(bare, tmp_path):
     out = tmp_path / "out"
     export_checkpoint(bare, out)
-    export_checkpoint(out, out)  # an export of an export, in its place
     card = ModelCard.load(out / "README.md")
     assert card.data.eval_results is None and table(card.content) == {}
     assert "## Training" not in card.content and "## Scores" not in card.content
@@ -124,8 +124,9 @@ def test_scores_of_a_file_are_shown_with_their_errors(bare, tmp_path):
     assert "lm-evaluation-harness 0.4.13.\n" in card.content
     limited = results_of(1416, config={"limit": 100})
     path.write_text(json.dumps(limited))
-    export_checkpoint(bare, tmp_path / "out", scores=path)
-    assert "the first 100 items of each task" in (tmp_path / "out" / "README.md").read_text()
+    model = load_pretrained(bare)
+    write_card(tmp_path, "name", model, gather(bare, model, scores=path))
+    assert "the first 100 items of each task" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,6 @@ def test_export_sample_plot(recipe, tmp_path, capsys):
     capsys.readouterr()
     out = tmp_path / "export"
     assert call("export", recipe.run.dir, "--out", out) == 0
-    assert call("export", recipe.run.dir, "--out", out) == 0  # replaced
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000008"
     ours = load_file(checkpoint / "model.safetensors")
     exported = load_file(out / "model.safetensors")

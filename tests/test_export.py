@@ -3,18 +3,20 @@
 import json
 import os
 import random
+import shutil
 import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from pretrain_lib import check_export, prepare
+from pretrain_lib import prepare
 from pretrain_lib.data.job import TOKENIZER_FOLDER, Job
 from pretrain_lib.data.tokenizer import load_tokenizer
 from pretrain_lib.evaluate.harness import evaluate_folder
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
 from pretrain_lib.export import export_checkpoint
+from pretrain_lib.export_check import write_expected
 from pretrain_lib.models.gpt2 import GPT2Config
 from pretrain_lib.models.hf import build_model, load_pretrained, save_pretrained
 from pretrain_lib.models.llama import LlamaConfig
@@ -36,6 +38,13 @@ CONFIGS = {
         **GROUPED, rope_scaling=RopeScaling("yarn", 4.0, 32, beta_fast=8.0, attention_factor=1.2)
     ),
 }
+READ = """
+import json, sys
+from pathlib import Path
+from pretrain_lib.reload import find_problems
+folders = [Path(sys.argv[1]) / name for name in sys.argv[2:]]
+print(json.dumps([find_problems(folder, folder / "expected") for folder in folders]))
+"""
 # What 4.57 makes of configurations of its own: a folder of each, with logits of ids.
 WRITE = """
 import sys, torch
@@ -106,27 +115,25 @@ def other(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CONFIGS)
-def test_transformers_4_reads_the_same(name, workplace, other):
-    folder = workplace / name
-    model, tokenizer = load_pretrained(folder), load_tokenizer(folder)
-    assert check_export(model, folder, tokenizer=tokenizer, environment=other) < 1e-5
-
-
-@pytest.mark.slow
-def test_transformers_4_needs_what_5_ignores(workplace, other, tmp_path):
-    """So the test above can fail: without `rope_theta`, 4 takes 10,000, and 5 the right one."""
-    model, tokenizer = load_pretrained(workplace / "tied llama"), load_tokenizer(workplace / "gpt2")
-    save_pretrained(model, tmp_path, tokenizer=tokenizer)
-    config = json.loads((tmp_path / "config.json").read_text())
+def test_transformers_4_reads_the_same(workplace, other, tmp_path):
+    """Without `rope_theta` it takes 10,000, where 5 takes the right one: so this test can fail."""
+    names = [*CONFIGS, "without rope_theta"]
+    for name in names:
+        source = workplace / (name if name in CONFIGS else "tied llama")
+        shutil.copytree(source, tmp_path / name)
+        (tmp_path / name / "expected").mkdir()
+        options = {"tokenizer": load_tokenizer(source), "dtype": torch.float32}
+        write_expected(load_pretrained(source), tmp_path / name / "expected", **options)
+    path = tmp_path / names[-1] / "config.json"
+    config = json.loads(path.read_text())
     del config["rope_theta"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="logits under transformers differ"):
-        check_export(model, tmp_path, tokenizer=tokenizer, environment=other)
-    with pytest.raises(
-        ValueError, match=r"written: config.json: rope_theta is missing, not 500.0$"
-    ):
-        check_export(model, tmp_path, tokenizer=tokenizer)
+    path.write_text(json.dumps(config))
+    done = run_command(sys.executable, "-c", READ, tmp_path, *names, environment=other)
+    assert done.returncode == 0, done.stderr
+    *found, (faults, _) = json.loads(done.stdout.splitlines()[-1])
+    assert [problems for problems, _ in found] == [[]] * len(CONFIGS)
+    assert max(difference for _, difference in found) < 1e-5
+    assert "rope_theta is missing" in faults[0] and "logits under transformers differ" in faults[1]
 
 
 @pytest.mark.slow
@@ -145,18 +152,16 @@ def test_folders_that_transformers_4_wrote_are_read_with_its_logits(other, tmp_p
 
 
 def test_several_files_become_one_and_one_several(workplace, tmp_path):
-    folder, limit = workplace / "untied llama", 50_000
-    export_checkpoint(folder, tmp_path / "several", max_shard_bytes=limit)
-    assert len(list((tmp_path / "several").glob("model-*.safetensors"))) > 3
-    export_checkpoint(tmp_path / "several", tmp_path / "one")
-    export_checkpoint(folder, tmp_path / "several")  # replaced, nothing of the other is left
+    folder, out = workplace / "untied llama", tmp_path / "out"
+    export_checkpoint(folder, out, max_shard_bytes=50_000)
+    assert len(list(out.glob("model-*.safetensors"))) > 3
+    export_checkpoint(out, out)  # replaced, no file is left over
     names = {path.name for path in folder.iterdir()} | {"README.md"}
-    for out in ("one", "several"):
-        assert {path.name for path in (tmp_path / out).iterdir()} == names
-        assert load_pretrained(tmp_path / out).config == load_pretrained(folder).config
-        stored, found = (load_file(f / "model.safetensors") for f in (folder, tmp_path / out))
-        assert stored.keys() == found.keys()
-        assert all(torch.equal(stored[key], found[key]) for key in stored)
+    assert {path.name for path in out.iterdir()} == names
+    assert load_pretrained(out).config == load_pretrained(folder).config
+    stored, found = (load_file(f / "model.safetensors") for f in (folder, out))
+    assert stored.keys() == found.keys()
+    assert all(torch.equal(stored[key], found[key]) for key in stored)
 
 
 @pytest.mark.slow

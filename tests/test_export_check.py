@@ -207,6 +207,14 @@ def test_nothing_is_found_where_nothing_was_planted(name, written):
     assert problems == [] and difference < 1e-5
 
 
+def test_what_only_transformers_4_would_read_otherwise_is_found(written, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(written / "llama" / "model", folder)
+    take_rope_theta_out(folder)
+    (problem,) = find_problems(folder, written / "llama" / "expected")[0]
+    assert problem == "config.json: rope_theta is missing, not 500.0"
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_every_tensor_that_is_altered_is_named(name, written, tmp_path):
     folder, generator = tmp_path / "model", torch.Generator().manual_seed(1)
@@ -235,7 +243,7 @@ def test_the_check_runs_in_a_process_of_its_own_and_keeps_the_mode(written, toke
 
 def test_an_export_with_a_fault_does_not_appear(written, tmp_path, monkeypatch):
     source, out = written / "gpt2" / "model", tmp_path / "out"
-    export_checkpoint(source, out)
+    shutil.copytree(source, out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     monkeypatch.setattr(export, "write_card", lambda folder, *_: transpose_a_square(folder))
     with pytest.raises(ValueError, match=r"weights transformer\.h\.1\.attn\.c_proj\.weight differ"):

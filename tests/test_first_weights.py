@@ -100,7 +100,7 @@ def test_the_first_loss_is_that_of_transformers(
     assert losses[-1] < losses[0] - 0.1
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000008"
     assert load_pretrained(checkpoint).config == recipe.model
-    if on_meta:
+    if on_meta and name == "llama":
         assert export_checkpoint(checkpoint, tmp_path / "out") < 1e-5
         card = (tmp_path / "out" / "README.md").read_text()
         assert f"| weights at the start | {name} |" in card and str(folders) not in card

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import transformers
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -13,6 +14,7 @@ from pretrain_lib.models.adapter import CausalLMAdapter
 from pretrain_lib.models.gpt2 import GPT2Config
 from pretrain_lib.models.hf import (
     build_model,
+    hf_tensors,
     load_pretrained,
     save_pretrained,
 )
@@ -223,18 +225,18 @@ def test_sharded_folders_load(name, tmp_path):
         load_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize(("dtype", "files"), [(torch.float32, 5), (torch.bfloat16, 3)])
-def test_weights_are_dealt_to_files_of_at_most_so_many_bytes(dtype, files, tmp_path):
-    model = build_model(OURS["llama"]).initialize(0)
-    digests = save_pretrained(model, tmp_path, tokenizer=None, dtype=dtype, max_shard_bytes=20_000)
-    names = [f"model-{i + 1:05d}-of-{files:05d}.safetensors" for i in range(files)]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_dealt_to_files_as_the_hub_does(dtype, tmp_path):
+    model, options = build_model(OURS["llama"]).initialize(0), {"tokenizer": None, "dtype": dtype}
+    digests = save_pretrained(model, tmp_path, **options, max_shard_bytes=20_000)
+    tensors = {name: tensor.to(dtype) for name, tensor in hf_tensors(model).items()}
+    expected = split_torch_state_dict_into_shards(tensors, max_shard_size=20_000)
+    names = sorted(expected.filename_to_tensors)
+    assert len(names) > 2
     assert list(digests) == names == sorted(path.name for path in tmp_path.glob("*.safetensors"))
-    stored = {name: load_file(tmp_path / name) for name in names}
-    sizes = [sum(t.nbytes for t in tensors.values()) for tensors in stored.values()]
-    assert max(sizes) <= 20_000 and all(sum(pair) > 20_000 for pair in zip(sizes, sizes[1:]))
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    assert index["metadata"]["total_size"] == sum(sizes)
-    assert index["weight_map"] == {key: name for name in names for key in stored[name]}
+    assert index["metadata"]["total_size"] == expected.metadata["total_size"]
+    assert index["weight_map"] == expected.tensor_to_filename
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert_close_logits(load_pretrained(tmp_path), theirs)
 

@@ -32,19 +32,18 @@ def check_export(
     *,
     tokenizer: Tokenizer | None,
     dtype: torch.dtype = torch.float32,
-    environment: dict[str, str] | None = None,
 ) -> float:
     """Have a fresh process load a folder with transformers; return how far its logits are off.
 
     The figure is the largest difference relative to the largest logit, in fp32 on the CPU. Raises
     ValueError that names what differs: a setting, a weight, a tensor missing or left over, logits
     by more than 1e-4, a special token, the ids of a text. `model` holds the weights as they are
-    after `dtype`; `environment` adds to the variables of the process.
+    after `dtype`.
     """
     with tempfile.TemporaryDirectory() as temporary:
         expected = Path(temporary)
         write_expected(model, expected, tokenizer=tokenizer, dtype=dtype)
-        result = _reload(folder, expected, environment or {})
+        result = _reload(folder, expected)
     if result["problems"]:
         problems = "; ".join(result["problems"])
         raise ValueError(f"{folder} is not read as the model that was written: {problems}")
@@ -62,10 +61,10 @@ def write_expected(
         (expected / TEXTS).write_text(json.dumps(texts), encoding="utf-8")
 
 
-def _reload(folder: Path, expected: Path, environment: dict[str, str]) -> dict:
+def _reload(folder: Path, expected: Path) -> dict:
     run = subprocess.run(
         [sys.executable, "-m", "pretrain_lib.reload", folder, expected],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
     )
