@@ -1,6 +1,7 @@
 """Runs that begin with the weights of a folder that transformers wrote."""
 
 import dataclasses
+import shlex
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from pretrain_lib import GPT2, Llama, LlamaConfig, open_corpus, start_accelerator, train
+from pretrain_lib.arguments import parse_recipe
 from pretrain_lib.corpus import build_dataset
 from pretrain_lib.export import export_checkpoint
 from pretrain_lib.first_weights import check_first_weights
@@ -138,5 +140,7 @@ def test_other_models_are_refused_by_field(recipe, folders, tmp_path):
     with pytest.raises(ValueError, match="both say where to begin"):
         check_first_weights(change(llama, run={"resume": str(tmp_path)}))
     plain = change(llama, model={"rope_scaling": None})
-    with pytest.raises(ValueError, match=r"give --model.rope_scaling '{\"kind\": \"llama3\""):
+    with pytest.raises(ValueError, match="than model.rope_scaling=None: give") as refusal:
         check_first_weights(plain)
+    flags = shlex.split(str(refusal.value).split(": give ")[1])
+    assert parse_recipe(plain, arguments=flags)[0].model == llama.model
