@@ -11,7 +11,7 @@ from tests.test_models import SMALL
 
 FAMILIES = {"gpt2": SMALL["gpt2"], "llama": SMALL["llama"]}  # the second groups its queries
 CONTEXT = 24
-TOLERANCE = 1e-4  # of logits up to 20: LLaMA turns and normalises in float32 in transformers
+TOLERANCE = 2e-4  # of logits up to 20: LLaMA turns and normalises in float32 in transformers
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
