@@ -16,6 +16,7 @@ from pretrain_lib.first_weights import check_first_weights
 from pretrain_lib.models.hf import load_pretrained
 from pretrain_lib.models.rope import RopeScaling
 from tests.conftest import VOCABULARY, change, read_rows, run_recipe_script, tiny_flags
+from tests.test_sharding import SHARDED, run
 
 NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 LLAMA = LlamaConfig(
@@ -106,6 +107,16 @@ def test_the_first_loss_is_that_of_transformers(
         assert export_checkpoint(checkpoint, tmp_path / "out") < 1e-5
         card = (tmp_path / "out" / "README.md").read_text()
         assert f"| weights at the start | {name} |" in card and str(folders) not in card
+
+
+@pytest.mark.slow
+def test_processes_that_share_a_model_begin_with_the_same_weights(
+    prepared, recipe, folders, tmp_path
+):
+    run(SHARDED, [*flags(prepared, tmp_path, folders, "gpt2"), "--run.max_steps", "1"])
+    (row,) = (row for row in read_rows(tmp_path / "run") if row["kind"] == "train")
+    recipe = continuing(recipe, folders, "gpt2")
+    assert row["loss"] == pytest.approx(first_loss(recipe, folders / "gpt2"), abs=2e-6)
 
 
 def flags(prepared, tmp_path, folders, name, *more):
