@@ -27,7 +27,7 @@ def test_a_benchmark_starts_and_explains_its_flags(script):
 def test_scores_agree_with_the_command_line_of_lm_eval(tmp_path):
     text = (ROOT / "README.md").read_text()
     tokenizer = train_tokenizer([text], vocabulary_size=400)
-    config = GPT2Config(400, context_length=64, num_layers=2, num_heads=2, width=32)
+    config = GPT2Config(400, context_length=128, num_layers=2, num_heads=2, width=32)
     save_pretrained(GPT2(config).initialize(0), tmp_path / "model", tokenizer=tokenizer)
     words = text.split()
     passages = [" ".join(words[n * 20 : n * 20 + 20]) for n in range(25)]
