@@ -228,7 +228,8 @@ def write_report(
     """
     started, done = time.monotonic(), []
     report = describe_run(packages)
-    report["arguments"] = {k: v for k, v in vars(options).items() if k != "out"}
+    given = {k: v.name if isinstance(v, Path) else v for k, v in vars(options).items()}
+    report["arguments"] = {k: v for k, v in given.items() if k != "out"}
     for key, values in report.items():
         print(f"{key:<12}{', '.join(f'{name} {value}' for name, value in values.items())}")
     for row in rows:
