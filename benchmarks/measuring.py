@@ -220,14 +220,16 @@ def write_report(
     headers: dict[str, str],
     packages: Iterable[str] = PACKAGES,
     raw: list | None = None,
-) -> None:
+) -> list[Row]:
     """Print rows as they come, each section under its header; write all to `options.out`.
 
-    `raw` is filled while the rows are measured: what else the file is to keep.
+    Returns those that miss their goal. `raw` is filled while the rows are measured: what else the
+    file is to keep.
     """
     started, done = time.monotonic(), []
     report = describe_run(packages)
-    report["arguments"] = {k: v for k, v in vars(options).items() if k != "out"}
+    given = {k: v.name if isinstance(v, Path) else v for k, v in vars(options).items()}
+    report["arguments"] = {k: v for k, v in given.items() if k != "out"}
     for key, values in report.items():
         print(f"{key:<12}{', '.join(f'{name} {value}' for name, value in values.items())}")
     for row in rows:
@@ -243,5 +245,7 @@ def write_report(
         report["raw"] = raw
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1, default=str) + "\n")
-    missed = "; ".join(f"{row.section}: {row.name}" for row in done if row.met is False)
-    print(f"\n{report['run']['seconds']} s, {options.out}; missed: {missed or 'nothing'}")
+    missed = [row for row in done if row.met is False]
+    names = "; ".join(f"{row.section}: {row.name}" for row in missed)
+    print(f"\n{report['run']['seconds']} s, {options.out}; missed: {names or 'nothing'}")
+    return missed

@@ -1,9 +1,11 @@
 """The README says what the benchmarks measured, and each of them can be started."""
 
+import json
 import sys
 
 import pytest
 
+from pretrain_lib import GPT2, GPT2Config, save_pretrained, train_tokenizer
 from tests.conftest import ROOT, run_command
 
 SCRIPTS = [path for path in (ROOT / "benchmarks").glob("*.py") if "def main(" in path.read_text()]
@@ -19,3 +21,28 @@ def test_the_table_of_the_readme_is_that_of_the_results():
 def test_a_benchmark_starts_and_explains_its_flags(script):
     result = run_command(sys.executable, script, "--help")
     assert result.returncode == 0 and "--" in result.stdout, result.stderr
+
+
+@pytest.mark.slow
+def test_scores_agree_with_the_command_line_of_lm_eval(tmp_path):
+    text = (ROOT / "README.md").read_text()
+    tokenizer = train_tokenizer([text], vocabulary_size=400)
+    config = GPT2Config(400, context_length=128, num_layers=2, num_heads=2, width=32)
+    save_pretrained(GPT2(config).initialize(0), tmp_path / "model", tokenizer=tokenizer)
+    words = text.split()
+    passages = [" ".join(words[n * 20 : n * 20 + 20]) for n in range(25)]
+    item = {"activity_label": "Reading", "ctx_b": "", "label": "2", "endings": passages[5:9]}
+    items = [item | {"ctx_a": passage} for passage in passages[:3]]
+    for name, rows in {"items": items, "words": [{"text": text} for text in passages[9:]]}.items():
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--model", tmp_path / "model", "--out", tmp_path / "out.json", "--items", "2"]
+    flags += ["--hellaswag", tmp_path / "items", "--lambada", tmp_path / "words"]
+    result = run_command(sys.executable, "benchmarks/agreement.py", *flags, "--dtypes", "float32")
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [row["note"] for row in rows if row["name"] == "largest difference"] == [
+        "2 items, 8 log-likelihoods",
+        "2 items, 2 log-likelihoods",
+        "2 items",
+    ]
+    assert all(row["met"] for row in rows if row["goal"])

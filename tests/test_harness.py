@@ -188,6 +188,39 @@ def test_random_numbers_go_on_as_if_nothing_had_been_scored(workplace):
     assert after == states
 
 
+def test_error_bars_are_drawn_in_this_process_and_in_silence(
+    workplace, tmp_path, capsys, monkeypatch
+):
+    sentences = [row["context"] for row in read_rows(workplace, "heldout_choice")]
+    data = tmp_path / "words.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences))
+    (tmp_path / "words.yaml").write_text(
+        f"""
+task: words
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: loglikelihood
+doc_to_text: "{{{{text.split(' ')[:-1]|join(' ')}}}}"
+doc_to_target: "{{{{' ' + text.split(' ')[-1]}}}}"
+metric_list: [{{metric: perplexity, aggregation: perplexity, higher_is_better: false}}]
+"""
+    )
+    monkeypatch.delenv("DISABLE_MULTIPROC", raising=False)
+    monkeypatch.setattr("multiprocessing.Pool", None)  # to call it raises
+    results = evaluate_folder(
+        workplace / "model", ["words"], include_path=tmp_path, device="cpu", log_samples=True
+    )
+    nats = np.array([sample["resps"][0][0][0] for sample in results["samples"]["words"]])
+    scores = results["results"]["words"]
+    assert scores["perplexity,none"] == pytest.approx(np.exp(-nats.mean()))
+    generator = random.Random(0)
+    draws = [np.exp(-np.mean(generator.choices(nats, k=len(nats)))) for _ in range(1000)]
+    assert scores["perplexity_stderr,none"] == pytest.approx(np.std(draws, ddof=1))
+    assert capsys.readouterr().out == ""
+    assert "DISABLE_MULTIPROC" not in os.environ
+
+
 def test_bfloat16_is_scored_with_a_float32_softmax(workplace, results):
     rounded = evaluate_folder(
         workplace / "model",

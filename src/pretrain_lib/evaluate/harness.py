@@ -4,6 +4,7 @@ Floor 9.
 """
 
 import contextlib
+import io
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate.utils import patch_environment
 
 from pretrain_lib.data.tokenizer import Tokenizer
 from pretrain_lib.evaluate.per_token import add_per_token
@@ -183,17 +185,19 @@ def _run(
     from lm_eval.loggers import EvaluationTracker
 
     tracker = EvaluationTracker()
-    results = lm_eval.simple_evaluate(
-        tasks=tasks.names,
-        task_manager=tasks.manager,
-        evaluation_tracker=tracker,
-        bootstrap_iters=BOOTSTRAP_DRAWS,
-        random_seed=None,
-        numpy_random_seed=None,
-        torch_random_seed=None,
-        log_samples=True,
-        **options,
-    )
+    # Else it forks a process per core, of which one draws: too much beside threads and a GPU.
+    with patch_environment(DISABLE_MULTIPROC="1"), contextlib.redirect_stdout(io.StringIO()):
+        results = lm_eval.simple_evaluate(
+            tasks=tasks.names,
+            task_manager=tasks.manager,
+            evaluation_tracker=tracker,
+            bootstrap_iters=BOOTSTRAP_DRAWS,
+            random_seed=None,
+            numpy_random_seed=None,
+            torch_random_seed=None,
+            log_samples=True,
+            **options,
+        )
     add_per_token(results, tokenizer)
     if not log_samples:
         del results["samples"]

@@ -110,4 +110,6 @@ def _plain_sample(row: dict) -> dict:
 
 
 def _number(value: float | str | None) -> str:
-    return f"{value:.4f}" if isinstance(value, int | float) else ""
+    if not isinstance(value, int | float):
+        return ""
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"  # a perplexity at the start

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from pretrain_lib.config import Recipe
 from pretrain_lib.launched import on_main
 from pretrain_lib.open_data import Corpus
+from pretrain_lib.quiet import without_foreign_progress
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -57,7 +58,8 @@ def open_scored_tasks(config: Recipe, corpus: Corpus, accelerator: Accelerator) 
     path = config.scores.include_path and Path(config.scores.include_path)
 
     def fetch() -> None:
-        opened.append(open_tasks(config.scores.tasks, include_path=path))
+        with without_foreign_progress():
+            opened.append(open_tasks(config.scores.tasks, include_path=path))
 
     on_main(accelerator, fetch)
     return opened[0] if opened else None
