@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup, all_gather_object
 from pretrain_lib.checkpoint_files import TRAINING
 from pretrain_lib.flops import count_parameters
 from pretrain_lib.models.gpt2 import GPT2Config
-from pretrain_lib.models.hf import WEIGHTS, Model, to_hf, write_index, write_weights
+from pretrain_lib.models.hf import Model, to_hf, weight_file, write_index, write_weights
 from pretrain_lib.models.llama import LlamaConfig
 from pretrain_lib.optim import moment_dtype
 from pretrain_lib.piece_files import fill_piece, read_pieces, write_pieces
@@ -75,7 +75,7 @@ def collect_part(
         config=model.config,
         weights={n: to_hf(n, t, model.config) for n, t in weights.items() if t is not None},
         moments=_own_pieces(moments, first=holder.index == 0),
-        files={name: _weight_file(owner, writers) for name, owner in owners.items()},
+        files={name: weight_file(owner, writers) for name, owner in owners.items()},
         weight_bytes=4 * count_parameters(model),
         checkpoint_bytes=checkpoint_bytes(model, optimizer),
     )
@@ -92,7 +92,7 @@ def write_part(part: Part, folder: Path) -> dict[str, str]:
     index, count = part.holder.index, part.holder.count
     digests = {}
     if part.weights:
-        file = _weight_file(index, count)
+        file = weight_file(index, count)
         digests[file] = write_weights(folder / file, part.weights)
     if part.moments:
         file = moments_file(index, count)
@@ -173,9 +173,3 @@ def _deal(model: Model, processes: int) -> dict[str, int]:
 def moments_file(index: int, count: int) -> str:
     """Return the name of the file with the moments of one process of so many."""
     return OPTIMIZER_FILES.replace("*", f"{index + 1:05d}-of-{count:05d}")
-
-
-def _weight_file(index: int, count: int) -> str:
-    if count == 1:
-        return WEIGHTS
-    return WEIGHTS.replace(".", f"-{index + 1:05d}-of-{count:05d}.")
