@@ -149,7 +149,8 @@ def compare_scores(
     yield Row(section, "largest difference", "µnat", [max(distances)], None, goal, note)
     yield Row(section, "mean difference", "µnat", [sum(distances) / len(distances)])
     none = "value < 1" if promised else ""
-    yield Row(section, "greedy flags that differ", "endings", [flags], None, none)
+    note = f"{sum(greedy for _, (_, greedy) in pairs)} are greedy for lm-eval"
+    yield Row(section, "greedy flags that differ", "endings", [flags], None, none, note)
 
 
 def compare_choices(

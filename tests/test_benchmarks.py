@@ -46,3 +46,37 @@ def test_scores_agree_with_the_command_line_of_lm_eval(tmp_path):
         "2 items",
     ]
     assert all(row["met"] for row in rows if row["goal"])
+
+
+def test_scores_that_do_not_agree_miss_their_goals(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from agreement import compare
+
+    def results(*nats: float, greedy: str) -> tuple[dict, dict]:
+        endings = [" one", " longer"]
+        sample = {
+            "arguments": {str(n): {"arg_0": "a", "arg_1": text} for n, text in enumerate(endings)},
+            "resps": [[[str(value), greedy]] for value in nats],
+        }
+        return {"task": {0: sample}}, {"task": {"acc,none": 0.0}}
+
+    def missed(*arguments) -> list[str]:
+        return [row.name for row in compare(*arguments) if row.met is False]
+
+    # Per character -3.0 / 3 against -5.98 / 6: lm-eval's choice leads by 0.02 nats.
+    theirs = results(-3.0, -5.98, greedy="False")
+    assert missed("float32", theirs, theirs) == []
+    assert missed("float32", results(-3.0, -5.9805, greedy="False"), theirs) == []
+    changed = results(-2.98, -5.98, greedy="True")
+    names = ["largest difference", "greedy flags that differ", "acc_norm: beyond the tolerance"]
+    assert missed("float32", changed, theirs) == names
+    assert missed("bfloat16", changed, theirs) == []
+    # A tie to within the tolerance may be broken either way.
+    assert (
+        missed(
+            "float32",
+            results(-3.0, -6.0004, greedy="False"),
+            results(-3.0, -5.9996, greedy="False"),
+        )
+        == []
+    )

@@ -18,7 +18,7 @@ from pretrain_lib.data.prepare import TOKENIZER_FOLDER, Job, prepare
 from pretrain_lib.data.tokenizer import Tokenizer, load_tokenizer
 from pretrain_lib.evaluate.harness import evaluate_folder, is_ours
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
-from pretrain_lib.evaluate.results import format_table, write_results
+from pretrain_lib.evaluate.results import format_line, format_table, write_results
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.hf import save_pretrained
 
@@ -217,6 +217,8 @@ metric_list: [{{metric: perplexity, aggregation: perplexity, higher_is_better: f
     generator = random.Random(0)
     draws = [np.exp(-np.mean(generator.choices(nats, k=len(nats)))) for _ in range(1000)]
     assert scores["perplexity_stderr,none"] == pytest.approx(np.std(draws, ddof=1))
+    value, error = scores["perplexity,none"], scores["perplexity_stderr,none"]
+    assert format_line(results) == f"words/perplexity {value:,.0f} +- {error:,.0f}"
     assert capsys.readouterr().out == ""
     assert "DISABLE_MULTIPROC" not in os.environ
 

@@ -61,7 +61,7 @@ def format_line(results: dict) -> str:
     """Return the scores in one line, each with its standard error where that is known."""
     parts = []
     for task, metric, value, error in iterate_scores(results):
-        spread = f" +- {error:.4f}" if isinstance(error, float) else ""
+        spread = f" +- {_number(error)}" if isinstance(error, float) else ""
         parts.append(f"{task}/{metric} {_number(value)}{spread}")
     return ", ".join(parts)
 
