@@ -93,7 +93,8 @@ def _device_line(accelerator: Accelerator, peak: float | None) -> str:
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     if device.type == "cpu":
-        name = f"CPU with {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        name = f"CPU with {threads} thread{'s' * (threads != 1)}"
     precision = {"no": "fp32", "bf16": "bf16 autocast, fp32 weights"}[accelerator.mixed_precision]
     sharding = describe_sharding(accelerator)
     rate = "" if peak is None else f", {peak / 1e12:.3g} TFLOP/s taken as its peak"
