@@ -177,6 +177,9 @@ def test_a_run_that_meets_spikes_again_and_again_ends(recipe, tmp_path):
     config = spiking_recipe(recipe, tmp_path / "run", spike_action="rollback")
     with pytest.raises(FloatingPointError, match="3 times the run went back to step 5"):
         run(config, steps=range(6, 40))
+    told = [event for event in events(config) if event["event"] == "rollback"]
+    assert [(event["step"], event["to_step"]) for event in told] == [(6, 5)] * 3
+    assert [event["windows"] for event in told] == [16, 24, 32]
 
 
 def test_spikes_in_a_row_end_the_run(recipe, tmp_path):

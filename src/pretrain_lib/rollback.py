@@ -6,7 +6,7 @@ from pretrain_lib.checkpoint import load_checkpoint, read_state
 from pretrain_lib.checkpoint_files import find_newest
 from pretrain_lib.launched import on_main
 from pretrain_lib.metrics import drop_rows_after
-from pretrain_lib.run import Run, tell
+from pretrain_lib.run import Run, note, tell
 from pretrain_lib.run_folder import CHECKPOINTS, SAMPLES
 from pretrain_lib.spikes import Limits, describe_skip
 from pretrain_lib.step import StepResult
@@ -56,15 +56,19 @@ def _roll_back(run: Run, reason: str) -> bool:
     load_checkpoint(path, run.model, run.optimizer)
     left_out = {"from_step": spike.step, "to_step": state.step}
     left_out |= {"first_window": state.windows, "windows": spike.windows - state.windows}
+    text = (
+        f"{reason}: back from step {spike.step:,} to {path.name}, {left_out['windows']:,} windows"
+    )
+    left_out["message"] = f"{text} of the data are left out"
     state.rollbacks = [*spike.rollbacks, left_out]
     state.windows, state.seconds = spike.windows, spike.seconds
     run.state, run.continued_at = state, state.step
     run.metrics.rewind(state.step)
     if run.accelerator.is_main_process:
         drop_rows_after(run.folder / SAMPLES, state.step)
-    text = (
-        f"{reason}: back from step {spike.step:,} to {path.name}, {left_out['windows']:,} windows"
-    )
-    # Of the next step, so that a run resumed from that checkpoint tells it once.
-    tell(run, "rollback", f"{text} of the data are left out", step=state.step + 1, **left_out)
+    # Of the next step, so that a run resumed from that checkpoint tells it once; the rows of
+    # earlier ones to the same checkpoint have just been dropped.
+    for earlier in before:
+        note(run, "rollback", step=state.step + 1, **earlier)
+    tell(run, "rollback", step=state.step + 1, **left_out)
     return True

@@ -178,6 +178,11 @@ def open_batches(run: Run) -> Iterator[list[Batch]]:
 def tell(run: Run, event: str, message: str, *, step: int | None = None, **numbers: float) -> None:
     """Write a row about what happened to a run, and say it."""
     step = run.state.step if step is None else step
+    note(run, event, message, step=step, **numbers)
+    run.metrics.say(f"step {step:,}: {message}")
+
+
+def note(run: Run, event: str, message: str, *, step: int, **numbers: float) -> None:
+    """Write a row about what happened to a run."""
     row = {"kind": "event", "step": step, "tokens": run.state.tokens, "event": event}
     run.metrics.write(row | numbers | {"message": message})
-    run.metrics.say(f"step {step:,}: {message}")
