@@ -300,7 +300,7 @@ def test_data_out_of_reach_are_named_before_the_model_is_loaded(tmp_path):
         env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")},
     )
     last = run.stderr.strip().splitlines()[-1]
-    assert last.startswith("ValueError: tasks=far: a data set is not in the cache")
+    assert last.startswith("ValueError: tasks=far: data is neither in the cache nor in a file")
     assert "include_path" in last
 
 
