@@ -118,24 +118,6 @@ def test_copies_of_rows_go_on_by_themselves(pair):
 
 
 @torch.no_grad()
-def test_caches_are_joined_row_by_row(pair):
-    model, other = pair
-    ids, lengths, caches = random_ids(3, 9), (9, 4, 6), []
-    for rows in ([0], [1, 2]):
-        cache = KeyValueCache(model.config, rows=len(rows), slots=20 - rows[-1])
-        model(ids[rows], cache=cache)
-        cache.advance(torch.tensor([lengths[row] for row in rows]))
-        caches.append(cache)
-    joined = KeyValueCache.join(caches)
-    assert joined.lengths.tolist() == [*lengths] and joined.slots == 9
-    ending = random_ids(3, 2, seed=1)
-    found = model(ending, cache=joined.expand(torch.arange(3), slots=11))
-    for row, length in enumerate(lengths):
-        expected = other(torch.cat([ids[row, :length], ending[row]])[None]).logits[0, length:]
-        torch.testing.assert_close(found[row], expected, rtol=0, atol=TOLERANCE)
-
-
-@torch.no_grad()
 def test_a_cache_holds_keys_in_the_dtype_they_come_in(pair):
     model, _ = pair
     ids = random_ids(1, 8)

@@ -49,8 +49,8 @@ def test_the_card_of_a_run_tells_what_its_rows_tell(recipe, tmp_path):
     add_row(folder, kind="evaluation", step=9, tokens=2304, **{"mine/acc": 0.9})  # after it
     export_checkpoint(folder / "checkpoints" / "step-00000008", out)
     card = ModelCard.load(out / "README.md")
-    assert card.data.library_name == "transformers"
-    assert card.data.pipeline_tag == "text-generation"
+    head = card.data.to_dict()
+    assert (head["library_name"], head["pipeline_tag"]) == ("transformers", "text-generation")
     assert card.data.tags == ["pretrain_lib", "gpt2"]
     assert card.data.license is None and card.data.datasets is None
     (result,) = card.data.eval_results

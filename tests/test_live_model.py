@@ -1,7 +1,6 @@
 """Scores of a model in memory: those of lm-eval's own HFLM on the folder that it is saved to."""
 
 import random
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -23,7 +22,8 @@ from pretrain_lib import (
 )
 from pretrain_lib.evaluate.live_model import LiveModel, transformers_tokenizer
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
-from pretrain_lib.evaluate.scoring import SHORTEST_SHARED, score_endings
+from pretrain_lib.evaluate.prefix_trees import grow_trees
+from pretrain_lib.evaluate.scoring import score_endings
 from pretrain_lib.evaluate.tasks import find_tasks
 from tests.conftest import VOCABULARY
 
@@ -94,14 +94,10 @@ def requests():
 
 def test_log_likelihoods_are_those_of_hflm(live, hflm):
     asked = instances("loglikelihood", requests())
-    lengths = [(len(live.tok_encode(c)), len(live.tok_encode(c + e))) for c, e in requests()]
-    assert any(whole > CONTEXT + 1 for _, whole in lengths)
-    shared = Counter(
-        context
-        for (context, _), (length, whole) in zip(requests(), lengths, strict=True)
-        if length >= SHORTEST_SHARED and whole <= CONTEXT
-    )
-    assert max(shared.values()) > 3  # read once; each of the others is a row of its own
+    pairs = [live._encode_pair(*pair) for pair in requests() if pair[0]]
+    assert any(len(context + ending) > CONTEXT + 1 for context, ending in pairs)
+    trees = grow_trees(pairs, live.model.config)
+    assert max(len(tree.endings) for tree in trees) > 3  # read once; others are rows of their own
     expected, found = hflm.loglikelihood(asked), live.loglikelihood(asked)
     assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected], abs=1e-3)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
@@ -156,26 +152,26 @@ def test_sampled_texts_of_one_context_differ_and_come_again(live):
     assert found == live.generate_until(asked)
 
 
-def test_a_shared_context_is_read_once_and_its_logits_are_never_computed(place, monkeypatch):
+def test_what_is_shared_is_read_once_and_contexts_have_no_logits(place, monkeypatch):
     model, read, headed = place[0].eval(), [], []
-    inner, head = model.hidden_states, torch.nn.functional.linear
+    inner, product = model.hidden_states, torch.mm
     monkeypatch.setattr(
         model,
         "hidden_states",
         lambda ids, *a, **o: (read.append(ids.shape), inner(ids, *a, **o))[1],
     )
 
-    def linear(x, weight, *bias):
-        headed.extend([len(x)] if weight is model.head_weight else [])
-        return head(x, weight, *bias)
+    def mm(x, weight, **options):
+        headed.append(len(x))
+        return product(x, weight, **options)
 
-    monkeypatch.setattr("pretrain_lib.evaluate.scoring.F.linear", linear)
+    monkeypatch.setattr("pretrain_lib.evaluate.scoring.torch.mm", mm)
     context = [*range(20)]
-    asked = [(context, [5, 6, 7]), (context, [8, 9, 10]), ([*range(30)], [1, 2])]
-    assert len(list(score_endings(model, asked, batch_size=2))) == 3
+    asked = [(context, [5, 6, 7]), (context, [5, 9, 10]), ([*range(9, 39)], [1, 2])]
+    assert len(list(score_endings(model, asked, batch_size=1))) == 3
     model.train()
-    assert sorted(read) == [(1, 20), (1, 31), (2, 2)]
-    assert sum(headed) == 3 + 3 + 2
+    assert sorted(read) == [(1, 20 + 3), (1, 31)]
+    assert sorted(headed) == [2, 4]
 
 
 @pytest.mark.parametrize("request_", [([], [1]), ([1], []), ([1], [1] * (CONTEXT + 1))])

@@ -12,6 +12,7 @@ from pretrain_lib import evaluate_folder
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
 from pretrain_lib.evaluate.team import _share
 from tests.conftest import change, launcher_environment, read_rows
+from tests.test_models import SMALL
 from tests.test_sharding import SHARDED, command, flags_of
 from tests.test_sharding import run as run_processes
 from tests.test_training import elsewhere, run
@@ -138,11 +139,11 @@ def test_any_number_of_processes_scores_as_one_does(prepared, tasks, tmp_path):
                 assert other[key] == pytest.approx(one[key], rel=1e-4), key
 
 
-def test_every_request_is_scored_by_one_process_and_endings_stay_together():
-    requests = [([1] * (1 + n % 5), [n]) for n in range(13)]
-    shares = [_share(requests, process, 3) for process in range(3)]
+def test_every_request_is_scored_by_one_process_and_what_begins_alike_stays_together():
+    requests = [([n % 5] * 9, [n]) for n in range(13)]
+    shares = [_share(requests, SMALL["gpt2"], process, 3) for process in range(3)]
     assert sorted(number for share in shares for number in share) == list(range(13))
+    assert max(len(share) for share in shares) <= 6
     for share in shares:
-        lengths = {len(requests[number][0]) for number in share}
-        same = [n for n in range(13) if len(requests[n][0]) in lengths]
+        same = [n for n in range(13) if n % 5 in {number % 5 for number in share}]
         assert sorted(share) == same

@@ -1,26 +1,20 @@
-"""Log-likelihoods of endings, each context read once for all of its endings. Floor 5.
+"""Log-likelihoods of endings, all that begins alike read once. Floor 5.
 
-Shapes: B rows, T positions, D width, V vocabulary, N scored tokens.
+Shapes: B rows, T positions, D width, V vocabulary, S states, N scored tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
-from torch.nn.utils.rnn import pad_sequence
 
-from pretrain_lib.models.cache import KeyValueCache
+from pretrain_lib.evaluate.prefix_trees import Request, Tree, batch_trees, grow_trees, lay_out
 from pretrain_lib.models.hf import Model
 
-Ids = tuple[int, ...]
-Ending = tuple[int, Ids]  # the number of its request, and its tokens
 Score = tuple[float, bool]
-Request = tuple[Sequence[int], Sequence[int]]  # context and ending
 Scorer = Callable[[Sequence[Request]], Iterator[tuple[int, Score]]]
 
-SHORTEST_SHARED = 8  # tokens: of a shorter context, reading it once saves less than it costs
-POOLED = 8  # batches of contexts at most whose endings are sorted together: less is padding
-HEAD_TOKENS = 512  # whose logits exist at once
+HEAD_STATES = 1024  # whose logits exist at once
+BLOCK_LOGITS = 2**20  # on a CPU what is done to them one by one stays in its cache
 
 
 @torch.no_grad()
@@ -31,122 +25,82 @@ def score_endings(
 
     Greedy is an ending whose tokens are the likeliest throughout. A context that is too long for
     the model with its ending loses its beginning, as in lm-eval's own model. `batch_size` contexts
-    are read at once, the longest first. Raises ValueError for what cannot be scored.
+    of the mean size, with all their endings, are read at once. Raises ValueError for what cannot be
+    scored.
     """
-    groups = _group(requests, model.config.context_length)
-    shared = [group for group in groups if len(group[1]) > 1 and len(group[0]) >= SHORTEST_SHARED]
-    alone = [
-        (context, ending)
-        for context, endings in groups
-        if len(endings) == 1 or len(context) < SHORTEST_SHARED
-        for ending in endings
+    head, trees = Head(model), grow_trees(requests, model.config)
+    for batch in batch_trees(trees, batch_size, model.config.context_length):
+        yield from _score_trees(model, head, batch, requests)
+
+
+def _score_trees(
+    model: Model, head: "Head", trees: Sequence[Tree], requests: Sequence[Request]
+) -> Iterator[tuple[int, Score]]:
+    ids, paths = lay_out(trees, model.config)
+    hidden = model.hidden_states(ids.to(head.weight.device), cache=paths)  # (B, T, D)
+    length = ids.shape[1]
+    endings = [
+        (number, [row * length + place for place in places])
+        for row, tree in enumerate(trees)
+        for number, places in tree.endings
     ]
-    shared.sort(key=lambda group: -len(group[0]))
-    while shared:
-        # No more keys and values at once than those of `batch_size` rows as long as can be.
-        fitting = min(POOLED, model.config.context_length // len(shared[0][0])) * batch_size
-        pool, shared = shared[:fitting], shared[fitting:]
-        yield from _score_groups(model, pool, batch_size)
-    for batch in _batches(sorted(alone, key=lambda row: -len(row[0] + row[1][1])), batch_size):
-        yield from _score_rows(model, batch)
+    places = torch.tensor([place for _, own in endings for place in own])  # (N,)
+    targets = torch.tensor([token for number, _ in endings for token in requests[number][1]])
+    # Endings that part later have states in common.
+    chosen, owners = places.unique(return_inverse=True)
+    states = hidden.flatten(0, 1)[chosen.to(hidden.device)]  # (S, D)
+    nats, hits = head.score(states, owners.to(hidden.device), targets.to(hidden.device))
+    lengths = [len(own) for _, own in endings]
+    parts = zip(endings, nats.split(lengths), hits.split(lengths), strict=True)
+    for (number, _), own_nats, own_hits in parts:
+        yield number, (float(own_nats.sum()), bool(own_hits.all()))
 
 
-def _group(requests: Sequence[Request], context_length: int) -> list[tuple[Ids, list[Ending]]]:
-    """Return contexts, cut to what the model can see, each with the endings that share it."""
-    groups: dict[Ids, list[Ending]] = {}
-    for number, (context, ending) in enumerate(requests):
-        if not context or not 0 < len(ending) <= context_length:
-            raise ValueError(
-                f"request {number} has {len(context)} tokens of context, which must be 1 or more, "
-                f"and {len(ending)} to score, which must be 1 to {context_length} "
-                f"(model.context_length)"
-            )
-        # The ending's last token is scored and never read.
-        kept = tuple(context[-(context_length + 1 - len(ending)) :])
-        groups.setdefault(kept, []).append((number, tuple(ending)))
-    return [*groups.items()]
+class Head:
+    """A model's head, which scores tokens without the logits of all existing at once."""
+
+    def __init__(self, model: Model) -> None:
+        weight = model.head_weight
+        device = weight.device.type
+        if torch.is_autocast_enabled(device):
+            weight = weight.to(torch.get_autocast_dtype(device))
+        self.weight = weight  # (V_padded, D)
+        self.vocabulary_size = model.config.vocabulary_size
+        # One buffer for all: fresh pages for each would cost as much as the arithmetic.
+        self.buffer = weight.new_empty(HEAD_STATES, len(weight))
+
+    def score(
+        self, states: torch.Tensor, owners: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the log-likelihood (N,) of each token in nats, and whether it is the likeliest.
+
+        `states` (S, D); `owners` (N,) say which of them is to predict which of `targets` (N,).
+        Both results are on the CPU, the first in fp64.
+        """
+        normalizers, likeliest, logits = [], [], targets.new_zeros(len(targets), dtype=torch.float)
+        first = 0
+        chunks = -(-len(states) // HEAD_STATES)
+        for some in states.to(self.weight.dtype).chunk(chunks):
+            found = torch.mm(some, self.weight.T, out=self.buffer[: len(some)])
+            found = found[:, : self.vocabulary_size]
+            own = ((owners >= first) & (owners < first + len(some))).nonzero()[:, 0]
+            logits[own] = found[owners[own] - first, targets[own]].float()
+            for block in found.split(self._block_rows()):
+                normalizer, best = _reduce(block)
+                normalizers.append(normalizer)
+                likeliest.append(best)
+            first += len(some)
+        nats = logits.double() - torch.cat(normalizers)[owners]
+        return nats.cpu(), (torch.cat(likeliest)[owners] == targets).cpu()
+
+    def _block_rows(self) -> int:
+        if self.weight.device.type != "cpu":
+            return HEAD_STATES
+        return max(1, BLOCK_LOGITS // self.vocabulary_size)
 
 
-def _score_rows(model: Model, batch: list[tuple[Ids, Ending]]) -> Iterator[tuple[int, Score]]:
-    """Score contexts with one ending each, a row for both."""
-    rows = [context + ending[:-1] for context, (_, ending) in batch]
-    hidden = model.hidden_states(_pad(rows, model))
-    states = [
-        own[len(context) - 1 :][: len(ending)]
-        for own, (context, (_, ending)) in zip(hidden, batch, strict=True)
-    ]
-    return _score_states(model, torch.cat(states), [ending for _, ending in batch])
-
-
-def _score_groups(
-    model: Model, pool: list[tuple[Ids, list[Ending]]], batch_size: int
-) -> Iterator[tuple[int, Score]]:
-    """Read contexts, then score their endings, so many at once as take no more tokens."""
-    read = [_read(model, [ids for ids, _ in batch]) for batch in _batches(pool, batch_size)]
-    cache = KeyValueCache.join([cache for cache, _ in read])
-    last = torch.cat([states for _, states in read])
-    rows = [(row, ending) for row, (_, endings) in enumerate(pool) for ending in endings]
-    rows.sort(key=lambda row: -len(row[1][1]))
-    while rows:
-        fitting = batch_size * max(1, len(pool[0][0]) // len(rows[0][1][1]))
-        some, rows = rows[:fitting], rows[fitting:]
-        yield from _score_endings_of(model, cache, last, some)
-
-
-def _read(model: Model, contexts: list[Ids]) -> tuple[KeyValueCache, torch.Tensor]:
-    """Return a cache of contexts, and the hidden states (B, D) that predict what follows them."""
-    counts = torch.tensor([len(context) for context in contexts])
-    cache = KeyValueCache(model.config, rows=len(contexts), slots=int(counts.max()))
-    hidden = model.hidden_states(_pad(contexts, model), cache=cache)
-    cache.advance(counts)
-    return cache, hidden[torch.arange(len(contexts)), counts - 1]
-
-
-def _score_endings_of(
-    model: Model, cache: KeyValueCache, last: torch.Tensor, rows: list[tuple[int, Ending]]
-) -> Iterator[tuple[int, Score]]:
-    """Score endings, each after the cached context of the row that stands before it."""
-    chosen = torch.tensor([row for row, _ in rows])
-    endings = [ending for _, ending in rows]
-    states = last[chosen][:, None]  # (B, 1, D)
-    new = max(len(ids) for _, ids in endings) - 1
-    if new:
-        slots = int(cache.lengths[chosen].max()) + new
-        hidden = model.hidden_states(
-            _pad([ids[:-1] for _, ids in endings], model),
-            cache=cache.expand(chosen, slots=slots),
-        )
-        states = torch.cat([states, hidden], dim=1)
-    real = [states[row, : len(ids)] for row, (_, ids) in enumerate(endings)]
-    return _score_states(model, torch.cat(real), endings)
-
-
-def _score_states(
-    model: Model, states: torch.Tensor, endings: list[Ending]
-) -> Iterator[tuple[int, Score]]:
-    """Score the tokens of endings by the hidden states (N, D) that predict them, in order."""
-    targets = torch.tensor([token for _, ids in endings for token in ids], device=states.device)
-    scores, greedy = [], []
-    for some, wanted in zip(states.split(HEAD_TOKENS), targets.split(HEAD_TOKENS), strict=True):
-        logits = F.linear(some, model.head_weight)[:, : model.config.vocabulary_size].float()
-        scores.append(-F.cross_entropy(logits, wanted, reduction="none"))
-        greedy.append(logits.argmax(dim=1) == wanted)
-    lengths = [len(ids) for _, ids in endings]
-    parts = zip(
-        endings,
-        torch.cat(scores).cpu().double().split(lengths),
-        torch.cat(greedy).cpu().split(lengths),
-        strict=True,
-    )
-    for (number, _), nats, hits in parts:
-        yield number, (float(nats.sum()), bool(hits.all()))
-
-
-def _pad(rows: list[Ids], model: Model) -> torch.Tensor:
-    """Return rows as int64 (B, T), pads on the right, where no real token sees them."""
-    padded = pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True)
-    return padded.to(model.head_weight.device)
-
-
-def _batches(items: list, size: int) -> Iterator[list]:
-    return (items[first : first + size] for first in range(0, len(items), size))
+def _reduce(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the log-sum-exp in fp32 and the likeliest token of each row of logits (S, V)."""
+    logits = logits.float()
+    top, likeliest = logits.max(dim=1, keepdim=True)
+    return ((logits - top).exp_().sum(dim=1).log() + top[:, 0]), likeliest[:, 0]

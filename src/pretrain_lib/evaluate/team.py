@@ -6,12 +6,14 @@ fails once, and no process waits for another for ever.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from pretrain_lib.evaluate.live_model import evaluation_mode
-from pretrain_lib.evaluate.scoring import Request, Score, Scorer, score_endings
+from pretrain_lib.evaluate.prefix_trees import Request, grow_trees
+from pretrain_lib.evaluate.scoring import Score, Scorer, score_endings
 from pretrain_lib.models.hf import Model
 
 
@@ -49,7 +51,8 @@ def _score_together(
 
     Raises what it met itself; the first process also raises if another has met something.
     """
-    own = _share(requests, accelerator.process_index, accelerator.num_processes)
+    process, processes = accelerator.process_index, accelerator.num_processes
+    own = _share(requests, model.config, process, processes)
     scores, problem = [], None
     try:
         with accelerator.autocast():
@@ -66,13 +69,10 @@ def _score_together(
     return [score for scores, _ in outcomes for score in scores]
 
 
-def _share(requests: Sequence[Request], process: int, processes: int) -> list[int]:
-    """Return the numbers of the requests of a process; endings stay with their context.
+def _share(requests: Sequence[Request], config: Any, process: int, processes: int) -> list[int]:
+    """Return the numbers of the requests of a process; what begins alike stays together.
 
-    The next longest context goes to the next process, so that each has as much to do.
+    The next largest tree goes to the next process, so that each has as much to do.
     """
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for number, (context, _) in enumerate(requests):
-        groups.setdefault(tuple(context), []).append(number)
-    ordered = sorted(groups, key=len, reverse=True)
-    return [number for context in ordered[process::processes] for number in groups[context]]
+    own = grow_trees(requests, config)[process::processes]
+    return [number for tree in own for number, _ in tree.endings]

@@ -3,7 +3,6 @@
 Shapes: B rows, H heads (H_kv of keys and values), T new tokens, S slots, D width of a head.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -69,18 +68,6 @@ class KeyValueCache:
             copies = [kept[:, :, :used].index_select(0, chosen) for kept in pair]
             other.layers.append(tuple(_fit(copy, slots) for copy in copies))
         return other
-
-    @classmethod
-    def join(cls, caches: Sequence["KeyValueCache"]) -> "KeyValueCache":
-        """Return one cache with the rows of several, without room for more tokens."""
-        lengths = torch.cat([cache.lengths for cache in caches])
-        used = int(lengths.max())
-        joined = cls(caches[0].config, rows=len(lengths), slots=used)
-        joined.lengths = lengths
-        for layers in zip(*(cache.layers for cache in caches), strict=True):
-            parts = zip(*layers, strict=True)  # the keys of each cache, then the values
-            joined.layers.append(tuple(torch.cat([_fit(x, used) for x in own]) for own in parts))
-        return joined
 
 
 class CachedLayer:

@@ -14,6 +14,7 @@ from pretrain_lib.loss import linear_cross_entropy
 from pretrain_lib.models.attention import causal_attention, document_positions
 from pretrain_lib.models.blocks import TrainingOptions, run_blocks
 from pretrain_lib.models.cache import CachedLayer, KeyValueCache
+from pretrain_lib.models.trees import TokenTrees
 from pretrain_lib.pieces import fill
 
 INITIAL_STD = 0.02
@@ -96,12 +97,12 @@ class GPT2(nn.Module):
         input_ids: torch.Tensor,
         targets: torch.Tensor | None = None,
         document_ends: torch.Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: KeyValueCache | TokenTrees | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
         """Return `(summed loss in nats, number of targets)`, or without targets logits (B, T, V).
 
         `input_ids`, `targets` int64 (B, T); `document_ends` (B, E) keeps documents apart;
-        `cache` holds the tokens before these.
+        `cache` holds the tokens before these, or says that they are trees.
         """
         hidden = self.hidden_states(input_ids, document_ends, cache)
         vocabulary_size = self.config.vocabulary_size
@@ -120,21 +121,21 @@ class GPT2(nn.Module):
         self,
         input_ids: torch.Tensor,
         document_ends: torch.Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: KeyValueCache | TokenTrees | None = None,
     ) -> torch.Tensor:
         """Return the final hidden states (B, T, D), normalised, before the head."""
         length = input_ids.shape[1]
-        if length > self.config.context_length:
-            raise ValueError(
-                f"a sequence of {length} tokens is longer than "
-                f"model.context_length={self.config.context_length}"
-            )
         positions = torch.arange(length, device=input_ids.device)
         if document_ends is not None:
             positions = document_positions(document_ends, length)
         cached_layers = None
         if cache is not None:
             positions, cached_layers = cache.begin(length, input_ids.device)
+        elif length > self.config.context_length:
+            raise ValueError(
+                f"a sequence of {length} tokens is longer than "
+                f"model.context_length={self.config.context_length}"
+            )
         # Its gradient is added to the head's: sparse, it needs no second table on a CPU.
         sparse = input_ids.device.type == "cpu"
         x = F.embedding(input_ids, self.head_weight, sparse=sparse)
@@ -157,7 +158,10 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: torch.Tensor, document_ends: torch.Tensor | None, cached: CachedLayer | None
+        self,
+        x: torch.Tensor,
+        document_ends: torch.Tensor | None,
+        cached: CachedLayer | TokenTrees | None,
     ) -> torch.Tensor:
         x = x + self.attn(self.ln_1(x), document_ends, cached)  # (B, T, D)
         return x + self.mlp(self.ln_2(x))
@@ -174,7 +178,10 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.width, config.width)
 
     def forward(
-        self, x: torch.Tensor, document_ends: torch.Tensor | None, cached: CachedLayer | None
+        self,
+        x: torch.Tensor,
+        document_ends: torch.Tensor | None,
+        cached: CachedLayer | TokenTrees | None,
     ) -> torch.Tensor:
         B, T, D = x.shape
         q, k, v = (

@@ -15,6 +15,7 @@ from pretrain_lib.models.attention import causal_attention, document_positions
 from pretrain_lib.models.blocks import TrainingOptions, run_blocks
 from pretrain_lib.models.cache import CachedLayer, KeyValueCache
 from pretrain_lib.models.rope import RopeScaling, rotary_angles, rotate
+from pretrain_lib.models.trees import TokenTrees
 from pretrain_lib.pieces import fill
 
 INITIAL_STD = 0.02
@@ -113,12 +114,12 @@ class Llama(nn.Module):
         input_ids: torch.Tensor,
         targets: torch.Tensor | None = None,
         document_ends: torch.Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: KeyValueCache | TokenTrees | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
         """Return `(summed loss in nats, number of targets)`, or without targets logits (B, T, V).
 
         `input_ids`, `targets` int64 (B, T); `document_ends` (B, E) keeps documents apart;
-        `cache` holds the tokens before these.
+        `cache` holds the tokens before these, or says that they are trees.
         """
         hidden = self.hidden_states(input_ids, document_ends, cache)
         vocabulary_size = self.config.vocabulary_size
@@ -137,21 +138,21 @@ class Llama(nn.Module):
         self,
         input_ids: torch.Tensor,
         document_ends: torch.Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: KeyValueCache | TokenTrees | None = None,
     ) -> torch.Tensor:
         """Return the final hidden states (B, T, D), normalised, before the head."""
         length = input_ids.shape[1]
-        if length > self.config.context_length:
-            raise ValueError(
-                f"a sequence of {length} tokens is longer than "
-                f"model.context_length={self.config.context_length}"
-            )
         positions = torch.arange(length, device=input_ids.device)[None]
         if document_ends is not None:
             positions = document_positions(document_ends, length)
         cached_layers = None
         if cache is not None:
             positions, cached_layers = cache.begin(length, input_ids.device)
+        elif length > self.config.context_length:
+            raise ValueError(
+                f"a sequence of {length} tokens is longer than "
+                f"model.context_length={self.config.context_length}"
+            )
         config = self.config
         rotation = rotary_angles(
             positions, config.width // config.num_heads, config.rope_theta, config.rope_scaling
@@ -183,7 +184,7 @@ class Block(nn.Module):
         x: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
         document_ends: torch.Tensor | None,
-        cached: CachedLayer | None,
+        cached: CachedLayer | TokenTrees | None,
     ) -> torch.Tensor:
         x = x + self.self_attn(
             self.input_layernorm(x), rotation, document_ends, cached
@@ -208,7 +209,7 @@ class Attention(nn.Module):
         x: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
         document_ends: torch.Tensor | None,
-        cached: CachedLayer | None,
+        cached: CachedLayer | TokenTrees | None,
     ) -> torch.Tensor:
         B, T, D = x.shape
         q, k, v = (
