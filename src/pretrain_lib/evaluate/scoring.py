@@ -102,5 +102,7 @@ class Head:
 def _reduce(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the log-sum-exp in fp32 and the likeliest token of each row of logits (S, V)."""
     logits = logits.float()
-    top, likeliest = logits.max(dim=1, keepdim=True)
-    return ((logits - top).exp_().sum(dim=1).log() + top[:, 0]), likeliest[:, 0]
+    likeliest = logits.argmax(dim=1, keepdim=True)
+    top = logits.gather(1, likeliest)
+    normalizer = top - logits.log_softmax(dim=1).gather(1, likeliest)
+    return normalizer[:, 0], likeliest[:, 0]
