@@ -1,7 +1,9 @@
 """What several tests share: a small prepared folder, a tiny recipe, the real launcher."""
 
 import dataclasses
+import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +26,13 @@ from pretrain_lib import (  # noqa: E402
     ScheduleConfig,
     prepare,
 )
+from pretrain_lib.data.job import TOKENIZER_FOLDER  # noqa: E402
+from pretrain_lib.data.tokenizer import load_tokenizer  # noqa: E402
+from pretrain_lib.evaluate.local_tasks import write_local_tasks  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 VOCABULARY = 512
+WORDS = ("sun", "moon", "cloud", "rain", "wind", "river", "stone", "élan", "naïve", "字", "été")
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +100,22 @@ def tiny_flags(prepared, folder):
         *("--run.evaluate_every", "4", "--run.evaluate_tokens", "512", "--samples.prompts", "[]"),
         *("--scores.tasks", "[]"),
     ]
+
+
+def write_text_and_tasks(folder, *, items):
+    """Write prepared `data` of words in several scripts, and `tasks` from its held-out part."""
+    draw = random.Random(0)
+    texts = [
+        " ".join(draw.choice(WORDS) + str(draw.randrange(1000)) for _ in range(100))
+        for _ in range(60)
+    ]
+    source = folder / "text.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    job = Job(sources=(str(source),), train_tokenizer=400, validation="hash:0.2")
+    prepare(job, folder / "data", quiet=True)
+    sizes = {"context_characters": 120, "ending_characters": 40, "document_characters": 500}
+    write_local_tasks(folder / "data", folder / "tasks", items=items, **sizes)
+    return load_tokenizer(folder / "data" / TOKENIZER_FOLDER)
 
 
 def run_command(*arguments, environment=None, timeout=300):

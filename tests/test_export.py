@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import sys
 
@@ -10,20 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pretrain_lib import prepare
-from pretrain_lib.data.job import TOKENIZER_FOLDER, Job
 from pretrain_lib.data.tokenizer import load_tokenizer
 from pretrain_lib.evaluate.harness import evaluate_folder
-from pretrain_lib.evaluate.local_tasks import write_local_tasks
 from pretrain_lib.export import export_checkpoint
 from pretrain_lib.export_check import write_expected
 from pretrain_lib.models.gpt2 import GPT2Config
 from pretrain_lib.models.hf import build_model, load_pretrained, save_pretrained
 from pretrain_lib.models.llama import LlamaConfig
 from pretrain_lib.models.rope import RopeScaling
-from tests.conftest import run_command
+from tests.conftest import run_command, write_text_and_tasks
 
-WORDS = ("sun", "moon", "cloud", "rain", "wind", "river", "stone", "élan", "naïve", "字", "été")
 OTHER = ("transformers==4.57.*", "tokenizers>=0.22,<0.23", "huggingface-hub<1")
 SHAPE = {"vocabulary_size": 400, "context_length": 128, "num_layers": 2, "num_heads": 4}
 GROUPED = SHAPE | {"width": 64, "num_key_value_heads": 2, "mlp_width": 96}
@@ -78,18 +73,7 @@ for name, config in configs.items():
 def workplace(tmp_path_factory):
     """A folder with prepared `data`, `tasks` from it, and a `model` of each configuration."""
     folder = tmp_path_factory.mktemp("export")
-    draw = random.Random(0)
-    texts = [
-        " ".join(draw.choice(WORDS) + str(draw.randrange(1000)) for _ in range(100))
-        for _ in range(60)
-    ]
-    source = folder / "text.jsonl"
-    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    job = Job(sources=(str(source),), train_tokenizer=400, validation="hash:0.2")
-    prepare(job, folder / "data", quiet=True)
-    sizes = {"context_characters": 120, "ending_characters": 40, "document_characters": 500}
-    write_local_tasks(folder / "data", folder / "tasks", items=8, **sizes)
-    tokenizer = load_tokenizer(folder / "data" / TOKENIZER_FOLDER)
+    tokenizer = write_text_and_tasks(folder, items=8)
     for name, config in CONFIGS.items():
         model = build_model(config).initialize(0)
         with torch.no_grad():

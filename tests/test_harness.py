@@ -14,35 +14,22 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from pretrain_lib.data.prepare import TOKENIZER_FOLDER, Job, prepare
 from pretrain_lib.data.tokenizer import Tokenizer, load_tokenizer
 from pretrain_lib.evaluate.harness import evaluate_folder, is_ours
-from pretrain_lib.evaluate.local_tasks import write_local_tasks
 from pretrain_lib.evaluate.results import format_line, format_table, write_results
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.hf import save_pretrained
+from tests.conftest import write_text_and_tasks
 
 ITEMS = 24
 CONTEXT_LENGTH = 48  # shorter than some items and all documents, so truncation is covered
-WORDS = ("sun", "moon", "cloud", "rain", "wind", "river", "stone", "élan", "naïve", "字", "été")
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory) -> Path:
     """A folder with `tasks`, `model` and the prepared `data` that both come from."""
     folder = tmp_path_factory.mktemp("harness")
-    generator = random.Random(0)
-    texts = [
-        " ".join(generator.choice(WORDS) + str(generator.randrange(1000)) for _ in range(100))
-        for _ in range(60)
-    ]
-    source = folder / "text.jsonl"
-    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    job = Job(sources=(str(source),), train_tokenizer=400, validation="hash:0.2")
-    prepare(job, folder / "data", quiet=True)
-    sizes = {"context_characters": 120, "ending_characters": 40, "document_characters": 500}
-    write_local_tasks(folder / "data", folder / "tasks", items=ITEMS, **sizes)
-    tokenizer = load_tokenizer(folder / "data" / TOKENIZER_FOLDER)
+    tokenizer = write_text_and_tasks(folder, items=ITEMS)
     save_pretrained(build(tokenizer), folder / "model", tokenizer=tokenizer)
     return folder
 

@@ -68,7 +68,7 @@ def test_tokens_that_saw_another_branch_would_be_seen(model, monkeypatch):
 def test_logits_in_several_pieces_score_the_same(model, monkeypatch):
     requests = [([1] * 12, [n % 3] * (n + 1)) for n in range(10)]
     whole = dict(score_endings(model, requests, batch_size=8))
-    monkeypatch.setattr(scoring, "HEAD_STATES", 7)
+    monkeypatch.setattr(scoring, "HEAD_BYTES", 7 * 8 * len(model.head_weight))
     monkeypatch.setattr(scoring, "BLOCK_LOGITS", 200)
     assert dict(score_endings(model, requests, batch_size=8)) == {
         number: (pytest.approx(nats, abs=TOLERANCE), greedy)

@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from pretrain_lib import evaluate_folder
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
-from pretrain_lib.evaluate.team import _share
+from pretrain_lib.evaluate.team import share
 from tests.conftest import change, launcher_environment, read_rows
 from tests.test_models import SMALL
 from tests.test_sharding import SHARDED, command, flags_of
@@ -18,6 +20,7 @@ from tests.test_sharding import run as run_processes
 from tests.test_training import elsewhere, run
 
 NAMES = ["heldout_choice", "heldout_perplexity"]
+WRITING = "writing"  # has the model write, as a task of questions does
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +29,19 @@ def tasks(prepared, tmp_path_factory):
     # Short ones, since the models of these tests see 32 tokens.
     sizes = {"context_characters": 40, "ending_characters": 12, "document_characters": 200}
     write_local_tasks(prepared, folder, items=12, **sizes)
+    data = {"validation": str(folder / "heldout_choice.jsonl")}
+    writing = {
+        "task": WRITING,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": data},
+        "validation_split": "validation",
+        "output_type": "generate_until",
+        "doc_to_text": "context",
+        "doc_to_target": "{{choices[label]}}",
+        "generation_kwargs": {"until": ["zz"], "max_gen_toks": 8},
+        "metric_list": [{"metric": "chrf", "aggregation": "chrf", "higher_is_better": True}],
+    }
+    (folder / f"{WRITING}.yaml").write_text(yaml.safe_dump(writing))
     return folder
 
 
@@ -84,15 +100,15 @@ def test_a_sharded_run_may_begin_with_scores(prepared, tasks, tmp_path):
 
 FAILING = """
 import os, runpy, sys
-from pretrain_lib.evaluate import team
-whole = team.score_endings
+from pretrain_lib.evaluate import live_model
+whole = live_model.score_endings
 
 def score_endings(model, requests, *, batch_size):
     if os.environ["RANK"] == os.environ["FAILS"]:
         raise RuntimeError("no memory is left")
     return whole(model, requests, batch_size=batch_size)
 
-team.score_endings = score_endings
+live_model.score_endings = score_endings
 sys.argv = sys.argv[1:]
 sys.path.insert(0, "recipes")
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -124,7 +140,7 @@ def test_any_number_of_processes_scores_as_one_does(prepared, tasks, tmp_path):
         ("fsdp", SHARDED, 2),
     ):
         flags = flags_of(prepared, tmp_path / name, "--run.max_steps", "4")
-        flags += ["--scores.tasks", f"[{','.join(NAMES)}]", "--scores.every", "4"]
+        flags += ["--scores.tasks", f"[{','.join([*NAMES, WRITING])}]", "--scores.every", "4"]
         flags += ["--scores.include_path", str(tasks)]
         said = run_processes(script, flags, processes=processes)
         assert said.count("scores at step 4, in ") == 1
@@ -137,13 +153,15 @@ def test_any_number_of_processes_scores_as_one_does(prepared, tasks, tmp_path):
             assert len(numbers) > 4
             for key in numbers:
                 assert other[key] == pytest.approx(one[key], rel=1e-4), key
+        assert one["writing/chrf"] > 0
 
 
 def test_every_request_is_scored_by_one_process_and_what_begins_alike_stays_together():
     requests = [([n % 5] * 9, [n]) for n in range(13)]
-    shares = [_share(requests, SMALL["gpt2"], process, 3) for process in range(3)]
-    assert sorted(number for share in shares for number in share) == list(range(13))
-    assert max(len(share) for share in shares) <= 6
-    for share in shares:
-        same = [n for n in range(13) if n % 5 in {number % 5 for number in share}]
-        assert sorted(share) == same
+    live = SimpleNamespace(model=SimpleNamespace(config=SMALL["gpt2"]))
+    shares = [share(live, "score", requests, process, 3) for process in range(3)]
+    assert sorted(number for own in shares for number in own) == list(range(13))
+    assert max(len(own) for own in shares) <= 6
+    for own in shares:
+        same = [n for n in range(13) if n % 5 in {number % 5 for number in own}]
+        assert sorted(own) == same

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pretrain_lib.config import DataConfig
@@ -20,10 +21,11 @@ BYTES_PER_TOKEN = 4  # a low estimate for English under a byte-level BPE
 POLL_SECONDS, PATIENCE_SECONDS = 0.5, 60
 
 
-def prepare_source(data: DataConfig, path: Path | None) -> Path:
+def prepare_source(data: DataConfig, path: Path | None, *, first: Callable[[], object]) -> Path:
     """Prepare `data.source` into `path`, or a cache folder, unless it is there; return the folder.
 
-    Raises ValueError for more text than a recipe should prepare, with the command that does.
+    `first` is called before that takes its time, to refuse what would come to nothing. Raises
+    ValueError for more text than a recipe should prepare, with the command that does.
     """
     job = _job(data)
     folder = path or _job_folder(job)
@@ -32,6 +34,7 @@ def prepare_source(data: DataConfig, path: Path | None) -> Path:
         return folder
     if int(os.environ.get("RANK", 0)) == 0:
         _refuse_large_source(job, folder, data.workers)
+        first()
         prepare(job, folder, workers=data.workers)
     else:
         await_file(folder / MANIFEST, folder)

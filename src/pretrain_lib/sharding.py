@@ -126,15 +126,23 @@ def whole_weights(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
     for module in modules:
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
+    # FSDP2 sets itself up at the first forward, which must be the whole model's.
     if modules:
-        # FSDP2 sets itself up at the first forward, which must be the whole model's.
-        with torch.no_grad(), accelerator.autocast():
-            model(torch.zeros(1, 1, dtype=torch.int64, device=accelerator.device))
+        _read_one_token(model, accelerator)
     try:
         yield
+        # It notes which layer was read last, to gather ahead in the next backward by that: without
+        # this, processes that evaluated different parts of the model would wait for each other.
+        if modules:
+            _read_one_token(model, accelerator)
     finally:
         for module in modules:
             # torch keeps the outermost, since backward begins with it.
             again = module is not model and accelerator.state.fsdp_plugin.reshard_after_forward
             module.set_reshard_after_forward(again, recurse=False)
             module.reshard()
+
+
+def _read_one_token(model: nn.Module, accelerator: Accelerator) -> None:
+    with torch.no_grad(), accelerator.autocast():
+        model(torch.zeros(1, 1, dtype=torch.int64, device=accelerator.device))

@@ -17,12 +17,13 @@ from accelerate.utils import patch_environment
 
 from pretrain_lib.data.tokenizer import Tokenizer
 from pretrain_lib.evaluate.per_token import add_per_token
-from pretrain_lib.evaluate.scoring import Scorer
 from pretrain_lib.evaluate.tasks import Tasks, open_tasks
 from pretrain_lib.models.hf import Model, load_pretrained, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from pretrain_lib.evaluate.live_model import Deal
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 BOOTSTRAP_DRAWS = 1000  # lm-eval's 100,000 take minutes and change the third digit of an error bar
@@ -37,14 +38,14 @@ def evaluate_model(
     batch_size: int = 8,
     num_fewshot: int | None = None,
     log_samples: bool = False,
-    score: Scorer | None = None,
+    deal: "Deal | None" = None,
 ) -> dict:
     """Run lm-eval on a model in memory and return its own results, as `evaluate_folder` does.
 
     They hold `acc_norm_per_token` beside every `acc_norm` (see `add_per_token`). The model computes
     as it is called: in its own dtype, or under an autocast around this. Its training mode,
     gradients and the generators of random numbers are left as they were. Weights must be whole on
-    this process (`whole_weights`). `score` may share the work with others (`team.lead`); lm-eval
+    this process (`whole_weights`). `deal` may share the work with others (`team.lead`); lm-eval
     returns results where LOCAL_RANK is 0.
     """
     from pretrain_lib.evaluate.live_model import LiveModel, transformers_tokenizer
@@ -54,7 +55,7 @@ def evaluate_model(
         return _run(
             tasks,
             tokenizer=own,
-            model=LiveModel(model, own, batch_size=batch_size, score=score),
+            model=LiveModel(model, own, batch_size=batch_size, deal=deal),
             limit=limit,
             batch_size=batch_size,
             device=str(model.head_weight.device),

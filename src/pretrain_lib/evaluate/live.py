@@ -7,6 +7,7 @@ from operator import itemgetter
 from accelerate.utils import gather_object
 
 from pretrain_lib.evaluate.harness import evaluate_model
+from pretrain_lib.evaluate.live_model import LiveModel, transformers_tokenizer
 from pretrain_lib.evaluate.results import format_line, iterate_scores, write_results
 from pretrain_lib.evaluate.team import follow, lead
 from pretrain_lib.evaluate.validation import validate
@@ -74,20 +75,15 @@ def _validate(run: Run) -> None:
 
 def _score(run: Run) -> None:
     """Have lm-eval score the model as it is, all processes taking part."""
-    scores, state = run.config.scores, run.state
-    team = run.accelerator, run.model
+    scores, state, tokenizer = run.config.scores, run.state, run.corpus.tokenizer
     if not run.accelerator.is_main_process:
-        follow(*team, batch_size=scores.batch_size)
+        own = transformers_tokenizer(tokenizer)
+        follow(run.accelerator, LiveModel(run.model, own, batch_size=scores.batch_size))
         return
     started = time.monotonic()
-    with (
-        lead(*team, batch_size=scores.batch_size) as score,
-        without_foreign_progress(),
-        run.accelerator.autocast(),
-    ):
-        results = evaluate_model(
-            run.model, run.corpus.tokenizer, run.tasks, limit=scores.limit, score=score
-        )
+    options = {"limit": scores.limit, "batch_size": scores.batch_size}
+    with lead(run.accelerator) as deal, without_foreign_progress():
+        results = evaluate_model(run.model, tokenizer, run.tasks, deal=deal, **options)
     write_results(results, run.folder / SCORES / f"step-{state.step:08d}.json")
     row = {"kind": "evaluation", "step": state.step, "tokens": state.tokens}
     for task, metric, value, error in iterate_scores(results):

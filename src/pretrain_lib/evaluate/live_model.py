@@ -1,11 +1,10 @@
 """Our models as lm-eval sees a model: in memory, and scored as its own `HFLM` would. Floor 6."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import (
@@ -18,7 +17,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from pretrain_lib.data.tokenizer import Tokenizer
-from pretrain_lib.evaluate.scoring import Score, Scorer, score_endings
+from pretrain_lib.evaluate.scoring import Score, score_endings
 from pretrain_lib.generation import generate
 from pretrain_lib.models.hf import Model, hf_tensors
 
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # texts, context, ending
+Outcomes = Iterator[tuple[int, Any]]  # of items by their numbers
+Deal = Callable[["LiveModel", str, Sequence], Outcomes]
 
 NEW_TOKENS = 256  # where a task does not say how many: what HFLM takes
 SAMPLING = ("temperature", "top_k", "top_p")
@@ -36,8 +37,8 @@ class LiveModel(TemplateLM):
     """A GPT-2 or LLaMA of ours for `lm_eval.evaluate`.
 
     Tokens, prefixes and truncation are those of `HFLM`. Between calls the model is as it was: its
-    training mode, gradients and the generators of random numbers are left alone. `score` takes
-    the place of `score_endings`.
+    training mode, gradients and the generators of random numbers are left alone. `deal` takes the
+    place of `do`, to have others do a share.
     """
 
     def __init__(
@@ -46,13 +47,13 @@ class LiveModel(TemplateLM):
         tokenizer: "PreTrainedTokenizerFast",
         *,
         batch_size: int = 8,
-        score: Scorer | None = None,
+        deal: Deal | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
-        self._score = score or partial(score_endings, model, batch_size=batch_size)
+        self._deal = deal or LiveModel.do
         self._device = model.head_weight.device
         self._prefix = tokenizer.decode(self.prefix_token_id)
         self._encoded: dict[str, list[int]] = {}  # the texts of the requests at hand
@@ -83,6 +84,18 @@ class LiveModel(TemplateLM):
             add_special_tokens = not string.startswith(self._prefix)
         return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
 
+    def do(self, work: str, items: Sequence) -> Outcomes:
+        """Yield the number of each item and what became of it.
+
+        Work is to "score" a context and ending, in tokens, or to "write" on after a batch of texts.
+        """
+        with evaluation_mode(self.model):
+            if work == "score":
+                yield from score_endings(self.model, items, batch_size=self.batch_size)
+                return
+            for number, (seed, contexts, settings) in enumerate(items):
+                yield number, self._write(contexts, settings, seed=seed)
+
     def loglikelihood(self, requests: list["Instance"], disable_tqdm: bool = False) -> list[Score]:
         """Return the log-likelihood in nats of each ending, and whether it is greedy.
 
@@ -110,14 +123,11 @@ class LiveModel(TemplateLM):
     ) -> list[Score]:
         scores: list[Score] = [(0.0, False)] * len(requests)
         pairs = [(context, ending) for _, context, ending in requests]
-        with evaluation_mode(self.model):
-            found = self._score(pairs)
-            for number, score in tqdm(
-                found, total=len(requests), disable=disable_tqdm, desc="Scoring"
-            ):
-                scores[number] = score
-                if texts := requests[number][0]:
-                    self.cache_hook.add_partial("loglikelihood", texts, score)
+        found = self._deal(self, "score", pairs)
+        for number, score in tqdm(found, total=len(requests), disable=disable_tqdm, desc="Scoring"):
+            scores[number] = score
+            if texts := requests[number][0]:
+                self.cache_hook.add_partial("loglikelihood", texts, score)
         return scores
 
     def loglikelihood_rolling(
@@ -149,7 +159,6 @@ class LiveModel(TemplateLM):
 
     def generate_until(self, requests: list["Instance"], disable_tqdm: bool = False) -> list[str]:
         """Return what the model writes after each context, until a stop sequence of the task."""
-        texts = []
         # Requests of the same settings, the longest context first; put back in order at the end.
         order = Collator(
             [request.args for request in requests],
@@ -157,19 +166,25 @@ class LiveModel(TemplateLM):
             group_by="gen_kwargs",
             group_fn=lambda arguments: arguments[1],
         )
+        batches = [
+            (seed, [context for context, _ in batch], batch[0][1])
+            for seed, batch in enumerate(order.get_batched(n=self.batch_size))
+        ]
+        for _, _, settings in batches:
+            self._read_settings(settings)
+        texts: dict[int, list[str]] = {}
         bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Generating")
-        for number, batch in enumerate(order.get_batched(n=self.batch_size)):
-            contexts, settings = [context for context, _ in batch], batch[0][1]
-            with evaluation_mode(self.model):
-                found = self._generate(contexts, settings, seed=number)
+        for number, found in self._deal(self, "write", batches):
+            texts[number] = found
+            _, contexts, settings = batches[number]
             for context, text in zip(contexts, found, strict=True):
                 self.cache_hook.add_partial("generate_until", (context, settings), text)
-            texts += found
-            bar.update(len(batch))
+            bar.update(len(found))
         bar.close()
-        return order.get_original(texts)
+        return order.get_original([text for number in sorted(texts) for text in texts[number]])
 
-    def _generate(self, contexts: list[str], settings: dict, *, seed: int) -> list[str]:
+    def _read_settings(self, settings: dict) -> tuple[list[str], int, dict[str, float]]:
+        """Return what ends a text, its most new tokens, and how they are drawn."""
         options = normalize_gen_kwargs(settings, NEW_TOKENS)
         end = self.tokenizer.decode(self.eot_token_id)
         stops = [stop for stop in handle_stop_sequences(options.pop("until"), end) if stop]
@@ -182,7 +197,10 @@ class LiveModel(TemplateLM):
                 f"(only {', '.join(SAMPLING)}), and max_gen_toks={new_tokens} must be less than "
                 f"model.context_length={self.max_length}"
             )
-        options = {"temperature": 0.0} | options
+        return stops, new_tokens, {"temperature": 0.0} | options
+
+    def _write(self, contexts: list[str], settings: dict, *, seed: int) -> list[str]:
+        stops, new_tokens, options = self._read_settings(settings)
         decode = self.tokenizer.decode
         found = generate(
             self.model,

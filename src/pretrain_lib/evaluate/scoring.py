@@ -3,7 +3,7 @@
 Shapes: B rows, T positions, D width, V vocabulary, S states, N scored tokens.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -11,9 +11,8 @@ from pretrain_lib.evaluate.prefix_trees import Request, Tree, batch_trees, grow_
 from pretrain_lib.models.hf import Model
 
 Score = tuple[float, bool]
-Scorer = Callable[[Sequence[Request]], Iterator[tuple[int, Score]]]
 
-HEAD_STATES = 1024  # whose logits exist at once
+HEAD_BYTES = 2**27  # of logits that exist at once
 BLOCK_LOGITS = 2**20  # on a CPU what is done to them one by one stays in its cache
 
 
@@ -67,7 +66,8 @@ class Head:
         self.weight = weight  # (V_padded, D)
         self.vocabulary_size = model.config.vocabulary_size
         # One buffer for all: fresh pages for each would cost as much as the arithmetic.
-        self.buffer = weight.new_empty(HEAD_STATES, len(weight))
+        rows = max(1, HEAD_BYTES // (len(weight) * weight.element_size()))
+        self.buffer = weight.new_empty(rows, len(weight))
 
     def score(
         self, states: torch.Tensor, owners: torch.Tensor, targets: torch.Tensor
@@ -79,7 +79,7 @@ class Head:
         """
         normalizers, likeliest, logits = [], [], targets.new_zeros(len(targets), dtype=torch.float)
         first = 0
-        chunks = -(-len(states) // HEAD_STATES)
+        chunks = -(-len(states) // len(self.buffer))
         for some in states.to(self.weight.dtype).chunk(chunks):
             found = torch.mm(some, self.weight.T, out=self.buffer[: len(some)])
             found = found[:, : self.vocabulary_size]
@@ -90,12 +90,12 @@ class Head:
                 normalizers.append(normalizer)
                 likeliest.append(best)
             first += len(some)
-        nats = logits.double() - torch.cat(normalizers)[owners]
-        return nats.cpu(), (torch.cat(likeliest)[owners] == targets).cpu()
+        nats = (logits - torch.cat(normalizers)[owners]).cpu().double()
+        return nats, (torch.cat(likeliest)[owners] == targets).cpu()
 
     def _block_rows(self) -> int:
         if self.weight.device.type != "cpu":
-            return HEAD_STATES
+            return len(self.buffer)
         return max(1, BLOCK_LOGITS // self.vocabulary_size)
 
 

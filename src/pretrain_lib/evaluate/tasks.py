@@ -54,15 +54,19 @@ def open_scored_tasks(config: Recipe, corpus: Corpus, accelerator: Accelerator) 
             f"scores.tasks={config.scores.tasks}: the data came without a tokenizer; give it as "
             f"data.tokenizer, or no tasks (--scores.tasks [])"
         )
-    opened = []
-    path = config.scores.include_path and Path(config.scores.include_path)
-
-    def fetch() -> None:
-        with without_foreign_progress():
-            opened.append(open_tasks(config.scores.tasks, include_path=path))
-
-    on_main(accelerator, fetch)
+    opened: list[Tasks | None] = []
+    on_main(accelerator, lambda: opened.append(fetch_scored_tasks(config)))
     return opened[0] if opened else None
+
+
+def fetch_scored_tasks(config: Recipe) -> Tasks | None:
+    """Return what a recipe's model will be scored on, if anything."""
+    scores = config.scores
+    if not scores.tasks:
+        return None
+    with without_foreign_progress():
+        path = scores.include_path and Path(scores.include_path)
+        return open_tasks(scores.tasks, include_path=path)
 
 
 def find_tasks(
