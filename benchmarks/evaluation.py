@@ -168,14 +168,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=main.__doc__)
     add = parser.add_argument
     add("--out", type=Path, default=Path(__file__).parent / "results" / "evaluation.json")
-    add("--repeat", type=int, default=5)
-    add("--items", type=int, default=64, help="of each task")
+    add("--repeat", type=int, default=3)
+    add("--items", type=int, default=96, help="of each task")
     add("--hellaswag", type=Path, help="its validation items, .jsonl (default: made up)")
     add("--lambada", type=Path, help="its passages as `text`, .jsonl (default: made up)")
     add("--tokenizer", type=Path, help="a folder (default: a BPE of 8,192 trained on some Python)")
     add("--width", type=int, default=WIDTH, help="of the model, a multiple of 64")
-    add("--batch_sizes", type=int, nargs="+", default=[8, 16], help="of ours")
-    add("--hflm_batch_sizes", type=int, nargs="+", default=[1, 4, 8, 16])
+    add("--batch_sizes", type=int, nargs="+", default=[4, 8], help="of ours")
+    add("--hflm_batch_sizes", type=int, nargs="+", default=[4, 8, 16])
     return parser.parse_args()
 
 
