@@ -18,7 +18,7 @@ from pretrain_lib.data.spool import Spool, open_spool
 
 PREPARE_LIMIT_TOKENS = 1_000_000_000  # more is prepared by a command of its own, not by a recipe
 BYTES_PER_TOKEN = 4  # a low estimate for English under a byte-level BPE
-POLL_SECONDS, PATIENCE_SECONDS = 0.5, 60
+POLL_SECONDS, PATIENCE_SECONDS = 0.5, 180
 
 
 def prepare_source(data: DataConfig, path: Path | None, *, first: Callable[[], object]) -> Path:

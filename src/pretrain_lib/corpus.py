@@ -26,7 +26,7 @@ from pretrain_lib.data.job import TOKENIZER_FOLDER
 from pretrain_lib.data.shards import read_manifest
 from pretrain_lib.data.streaming import StreamingDataset
 from pretrain_lib.data.tokenizer import load_tokenizer
-from pretrain_lib.evaluate.tasks import fetch_scored_tasks
+from pretrain_lib.evaluate.tasks import check_task_names
 from pretrain_lib.held_out import choose_stretches
 from pretrain_lib.open_data import Corpus, HeldOut, check_ids, open_path, open_validation
 
@@ -83,7 +83,7 @@ def _open_paths(config: Recipe) -> Corpus:
     if data.source is not None and not (paths and is_foreign(paths[0])):
         path = Path(paths[0]).expanduser() if paths else None
         # A misspelt task is not to be noticed after an hour.
-        folder = prepare_source(data, path, first=partial(fetch_scored_tasks, config))
+        folder = prepare_source(data, path, first=partial(check_task_names, config))
         paths = [str(folder)]
     parts = [open_path(Path(path).expanduser(), data, vocabulary_size) for path in paths]
     corpus = _join(parts, data)

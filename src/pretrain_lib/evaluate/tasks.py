@@ -54,19 +54,22 @@ def open_scored_tasks(config: Recipe, corpus: Corpus, accelerator: Accelerator) 
             f"scores.tasks={config.scores.tasks}: the data came without a tokenizer; give it as "
             f"data.tokenizer, or no tasks (--scores.tasks [])"
         )
-    opened: list[Tasks | None] = []
-    on_main(accelerator, lambda: opened.append(fetch_scored_tasks(config)))
+    opened: list[Tasks] = []
+    path = config.scores.include_path and Path(config.scores.include_path)
+
+    def fetch() -> None:
+        with without_foreign_progress():
+            opened.append(open_tasks(config.scores.tasks, include_path=path))
+
+    on_main(accelerator, fetch)
     return opened[0] if opened else None
 
 
-def fetch_scored_tasks(config: Recipe) -> Tasks | None:
-    """Return what a recipe's model will be scored on, if anything."""
-    scores = config.scores
-    if not scores.tasks:
-        return None
-    with without_foreign_progress():
-        path = scores.include_path and Path(scores.include_path)
-        return open_tasks(scores.tasks, include_path=path)
+def check_task_names(config: Recipe) -> None:
+    """Raise ValueError for a task that a recipe names and nobody knows."""
+    if config.scores.tasks:
+        path = config.scores.include_path and Path(config.scores.include_path)
+        find_tasks(config.scores.tasks, include_path=path)
 
 
 def find_tasks(
