@@ -105,8 +105,15 @@ def test_a_context_of_many_is_read_once_for_as_many_as_a_row_takes():
     requests = [([*examples, 700 + n, *[5] * 60], [8, 9]) for n in range(100)]
     trees = grow_trees(requests, config)
     assert [len(tree.tokens) for tree in trees] == [600 + 23 * 62] * 4 + [600 + 8 * 62]
-    batches = [*batch_trees(trees, 4, 1024)]
+    batches = [*batch_trees(trees, 4, config)]
     assert [len(batch) for batch in batches] == [2, 2, 1]
     ids, paths = lay_out(batches[0], config)
     assert ids.shape == paths.depths.shape == paths.ends.shape == (2, 600 + 23 * 62)
     assert int(paths.depths.max()) == 661
+
+
+def test_a_mask_has_a_limit():
+    config = replace(SMALL["gpt2"], width=768, num_heads=12, context_length=8192)
+    trees = grow_trees([([*range(7000)], [n] * 1100) for n in range(8)], config)
+    assert [len(tree.tokens) for tree in trees] == [7000 + 4 * 1099] * 2
+    assert [len(batch) for batch in batch_trees(trees, 8, config)] == [1, 1]

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM
 
-from pretrain_lib import load_pretrained, start_accelerator, verify_checkpoint
+from pretrain_lib import GPT2, load_pretrained, start_accelerator, verify_checkpoint
 from pretrain_lib.export import export_checkpoint
-from pretrain_lib.sharding import build_sharding, check_sharding
+from pretrain_lib.sharding import _read_one_token, build_sharding, check_sharding
 from tests.conftest import change, launcher_environment, read_rows, tiny_flags
 from tests.test_launched import processes_of, start, wait_for_step
+from tests.test_models import SMALL
 
 CONFIG = ["--config_file", "accelerate_configs/cpu_2proc.yaml", "--mixed_precision", "no"]
 RECIPE = "recipes/gpt2_124m.py"
@@ -277,3 +279,11 @@ def test_another_accumulation_than_the_batch_is_refused(recipe, monkeypatch):
     with pytest.raises(ValueError, match=r"batch.tokens=256 makes 4 micro-batches on 1 processes"):
         start_accelerator(recipe)
     start_accelerator(change(recipe, batch={"micro_batch": 1}))
+
+
+def test_the_token_read_around_an_evaluation_draws_no_random_number():
+    model = GPT2(replace(SMALL["gpt2"], dropout=0.5)).initialize(0).train()
+    before = torch.get_rng_state()
+    _read_one_token(model, Accelerator(cpu=True))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training

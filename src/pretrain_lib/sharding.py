@@ -144,5 +144,8 @@ def whole_weights(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
 
 
 def _read_one_token(model: nn.Module, accelerator: Accelerator) -> None:
+    training = model.training
+    model.eval()  # dropout would draw
     with torch.no_grad(), accelerator.autocast():
         model(torch.zeros(1, 1, dtype=torch.int64, device=accelerator.device))
+    model.train(training)

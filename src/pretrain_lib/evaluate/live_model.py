@@ -1,7 +1,7 @@
 """Our models as lm-eval sees a model: in memory, and scored as its own `HFLM` would. Floor 6."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # texts, context, ending
-Outcomes = Iterator[tuple[int, Any]]  # of items by their numbers
+Outcomes = Generator[tuple[int, Any], None, None]  # of items by their numbers
 Deal = Callable[["LiveModel", str, Sequence], Outcomes]
 
 NEW_TOKENS = 256  # where a task does not say how many: what HFLM takes
@@ -123,11 +123,12 @@ class LiveModel(TemplateLM):
     ) -> list[Score]:
         scores: list[Score] = [(0.0, False)] * len(requests)
         pairs = [(context, ending) for _, context, ending in requests]
-        found = self._deal(self, "score", pairs)
-        for number, score in tqdm(found, total=len(requests), disable=disable_tqdm, desc="Scoring"):
-            scores[number] = score
-            if texts := requests[number][0]:
-                self.cache_hook.add_partial("loglikelihood", texts, score)
+        options = {"total": len(requests), "disable": disable_tqdm, "desc": "Scoring"}
+        with closing(self._deal(self, "score", pairs)) as found:
+            for number, score in tqdm(found, **options):
+                scores[number] = score
+                if texts := requests[number][0]:
+                    self.cache_hook.add_partial("loglikelihood", texts, score)
         return scores
 
     def loglikelihood_rolling(
@@ -174,13 +175,13 @@ class LiveModel(TemplateLM):
             self._read_settings(settings)
         texts: dict[int, list[str]] = {}
         bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Generating")
-        for number, found in self._deal(self, "write", batches):
-            texts[number] = found
-            _, contexts, settings = batches[number]
-            for context, text in zip(contexts, found, strict=True):
-                self.cache_hook.add_partial("generate_until", (context, settings), text)
-            bar.update(len(found))
-        bar.close()
+        with bar, closing(self._deal(self, "write", batches)) as done:
+            for number, found in done:
+                texts[number] = found
+                _, contexts, settings = batches[number]
+                for context, text in zip(contexts, found, strict=True):
+                    self.cache_hook.add_partial("generate_until", (context, settings), text)
+                bar.update(len(found))
         return order.get_original([text for number in sorted(texts) for text in texts[number]])
 
     def _read_settings(self, settings: dict) -> tuple[list[str], int, dict[str, float]]:

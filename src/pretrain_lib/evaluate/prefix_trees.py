@@ -1,18 +1,19 @@
-"""Contexts with their endings, those that begin alike in one tree of tokens. Floor 2."""
+"""Contexts with their endings, those that begin alike in one tree of tokens. Floor 1."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from pretrain_lib.models.cache import key_value_heads
 from pretrain_lib.models.trees import TokenTrees
 
 Request = tuple[Sequence[int], Sequence[int]]  # context and ending
 
-OPEN = 2**62  # the end of a token that the tree still grows below
+OPEN = 2**31 - 1  # the end of a token that the tree still grows below
+MASK_ENTRIES = 2**27  # of a batch at most: four bytes each in fp32
 
 
 @dataclass
@@ -65,11 +66,18 @@ def grow_trees(requests: Sequence[Request], config: Any) -> list[Tree]:
 def _pays(tree: Tree, shared: int, new: int, config: Any) -> bool:
     """Return whether a sequence belongs in a tree, with so many tokens shared and so many new.
 
-    All tokens of a row are compared with each other. The matrix products of one token take as long
-    as its attention to about `width` others; a row holds at most twice the context.
+    All tokens of a row are compared with each other, and the matrix products of one take as long as
+    its attention to about `width` others. A row holds at most twice the context.
     """
     size = len(tree.tokens)
-    return shared * config.width >= 2 * size * new and size + new <= 2 * config.context_length
+    fits = size + new <= 2 * config.context_length and _rows_of(size + new, config) >= 1
+    return fits and shared * (config.width + shared + 2 * new) >= 2 * size * new
+
+
+def _rows_of(length: int, config: Any) -> int:
+    """Return how many rows of a length have room for their mask."""
+    groups = config.num_heads // key_value_heads(config)
+    return MASK_ENTRIES // (length**2 * groups)
 
 
 def _sequence(
@@ -85,23 +93,29 @@ def _sequence(
     return [*context, *ending[:-1]][-context_length:]
 
 
-def _count_shared(a: Sequence[int], b: Sequence[int]) -> int:
-    pairs = zip(a, b, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+def _count_shared(a: list[int], b: list[int]) -> int:
+    """Return how many tokens two sequences begin with alike, by halving."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
-def batch_trees(
-    trees: Sequence[Tree], batch_size: int, context_length: int
-) -> Iterator[list[Tree]]:
+def batch_trees(trees: Sequence[Tree], batch_size: int, config: Any) -> Iterator[list[Tree]]:
     """Yield trees in order: at once as many tokens, pads included, as `batch_size` of the mean.
 
     But no more than that many rows as long as the context.
     """
     mean = sum(len(tree.tokens) for tree in trees) / max(1, len(trees))
-    budget = batch_size * min(mean, context_length)
+    budget = batch_size * min(mean, config.context_length)
     first = 0
     while first < len(trees):
-        rows = max(1, int(budget // len(trees[first].tokens)))
+        longest = len(trees[first].tokens)
+        rows = max(1, min(int(budget // longest), _rows_of(longest, config)))
         yield [*trees[first : first + rows]]
         first += rows
 
@@ -114,7 +128,7 @@ def lay_out(trees: Sequence[Tree], config: Any) -> tuple[torch.Tensor, TokenTree
     tokens = _pad([tree.tokens for tree in trees])
     if all(tree.depths[-1] + 1 == len(tree.depths) for tree in trees):
         return tokens, None
-    # Pads stand at position 0, and see each other.
+    # Pads stand at position 0, and see something, or their softmax would have no number.
     ends = _pad([tree.ends for tree in trees], value=OPEN)
     return tokens, TokenTrees(config, depths=_pad([tree.depths for tree in trees]), ends=ends)
 

@@ -28,7 +28,7 @@ def score_endings(
     scored.
     """
     head, trees = Head(model), grow_trees(requests, model.config)
-    for batch in batch_trees(trees, batch_size, model.config.context_length):
+    for batch in batch_trees(trees, batch_size, model.config):
         yield from _score_trees(model, head, batch, requests)
 
 

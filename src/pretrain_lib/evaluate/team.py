@@ -16,16 +16,25 @@ from pretrain_lib.evaluate.prefix_trees import grow_trees
 
 @contextmanager
 def lead(accelerator: Accelerator) -> Iterator[Deal]:
-    """Give the first process what deals work to all of them; the others have to `follow`."""
+    """Give the first process what deals work to all of them; the others have to `follow`.
+
+    What a piece of work comes to is known when all have done their share.
+    """
+    listening = True
 
     def deal(live: LiveModel, work: str, items: Sequence) -> Outcomes:
+        nonlocal listening
         broadcast_object_list([(work, list(items))])
-        yield from _do_together(accelerator, live, work, items)
+        listening = False  # until all have told that they could do it
+        outcomes = _do_together(accelerator, live, work, items)
+        listening = True
+        yield from outcomes
 
     try:
         yield deal
     finally:
-        broadcast_object_list([None])
+        if listening:
+            broadcast_object_list([None])
 
 
 def follow(accelerator: Accelerator, live: LiveModel) -> None:
@@ -45,7 +54,8 @@ def _do_together(
 ) -> list[tuple[int, object]]:
     """Do this process's share of some work; return what became of all items.
 
-    Raises what it met itself; the first process also raises if another has met something.
+    Raises what it met itself, and if another has met something, so that none waits for one that has
+    gone.
     """
     outcomes, problem = [], None
     try:
@@ -59,7 +69,7 @@ def _do_together(
     if problem is not None:
         raise problem
     texts = [text for _, text in told if text is not None]
-    if texts and accelerator.is_main_process:
+    if texts:
         raise RuntimeError(f"another process could not do its share: {texts[0]}")
     return [outcome for outcomes, _ in told for outcome in outcomes]
 

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import (
 
 import pretrain_lib.models.document_attention  # noqa: F401 (registers its operator)
 from pretrain_lib.models.cache import CachedLayer
+from pretrain_lib.models.trees import TokenTrees
 
 RECOMPUTE = ("none", "selective", "full")
 KEPT = (
@@ -48,7 +49,7 @@ def run_blocks(
     blocks: Iterable[nn.Module],
     x: torch.Tensor,
     *shared: object,
-    cached_layers: list[CachedLayer] | None,
+    cached_layers: list[CachedLayer] | list[TokenTrees] | None,
     options: TrainingOptions,
 ) -> torch.Tensor:
     """Send `x` (B, T, D) through all blocks; each is also given `shared` and its cached layer."""

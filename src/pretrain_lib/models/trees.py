@@ -1,4 +1,4 @@
-"""Sequences that begin alike, as a tree: what they share is read once. Floor 1.
+"""Sequences that begin alike, as a tree: what they share is read once. Floor 0.
 
 Shapes: B rows, H heads (H_kv of keys and values), T tokens, D width of a head.
 """
@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-
-from pretrain_lib.models.cache import key_value_heads
 
 
 class TokenTrees:
@@ -26,13 +24,13 @@ class TokenTrees:
         """Return the positions (B, T), and what each layer attends by."""
         depths, ends = self.depths.to(device), self.ends.to(device)
         index = torch.arange(length, device=device)
-        mask = (index <= index[:, None]) & (index[:, None] < ends[:, None])  # (B, T, T)
-        # Heads that share keys and values stand one after another, as queries of one head.
-        groups = self.config.num_heads // key_value_heads(self.config)
-        self.mask = mask.repeat(1, groups, 1)[:, None]
+        # (B, T, T): which tokens each one sees
+        self.mask = (index <= index[:, None]) & (index[:, None] < ends[:, None])
         return depths, [self] * self.config.num_layers
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Attend to the paths. `q` (B, H, T, D); `k`, `v` (B, H_kv, T, D). Returns (B, H, T, D)."""
+        # Heads that share keys and values stand one after another, as queries of one head.
         grouped = q.reshape(k.shape[0], k.shape[1], -1, q.shape[3])  # (B, H_kv, H / H_kv * T, D)
-        return F.scaled_dot_product_attention(grouped, k, v, attn_mask=self.mask).reshape(q.shape)
+        mask = self.mask.repeat(1, q.shape[1] // k.shape[1], 1)[:, None]
+        return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask).reshape(q.shape)
