@@ -93,8 +93,8 @@ class LiveModel(TemplateLM):
             if work == "score":
                 yield from score_endings(self.model, items, batch_size=self.batch_size)
                 return
-            for number, (seed, contexts, settings) in enumerate(items):
-                yield number, self._write(contexts, settings, seed=seed)
+            for number, batch in enumerate(items):
+                yield number, self._write(*batch)
 
     def loglikelihood(self, requests: list["Instance"], disable_tqdm: bool = False) -> list[Score]:
         """Return the log-likelihood in nats of each ending, and whether it is greedy.
@@ -167,20 +167,18 @@ class LiveModel(TemplateLM):
             group_by="gen_kwargs",
             group_fn=lambda arguments: arguments[1],
         )
+        asked = [*order.get_batched(n=self.batch_size)]
         batches = [
-            (seed, [context for context, _ in batch], batch[0][1])
-            for seed, batch in enumerate(order.get_batched(n=self.batch_size))
+            (seed, [context for context, _ in batch], *self._read_settings(batch[0][1]))
+            for seed, batch in enumerate(asked)
         ]
-        for _, _, settings in batches:
-            self._read_settings(settings)
         texts: dict[int, list[str]] = {}
         bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Generating")
         with bar, closing(self._deal(self, "write", batches)) as done:
             for number, found in done:
                 texts[number] = found
-                _, contexts, settings = batches[number]
-                for context, text in zip(contexts, found, strict=True):
-                    self.cache_hook.add_partial("generate_until", (context, settings), text)
+                for request, text in zip(asked[number], found, strict=True):
+                    self.cache_hook.add_partial("generate_until", request, text)
                 bar.update(len(found))
         return order.get_original([text for number in sorted(texts) for text in texts[number]])
 
@@ -200,8 +198,14 @@ class LiveModel(TemplateLM):
             )
         return stops, new_tokens, {"temperature": 0.0} | options
 
-    def _write(self, contexts: list[str], settings: dict, *, seed: int) -> list[str]:
-        stops, new_tokens, options = self._read_settings(settings)
+    def _write(
+        self,
+        seed: int,
+        contexts: list[str],
+        stops: list[str],
+        new_tokens: int,
+        options: dict[str, float],
+    ) -> list[str]:
         decode = self.tokenizer.decode
         found = generate(
             self.model,

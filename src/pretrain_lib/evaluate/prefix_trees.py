@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from pretrain_lib.models.cache import key_value_heads
-from pretrain_lib.models.trees import TokenTrees
+from pretrain_lib.models.cache import TokenTrees, key_value_heads
 
 Request = tuple[Sequence[int], Sequence[int]]  # context and ending
 

@@ -55,11 +55,10 @@ def open_scored_tasks(config: Recipe, corpus: Corpus, accelerator: Accelerator) 
             f"data.tokenizer, or no tasks (--scores.tasks [])"
         )
     opened: list[Tasks] = []
-    path = config.scores.include_path and Path(config.scores.include_path)
 
     def fetch() -> None:
         with without_foreign_progress():
-            opened.append(open_tasks(config.scores.tasks, include_path=path))
+            opened.append(open_tasks(config.scores.tasks, include_path=_include_path(config)))
 
     on_main(accelerator, fetch)
     return opened[0] if opened else None
@@ -68,8 +67,11 @@ def open_scored_tasks(config: Recipe, corpus: Corpus, accelerator: Accelerator) 
 def check_task_names(config: Recipe) -> None:
     """Raise ValueError for a task that a recipe names and nobody knows."""
     if config.scores.tasks:
-        path = config.scores.include_path and Path(config.scores.include_path)
-        find_tasks(config.scores.tasks, include_path=path)
+        find_tasks(config.scores.tasks, include_path=_include_path(config))
+
+
+def _include_path(config: Recipe) -> Path | None:
+    return config.scores.include_path and Path(config.scores.include_path)
 
 
 def find_tasks(

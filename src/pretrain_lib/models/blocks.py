@@ -17,8 +17,7 @@ from torch.utils.checkpoint import (
 )
 
 import pretrain_lib.models.document_attention  # noqa: F401 (registers its operator)
-from pretrain_lib.models.cache import CachedLayer
-from pretrain_lib.models.trees import TokenTrees
+from pretrain_lib.models.cache import CachedLayer, TokenTrees
 
 RECOMPUTE = ("none", "selective", "full")
 KEPT = (

@@ -1,4 +1,4 @@
-"""Keys and values of tokens that a model has read, kept for those that follow. Floor 0.
+"""What tokens attend to beside their own row so far: keys and values kept, and trees. Floor 0.
 
 Shapes: B rows, H heads (H_kv of keys and values), T new tokens, S slots, D width of a head.
 """
@@ -37,9 +37,6 @@ class KeyValueCache:
         positions = slots.clamp(max=self.config.context_length - 1).to(device)
         slots = slots.to(device)
         mask = torch.arange(extent, device=device) <= slots[:, :, None]  # (B, T, extent)
-        # Heads that share keys and values stand one after another, as queries of one head.
-        groups = self.config.num_heads // key_value_heads(self.config)
-        mask = mask.repeat(1, groups, 1)[:, None]
         layers = [CachedLayer(self, i, slots, mask) for i in range(self.config.num_layers)]
         return positions, layers
 
@@ -92,9 +89,43 @@ class CachedLayer:
         for kept, new in zip(layers[self.number], (k, v), strict=True):
             kept[rows, :, self.slots] = new.transpose(1, 2)
             seen.append(kept[:, :, : self.mask.shape[-1]])
-        grouped = q.reshape(k.shape[0], k.shape[1], -1, q.shape[3])  # (B, H_kv, H / H_kv * T, D)
-        y = F.scaled_dot_product_attention(grouped, *seen, attn_mask=self.mask)
-        return y.reshape(q.shape)
+        return attend_where(self.mask, q, *seen)
+
+
+class TokenTrees:
+    """Rows of tokens in depth-first order, each of which sees the path from its root to itself.
+
+    Takes a cache's place in a model's forward, for one forward. `depths` (B, T) are the positions;
+    `ends` (B, T) say where the tokens below each one end: token i sees j if j <= i < ends[j].
+    """
+
+    def __init__(self, config: Any, *, depths: torch.Tensor, ends: torch.Tensor) -> None:
+        self.config, self.depths, self.ends = config, depths, ends
+        self.mask: torch.Tensor | None = None
+
+    def begin(self, length: int, device: torch.device) -> tuple[torch.Tensor, list["TokenTrees"]]:
+        """Return the positions (B, T), and what each layer attends by."""
+        depths, ends = self.depths.to(device), self.ends.to(device)
+        index = torch.arange(length, device=device)
+        # (B, T, T): which tokens each one sees
+        self.mask = (index <= index[:, None]) & (index[:, None] < ends[:, None])
+        return depths, [self] * self.config.num_layers
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Attend to the paths. `q` (B, H, T, D); `k`, `v` (B, H_kv, T, D). Returns (B, H, T, D)."""
+        return attend_where(self.mask, q, k, v)
+
+
+def attend_where(
+    mask: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> torch.Tensor:
+    """Attend where `mask` (B, T, S) is true; `q` (B, H, T, D), `k`, `v` (B, H_kv, S, D).
+
+    Heads that share keys and values stand one after another, as queries of one head.
+    """
+    grouped = q.reshape(k.shape[0], k.shape[1], -1, q.shape[3])  # (B, H_kv, H / H_kv * T, D)
+    mask = mask.repeat(1, q.shape[1] // k.shape[1], 1)[:, None]
+    return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask).reshape(q.shape)
 
 
 def _fit(kept: torch.Tensor, slots: int) -> torch.Tensor:

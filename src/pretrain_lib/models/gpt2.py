@@ -13,8 +13,7 @@ from torch import nn
 from pretrain_lib.loss import linear_cross_entropy
 from pretrain_lib.models.attention import causal_attention, document_positions
 from pretrain_lib.models.blocks import TrainingOptions, run_blocks
-from pretrain_lib.models.cache import CachedLayer, KeyValueCache
-from pretrain_lib.models.trees import TokenTrees
+from pretrain_lib.models.cache import CachedLayer, KeyValueCache, TokenTrees
 from pretrain_lib.pieces import fill
 
 INITIAL_STD = 0.02
