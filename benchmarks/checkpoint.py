@@ -23,10 +23,10 @@ from accelerate import Accelerator
 from measuring import Row, build_parser, say, timed, with_eta, write_report
 
 import pretrain_lib as pl
-from pretrain_lib.engine import choose_precision
-from pretrain_lib.optim import build_adamw
-from pretrain_lib.saver import CheckpointWriter
-from pretrain_lib.step import accumulate_gradients, apply_update
+from pretrain_lib.checkpoint.writer import CheckpointWriter
+from pretrain_lib.distributed.engine import choose_precision
+from pretrain_lib.optim.groups import build_adamw
+from pretrain_lib.training.step import accumulate_gradients, apply_update
 
 WIDTH, HEAD_WIDTH = 768, 64  # of GPT-2 124M
 BATCH, T = 2, 512

@@ -19,7 +19,7 @@ from measuring import forget_peak, peak_resident_mb, resident_mb
 
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.llama import Llama, LlamaConfig
-from pretrain_lib.optim import build_adamw
+from pretrain_lib.optim.groups import build_adamw
 
 # Ours with options: a name, and the settings of the recipe (section.field) that it changes.
 # `ours.build` puts them to use.

@@ -74,8 +74,8 @@ PACKAGES = (
 def write_text(text: str, tokenizer: str | None, folder: str) -> dict:
     """Write text.jsonl, and a tokenizer if none is given; return what was written."""
     import pretrain_lib as pl
-    from pretrain_lib.data.encoder import choose_encoder
-    from pretrain_lib.data.sources import open_source
+    from pretrain_lib.data.text.encoder import choose_encoder
+    from pretrain_lib.data.text.sources import open_source
 
     ready()
     source, texts, size = open_source(text), [], 0
@@ -106,7 +106,7 @@ def write_text(text: str, tokenizer: str | None, folder: str) -> dict:
 def encode_bare(encoder: str, tokenizer: str, path: str, part: int = 0, parts: int = 1) -> float:
     """Return the MB/s of an encoder alone, on texts in memory."""
     import pretrain_lib as pl
-    from pretrain_lib.data.encoder import choose_encoder
+    from pretrain_lib.data.text.encoder import choose_encoder
 
     with Path(path).open(encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for line in file]
@@ -181,8 +181,8 @@ def write_tokens(folder: str, shards: int, sparse: bool) -> int:
     """
     import numpy as np
 
-    from pretrain_lib.data.manifest import summarize
-    from pretrain_lib.data.shards import FORMAT_VERSION, MANIFEST, write_json, write_shard
+    from pretrain_lib.data.prepare.manifest import summarize
+    from pretrain_lib.data.tokens.shards import FORMAT_VERSION, MANIFEST, write_json, write_shard
 
     ready()
     root, generator, dtype = Path(folder), np.random.default_rng(0), np.dtype("<u2")

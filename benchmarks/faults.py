@@ -16,7 +16,7 @@ sys.path.append(str(ROOT))
 from measuring import describe_run  # noqa: E402
 
 from pretrain_lib import Job, prepare  # noqa: E402
-from pretrain_lib.metrics import human_time  # noqa: E402
+from pretrain_lib.run_folder.metrics import human_time  # noqa: E402
 from tests.conftest import VOCABULARY  # noqa: E402
 from tests.faults import Report, inject  # noqa: E402
 

@@ -21,7 +21,7 @@ from measuring import (
     write_report,
 )
 
-from pretrain_lib.loss import linear_cross_entropy
+from pretrain_lib.models.loss import linear_cross_entropy
 
 WIDTH, VOCABULARY, PADDED = 768, 50257, 50304  # of GPT-2
 CALLS = 2  # that are timed in a process, after one that is not

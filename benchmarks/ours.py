@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from contenders import CLIP, FAMILIES, LEARNING_RATE, OURS, Step, Trial
 
-from pretrain_lib.config import (
+from pretrain_lib.config.settings import (
     BatchConfig,
     DataConfig,
     OptimizerConfig,
@@ -17,10 +17,10 @@ from pretrain_lib.config import (
     SampleConfig,
     ScheduleConfig,
 )
-from pretrain_lib.engine import start_accelerator
-from pretrain_lib.optim import build_adamw
-from pretrain_lib.speed import choose_compile, set_up_model
-from pretrain_lib.step import train_step
+from pretrain_lib.distributed.engine import start_accelerator
+from pretrain_lib.optim.groups import build_adamw
+from pretrain_lib.training.speed import choose_compile, set_up_model
+from pretrain_lib.training.step import train_step
 
 
 def build(trial: Trial, changes: dict[str, Any] | None = None) -> Step:

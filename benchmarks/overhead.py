@@ -13,8 +13,8 @@ from contenders import CLIP, LEARNING_RATE, device
 from measuring import Row, begin, build_parser, ready, run_child, timed, write_report
 
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
-from pretrain_lib.optim import build_adamw
-from pretrain_lib.step import train_step
+from pretrain_lib.optim.groups import build_adamw
+from pretrain_lib.training.step import train_step
 
 SHAPE = GPT2Config(vocabulary_size=64, context_length=8, num_layers=1, num_heads=1, width=8)
 STEPS, WARMUP = 400, 100

@@ -38,7 +38,7 @@ from measuring import (
     write_report,
 )
 
-from pretrain_lib.flops import ModelFlops, device_peak, model_flops
+from pretrain_lib.models.flops import ModelFlops, device_peak, model_flops
 
 
 @dataclass(frozen=True)

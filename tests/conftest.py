@@ -26,8 +26,8 @@ from pretrain_lib import (  # noqa: E402
     ScheduleConfig,
     prepare,
 )
-from pretrain_lib.data.job import TOKENIZER_FOLDER  # noqa: E402
-from pretrain_lib.data.tokenizer import load_tokenizer  # noqa: E402
+from pretrain_lib.data.prepare.job import TOKENIZER_FOLDER  # noqa: E402
+from pretrain_lib.data.text.tokenizer import load_tokenizer  # noqa: E402
 from pretrain_lib.evaluate.local_tasks import write_local_tasks  # noqa: E402
 
 ROOT = Path(__file__).parent.parent

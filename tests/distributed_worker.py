@@ -1,4 +1,4 @@
-"""What each process of tests/test_distributed.py does: train by the step, and say what came of it.
+"""What each process of test_distributed.py does: train by the step, and say what came of it.
 
     torchrun --nproc_per_node W tests/distributed_worker.py OUT CASE...
 
@@ -20,8 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
 from pretrain_lib import GPT2, IGNORED_TARGET, GPT2Config, Llama, LlamaConfig, build_adamw
-from pretrain_lib import engine as engine_module
-from pretrain_lib.config import (
+from pretrain_lib.config.settings import (
     BatchConfig,
     DataConfig,
     OptimizerConfig,
@@ -30,10 +29,11 @@ from pretrain_lib.config import (
     SampleConfig,
     ScheduleConfig,
 )
-from pretrain_lib.pieces import whole_tensor
-from pretrain_lib.sharding import is_sharded, share_weights
-from pretrain_lib.speed import set_up_model
-from pretrain_lib.step import train_step
+from pretrain_lib.distributed import engine as engine_module
+from pretrain_lib.distributed.sharding import is_sharded, share_weights
+from pretrain_lib.tensors.pieces import whole_tensor
+from pretrain_lib.training.speed import set_up_model
+from pretrain_lib.training.step import train_step
 from tests.fsdp_on_cpu import sharding_accelerator
 
 STEPS, MICRO_BATCHES, LENGTH, VOCABULARY = 20, 4, 16, 61

@@ -26,10 +26,10 @@ import torch
 
 import pretrain_lib as pl
 from pretrain_lib import GPT2, open_corpus, start_accelerator, train
-from pretrain_lib import checkpoint_files as files
-from pretrain_lib.checkpoint_parts import moments_file
+from pretrain_lib.checkpoint import folders as files
+from pretrain_lib.checkpoint.parts import moments_file
 from pretrain_lib.models.hf import WEIGHTS
-from pretrain_lib.run_folder import CHECKPOINTS
+from pretrain_lib.run_folder.folder import CHECKPOINTS
 from tests.conftest import VOCABULARY, read_rows
 
 OPTIMIZER = moments_file(0, 1)
@@ -158,7 +158,7 @@ def train_in_child(recipe):
     os.environ |= {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "true"}
     torch.set_num_threads(1)
     # It takes a second and is a field of the clock.
-    sys.modules["pretrain_lib.run"].device_peak = lambda *_: None
+    sys.modules["pretrain_lib.training.run"].device_peak = lambda *_: None
     model = GPT2(recipe.model).initialize(recipe.run.seed)
     train(recipe, model, open_corpus(recipe), start_accelerator(recipe))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.parallelism_config import ParallelismConfig
 
-import pretrain_lib.engine
+import pretrain_lib.distributed.engine
 
 
 def sharding_accelerator(*, fsdp_plugin, **options):
@@ -34,7 +34,7 @@ def sharding_accelerator(*, fsdp_plugin, **options):
 def shard_on_cpus():
     """Have every Accelerator that the library starts from now on shard."""
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    pretrain_lib.engine.Accelerator = sharding_accelerator
+    pretrain_lib.distributed.engine.Accelerator = sharding_accelerator
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import torch
 import yaml
 
 from pretrain_lib import GPT2, Llama
-from pretrain_lib.arguments import parse_recipe
-from pretrain_lib.flops import count_parameters
+from pretrain_lib.config.arguments import parse_recipe
+from pretrain_lib.models.flops import count_parameters
 from tests.conftest import (
     ROOT,
     launch,

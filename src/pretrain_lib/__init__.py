@@ -1,12 +1,13 @@
 """Pretrain language models inside the Hugging Face ecosystem.
 
-The path of the data is the order of reading: text (`data.sources`), tokens (`data.prepare`),
-shuffled and packed windows (`data.order`, `data.batches`), model and loss (`models`, `loss`), step
-(`step`), checkpoint (`checkpoint`), and the loop that puts them together (`training`).
+The packages in the order in which data flows through a run: `data` (text, tokens, windows),
+`corpus` (the data of one run), `models` and `optim`, `distributed` (Accelerate), `training` (step,
+loop, resume), `checkpoint`, `run_folder`, `evaluate`, `export`, `report`. `config` has the
+settings, `plan` what they cost, `commands` the `pretrain` command, `tensors` what tensors share.
 """
 
 import lazy_loader
 
-# The names stand in __init__.pyi. Each is imported when it is used: torch takes a second, which
-# the processes that tokenise can do without.
+# The names are listed in __init__.pyi. Each is imported on first use: torch takes a second to
+# import, which the processes that tokenize can do without.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""A user's mistakes in one line, and the exit codes of every command. Floor 0."""
+"""A user's mistakes in one line, and the exit codes of every command."""
 
 import os
 import sys

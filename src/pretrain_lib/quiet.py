@@ -1,4 +1,4 @@
-"""Other packages' progress bars and warnings, kept off what is no terminal. Floor 0."""
+"""Other packages' progress bars and warnings, kept off what is no terminal."""
 
 import sys
 from collections.abc import Iterator

@@ -1,14 +1,14 @@
-"""What the commands on data do: prepare, verify, inspect, overlap. Floor 7."""
+"""What the commands on data do: prepare, verify, inspect, overlap."""
 
 import argparse
 
-from pretrain_lib.data.groups import describe_left_out
-from pretrain_lib.data.job import Job
+from pretrain_lib.config.units import TokenCount
 from pretrain_lib.data.overlap import find_overlap, format_overlap, write_overlap
 from pretrain_lib.data.pool import count_cores
-from pretrain_lib.data.prepare import prepare
-from pretrain_lib.data.shards import verify_folder
-from pretrain_lib.units import TokenCount
+from pretrain_lib.data.prepare.groups import describe_left_out
+from pretrain_lib.data.prepare.job import Job
+from pretrain_lib.data.prepare.prepare import prepare
+from pretrain_lib.data.tokens.shards import verify_folder
 
 
 def run_prepare(options: argparse.Namespace) -> None:

@@ -1,24 +1,24 @@
-"""What the commands on models and runs do: tasks, export, eval, sample, plot. Floor 10."""
+"""What the commands on models and runs do: tasks, export, eval, sample, plot."""
 
 import argparse
 from pathlib import Path
 
 import torch
 
-from pretrain_lib.checkpoint_files import FILES, find_newest, verify_checkpoint
-from pretrain_lib.data.tokenizer import load_tokenizer
+from pretrain_lib.checkpoint.folders import FILES, find_newest, verify_checkpoint
+from pretrain_lib.config.units import parse_bytes
+from pretrain_lib.data.text.tokenizer import load_tokenizer
 from pretrain_lib.evaluate.harness import evaluate_folder, is_ours
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
 from pretrain_lib.evaluate.results import format_table, write_results
 from pretrain_lib.evaluate.suites import SUITES
-from pretrain_lib.export import export_checkpoint
-from pretrain_lib.generation import sample_texts
-from pretrain_lib.hub import check_hub, push_to_hub
+from pretrain_lib.export.export import export_checkpoint
+from pretrain_lib.export.hub import check_hub, push_to_hub
+from pretrain_lib.models.generation import sample_texts
 from pretrain_lib.models.hf import load_pretrained
 from pretrain_lib.quiet import without_foreign_progress
-from pretrain_lib.report import plot_runs
-from pretrain_lib.run_folder import CHECKPOINTS
-from pretrain_lib.units import parse_bytes
+from pretrain_lib.report.pictures import plot_runs
+from pretrain_lib.run_folder.folder import CHECKPOINTS
 
 LM_EVAL_MODEL = "lm-eval's own model"
 OUR_MODEL = "our model under lm-eval (--harness for its own)"

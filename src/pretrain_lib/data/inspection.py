@@ -1,4 +1,4 @@
-"""What lies in prepared folders and arrays, and what a run would make of it. Floor 5."""
+"""What lies in prepared folders and arrays, and what a run would make of it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain_lib.data.arrays import TokenArray, open_split
-from pretrain_lib.data.batches import PackedDataset
-from pretrain_lib.data.best_fit import BestFitPlan, open_plan
-from pretrain_lib.data.foreign import is_foreign, open_foreign
-from pretrain_lib.data.groups import describe_left_out
-from pretrain_lib.data.job import TOKENIZER_FOLDER
-from pretrain_lib.data.shards import read_manifest
-from pretrain_lib.data.tokenizer import Tokenizer, load_tokenizer
+from pretrain_lib.data.prepare.groups import describe_left_out
+from pretrain_lib.data.prepare.job import TOKENIZER_FOLDER
+from pretrain_lib.data.text.tokenizer import Tokenizer, load_tokenizer
+from pretrain_lib.data.tokens.arrays import TokenArray, open_split
+from pretrain_lib.data.tokens.foreign import is_foreign, open_foreign
+from pretrain_lib.data.tokens.shards import read_manifest
+from pretrain_lib.data.windows.batches import PackedDataset
+from pretrain_lib.data.windows.best_fit import BestFitPlan, open_plan
 
 QUANTILES = {0: "min", 0.1: "10 %", 0.5: "median", 0.9: "90 %", 1: "max"}
 

@@ -2,7 +2,7 @@
 
 The test of Brown et al. (2020), appendix C: an item overlaps if 13 consecutive words of it are in
 the corpus. Words are runs of letters and digits in lower case; what stands between them does not
-matter. A script without spaces has few words, and is hardly tested. Floor 3.
+matter. A script without spaces has few words, and is hardly tested.
 """
 
 import json
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pretrain_lib.data.formats import Rejected
 from pretrain_lib.data.pool import run_tasks
-from pretrain_lib.data.shards import write_json
-from pretrain_lib.data.sources import FileSource, Source, open_source
+from pretrain_lib.data.text.formats import Rejected
+from pretrain_lib.data.text.sources import FileSource, Source, open_source
+from pretrain_lib.data.tokens.shards import write_json
 
 WORD, GAP = re.compile(r"[^\W_]+"), re.compile(r"[\W_]")
 PIECE_CHARACTERS, PIECES_AT_ONCE = 2**13, 256  # of documents, cut into words and looked up

@@ -1,4 +1,4 @@
-"""Work shared out to processes, and the bar that shows how far it has come. Floor 0."""
+"""Work shared out to processes, and the bar that shows how far it has come."""
 
 import os
 import signal

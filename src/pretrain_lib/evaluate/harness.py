@@ -1,7 +1,4 @@
-"""Scores by lm-eval-harness, its own tasks, requests and metrics: of a model, of a folder.
-
-Floor 9.
-"""
+"""Scores by lm-eval-harness, its own tasks, requests and metrics: of a model, of a folder."""
 
 import contextlib
 import io
@@ -15,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate.utils import patch_environment
 
-from pretrain_lib.data.tokenizer import Tokenizer
+from pretrain_lib.data.text.tokenizer import Tokenizer
 from pretrain_lib.evaluate.per_token import add_per_token
 from pretrain_lib.evaluate.tasks import Tasks, open_tasks
 from pretrain_lib.models.hf import Model, load_pretrained, read_config

@@ -1,4 +1,4 @@
-"""Our models as lm-eval sees a model: in memory, and scored as its own `HFLM` would. Floor 6."""
+"""Our models as lm-eval sees a model: in memory, and scored as its own `HFLM` would."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -16,9 +16,9 @@ from lm_eval.models.utils import (
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from pretrain_lib.data.tokenizer import Tokenizer
+from pretrain_lib.data.text.tokenizer import Tokenizer
 from pretrain_lib.evaluate.scoring import Score, score_endings
-from pretrain_lib.generation import generate
+from pretrain_lib.models.generation import generate
 from pretrain_lib.models.hf import Model, hf_tensors
 
 if TYPE_CHECKING:

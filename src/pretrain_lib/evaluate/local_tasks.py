@@ -1,6 +1,6 @@
 """Two lm-eval tasks made of a prepared folder's held-out text: they need no network.
 
-Plain YAML and JSONL, so `lm_eval --include_path FOLDER` runs them as well. Floor 5.
+Plain YAML and JSONL, so `lm_eval --include_path FOLDER` runs them as well.
 """
 
 import json
@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from pretrain_lib.data.arrays import open_split
-from pretrain_lib.data.job import TOKENIZER_FOLDER
-from pretrain_lib.data.order import derive_keys, permute
-from pretrain_lib.data.shards import write_atomically
-from pretrain_lib.data.tokenizer import load_tokenizer
+from pretrain_lib.data.permutation import derive_keys, permute
+from pretrain_lib.data.prepare.job import TOKENIZER_FOLDER
+from pretrain_lib.data.text.tokenizer import load_tokenizer
+from pretrain_lib.data.tokens.arrays import open_split
+from pretrain_lib.data.tokens.shards import write_atomically
 
 CHOICE_TASK = "heldout_choice"
 PERPLEXITY_TASK = "heldout_perplexity"

@@ -1,4 +1,4 @@
-"""The accuracy by log-likelihood per token of each ending, beside lm-eval's `acc_norm`. Floor 0.
+"""The accuracy by log-likelihood per token of each ending, beside lm-eval's `acc_norm`.
 
 lm-eval's `acc_norm` divides by the characters of an ending. GPT-3 (Brown et al. 2020, 2.4) and the
 scripts of nanoGPT's kind divide by its tokens and use the same name: other items come out right.

@@ -1,4 +1,4 @@
-"""Contexts with their endings, those that begin alike in one tree of tokens. Floor 1."""
+"""Contexts with their endings, those that begin alike in one tree of tokens."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

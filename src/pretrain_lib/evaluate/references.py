@@ -1,4 +1,4 @@
-"""Scores that others published, each with its source, read from `references.json`. Floor 0.
+"""Scores that others published, each with its source, read from `references.json`.
 
 The figures are zero-shot, in lm-eval's units (shares, perplexities), under its names of tasks and
 metrics. `validation/loss` is in nats per token on the GPT-2 recipe's own validation text.

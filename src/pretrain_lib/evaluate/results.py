@@ -1,10 +1,10 @@
-"""Results of lm-eval on the disk and as a table. Floor 1."""
+"""Results of lm-eval on the disk and as a table."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pretrain_lib.data.shards import write_atomically
+from pretrain_lib.data.tokens.shards import write_atomically
 from pretrain_lib.evaluate.references import Source, find_figure, models_near
 
 

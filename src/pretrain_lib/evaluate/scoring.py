@@ -1,4 +1,4 @@
-"""Log-likelihoods of endings, all that begins alike read once. Floor 5.
+"""Log-likelihoods of endings, all that begins alike read once.
 
 Shapes: B rows, T positions, D width, V vocabulary, S states, N scored tokens.
 """

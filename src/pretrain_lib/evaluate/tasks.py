@@ -1,4 +1,4 @@
-"""Tasks of lm-eval: found by name, their data fetched before anything waits for them. Floor 8."""
+"""Tasks of lm-eval: found by name, their data fetched before anything waits for them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 
-from pretrain_lib.config import Recipe
-from pretrain_lib.launched import on_main
-from pretrain_lib.open_data import Corpus
+from pretrain_lib.config.settings import Recipe
+from pretrain_lib.corpus.paths import Corpus
+from pretrain_lib.distributed.launched import on_main
 from pretrain_lib.quiet import without_foreign_progress
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Scoring shared by all processes: one leads lm-eval, the others do what it deals out. Floor 7.
+"""Scoring shared by all processes: one leads lm-eval, the others do what it deals out.
 
 Each must hold the whole weights. lm-eval runs on the first alone, so that a task that fails there
 fails once, and no process waits for another for ever.

@@ -1,4 +1,4 @@
-"""Validation: the loss on fixed stretches of held-out tokens. Floor 9."""
+"""Validation: the loss on fixed stretches of held-out tokens."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,10 +8,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from pretrain_lib.data.batches import to_device
-from pretrain_lib.data.packing import Windows, fill_window
-from pretrain_lib.held_out import Stretch
-from pretrain_lib.metrics import perplexity
+from pretrain_lib.corpus.stretches import Stretch
+from pretrain_lib.data.windows.batches import to_device
+from pretrain_lib.data.windows.packing import Windows, fill_window
+from pretrain_lib.run_folder.metrics import perplexity
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""Any causal language model of transformers behind our forward and loss. Floor 2."""
+"""Any causal language model of transformers behind our forward and loss."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pretrain_lib.loss import linear_cross_entropy
 from pretrain_lib.models.attention import document_positions
+from pretrain_lib.models.loss import linear_cross_entropy
 
 
 class CausalLMAdapter(nn.Module):

@@ -1,4 +1,4 @@
-"""Causal attention over packed documents: one function. Floor 1."""
+"""Causal attention over packed documents: one function."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Blocks one after another; their activations are kept, or computed again in backward. Floor 1.
+"""Blocks one after another; their activations are kept, or computed again in backward.
 
 (Chen et al. 2016; what is kept selectively is what matrix products and attention return.)
 """

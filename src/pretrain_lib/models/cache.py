@@ -1,4 +1,4 @@
-"""What tokens attend to beside their own row so far: keys and values kept, and trees. Floor 0.
+"""What tokens attend to beside their own row so far: keys and values kept, and trees.
 
 Shapes: B rows, H heads (H_kv of keys and values), T new tokens, S slots, D width of a head.
 """

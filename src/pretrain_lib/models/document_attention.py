@@ -1,4 +1,4 @@
-"""Attention inside the documents of packed windows, at no more than their own cost. Floor 0.
+"""Attention inside the documents of packed windows, at no more than their own cost.
 
 A Python loop over documents would have torch.compile make a graph for each layout, so it stands
 behind one operator. Shapes: B sequences, H heads, T positions, D width of a head, E ends.

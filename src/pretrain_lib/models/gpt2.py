@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019), whole: configuration, initialisation, forward. Floor 2.
+"""GPT-2 (Radford et al. 2019), whole: configuration, initialisation, forward.
 
 Parameter names are those of transformers' `GPT2LMHeadModel`.
 Shapes: B sequences, T positions, D width, H heads, V vocabulary.
@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pretrain_lib.loss import linear_cross_entropy
 from pretrain_lib.models.attention import causal_attention, document_positions
 from pretrain_lib.models.blocks import TrainingOptions, run_blocks
 from pretrain_lib.models.cache import CachedLayer, KeyValueCache, TokenTrees
-from pretrain_lib.pieces import fill
+from pretrain_lib.models.loss import linear_cross_entropy
+from pretrain_lib.tensors.pieces import fill
 
 INITIAL_STD = 0.02
 

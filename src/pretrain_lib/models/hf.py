@@ -1,4 +1,4 @@
-"""To and from Hugging Face folders: names, transpositions, configuration. Floor 4."""
+"""To and from Hugging Face folders: names, transpositions, configuration."""
 
 import json
 from collections.abc import Iterator
@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from pretrain_lib.data.tokenizer import Tokenizer
-from pretrain_lib.flops import TABLES
+from pretrain_lib.data.text.tokenizer import Tokenizer
+from pretrain_lib.models.flops import TABLES
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.hf_config import config_to_hf, read_config
 from pretrain_lib.models.llama import Llama, LlamaConfig
-from pretrain_lib.pieces import fill
-from pretrain_lib.tensor_files import write_tensors
+from pretrain_lib.tensors.files import write_tensors
+from pretrain_lib.tensors.pieces import fill
 
 Model = GPT2 | Llama
 WEIGHTS = "model.safetensors"

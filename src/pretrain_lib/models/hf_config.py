@@ -1,4 +1,4 @@
-"""Configurations of transformers' GPT-2 and LLaMA as ours, and back. Floor 3."""
+"""Configurations of transformers' GPT-2 and LLaMA as ours, and back."""
 
 import json
 from pathlib import Path

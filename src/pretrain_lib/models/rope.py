@@ -1,4 +1,4 @@
-"""Rotary positions (RoPE, Su et al. 2021), and their scaling for longer contexts. Floor 0.
+"""Rotary positions (RoPE, Su et al. 2021), and their scaling for longer contexts.
 
 Shapes: B sequences, T positions.
 """

@@ -1,0 +1,175 @@
+"""What each process writes of a checkpoint, and reads of one.
+
+Weights stand whole in Hugging Face's files, dealt to the processes that share a model; of the
+moments each writes the pieces that it holds. Any number of processes reads what any other wrote.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import ProcessGroup, all_gather_object
+
+from pretrain_lib.checkpoint.folders import TRAINING
+from pretrain_lib.models.flops import count_parameters
+from pretrain_lib.models.gpt2 import GPT2Config
+from pretrain_lib.models.hf import Model, to_hf, weight_file, write_index, write_weights
+from pretrain_lib.models.llama import LlamaConfig
+from pretrain_lib.optim.groups import moment_dtype
+from pretrain_lib.tensors.piece_files import fill_piece, read_pieces, write_pieces
+from pretrain_lib.tensors.pieces import Holder, Piece, find_holder, local_piece, whole_tensor
+
+OPTIMIZER_FILES = f"{TRAINING}/optimizer-*.safetensors"
+SPARE_BYTES = 2**24  # for all but the tensors
+
+
+@dataclass(frozen=True)
+class Part:
+    """What this process writes."""
+
+    holder: Holder
+    config: GPT2Config | LlamaConfig
+    weights: dict[str, torch.Tensor]
+    """As transformers names and shapes them."""
+    moments: dict[str, Piece]
+    files: dict[str, str]
+    """The file of every weight, whichever process writes it."""
+    weight_bytes: int
+    """Of all weights, in fp32."""
+    checkpoint_bytes: int
+    """Of the whole checkpoint, nearly."""
+
+    def using(self, group: ProcessGroup | None) -> "Part":
+        """Return the same part, of which the writers speak over another group."""
+        return replace(self, holder=replace(self.holder, group=group))
+
+
+def collect_part(
+    model: Model, optimizer: torch.optim.Optimizer, *, by_one: bool = False
+) -> Part | None:
+    """Return what this process writes, None if that is nothing; `by_one`: the first writes all.
+
+    Tensors that it holds whole, and pieces of moments, are the live ones. What else it writes of a
+    sharded model is gathered tensor by tensor into main memory: all processes must call this
+    together.
+    """
+    holder = find_holder(model)
+    writers = 1 if by_one else holder.count
+    owners = _deal(model, writers)
+
+    def gather(tensor: torch.Tensor, owner: int) -> torch.Tensor | None:
+        whole = whole_tensor(tensor.detach())
+        own = holder.index == owner and not holder.is_copy
+        return (whole if holder.count == 1 else whole.cpu()) if own else None
+
+    weights = {n: gather(parameter, owners[n]) for n, parameter in model.named_parameters()}
+    moments = _moments(model, optimizer)
+    if by_one:
+        moments = {name: gather(tensor, 0) for name, tensor in moments.items()}
+    if holder.is_copy or holder.index >= writers:
+        return None
+    return Part(
+        holder=Holder(0, 1) if by_one else holder,
+        config=model.config,
+        weights={n: to_hf(n, t, model.config) for n, t in weights.items() if t is not None},
+        moments=_own_pieces(moments, first=holder.index == 0),
+        files={name: weight_file(owner, writers) for name, owner in owners.items()},
+        weight_bytes=4 * count_parameters(model),
+        checkpoint_bytes=checkpoint_bytes(model, optimizer),
+    )
+
+
+def checkpoint_bytes(model: Model, optimizer: torch.optim.Optimizer) -> int:
+    """Return how much room on the disk a checkpoint takes: fp32 weights and both Adam moments."""
+    each = 4 + 2 * moment_dtype(optimizer).itemsize
+    return each * sum(parameter.numel() for parameter in model.parameters()) + SPARE_BYTES
+
+
+def write_part(part: Part, folder: Path) -> dict[str, str]:
+    """Write this process's files into `folder`; return the xxh3_128 of each by its name."""
+    index, count = part.holder.index, part.holder.count
+    digests = {}
+    if part.weights:
+        file = weight_file(index, count)
+        digests[file] = write_weights(folder / file, part.weights)
+    if part.moments:
+        file = moments_file(index, count)
+        digests[file] = write_pieces(folder / file, part.moments)
+    if index == 0 and count > 1:
+        write_index(folder, part.files, total_bytes=part.weight_bytes)
+    return digests
+
+
+def on_writers(part: Part, function: Callable[[], Any], *, first_only: bool = False) -> list[Any]:
+    """Call `function` on all processes that write, or the first; return what each returned.
+
+    An OSError of one is raised on all of them, once all are done.
+    """
+    outcome = [None, None]
+    if part.holder.index == 0 or not first_only:
+        try:
+            outcome[0] = function()
+        except OSError as error:
+            outcome[1] = error
+    outcomes = [outcome] * part.holder.count
+    if part.holder.count > 1:
+        all_gather_object(outcomes, outcome, group=part.holder.group)
+    for _, error in outcomes:
+        if error is not None:
+            raise error
+    return [result for result, _ in outcomes]
+
+
+def load_moments(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> None:
+    """Fill the optimizer's state from a checkpoint, or the pieces of it that are held here.
+
+    Raises ValueError unless all parameters have moments there, or none.
+    """
+    stored, dtype = read_pieces(path.glob(OPTIMIZER_FILES)), moment_dtype(optimizer)
+    without = {name for name, _ in model.named_parameters()} - {k.rsplit(".", 1)[0] for k in stored}
+    if stored and without:
+        raise ValueError(f"{path}: the moments of {sorted(without)[:3]}... are missing")
+    for name, parameter in model.named_parameters():
+        kinds = [key.rsplit(".", 1)[1] for key in stored if key.rsplit(".", 1)[0] == name]
+        state = {}
+        for kind in kinds:
+            pieces = stored.pop(f"{name}.{kind}")
+            if pieces[0].piece.shape:
+                state[kind] = torch.zeros_like(parameter, dtype=dtype)
+            else:
+                state[kind] = torch.zeros((), device=parameter.device)  # the count of its steps
+            fill_piece(local_piece(state[kind]), pieces)
+        optimizer.state[parameter] = state
+    if stored:
+        raise ValueError(f"{path}: the optimizer's {sorted(stored)[:3]}... belong to no parameter")
+
+
+def _moments(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{kind}": tensor
+        for name, parameter in model.named_parameters()
+        for kind, tensor in sorted(optimizer.state.get(parameter, {}).items())
+    }
+
+
+def _own_pieces(tensors: dict[str, torch.Tensor], *, first: bool) -> dict[str, Piece]:
+    pieces = {name: local_piece(tensor) for name, tensor in tensors.items()}
+    # The counts of steps are the same on all processes.
+    return {n: p for n, p in pieces.items() if p.tensor.numel() and (p.shape or first)}
+
+
+def _deal(model: Model, processes: int) -> dict[str, int]:
+    """Return which process writes each weight: the next largest goes to who has least."""
+    load, owners = [0] * processes, {}
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        owners[name] = min(range(processes), key=lambda process: (load[process], process))
+        load[owners[name]] += sizes[name]
+    return owners
+
+
+def moments_file(index: int, count: int) -> str:
+    """Return the name of the file with the moments of one process of so many."""
+    return OPTIMIZER_FILES.replace("*", f"{index + 1:05d}-of-{count:05d}")

@@ -1,0 +1,187 @@
+"""Checkpoints: Hugging Face model folders with what a resume needs inside.
+
+A checkpoint is written under a temporary name, hashed and flushed to disk, then renamed, and older
+ones are pruned after that: at every instant the newest whole one is whole. Nothing is pickled.
+"""
+
+import errno
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pretrain_lib.checkpoint.folders import (
+    FILES,
+    MANIFEST,
+    STATE,
+    TRAINING,
+    checkpoint_path,
+    commit_staged,
+    describe_files,
+    prune,
+    remove_leftovers,
+    staging_path,
+)
+from pretrain_lib.checkpoint.parts import (
+    Part,
+    collect_part,
+    load_moments,
+    on_writers,
+    write_part,
+)
+from pretrain_lib.data.permutation import ORDER_VERSION
+from pretrain_lib.data.text.tokenizer import Tokenizer
+from pretrain_lib.data.tokens.shards import write_json
+from pretrain_lib.models.hf import Model, load_weights, write_configuration
+
+STATE_VERSION = 2
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands, after whole optimizer steps."""
+
+    step: int = 0
+    windows: int = 0
+    """Windows consumed: the position in the data."""
+    tokens: int = 0
+    """Tokens trained on."""
+    seconds: float = 0.0
+    """Time spent training, in all sessions."""
+    skipped: int = 0
+    """Updates left out, because the gradient was not finite or for a spike."""
+    skipped_in_a_row: int = 0
+    best_loss: float | None = None
+    """The lowest validation loss so far, in nats per target token."""
+    best_step: int = 0
+    recent: list[list[float]] = field(default_factory=list)
+    """Loss and gradient norm of the last steps, by which a spike is told."""
+    rollbacks: list[dict] = field(default_factory=list)
+    """Where the run turned back, and which windows it left out."""
+    row_loss: float = 0.0
+    """Nats since the last row of metrics, over all targets since."""
+    row_targets: int = 0
+    row_tokens: int = 0
+    row_seconds: float = 0.0
+    stream: dict | None = None
+    """Where in its source a stream's present segment begins."""
+    order_version: int = ORDER_VERSION
+    state_version: int = STATE_VERSION
+
+    def count_step(self, *, windows: int, tokens: int, seconds: float) -> None:
+        """Move on by one optimizer step."""
+        self.step += 1
+        self.windows += windows
+        self.tokens += tokens
+        self.row_tokens += tokens
+        self.seconds += seconds
+        self.row_seconds += seconds
+
+    def begin_row(self) -> None:
+        """Begin to gather the next row of metrics."""
+        self.row_loss, self.row_targets, self.row_tokens, self.row_seconds = 0.0, 0, 0, 0.0
+
+
+def save_checkpoint(
+    folder: Path,
+    state: TrainingState,
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    **options: Any,
+) -> Path:
+    """Write the checkpoint of `state.step` into `folder`, commit it, prune what is obsolete.
+
+    To be called on all processes; those that have nothing to write return at once. `options` are
+    those of `write_checkpoint`. Returns the checkpoint's path; raises OSError, leaving the others
+    as they are, if it cannot be written.
+    """
+    if (part := collect_part(model, optimizer)) is not None:
+        write_checkpoint(folder, state, part, **options)
+    return checkpoint_path(folder, state.step)
+
+
+def write_checkpoint(
+    folder: Path,
+    state: TrainingState,
+    part: Part,
+    *,
+    tokenizer: Tokenizer | None,
+    manifest: dict,
+    keep_last: int = 0,
+    keep_every: int | None = None,
+) -> Path:
+    """Write this process's part of a checkpoint; the first commits it when all parts are there.
+
+    Kept are the `keep_last` newest (0: all) and those of every `keep_every`-th step.
+    """
+    staging, target = staging_path(folder, state.step), checkpoint_path(folder, state.step)
+
+    def commit() -> None:
+        write_configuration(part.config, staging, tokenizer=tokenizer)
+        write_json(staging / STATE, asdict(state))
+        write_json(staging / MANIFEST, manifest)
+        digests = {name: digest for each in written for name, digest in each.items()}
+        described = describe_files(staging, digests)
+        if missing := digests.keys() - described.keys():
+            name = min(missing)
+            raise OSError(errno.EIO, "written by another process, and not seen by this one", name)
+        write_json(staging / FILES, described)
+        commit_staged(staging, target)
+
+    try:
+        begin = partial(_begin, folder, staging, needed=part.checkpoint_bytes)
+        on_writers(part, begin, first_only=True)
+        written = on_writers(part, lambda: write_part(part, staging))
+        on_writers(part, commit, first_only=True)
+    except OSError:
+        if part.holder.index == 0:
+            remove_leftovers(folder)  # or a disk that is full would stay so
+        raise
+    if part.holder.index == 0:
+        prune(folder, target, keep_last=keep_last, keep_every=keep_every)
+        remove_leftovers(folder)
+    return target
+
+
+def _begin(folder: Path, staging: Path, *, needed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    _check_free_space(folder, needed)
+    (staging / TRAINING).mkdir(parents=True)
+
+
+def _check_free_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"a checkpoint takes {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free: make "
+            f"room, or keep fewer (run.keep_last)",
+            str(folder),
+        )
+
+
+def read_state(path: Path) -> tuple[TrainingState, dict]:
+    """Return the state and the manifest of a checkpoint."""
+    if not (path / STATE).is_file():
+        raise ValueError(f"run.resume={path} is not a checkpoint: it has no {STATE}")
+    values = json.loads((path / STATE).read_text())
+    if values.get("state_version") != STATE_VERSION:
+        raise ValueError(
+            f"{path}: state_version={values.get('state_version')} is not the {STATE_VERSION} that "
+            f"this version reads"
+        )
+    return TrainingState(**values), json.loads((path / MANIFEST).read_text())
+
+
+def load_checkpoint(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> None:
+    """Fill model and optimizer from a checkpoint, whatever number of processes wrote it.
+
+    Each process reads what it holds.
+    """
+    load_weights(model, path)
+    load_moments(path, model, optimizer)

@@ -1,0 +1,116 @@
+"""A recipe's text prepared when the run starts: by rank 0, while the others wait."""
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+from pretrain_lib.config.settings import DataConfig
+from pretrain_lib.data.pool import count_cores
+from pretrain_lib.data.prepare.job import Job, check_same_job
+from pretrain_lib.data.prepare.prepare import prepare
+from pretrain_lib.data.prepare.spool import Spool, open_spool
+from pretrain_lib.data.tokens.foreign import names_tokens
+from pretrain_lib.data.tokens.shards import LOCK, MANIFEST
+
+PREPARE_LIMIT_TOKENS = 1_000_000_000  # more is prepared by a command of its own, not by a recipe
+BYTES_PER_TOKEN = 4  # a low estimate for English under a byte-level BPE
+POLL_SECONDS, PATIENCE_SECONDS = 0.5, 180
+
+
+def prepare_source(data: DataConfig, path: Path | None) -> Path:
+    """Prepare `data.source` into `path`, or a cache folder, unless it is there; return the folder.
+
+    Raises ValueError for more text than a recipe should prepare, with the command that does.
+    """
+    job = _job(data)
+    folder = path or _job_folder(job)
+    if (folder / MANIFEST).is_file():
+        check_same_job(folder, job.record())
+        return folder
+    if int(os.environ.get("RANK", 0)) == 0:
+        _refuse_large_source(job, folder, data.workers)
+        prepare(job, folder, workers=data.workers)
+    else:
+        await_file(folder / MANIFEST, folder)
+    return folder
+
+
+def open_stream(data: DataConfig, folder: Path, sequence_length: int) -> Spool:
+    """Make the spool of `data.source` ready in `folder`; one process of a machine does the work."""
+    segment_tokens = data.spool_tokens // sequence_length * sequence_length
+    if int(os.environ.get("LOCAL_RANK", 0)):
+        await_file(folder / MANIFEST, folder)
+    return open_spool(_job(data), folder, segment_tokens=segment_tokens)
+
+
+def _job(data: DataConfig) -> Job:
+    sources = (data.source,) if isinstance(data.source, str) else tuple(data.source)
+    rule = "none" if names_tokens(data.validation) else data.validation
+    train_tokenizer = None if data.tokenizer else data.train_tokenizer
+    job = Job(sources, data.tokenizer, train_tokenizer, rule, data.text_field, data.max_rejected)
+    job.open_sources()  # what is missing or empty is said before anything is made
+    return job
+
+
+def cache_folder() -> Path:
+    """Return the folder of what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pretrain_lib"
+
+
+def _job_folder(job: Job) -> Path:
+    """Return the cache folder of a job, named by what decides its bytes."""
+    try:
+        record = job.record()
+    except ValueError:
+        # Without a network the tokenizer fails first; what the user has to change is the source.
+        for source in job.open_sources():
+            source.estimated_bytes()
+        raise
+    key = hashlib.sha256(json.dumps(record).encode()).hexdigest()[:12]
+    name = Path(job.source_names()[0]).name.replace(":", "-")
+    return cache_folder() / f"{name}-{key}"
+
+
+def _refuse_large_source(job: Job, folder: Path, workers: int | None) -> None:
+    sizes = [source.estimated_bytes() for source in job.open_sources()]
+    tokens = None if None in sizes else sum(sizes) // BYTES_PER_TOKEN
+    if tokens is not None and tokens <= PREPARE_LIMIT_TOKENS:
+        return
+    size = "of unknown size" if tokens is None else f"about {tokens / 1e9:.1f}B tokens"
+    tokenizer = f"--tokenizer {job.tokenizer}"
+    if job.tokenizer is None:
+        tokenizer = f"--train_tokenizer {job.train_tokenizer}"
+    names = " ".join(job.source_names())
+    raise ValueError(
+        f"data.source={names} is {size}, more than the {PREPARE_LIMIT_TOKENS:.0e} that a recipe "
+        f"prepares by itself. Prepare it once with\n"
+        f"  pretrain prepare {names} {tokenizer} --validation {job.validation} "
+        f"--out {folder} --workers {workers or count_cores()}\n"
+        f"and start the recipe again with --data.path {folder}, or let it be tokenised while the "
+        f"run trains (--data.streaming true)"
+    )
+
+
+def await_file(path: Path, folder: Path) -> None:
+    """Wait until another process has written a file, as long as somebody works on its folder."""
+    idle_since = time.monotonic()
+    while not path.is_file():
+        if _is_locked(folder / LOCK):
+            idle_since = time.monotonic()
+        if time.monotonic() - idle_since > PATIENCE_SECONDS:
+            raise ValueError(f"data.path={folder}: rank 0 did not prepare it; see its message")
+        time.sleep(POLL_SECONDS)
+
+
+def _is_locked(path: Path) -> bool:
+    if not path.exists():
+        return False
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -1,0 +1,174 @@
+"""The data of a run: prepared folders, arrays that others wrote, or a source prepared now."""
+
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pretrain_lib.config.settings import DataConfig, Recipe
+from pretrain_lib.corpus.autoprepare import (
+    await_file,
+    cache_folder,
+    open_stream,
+    prepare_source,
+)
+from pretrain_lib.corpus.paths import Corpus, HeldOut, check_ids, open_path, open_validation
+from pretrain_lib.corpus.stretches import choose_stretches
+from pretrain_lib.data.prepare.job import TOKENIZER_FOLDER
+from pretrain_lib.data.text.tokenizer import load_tokenizer
+from pretrain_lib.data.tokens.foreign import is_foreign, names_tokens
+from pretrain_lib.data.tokens.shards import read_manifest
+from pretrain_lib.data.windows.batches import PackedDataset
+from pretrain_lib.data.windows.best_fit import BestFitPlan, open_plan, plan_name
+from pretrain_lib.data.windows.streaming import StreamingDataset
+
+PACKING_FOLDER = "packing"  # within a prepared folder: plans of best-fit packing
+SEGMENT_STEPS = 4  # fewer steps to a segment of a stream than this shuffle too little
+SPOOL_FOLDER = "spool"  # within a run folder: a stream's, if data.path names no other
+
+
+def open_corpus(config: Recipe) -> Corpus:
+    """Open what `config.data` names, preparing its source first if that was not done before.
+
+    To be called before the processes of a run meet: rank 0 prepares, the others wait for it.
+    """
+    corpus = _open_stream(config) if config.data.streaming else _open_paths(config)
+    length = config.batch.sequence_length
+    if corpus.spool is None:
+        build_dataset(config, corpus)
+    choose_stretches(corpus.validation, length, max_tokens=config.run.evaluate_tokens)
+    return corpus
+
+
+def build_dataset(
+    config: Recipe, corpus: Corpus, *, first_window: int = 0, cursor: dict | None = None
+) -> PackedDataset | StreamingDataset:
+    """Return the windows of a run; those of a stream from `first_window` on, at `cursor`."""
+    data = config.data
+    shared = {
+        "sequence_length": config.batch.sequence_length,
+        "seed": config.run.seed,
+        "document_masking": data.document_masking,
+    }
+    if corpus.spool is None:
+        return PackedDataset(corpus.train, weights=data.weights, plans=corpus.plans, **shared)
+    return StreamingDataset(
+        corpus.spool,
+        first_window=first_window,
+        cursor=cursor,
+        produces=int(os.environ.get("LOCAL_RANK", 0)) == 0,
+        workers=data.workers,
+        **shared,
+    )
+
+
+def _open_paths(config: Recipe) -> Corpus:
+    data, vocabulary_size = config.data, config.model.vocabulary_size
+    paths = [data.path] if isinstance(data.path, str) else list(data.path or ())
+    if data.source is None and not paths:
+        raise ValueError("data.source or data.path must be given: there is nothing to read")
+    if data.source is not None and len(paths) > 1:
+        raise ValueError(
+            f"data.path={paths} must be one folder if data.source={data.source} is to be prepared "
+            f"into it; to read a mixture of folders give data.source=null"
+        )
+    if data.source is not None and not (paths and is_foreign(paths[0])):
+        path = Path(paths[0]).expanduser() if paths else None
+        paths = [str(prepare_source(data, path))]
+    parts = [open_path(Path(path).expanduser(), data, vocabulary_size) for path in paths]
+    corpus = _join(parts, data)
+    if data.packing == "best_fit":
+        plans = (_open_plan(Path(p), part, config) for p, part in zip(paths, parts, strict=True))
+        return replace(corpus, plans=tuple(plans))
+    return corpus
+
+
+def _join(parts: list[Corpus], data: DataConfig) -> Corpus:
+    """Return the corpus that several make together."""
+    if len(parts) == 1:
+        return parts[0]
+    tokenizers = {part.tokenizer.sha256: part for part in parts if part.tokenizer is not None}
+    if len(tokenizers) > 1:
+        names = " and ".join(part.name for part in tokenizers.values())
+        raise ValueError(f"data.path: {names} were prepared with different tokenizers")
+    fingerprints = json.dumps([part.fingerprint for part in parts])
+    return Corpus(
+        name=" + ".join(part.name for part in parts),
+        train=tuple(tokens for part in parts for tokens in part.train),
+        validation=_join_validation(parts, data),
+        tokenizer=next((part.tokenizer for part in tokenizers.values()), None),
+        fingerprint=hashlib.sha256(fingerprints.encode()).hexdigest(),
+        id_range=(min(p.id_range[0] for p in parts), max(p.id_range[1] for p in parts)),
+        dtype=", ".join(sorted({part.dtype for part in parts})),
+    )
+
+
+def _join_validation(parts: list[Corpus], data: DataConfig) -> tuple[HeldOut, ...]:
+    """Return what the parts hold out, each read in the share that it is trained on."""
+    if names_tokens(data.validation):
+        return parts[0].validation  # the same for all
+    weights = data.weights or [sum(map(len, part.train)) for part in parts]
+    found, names = [], set()
+    for part, weight in zip(parts, weights, strict=True):
+        for held_out in part.validation:
+            name, number = held_out.name, 2
+            while name in names:
+                name, number = f"{held_out.name}-{number}", number + 1
+            names.add(name)
+            found.append(replace(held_out, name=name, weight=weight))
+    return tuple(found)
+
+
+def _open_plan(path: Path, part: Corpus, config: Recipe) -> BestFitPlan:
+    """Open the plan of a path's windows; rank 0 makes it if there is none."""
+    (tokens,), length = part.train, config.batch.sequence_length
+    if not tokens.has_documents:
+        raise ValueError(
+            f"data.packing=best_fit needs to know where documents end, which {path} does not say; "
+            f"prepare the text with `pretrain prepare`"
+        )
+    folder = path.expanduser() / PACKING_FOLDER
+    if not os.access(folder.parent, os.W_OK) or not folder.parent.is_dir():
+        folder = cache_folder() / PACKING_FOLDER
+    if int(os.environ.get("RANK", 0)):
+        await_file(folder / plan_name(part.fingerprint, length), folder)
+    return open_plan(
+        tokens.iterate_ends,
+        len(tokens),
+        folder,
+        fingerprint=part.fingerprint,
+        sequence_length=length,
+    )
+
+
+def _open_stream(config: Recipe) -> Corpus:
+    """Open a source whose text is tokenised while the run trains."""
+    data, path = config.data, config.data.path
+    if data.source is None or data.packing != "concat" or data.weights or isinstance(path, list):
+        raise ValueError(
+            "data.streaming=true reads one data.source (or a list, one after the other) with "
+            "data.packing=concat and without data.weights"
+        )
+    if data.spool_tokens < SEGMENT_STEPS * config.batch.tokens:
+        raise ValueError(
+            f"data.spool_tokens={data.spool_tokens} must be at least {SEGMENT_STEPS} x "
+            f"batch.tokens={config.batch.tokens}: the shuffle reaches so far"
+        )
+    folder = Path(path).expanduser() if path else Path(config.run.dir) / SPOOL_FOLDER
+    spool = open_stream(data, folder, config.batch.sequence_length)
+    manifest, vocabulary_size = read_manifest(folder), config.model.vocabulary_size
+    check_ids(manifest["vocabulary_size"] - 1, None, vocabulary_size, folder)
+    names = ", ".join(manifest["sources"])
+    return Corpus(
+        name=f"{names}, streamed and shuffled within {spool.segment_tokens:,} tokens at a time",
+        train=(),
+        validation=open_validation(folder, data, manifest, vocabulary_size),
+        tokenizer=load_tokenizer(folder / TOKENIZER_FOLDER),
+        fingerprint=manifest["fingerprint"],
+        id_range=(0, manifest["vocabulary_size"] - 1),
+        dtype=np.dtype(manifest["dtype"]).name,
+        spool=spool,
+    )

@@ -1,0 +1,185 @@
+"""One path of a run's data, opened and held against the model's vocabulary."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pretrain_lib.config.settings import DataConfig
+from pretrain_lib.data.prepare.holdout import parse_validation
+from pretrain_lib.data.prepare.job import TOKENIZER_FOLDER
+from pretrain_lib.data.prepare.spool import Spool
+from pretrain_lib.data.text.tokenizer import Tokenizer, load_tokenizer
+from pretrain_lib.data.tokens.arrays import TokenArray, open_split
+from pretrain_lib.data.tokens.foreign import is_foreign, names_tokens, open_foreign
+from pretrain_lib.data.tokens.shards import read_manifest
+from pretrain_lib.data.windows.best_fit import BestFitPlan
+
+SCANNED_TOKENS, SCAN_STEP = 2**30, 2**24  # at most so many foreign ids are looked at at the start
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A text that the model is validated on."""
+
+    name: str
+    """By which the rows of a run tell several apart: its path's own."""
+    tokens: TokenArray
+    rule: str
+    """How it was chosen: hash:SHARE, first:TOKENS, or a path."""
+    weight: float = 1.0
+    """Of what is read at a validation, in proportion to the others'."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a run reads: tokens to train on and to validate on, and what they mean."""
+
+    name: str
+    train: tuple[TokenArray, ...]
+    """One for each path; none if the text is streamed."""
+    validation: tuple[HeldOut, ...]
+    """One for each path that holds out text of its own; none if nothing is held out."""
+    tokenizer: Tokenizer | None
+    fingerprint: str
+    id_range: tuple[int, int]
+    dtype: str
+    plans: tuple[BestFitPlan, ...] | None = None
+    spool: Spool | None = None
+
+
+def open_path(path: Path, data: DataConfig, vocabulary_size: int) -> Corpus:
+    """Open a prepared folder, or arrays that others wrote."""
+    if is_foreign(path):
+        return _open_array(path, data, vocabulary_size)
+    return _open_prepared(path, data, vocabulary_size)
+
+
+def _open_prepared(folder: Path, data: DataConfig, vocabulary_size: int) -> Corpus:
+    manifest = read_manifest(folder)
+    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
+    if data.tokenizer and load_tokenizer(data.tokenizer).sha256 != manifest["tokenizer_sha256"]:
+        raise ValueError(
+            f"data.tokenizer={data.tokenizer} is not the tokenizer that data.path={folder} was "
+            f"prepared with ({folder / TOKENIZER_FOLDER}); leave data.tokenizer out, or prepare "
+            f"the text again"
+        )
+    train = manifest["splits"]["train"]
+    check_ids(train["highest_id"], manifest["vocabulary_size"], vocabulary_size, folder)
+    return Corpus(
+        name=f"{', '.join(manifest['sources'])} in {folder}",
+        train=(open_split(folder, "train"),),
+        validation=open_validation(folder, data, manifest, vocabulary_size),
+        tokenizer=tokenizer,
+        fingerprint=manifest["fingerprint"],
+        id_range=(train["lowest_id"], train["highest_id"]),
+        dtype=np.dtype(manifest["dtype"]).name,
+    )
+
+
+def open_validation(
+    folder: Path, data: DataConfig, manifest: dict, vocabulary_size: int
+) -> tuple[HeldOut, ...]:
+    """Return what a prepared folder holds out, or what `data.validation` names instead."""
+    if names_tokens(data.validation):
+        path = Path(data.validation).expanduser()
+        return (_open_validation_path(path, manifest["tokenizer_sha256"], vocabulary_size),)
+    wanted, there = parse_validation(data.validation), manifest["validation"]
+    if wanted[0] == "none":
+        return ()
+    if wanted != parse_validation(there) and data.source is not None:
+        raise ValueError(
+            f"data.validation={data.validation}, but data.path={folder} was prepared with {there}"
+        )
+    if not manifest["splits"]["validation"]["tokens"]:
+        raise ValueError(
+            f"data.path={folder} holds no validation text: data.validation={there} held out none "
+            f"of {manifest['splits']['train']['documents']:,} documents; hold out more "
+            f"(hash:SHARE), or first:TOKENS of the source, or give data.validation=none"
+        )
+    return (HeldOut(folder.name, open_split(folder, "validation"), there),)
+
+
+def _open_validation_path(
+    path: Path, tokenizer_sha256: str | None, vocabulary_size: int
+) -> HeldOut:
+    """Open an array, or a prepared folder: what it holds out, or all of it if that is nothing."""
+    if is_foreign(path):
+        tokens = open_foreign(path, vocabulary_size=vocabulary_size)
+        lowest, highest = _id_range(tokens)
+        check_ids(lowest if lowest < 0 else highest, None, vocabulary_size, path)
+        return HeldOut(path.name, tokens, str(path))
+    manifest = read_manifest(path)
+    if tokenizer_sha256 not in (None, manifest["tokenizer_sha256"]):
+        raise ValueError(
+            f"data.validation={path} was prepared with another tokenizer than data.path; prepare "
+            f"it with the tokenizer folder of that"
+        )
+    check_ids(manifest["vocabulary_size"] - 1, None, vocabulary_size, path)
+    split = "validation" if manifest["splits"]["validation"]["tokens"] else "train"
+    return HeldOut(path.name, open_split(path, split), f"{split} of {path}")
+
+
+def _open_array(path: Path, data: DataConfig, vocabulary_size: int) -> Corpus:
+    train = open_foreign(path, vocabulary_size=vocabulary_size)
+    if not names_tokens(data.validation) and data.validation != "none":
+        raise ValueError(
+            f"data.path={path} is an array without documents: give data.validation=PATH of another "
+            f"array (.npy, .bin) or prepared folder, or data.validation=none, not {data.validation}"
+        )
+    lowest, highest = _id_range(train)
+    check_ids(lowest if lowest < 0 else highest, None, vocabulary_size, path)
+    tokenizer = load_tokenizer(data.tokenizer) if data.tokenizer else None
+    validation = ()
+    if data.validation != "none":
+        held_out, sha256 = Path(data.validation).expanduser(), tokenizer and tokenizer.sha256
+        validation = (_open_validation_path(held_out, sha256, vocabulary_size),)
+    return Corpus(
+        name=str(path),
+        train=(train,),
+        validation=validation,
+        tokenizer=tokenizer,
+        fingerprint=_fingerprint(train),
+        id_range=(lowest, highest),
+        dtype=train.files[0].dtype.name,
+    )
+
+
+def check_ids(
+    worst: int, tokenizer_size: int | None, vocabulary_size: int, path: Path | str
+) -> None:
+    """Raise ValueError if an id or a tokenizer is too large for the model."""
+    needed = max(worst + 1, tokenizer_size or 0)
+    if worst < 0 or needed > vocabulary_size:
+        raise ValueError(
+            f"model.vocabulary_size={vocabulary_size} is too small for {path}: its ids go "
+            f"{'down' if worst < 0 else 'up'} to {worst}"
+            + (f", its tokenizer has {tokenizer_size}" if tokenizer_size else "")
+            + f"; set model.vocabulary_size={needed} or more"
+        )
+
+
+def _id_range(tokens: TokenArray) -> tuple[int, int]:
+    """Return the lowest and highest id among the first `SCANNED_TOKENS`; reads check the rest."""
+    lowest, highest, scanned = 2**63 - 1, -1, 0
+    for file, start in ((f, s) for f in tokens.files for s in range(0, f.num_tokens, SCAN_STEP)):
+        if scanned >= SCANNED_TOKENS:
+            break
+        ids = file.read(start, min(SCAN_STEP, file.num_tokens - start))
+        lowest, highest = min(lowest, int(ids.min())), max(highest, int(ids.max()))
+        scanned += len(ids)
+    return lowest, highest
+
+
+def _fingerprint(tokens: TokenArray) -> str:
+    """Return a hash of the sizes of files and of 64 stretches spread over each."""
+    stretch, digest = 2**16, hashlib.sha256()
+    for file in tokens.files:
+        size = file.path.stat().st_size
+        digest.update(str(size).encode())
+        with file.path.open("rb") as content:
+            for i in range(64):
+                content.seek(i * max(0, size - stretch) // 63)
+                digest.update(content.read(stretch))
+    return digest.hexdigest()

@@ -1,0 +1,91 @@
+"""What is held out for validation: some documents by their text, or the first tokens."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pretrain_lib.data.pool import count
+from pretrain_lib.data.text.encoder import Encoder
+from pretrain_lib.data.text.formats import Document, Rejected
+from pretrain_lib.data.text.sources import Source
+from pretrain_lib.data.tokens.shards import write_shard
+
+HASH_SHARE = 0.01  # of the documents, held out by `hash`
+
+
+def parse_validation(rule: str) -> tuple[str, float]:
+    """Return `("hash", share)`, `("first", tokens)` or `("none", 0)`."""
+    kind, _, amount = rule.partition(":")
+    with contextlib.suppress(ValueError, OverflowError):
+        if kind == "hash" and 0 < (share := float(amount or HASH_SHARE)) < 1:
+            return kind, share
+        if kind == "first" and (tokens := int(float(amount))) > 0:
+            return kind, tokens
+        if rule == "none":
+            return kind, 0
+    raise ValueError(
+        f"data.validation={rule} must be hash, hash:SHARE, first:TOKENS, the path of a token "
+        f"array, or none"
+    )
+
+
+def hash_fraction(document: Document) -> float:
+    """Return a number in [0, 1) that depends on the text alone: duplicates share a side."""
+    key = document.digest or document.text.encode()
+    digest = hashlib.blake2b(key, digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a unit gave to the validation split of `first:TOKENS`."""
+
+    documents: int = 0
+    tokens: int = 0  # of the document after those, which is cut
+
+
+def write_first_tokens(
+    validation: str, units: Iterable[tuple[Source, object]], encoder: Encoder, folder: Path
+) -> dict[int, HeldOut]:
+    """Write the validation split of `first:TOKENS`, exactly so many: what each unit gave to it."""
+    kind, missing = parse_validation(validation)
+    held_out: dict[int, HeldOut] = {}
+    if kind != "first":
+        return held_out
+    documents: list[np.ndarray] = []
+    text_bytes, goes_on = 0, False
+    for index, position, document in _enumerate(units):
+        is_left_out = isinstance(document, Rejected) or document.is_blank
+        ids = np.empty(0, encoder.dtype) if is_left_out else next(encoder.encode([document]))
+        part = ids[: int(missing)]
+        whole = len(part) == len(ids)
+        held_out[index] = HeldOut(position + 1) if whole else HeldOut(position, len(part))
+        if len(part):
+            if goes_on and not document.begins:  # a later part of a large file
+                documents[-1] = np.concatenate([documents[-1], part])
+            else:
+                documents.append(part)
+            goes_on = not document.ends
+            decode = encoder.tokenizer.decode
+            held_text = document.text if whole else decode(part[document.begins :])
+            text_bytes += len(held_text.encode())
+            missing -= len(part)
+            count(documents=1, tokens=len(part), text_bytes=len(held_text.encode()))
+        if not missing:
+            break
+    # The rest of a document that is cut here is another.
+    write_shard(folder, "validation-first", documents, dtype=encoder.dtype, text_bytes=text_bytes)
+    return held_out
+
+
+def _enumerate(
+    units: Iterable[tuple[Source, object]],
+) -> Iterator[tuple[int, int, Document | Rejected]]:
+    """Yield `(unit, position in it, document)` for all documents."""
+    for index, (source, unit) in enumerate(units):
+        for position, document in enumerate(source.documents(unit)):
+            yield index, position, document

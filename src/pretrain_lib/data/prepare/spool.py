@@ -1,0 +1,296 @@
+"""The producer of a stream: prepare running ahead of training into bounded spool shards.
+
+The documents of a source, unit after unit and epoch after epoch, are one endless row of tokens. It
+is cut into segments of equal size, each a shard, each depending on the job and the sizes alone. A
+few lie ahead of training, consumed ones are deleted, and a cursor beside each says where in the
+source it begins, from which it can be made again.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pretrain_lib.data.permutation import derive_keys, permute
+from pretrain_lib.data.pool import OWN_CODE, end_with_parent, run_tasks, show_progress
+from pretrain_lib.data.prepare.groups import Report, UnitTask, encode_group, gather_groups
+from pretrain_lib.data.prepare.holdout import HeldOut, parse_validation, write_first_tokens
+from pretrain_lib.data.prepare.job import (
+    JOB,
+    TOKENIZER_FOLDER,
+    Job,
+    check_same_job,
+    find_encoder,
+    open_units,
+    write_tokenizer,
+)
+from pretrain_lib.data.prepare.manifest import summarize, write_manifest
+from pretrain_lib.data.tokens.shards import MANIFEST, lock_folder, write_json, write_shard
+
+SEGMENTS_AHEAD, SEGMENTS_BEHIND = 2, 1  # of the one being read: on disk at the same time
+POLL_SECONDS = 0.05
+END_SIGNAL = signal.SIGUSR2
+ERROR, SETTINGS, UNITS = "error.json", "spool.json", "units.tmp"
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """A place in the endless row of tokens."""
+
+    epoch: int = 0
+    unit: int = 0
+    """Units of the epoch before it, in the epoch's order."""
+    group: int = 0
+    """Groups of the unit before it."""
+    tokens: int = 0
+    """Tokens of the group before it."""
+
+
+@dataclass(frozen=True)
+class Spool:
+    """A spool folder, and what decides its content."""
+
+    job: Job
+    folder: Path
+    fast: bool
+    cuts_text: bool
+    held_out: dict[int, HeldOut]
+    segment_tokens: int
+    """Tokens that a segment adds; it also holds the first one of the next."""
+
+    def segment_name(self, segment: int) -> str:
+        """Return the name of a segment's shard."""
+        return f"segment-{segment:08d}"
+
+    def cursor_path(self, segment: int) -> Path:
+        """Return where it is noted where a segment begins."""
+        return self.folder / f"cursor-{segment:08d}.json"
+
+    def read_cursor(self, segment: int) -> Cursor | None:
+        """Return where a segment begins, if it is known."""
+        if segment == 0:
+            return Cursor()
+        known = _read(self.cursor_path(segment))
+        return Cursor(**known["begins"]) if known else None
+
+    def has_segment(self, segment: int) -> bool:
+        """Return whether a segment is there, whole."""
+        return (self.folder / f"{self.segment_name(segment)}.json").is_file()
+
+
+def open_spool(job: Job, folder: Path, *, segment_tokens: int, quiet: bool = False) -> Spool:
+    """Make a spool folder ready: tokenizer, the text held out, and a manifest that says so.
+
+    The sources' sizes are looked at, not their content. Raises ValueError if the folder holds
+    another job, or if text is to be held out by its hash.
+    """
+    if parse_validation(job.validation)[0] == "hash":
+        raise ValueError(
+            f"data.validation={job.validation} needs the whole source, which data.streaming=true "
+            f"never has: give first:TOKENS, the path of a prepared folder or array, or none"
+        )
+    record = job.record(content=False) | {"segment_tokens": segment_tokens}
+    # Held for an instant where all is ready: the processes of a machine come here at once.
+    with lock_folder(folder, setting="data.path"):
+        check_same_job(folder, record)
+        (folder / ERROR).unlink(missing_ok=True)
+        if _read(folder / JOB) != record:  # and no tokens: what is left of another job is obsolete
+            shutil.rmtree(folder / TOKENIZER_FOLDER, ignore_errors=True)
+            for path in (folder / SETTINGS, folder / MANIFEST, *folder.glob("cursor-*.json")):
+                path.unlink(missing_ok=True)
+            write_json(folder / JOB, record)
+        if not (folder / MANIFEST).is_file():
+            with show_progress("holding out", total_bytes=0, quiet=quiet):
+                _make_ready(job, folder, record)
+    settings = _read(folder / SETTINGS)
+    held_out = {int(index): HeldOut(**held) for index, held in settings.pop("held_out").items()}
+    return Spool(
+        job=job, folder=folder, held_out=held_out, segment_tokens=segment_tokens, **settings
+    )
+
+
+def _make_ready(job: Job, folder: Path, record: dict) -> None:
+    """Write a spool's tokenizer, the text held out, what else is decided once, and the manifest."""
+    sources = job.open_sources()
+    encoder = find_encoder(sources, write_tokenizer(job, sources, folder))
+    units = open_units(sources, cut_text=encoder.cuts_text)
+    held_out = write_first_tokens(job.validation, units, encoder, folder)
+    settings = {"fast": encoder.fast is not None, "cuts_text": encoder.cuts_text}
+    settings["held_out"] = {index: asdict(held) for index, held in held_out.items()}
+    write_json(folder / SETTINGS, settings)
+    names = ["validation-first"] if parse_validation(job.validation)[0] == "first" else []
+    splits = {"train": summarize(folder, []), "validation": summarize(folder, names)}
+    identity = json.dumps([record, encoder.tokenizer.sha256]).encode()
+    fingerprint = hashlib.sha256(identity).hexdigest()
+    write_manifest(job, folder, encoder, splits, Report(), fingerprint=fingerprint)
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def produce(spool: Spool, first: int, hint: dict | None, position: Any, workers: int) -> None:
+    """Keep the spool filled, until the process that started this one is gone.
+
+    `first` is the segment that training begins in, `hint` where a segment begins if its checkpoint
+    knows, `position` the shared number of the segment that training reads.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # training decides when it is over, by another
+    signal.signal(END_SIGNAL, lambda *_: sys.exit())
+    end_with_parent()
+    try:
+        with lock_folder(spool.folder, setting="data.path"):
+            if hint and hint["segment"] <= first and not spool.read_cursor(hint["segment"]):
+                begins = {"begins": hint["begins"], "sha256_before": None}
+                write_json(spool.cursor_path(hint["segment"]), begins)
+            _delete_far_from(spool, first)
+            for segment in _write_segments(spool, first, workers):
+                while segment >= _delete_far_from(spool, position.value) + SEGMENTS_AHEAD:
+                    time.sleep(POLL_SECONDS)
+    except Exception as error:  # for those who wait, in other processes
+        origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        refused = isinstance(error, ValueError) and OWN_CODE in origin.parents
+        said = {"refused": refused, "message": str(error) if refused else traceback.format_exc()}
+        write_json(spool.folder / ERROR, said | {"process": os.getpid()})
+
+
+def _delete_far_from(spool: Spool, position: int) -> int:
+    """Delete the segments that are not needed at `position`, and return it."""
+    # Resumed, training may have read on through what lay ahead before it was asked where it is.
+    last = position + SEGMENTS_BEHIND + SEGMENTS_AHEAD
+    kept = range(position - SEGMENTS_BEHIND, last + 1)
+    # Their .json first: without it there is no segment. What a kill left of one goes too.
+    for path in sorted(spool.folder.glob("segment-*"), key=lambda path: path.suffix != ".json"):
+        if int(path.name.split(".")[0].removeprefix("segment-")) not in kept:
+            path.unlink()
+    return position
+
+
+def _write_segments(spool: Spool, first: int, workers: int) -> Iterator[int]:
+    """Write the segments that are missing from `first` on; yield the number of each one passed."""
+    segment = first
+    while spool.has_segment(segment):
+        yield segment
+        segment += 1
+    start = segment
+    while (begins := spool.read_cursor(start)) is None:
+        start -= 1  # where the spool was lost: what lies before is made again, and not kept
+    for number, (tokens, ends, after) in enumerate(_cut(spool, begins, workers), start=start):
+        cursor_path = spool.cursor_path(number + 1)
+        sha256 = hashlib.sha256(tokens.tobytes()).hexdigest()
+        if _read(cursor_path).get("sha256_before") not in (None, sha256):
+            raise ValueError(
+                f"data.source={', '.join(spool.job.source_names())} has changed: its segment "
+                f"{number} is not what it was; bring the source back as it was, or start another "
+                f"run from a checkpoint of this one (run.resume=PATH)"
+            )
+        if number >= segment:
+            name, is_end = spool.segment_name(number), len(tokens) in ends
+            documents = np.split(tokens, ends[ends < len(tokens)])
+            write_shard(spool.folder, name, documents, dtype=tokens.dtype, last_ends=is_end)
+        write_json(cursor_path, {"begins": asdict(after), "sha256_before": sha256})
+        if number >= segment:
+            yield number
+
+
+def _cut(
+    spool: Spool, begins: Cursor, workers: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, Cursor]]:
+    """Yield `(tokens, document ends, where the next begins)` of each segment from a cursor on."""
+    size, skip = spool.segment_tokens, begins.tokens
+    row, row_ends, places = None, np.empty(0, dtype=np.int64), []
+    for place, tokens, ends in _groups(spool, begins, workers):
+        offset = 0 if row is None else len(row)
+        places.append((offset, place, skip))
+        ends = ends[ends > skip] - skip + offset
+        row = tokens[skip:] if row is None else np.concatenate([row, tokens[skip:]])
+        row_ends, skip = np.concatenate([row_ends, ends]), 0
+        while len(row) > size:
+            last = max(i for i, (start, _, _) in enumerate(places) if start <= size)
+            start, place, skipped = places[last]
+            after = Cursor(place.epoch, place.unit, place.group, size - start + skipped)
+            yield row[: size + 1], row_ends[row_ends <= size + 1], after
+            row, row_ends = row[size:], row_ends[row_ends > size] - size
+            places = [(0, place, after.tokens)] + [
+                (begin - size, p, s) for begin, p, s in places[last + 1 :]
+            ]
+
+
+def _groups(
+    spool: Spool, begins: Cursor, workers: int
+) -> Iterator[tuple[Cursor, np.ndarray, np.ndarray]]:
+    """Yield `(place, tokens, document ends)` of each group of documents from a cursor on."""
+    shutil.rmtree(spool.folder / UNITS, ignore_errors=True)
+    (spool.folder / UNITS).mkdir()
+    tasks = _unit_tasks(spool, begins)
+    report, epoch, last_epoch_with_text = Report(), begins.epoch, begins.epoch
+    for cursor, paths, unit_report in run_tasks(
+        _encode_unit, tasks, workers=workers, ahead=workers, survive_signals=True
+    ):
+        if cursor.epoch != epoch:  # the same documents again
+            report, epoch = Report(), cursor.epoch
+        report.add(unit_report)
+        report.check(spool.job.max_rejected)
+        if cursor.epoch > last_epoch_with_text + 1:
+            break
+        last_epoch_with_text = cursor.epoch if paths else last_epoch_with_text
+        for number, path in enumerate(paths, start=cursor.group):
+            tokens, ends = np.load(path), np.load(path.with_suffix(".ends.npy"))
+            path.unlink()
+            path.with_suffix(".ends.npy").unlink()
+            yield Cursor(cursor.epoch, cursor.unit, number), tokens, ends
+    names = ", ".join(spool.job.source_names())
+    raise ValueError(f"data.source={names} leaves no document with text to train on")
+
+
+def _unit_tasks(spool: Spool, begins: Cursor) -> Iterator[tuple[Path, Cursor, UnitTask]]:
+    """Yield what workers need to encode each unit from a cursor on, for ever."""
+    units = open_units(spool.job.open_sources(), cut_text=spool.cuts_text)
+    epoch, position, group = begins.epoch, begins.unit, begins.group
+    while units:
+        keys = derive_keys("units", epoch)
+        order = permute(np.arange(len(units)), size=len(units), keys=keys).tolist()
+        for place in range(position, len(units)):
+            source, unit = units[order[place]]
+            task = UnitTask(
+                source=source,
+                unit=unit,
+                name=f"{epoch:03d}-{order[place]:05d}",
+                tokenizer_folder=spool.folder / TOKENIZER_FOLDER,
+                fast=spool.fast,
+                cuts_text=spool.cuts_text,
+                validation=spool.job.validation,
+                held_out=spool.held_out.get(order[place], HeldOut()),
+                max_rejected=spool.job.max_rejected,
+            )
+            yield spool.folder / UNITS, Cursor(epoch, place, group), task
+            group = 0
+        epoch, position = epoch + 1, 0
+
+
+def _encode_unit(task: tuple[Path, Cursor, UnitTask]) -> tuple[Cursor, list[Path], Report]:
+    """Write the ids of each group of a unit from the cursor's on, and return where they lie."""
+    folder, cursor, unit = task
+    paths, report = [], Report()
+    groups = (group for group in gather_groups(unit, report) if group.split == "train")
+    for group in itertools.islice(groups, cursor.group, None):
+        documents = encode_group(unit, group)
+        path = folder / f"{group.name}.npy"
+        ends = np.cumsum([len(document) for document in documents], dtype=np.int64)
+        np.save(path, np.concatenate(documents))
+        # A part of a large file ends here too: what follows it in the stream is another unit.
+        np.save(path.with_suffix(".ends.npy"), ends)
+        paths.append(path)
+    return cursor, paths, report

@@ -1,0 +1,178 @@
+"""The tokenizer: loaded from a folder, a `tokenizer.json` or the hub, or trained on the source."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+END_OF_TEXT = "<|endoftext|>"
+DECODED_AT_ONCE = 2**14
+SMALLEST_VOCABULARY = 257  # every byte, and the end of text
+KNOWN_ENDS_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A `tokenizers.Tokenizer` with the token that begins every document."""
+
+    backend: tokenizers.Tokenizer
+    end_of_text: str
+
+    @property
+    def vocabulary_size(self) -> int:
+        """One more than the largest id."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def end_of_text_id(self) -> int:
+        """The id of the token that begins every document."""
+        return self.backend.token_to_id(self.end_of_text)
+
+    @property
+    def sha256(self) -> str:
+        """A hash of everything that decides which ids a text gets."""
+        return hashlib.sha256((self.backend.to_str() + self.end_of_text).encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, nothing added; special tokens written in it are plain text."""
+        return self.encode_documents([text])[0][1:].tolist()
+
+    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return one int64 array per document: the end-of-text id, then the ids of the text."""
+        # What a text spells is never taken for a special token.
+        self.backend.encode_special_tokens = True
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array([self.end_of_text_id, *e.ids], dtype=np.int64) for e in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens spelled out."""
+        return self.backend.decode(list(ids), skip_special_tokens=False)
+
+    def count_bytes(self, ids: np.ndarray) -> int:
+        """Return the size in bytes of the text of many ids, as UTF-8, special tokens left out."""
+        pieces = [
+            ids[i : i + DECODED_AT_ONCE].tolist() for i in range(0, len(ids), DECODED_AT_ONCE)
+        ]
+        texts = self.backend.decode_batch(pieces, skip_special_tokens=True)
+        return sum(len(text.encode()) for text in texts)
+
+    def save(self, folder: Path, *, context_length: int | None = None) -> None:
+        """Write the files from which transformers 4 and 5 load a tokenizer with the same ids."""
+        folder.mkdir(parents=True, exist_ok=True)
+        # save() keeps the property out of the file: a loaded tokenizer parses special tokens again.
+        (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": self.end_of_text,
+            "eos_token": self.end_of_text,
+            "unk_token": self.end_of_text,
+            "clean_up_tokenization_spaces": False,
+        }
+        if context_length is not None:
+            settings["model_max_length"] = context_length
+        text = json.dumps(settings, indent=2) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def load_tokenizer(name: str | Path) -> Tokenizer:
+    """Load a tokenizer from a folder, a bare `tokenizer.json`, or the hub (`OWNER/NAME`, `gpt2`).
+
+    A folder holds `tokenizer.json`, or `vocab.json` and `merges.txt` of a byte-level BPE.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _with_end_of_text(_read(path), None, name)
+    if not path.is_dir():
+        return _load_from_hub(str(name))
+    if (path / "tokenizer.json").is_file():
+        return _with_end_of_text(_read(path / "tokenizer.json"), _declared_end(path), name)
+    if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+        model = tokenizers.models.BPE.from_file(str(path / "vocab.json"), str(path / "merges.txt"))
+        return _with_end_of_text(_byte_level(model), END_OF_TEXT, name)
+    raise ValueError(
+        f"data.tokenizer={name}: the folder needs tokenizer.json, or vocab.json and merges.txt"
+    )
+
+
+def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int) -> Tokenizer:
+    """Train a byte-level BPE of at most `vocabulary_size` ids on `texts`."""
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    check_vocabulary_size(vocabulary_size)
+    backend = _byte_level(tokenizers.models.BPE())
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return Tokenizer(backend, END_OF_TEXT)
+
+
+def check_vocabulary_size(vocabulary_size: int) -> None:
+    """Raise ValueError if a byte-level BPE cannot be so small."""
+    if vocabulary_size < SMALLEST_VOCABULARY:
+        raise ValueError(
+            f"train_tokenizer={vocabulary_size} must be at least {SMALLEST_VOCABULARY}: "
+            f"256 bytes and {END_OF_TEXT} come first"
+        )
+
+
+def _byte_level(model: tokenizers.models.Model) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    return backend
+
+
+def _read(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust side raises plain Exception
+        raise ValueError(f"data.tokenizer={path} is not a tokenizer.json: {error}") from error
+
+
+def _declared_end(folder: Path) -> str | None:
+    config = folder / "tokenizer_config.json"
+    if not config.is_file():
+        return None
+    token = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _with_end_of_text(
+    backend: tokenizers.Tokenizer, declared: str | None, name: str | Path
+) -> Tokenizer:
+    # Settings for inference that a file may carry: here they would cut and pad documents.
+    backend.no_truncation()
+    backend.no_padding()
+    if backend.num_special_tokens_to_add(False):
+        # A folder with it would give every text, also within a document, a start of its own.
+        backend.post_processor = None
+    for token in (declared,) if declared else KNOWN_ENDS_OF_TEXT:
+        if backend.token_to_id(token) is not None:
+            # Special, or a text that spells it would forge the boundary of a document.
+            backend.add_special_tokens([tokenizers.AddedToken(token, special=True)])
+            return Tokenizer(backend, token)
+    raise ValueError(
+        f"data.tokenizer={name} has no end-of-text token ({declared or KNOWN_ENDS_OF_TEXT}); "
+        f"name one of its tokens as eos_token in a tokenizer_config.json beside it"
+    )
+
+
+def _load_from_hub(name: str) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # transformers and the hub client raise many kinds
+        raise ValueError(
+            f"data.tokenizer={name} is no file or folder here, and could not be loaded from the "
+            f"hub; without a network give a folder or a tokenizer.json, or train one with "
+            f"--data.train_tokenizer VOCABULARY"
+        ) from error
+    return _with_end_of_text(loaded.backend_tokenizer, loaded.eos_token, name)

@@ -1,0 +1,178 @@
+"""Batches: a torch Dataset whose item k is window k, and this rank's micro-batches of each step."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from pretrain_lib.data.tokens.arrays import TokenArray
+from pretrain_lib.data.windows.best_fit import BestFitPlan
+from pretrain_lib.data.windows.order import WindowOrder
+from pretrain_lib.data.windows.packing import Windows, fill_planned_window, fill_window
+
+Batch = dict[str, torch.Tensor]
+USUAL_DOCUMENT = 16  # tokens that documents of a window have on average, at least
+
+
+class WindowSource(Protocol):
+    """What training reads: window k of the run, for every k."""
+
+    def batch(self, positions: Sequence[int]) -> Batch:
+        """Return the windows at `positions`, stacked: `(B, T)` per tensor."""
+
+    def cursor(self, windows: int) -> dict | None:
+        """Return where in its source the window lies, if another number is needed to find it."""
+
+    def close(self) -> None:
+        """End what reads ahead."""
+
+
+class PackedDataset(Dataset):
+    """The shuffled windows of one or several token arrays: item k is the k-th of the run.
+
+    Its length is one epoch; items beyond it exist and are the epochs that follow, each in an order
+    of its own. Items are dicts of `input_ids` and `targets` (T,) int64, and `document_ends` (T,)
+    int32 with `document_masking`. `plans`, one for each array, pack whole documents into windows.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenArray | Sequence[TokenArray],
+        *,
+        sequence_length: int,
+        seed: int = 0,
+        weights: Sequence[float] | None = None,
+        document_masking: bool = False,
+        plans: Sequence[BestFitPlan] | None = None,
+    ) -> None:
+        self.sources = [tokens] if isinstance(tokens, TokenArray) else list(tokens)
+        if document_masking and not all(source.has_documents for source in self.sources):
+            raise ValueError(
+                "data.document_masking=true needs to know where documents end, which .npy and .bin "
+                "arrays do not say; prepare the text with `pretrain prepare`"
+            )
+        assert plans is None or [p.sequence_length for p in plans] == (
+            [sequence_length] * len(self.sources)
+        ), "the plans are of other windows"
+        self.sequence_length = sequence_length
+        self.document_masking = document_masking
+        self.plans = plans
+        self.order = WindowOrder(
+            num_tokens=tuple(len(source) for source in self.sources),
+            sequence_length=sequence_length,
+            seed=seed,
+            weights=tuple(weights) if weights else None,
+            planned_windows=tuple(plan.num_windows for plan in plans) if plans else None,
+        )
+
+    def __len__(self) -> int:
+        return sum(self.order.windows_per_epoch(s) for s in range(len(self.sources)))
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Batch]:
+        """Return several windows at once, which a DataLoader prefers to one by one."""
+        batch = self.batch(indices)
+        return [{name: rows[i] for name, rows in batch.items()} for i in range(len(indices))]
+
+    def batch(self, positions: Sequence[int]) -> Batch:
+        """Return the windows at `positions`, stacked: `(B, T)` per tensor."""
+        if min(positions, default=0) < 0:
+            raise IndexError(f"window {min(positions)}: windows count from 0 at the run's start")
+        windows = Windows.empty(
+            len(positions), self.sequence_length, document_masking=self.document_masking
+        )
+        source, _, start = (array.tolist() for array in self.order.locate(np.array(positions)))
+        for row, (s, first) in enumerate(zip(source, start, strict=True)):
+            if self.plans is None:
+                fill_window(windows, row, self.sources[s], first)
+            else:
+                fill_planned_window(windows, row, self.sources[s], self.plans[s], first)
+        return {name: torch.from_numpy(array) for name, array in windows.as_dict().items()}
+
+    def cursor(self, windows: int) -> None:  # noqa: ARG002 (the number of a window is enough)
+        """Return None: the number of a window is all that is needed to find it."""
+
+    def close(self) -> None:
+        """Do nothing: nothing is read ahead."""
+
+
+def rank_micro_batches(
+    dataset: WindowSource,
+    first: int,
+    count: int,
+    *,
+    micro_batch: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[Batch]:
+    """Return what one rank runs of the step that consumes windows `[first, first + count)`.
+
+    Micro-batch m of the step is its windows `[m * b, (m + 1) * b)`, on rank m mod `world_size`:
+    each is the same tensor whatever the number of ranks. `(b, T)` per tensor.
+    """
+    assert count % (micro_batch * world_size) == 0, f"{count} windows do not divide"
+    starts = range(first + rank * micro_batch, first + count, world_size * micro_batch)
+    positions = [start + i for start in starts for i in range(micro_batch)]
+    batch = dataset.batch(positions)
+    return [
+        {name: rows[i : i + micro_batch] for name, rows in batch.items()}
+        for i in range(0, len(positions), micro_batch)
+    ]
+
+
+def iterate_steps(
+    dataset: WindowSource,
+    steps: Iterable[tuple[int, int]],
+    *,
+    micro_batch: int,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[list[Batch]]:
+    """Yield this rank's micro-batches of each step `(first, count)` in `steps`, on `device`.
+
+    The next step is read, and pinned for CUDA, while the current one computes.
+    """
+
+    def load(step: tuple[int, int]) -> list[Batch]:
+        batches = rank_micro_batches(
+            dataset, *step, micro_batch=micro_batch, rank=rank, world_size=world_size
+        )
+        batches = [narrow_document_ends(batch) for batch in batches]
+        if device.type == "cuda":
+            return [{name: t.pin_memory() for name, t in batch.items()} for batch in batches]
+        return batches
+
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
+        pending = None
+        for step in steps:
+            upcoming = reader.submit(load, step)
+            if pending is not None:
+                yield [to_device(batch, device) for batch in pending.result()]
+            pending = upcoming
+        if pending is not None:
+            yield [to_device(batch, device) for batch in pending.result()]
+
+
+def narrow_document_ends(batch: Batch) -> Batch:
+    """Cut `document_ends` (B, T) to T / USUAL_DOCUMENT columns, where that is room enough.
+
+    Kernels launch work for each, and a compiler makes a graph for each width: two will do.
+    """
+    ends = batch.get("document_ends")
+    if ends is None:
+        return batch
+    length = ends.shape[1]
+    width = max(1, length // USUAL_DOCUMENT)
+    fits = bool((ends[:, width - 1] >= length).all())
+    return batch | {"document_ends": ends[:, :width].contiguous()} if fits else batch
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch, without waiting for the copy where it is pinned."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

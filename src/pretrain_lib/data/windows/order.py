@@ -1,0 +1,130 @@
+"""The order of the data: which window comes k-th, as a pure function of (token counts, seed, k).
+
+Nothing here holds state and nothing depends on ranks, workers or how far a run has come, so a run
+resumes anywhere, on any number of processes, from one integer.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from pretrain_lib.data.permutation import derive_keys, permute
+
+BLOCK_WINDOWS = 4096  # a mixture holds its proportions exactly in every block of this many windows
+CHUNK_WINDOWS = 512  # located at a time, since a few windows cost as much as hundreds
+
+
+def block_quotas(weights: tuple[float, ...]) -> tuple[int, ...]:
+    """Split `BLOCK_WINDOWS` in proportion to `weights` (largest remainders), in whole windows."""
+    if not weights or not 0 < sum(weights) < math.inf or min(weights) < 0:
+        raise ValueError(f"data.weights={list(weights)} must be non-negative with a positive sum")
+    shares = [weight / sum(weights) * BLOCK_WINDOWS for weight in weights]
+    quotas = [int(share) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda i: (quotas[i] - shares[i], i))
+    for i in by_remainder[: BLOCK_WINDOWS - sum(quotas)]:
+        quotas[i] += 1
+    for weight, quota in zip(weights, quotas, strict=True):
+        if weight > 0 and quota == 0:
+            raise ValueError(
+                f"data.weights={list(weights)}: {weight} is less than one window in "
+                f"{BLOCK_WINDOWS}; raise it above {sum(weights) / BLOCK_WINDOWS:.3g} or set it to 0"
+            )
+    return tuple(quotas)
+
+
+@dataclass(frozen=True)
+class WindowOrder:
+    """The endless shuffled order of windows over one or several token sources.
+
+    A window is `sequence_length + 1` tokens: inputs, and targets one further; neighbours overlap by
+    one token, so no target is lost between them. In epoch e of a source its windows start at
+    `offset(e) + i * sequence_length`, so their boundaries move every epoch, and each is drawn once.
+    With `planned_windows` a window is an entry of a plan instead, which is the same in every epoch.
+    """
+
+    num_tokens: tuple[int, ...]  # of each source
+    sequence_length: int
+    seed: int
+    weights: tuple[float, ...] | None = None  # shares of the windows; default: by num_tokens
+    planned_windows: tuple[int, ...] | None = None  # of each source, where a plan packs them
+
+    def __post_init__(self) -> None:
+        for tokens in self.num_tokens:
+            if tokens <= self.sequence_length:
+                raise ValueError(
+                    f"a source of {tokens} tokens is too short: a window needs "
+                    f"batch.sequence_length + 1 = {self.sequence_length + 1}; add text or set "
+                    f"batch.sequence_length to at most {tokens - 1}"
+                )
+        if self.weights is not None and len(self.weights) != len(self.num_tokens):
+            raise ValueError(
+                f"data.weights={list(self.weights)} needs one weight for each of the "
+                f"{len(self.num_tokens)} sources"
+            )
+        block_quotas(self.weights or self.num_tokens)
+
+    def windows_per_epoch(self, source: int) -> int:
+        """Return how many windows one epoch of `source` has (the same in every epoch)."""
+        if self.planned_windows is not None:
+            return self.planned_windows[source]
+        tokens, length = self.num_tokens[source], self.sequence_length
+        return max(1, (tokens - length) // length)
+
+    def offset(self, source: int, epoch: int) -> int:
+        """Return the token at which the windows of `source` begin in `epoch`."""
+        spare = self.num_tokens[source] - self.windows_per_epoch(source) * self.sequence_length
+        keys = derive_keys("offset", self.seed, source, epoch)
+        return int(keys[0] % np.uint64(min(self.sequence_length, spare)))
+
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return `(source, epoch, start)` of the windows at `positions` in the run, int64 each.
+
+        `start` is the first token of the window within its source, or its number in the plan.
+        """
+        chunk, slot = np.divmod(np.asarray(positions, dtype=np.int64), CHUNK_WINDOWS)
+        located = np.empty((3, len(slot)), dtype=np.int64)
+        for number in np.unique(chunk).tolist():
+            here = chunk == number
+            located[:, here] = _located_chunk(self, number)[:, slot[here]]
+        return tuple(located)
+
+    def planned_epochs(self, num_windows: int) -> list[float]:
+        """Return how often the first `num_windows` of the run go through each source."""
+        quotas = np.array(block_quotas(self.weights or self.num_tokens))
+        block, slot = divmod(num_windows, BLOCK_WINDOWS)
+        sources, _ = _mixture_block(tuple(quotas.tolist()), self.seed, block)
+        drawn = block * quotas + np.bincount(sources[:slot], minlength=len(quotas))
+        return [int(n) / self.windows_per_epoch(s) for s, n in enumerate(drawn)]
+
+
+@lru_cache(maxsize=64)
+def _located_chunk(order: WindowOrder, number: int) -> np.ndarray:
+    """Return `(source, epoch, start)` of the windows of a chunk, `(3, CHUNK_WINDOWS)`."""
+    quotas = block_quotas(order.weights or order.num_tokens)
+    block, slot = divmod(number * CHUNK_WINDOWS, BLOCK_WINDOWS)
+    here = slice(slot, slot + CHUNK_WINDOWS)
+    source, before = (array[here] for array in _mixture_block(quotas, order.seed, block))
+    drawn = block * np.array(quotas)[source] + before  # how many windows the source gave earlier
+    size = np.array([order.windows_per_epoch(s) for s in range(len(quotas))])[source]
+    epoch, start = drawn // size, np.empty_like(drawn)
+    for s, e in sorted(set(zip(source.tolist(), epoch.tolist(), strict=True))):
+        here = (source == s) & (epoch == e)
+        keys = derive_keys("window", order.seed, s, e)
+        windows = permute(drawn[here] % size[here], size=order.windows_per_epoch(s), keys=keys)
+        planned = order.planned_windows is not None
+        start[here] = windows if planned else order.offset(s, e) + windows * order.sequence_length
+    return np.stack([source, epoch, start])
+
+
+@lru_cache(maxsize=64)
+def _mixture_block(quotas: tuple[int, ...], seed: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the source of each slot of a block, and how often it stood earlier in the block."""
+    keys = derive_keys("mixture", seed, block)
+    shuffled = permute(np.arange(BLOCK_WINDOWS), size=BLOCK_WINDOWS, keys=keys)
+    sources = np.repeat(np.arange(len(quotas)), quotas)[shuffled]
+    before = np.empty(BLOCK_WINDOWS, dtype=np.int64)
+    for source, quota in enumerate(quotas):
+        before[sources == source] = np.arange(quota)
+    return sources, before

@@ -1,0 +1,176 @@
+"""Windows of a stream: the same order and reader, over the segments of a spool.
+
+Window k of a run lies in segment k // S of the stream, S windows each, and is shuffled with the
+others of that segment: a pure function of (source, seed, k, S), so a run resumes at any k, on any
+number of processes. A segment that was deleted is made again.
+"""
+
+import atexit
+import contextlib
+import itertools
+import json
+import os
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from pretrain_lib.data.permutation import derive_keys, permute
+from pretrain_lib.data.pool import CONTEXT, count_cores
+from pretrain_lib.data.prepare.spool import (
+    END_SIGNAL,
+    ERROR,
+    POLL_SECONDS,
+    SEGMENTS_BEHIND,
+    Spool,
+    produce,
+)
+from pretrain_lib.data.tokens.arrays import TokenArray, TokenFile
+from pretrain_lib.data.tokens.shards import read_manifest
+from pretrain_lib.data.windows.batches import Batch
+from pretrain_lib.data.windows.packing import Windows, fill_window
+
+KEPT_OPEN = 3  # segments
+WINDOWS_AT_ONCE = 64  # read when iterated
+
+
+class StreamingDataset(IterableDataset):
+    """The shuffled windows of a stream, from `first_window` on.
+
+    Iterated, it yields dicts as `PackedDataset` does, for ever; `state_dict` says how many windows
+    were taken out. Loaders that read ahead (Accelerate's, that of transformers' Trainer) take out
+    more than they hand on: with them, count the windows that were trained on. With `produces` this
+    process starts the one that fills the spool; the others of a machine wait for it.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        *,
+        sequence_length: int,
+        seed: int = 0,
+        document_masking: bool = False,
+        first_window: int = 0,
+        cursor: dict | None = None,
+        produces: bool = True,
+        workers: int | None = None,
+    ) -> None:
+        self._producer, self._open = None, {}
+        assert spool.segment_tokens % sequence_length == 0, "a segment is whole windows"
+        self.spool, self.sequence_length = spool, sequence_length
+        self.seed, self.document_masking = seed, document_masking
+        self.windows_per_segment = spool.segment_tokens // sequence_length
+        self.dtype = np.dtype(read_manifest(spool.folder)["dtype"])
+        self.produces, self.workers = produces, workers or count_cores()
+        self._position = CONTEXT.Value("q", 0)  # the segment being read
+        self.load_state_dict({"windows": first_window, "cursor": cursor})
+        atexit.register(_close, weakref.ref(self))
+
+    def __iter__(self) -> Iterator[Batch]:
+        if get_worker_info() is not None:
+            raise ValueError(
+                "a stream is read ahead by processes of its own: give the DataLoader num_workers=0"
+            )
+        for first in itertools.count(self._windows, WINDOWS_AT_ONCE):
+            batch = self.batch(range(first, first + WINDOWS_AT_ONCE))
+            for row in range(WINDOWS_AT_ONCE):
+                self._windows = first + row + 1
+                yield {name: rows[row] for name, rows in batch.items()}
+
+    def state_dict(self) -> dict:
+        """Return the number of windows taken out, and where in the source the next one lies."""
+        return {"windows": self._windows, "cursor": self.cursor(self._windows)}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue behind the windows that a state counts, on any number of processes."""
+        self.close()
+        self._windows, self._hint = state["windows"], state.get("cursor")
+        self._position.value = state["windows"] // self.windows_per_segment
+
+    def cursor(self, windows: int) -> dict | None:
+        """Return where in the source the segment of a window begins, if this process knows it."""
+        segment = windows // self.windows_per_segment
+        begins = self.spool.read_cursor(segment)
+        return None if begins is None else {"segment": segment, "begins": vars(begins)}
+
+    def batch(self, positions: Sequence[int]) -> Batch:
+        """Return the windows at `positions`, stacked: `(B, T)` per tensor."""
+        if min(positions, default=0) < 0:
+            raise IndexError(f"window {min(positions)}: windows count from 0 at the run's start")
+        windows = Windows.empty(
+            len(positions), self.sequence_length, document_masking=self.document_masking
+        )
+        segments, slots = np.divmod(np.array(positions, dtype=np.int64), self.windows_per_segment)
+        for segment in np.unique(segments).tolist():
+            tokens = self._read_segment(segment)
+            rows = np.flatnonzero(segments == segment)
+            keys = derive_keys("segment", self.seed, segment)
+            starts = permute(slots[rows], size=self.windows_per_segment, keys=keys)
+            for row, start in zip(rows.tolist(), starts.tolist(), strict=True):
+                fill_window(windows, row, tokens, start * self.sequence_length)
+        return {name: torch.from_numpy(array) for name, array in windows.as_dict().items()}
+
+    def _read_segment(self, segment: int) -> TokenArray:
+        """Return a segment, waiting until it is there."""
+        behind = self._position.value - segment
+        if behind > SEGMENTS_BEHIND or (behind > 0 and not self.spool.has_segment(segment)):
+            self.close()  # it was deleted: it is made again
+            self._position.value = segment
+        self._position.value = max(self._position.value, segment)
+        self._start_producer()
+        if segment not in self._open:
+            while not self.spool.has_segment(segment):
+                self._check_producer()
+                time.sleep(POLL_SECONDS)
+            path = self.spool.folder / f"{self.spool.segment_name(segment)}.bin"
+            num_tokens = self.spool.segment_tokens + 1
+            self._open[segment] = TokenArray(
+                [TokenFile(path, num_tokens, self.dtype, is_shard=True)]
+            )
+            for oldest in list(self._open)[:-KEPT_OPEN]:
+                del self._open[oldest]
+        return self._open[segment]
+
+    def _start_producer(self) -> None:
+        if self._producer is None and self.produces:
+            first = self._position.value
+            arguments = (self.spool, first, self._hint, self._position, self.workers)
+            CONTEXT.set_forkserver_preload([produce.__module__])  # imported once for all processes
+            producer = CONTEXT.Process(target=produce, args=arguments)
+            producer.start()
+            self._producer = producer
+
+    def _check_producer(self) -> None:
+        path, own = self.spool.folder / ERROR, self._producer
+        ended = own is not None and not own.is_alive()  # looked at first: it may have said why
+        error = json.loads(path.read_text()) if path.is_file() else None
+        if error is not None and (own is None or error["process"] == own.pid):
+            if error["refused"]:
+                raise ValueError(error["message"])
+            raise RuntimeError(f"the stream's producer failed: {error['message']}")
+        if ended:
+            raise RuntimeError(
+                f"the process that fills {self.spool.folder} ended. If it was killed for want of "
+                f"memory, start again with fewer data.workers; a script of your own needs the "
+                f"guard `if __name__ == '__main__':`"
+            )
+
+    def close(self) -> None:
+        """End the producer; what it wrote stays."""
+        if self._producer is not None:
+            if self._producer.is_alive():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._producer.pid, END_SIGNAL)
+            self._producer.join()
+            self._producer = None
+        self._open.clear()  # their files may be deleted before they are read again
+
+    __del__ = close  # or a dataset that is dropped would hold the folder
+
+
+def _close(dataset: weakref.ref) -> None:
+    if (alive := dataset()) is not None:
+        alive.close()

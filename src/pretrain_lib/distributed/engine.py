@@ -1,0 +1,82 @@
+"""Builds the Accelerator of a run."""
+
+import os
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    AutocastKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
+
+from pretrain_lib.config.settings import Recipe
+from pretrain_lib.distributed.guards import check_accumulation, check_trackers, check_world
+from pretrain_lib.distributed.launched import is_elastic, meet_main_rank
+from pretrain_lib.distributed.sharding import build_sharding, check_sharding
+
+
+def start_accelerator(config: Recipe) -> Accelerator:
+    """Return the Accelerator of a run: device, processes, precision, sharding, trackers.
+
+    Processes, precision and sharding come from `accelerate launch`; started by plain `python` a run
+    has one process, and bf16 where the device is fast in it. Raises ValueError if what runs is not
+    what was asked for.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    check_trackers(config.run.trackers)
+    # Without this, two processes on a machine without CUDA would be two runs of one process.
+    cpu = launched > 1 and not torch.cuda.is_available()
+    precision, remark = choose_precision(os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16"), cpu)
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=precision,
+        fsdp_plugin=build_sharding(gather=config.run.gather),
+        # The step sets the number of micro-batches itself; this keeps the environment's out.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=1, sync_with_dataloader=False
+        ),
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.run.collective_timeout)),
+            # No weight is used twice in a forward: kept, its copy in bf16 would only take room.
+            AutocastKwargs(cache_enabled=False),
+        ],
+        log_with=list(config.run.trackers) or None,
+        project_dir=config.run.dir,
+    )
+    if remark:
+        accelerator.print(remark)
+    check_world(accelerator, launched=launched, expected=config.run.processes)
+    check_sharding(accelerator, gather=config.run.gather)
+    check_accumulation(config, processes=accelerator.num_processes)
+    if is_elastic():
+        meet_main_rank(accelerator)
+    if accelerator.device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    return accelerator
+
+
+def choose_precision(wanted: str, cpu: bool) -> tuple[str, str | None]:
+    """Return the precision to train in, "bf16" or "no" (fp32), and a remark if it is another."""
+    if wanted not in ("no", "bf16"):
+        raise ValueError(
+            f"mixed_precision={wanted} is not supported: set 'no' or 'bf16' in the configuration "
+            f"given to accelerate launch (fp16 would need a loss scaler)"
+        )
+    if wanted == "no":
+        return "no", None
+    if torch.cuda.is_available() and not cpu and not _asked_for_cpu():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        device = "this GPU"
+    elif torch.backends.mps.is_available() and not cpu and not _asked_for_cpu():
+        fast, device = False, "MPS"
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        device = "this CPU"
+    return ("bf16", None) if fast else ("no", f"{device} is not fast in bf16: training in fp32")
+
+
+def _asked_for_cpu() -> bool:
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")

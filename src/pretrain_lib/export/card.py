@@ -1,0 +1,265 @@
+"""The model card of an export: what is known of a checkpoint, and nothing else."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from pretrain_lib.checkpoint.folders import MANIFEST, STATE
+from pretrain_lib.corpus.origin import Origin, find_origins
+from pretrain_lib.evaluate.results import iterate_scores
+from pretrain_lib.models.flops import count_parameters
+from pretrain_lib.models.gpt2 import GPT2Config
+from pretrain_lib.models.hf import Model
+from pretrain_lib.run_folder.folder import CHECKPOINTS, METRICS
+from pretrain_lib.run_folder.metrics import human, human_time, perplexity
+from pretrain_lib.run_folder.rows import COMMON, Rows, read_rows
+
+CARD = "README.md"
+HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(:[\w.-]+)?(@[\w.-]+)?")
+RECIPE = ("model", "batch", "optimizer", "schedule")
+OF_DATA = ("weights", "document_masking", "packing", "streaming")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure of lm-eval."""
+
+    task: str
+    metric: str
+    value: float
+    error: float | None
+    shots: int | None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a checkpoint and the run that it lies in tell; empty where there is nothing."""
+
+    manifest: dict = field(default_factory=dict)
+    state: dict = field(default_factory=dict)
+    rows: Rows = field(default_factory=list)
+    """Those of the run up to the checkpoint."""
+    scores: tuple[Score, ...] = ()
+    scored_by: str = ""
+
+
+def write_card(folder: Path, name: str, model: Model, known: Known) -> None:
+    """Write `README.md` into an export, with front matter that the hub understands."""
+    sections = [
+        _front_matter(name, model, known),
+        f"# {name}\n\n{_describe(model, known)}",
+        _training_section(known),
+        _score_section(known),
+        USE,
+        LICENSE,
+    ]
+    text = "\n\n".join(section for section in sections if section)
+    (folder / CARD).write_text(text + "\n", encoding="utf-8")
+
+
+def gather(checkpoint: Path, model: Model, *, scores: Path | None = None) -> Known:
+    """Return what a checkpoint, the run folder that it lies in, and a file of scores tell.
+
+    `scores` is in lm-eval's own format; without it there are those of the run's last evaluation.
+    Raises ValueError for a file of another format, or scores of another model.
+    """
+    manifest, state, rows = {}, {}, []
+    if (checkpoint / STATE).is_file():
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        path = checkpoint.resolve().parent.parent / METRICS
+        if checkpoint.resolve().parent.name == CHECKPOINTS and path.is_file():
+            rows = [row for row in read_rows(path) if row["step"] <= state["step"]]
+    if scores is not None:
+        return Known(manifest, state, rows, *_scores_of_file(scores, model))
+    return Known(manifest, state, rows, *_scores_of_rows(rows))
+
+
+def _scores_of_file(path: Path, model: Model) -> tuple[tuple[Score, ...], str]:
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        results = {}
+    if not {"results", "config"} <= set(results):
+        raise ValueError(
+            f"scores={path} holds no results of lm-eval: give what `pretrain eval --out` wrote"
+        )
+    parameters = results["config"].get("model_num_parameters")
+    if parameters not in (None, own := count_parameters(model)):
+        raise ValueError(
+            f"scores={path} are of a model of {parameters:,} parameters, this one has {own:,}: "
+            f"give the scores of this model"
+        )
+    shots, limit = results.get("n-shot", {}), results["config"].get("limit")
+    found = [
+        Score(task, metric, value, error if isinstance(error, float) else None, shots.get(task))
+        for task, metric, value, error in iterate_scores(results)
+    ]
+    by = f"lm-evaluation-harness {results.get('lm_eval_version', '')}".strip()
+    return tuple(found), f"{by}; the first {limit:g} items of each task" if limit else by
+
+
+def _scores_of_rows(rows: Rows) -> tuple[tuple[Score, ...], str]:
+    row = _last(rows, "evaluation")
+    names = [name for name in row if name not in COMMON and not name.endswith("_stderr")]
+    found = [
+        Score(*name.rsplit("/", 1), row[name], row.get(f"{name}_stderr"), None)
+        for name in names
+        if "/" in name and row[name] is not None
+    ]
+    by = f"lm-evaluation-harness during training, at step {row['step']:,}" if found else ""
+    return tuple(found), by
+
+
+def _last(rows: Rows, kind: str) -> dict:
+    return next((row for row in reversed(rows) if row["kind"] == kind), {})
+
+
+def _front_matter(name: str, model: Model, known: Known) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    evaluations = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=score.task,
+            dataset_name=score.task,
+            metric_type=score.metric,
+            metric_value=score.value,
+        )
+        for score in known.scores
+    ]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["pretrain_lib", _family(model)[0]],
+        datasets=_hub_names(known) or None,
+        model_name=name if evaluations else None,
+        eval_results=evaluations or None,
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _family(model: Model) -> tuple[str, str]:
+    return ("gpt2", "GPT-2") if isinstance(model.config, GPT2Config) else ("llama", "LLaMA")
+
+
+def _origins(known: Known) -> list[Origin]:
+    return find_origins(known.manifest["config"]["data"]) if known.manifest else []
+
+
+def _hub_names(known: Known) -> list[str]:
+    sources = [source for origin in _origins(known) for source in origin.sources]
+    found = [HUB_NAME.fullmatch(source) for source in sources if not Path(source).exists()]
+    return list(dict.fromkeys(match[1] for match in found if match))
+
+
+def _describe(model: Model, known: Known) -> str:
+    config, tokens = model.config, known.state.get("tokens")
+    text = (
+        f"A {_family(model)[1]} of {count_parameters(model):,} parameters with a context of "
+        f"{config.context_length:,} tokens and a vocabulary of {config.vocabulary_size:,}"
+    )
+    trained = "" if tokens is None else f", pretrained on {human(tokens)} tokens with pretrain_lib"
+    return (
+        f"{text}{trained}. It continues text: it was not taught to follow instructions, and what "
+        f"it writes may be false or harmful."
+    )
+
+
+def _training_section(known: Known) -> str:
+    if not known.state:
+        return ""
+    config, state = known.manifest["config"], known.state
+    train, validation = _last(known.rows, "train"), _last(known.rows, "validation")
+    versions, world = known.manifest["versions"], known.manifest["world"]
+    names = ("pretrain_lib", "torch", "accelerate", "transformers")
+    rows = {
+        "steps": f"{state['step']:,}",
+        "tokens": f"{state['tokens']:,}",
+        "training loss, last row": _loss(train),
+        "validation loss": _loss(validation),
+        "lowest validation loss": _lowest(state),
+        "updates left out": f"{state['skipped']:,}" if state["skipped"] else "",
+        "text": "; ".join(_describe_origin(origin) for origin in _origins(known)),
+        "fingerprint of the data": f"`{known.manifest['data_fingerprint']}`",
+        "continued from": _parent(known.manifest["parent"]),
+        "weights at the start": Path(config["run"].get("initial_weights") or "").name,
+        "time": f"{human_time(state['seconds'])} on {world['processes']} x {world['device']}, "
+        f"precision {world['precision']}",
+        "software": ", ".join(f"{name} {versions[name]}" for name in names if name in versions),
+        "revision": _revision(known.manifest["git"]),
+    }
+    shown = {section: config[section] for section in RECIPE}
+    shown["data"] = {key: config["data"][key] for key in OF_DATA if config["data"].get(key)}
+    shown["run"] = {"seed": config["run"]["seed"]}
+    settings = yaml.safe_dump(shown, sort_keys=False)
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value)
+    return f"## Training\n\n| | |\n|---|---|\n{table}\n\nThe recipe:\n\n```yaml\n{settings}```"
+
+
+def _loss(row: dict) -> str:
+    if row.get("loss") is None:
+        return ""
+    bits = row.get("bits_per_byte")
+    more = "" if bits is None else f", {bits:.4f} bits per byte"
+    loss = f"{row['loss']:.4f} nats per token (perplexity {perplexity(row['loss']):.5g}{more})"
+    return f"{loss} at step {row['step']:,}"
+
+
+def _lowest(state: dict) -> str:
+    if state["best_loss"] is None or state["best_step"] == state["step"]:
+        return ""
+    return f"{state['best_loss']:.4f} nats per token at step {state['best_step']:,}"
+
+
+def _parent(checkpoint: str | None) -> str:
+    """Return the run and the checkpoint that a run began with, if it is a fork."""
+    path = Path(checkpoint or "")
+    return f"{path.parent.parent.name}, {path.name}" if checkpoint else ""
+
+
+def _describe_origin(origin: Origin) -> str:
+    """Return an origin without the folders of the machine."""
+    if not origin.sources:
+        return f"the tokens of {origin.path}"
+    names = ", ".join(Path(s).name if Path(s).exists() else s for s in origin.sources)
+    return names if origin.validation is None else f"{names} (held out: {origin.validation})"
+
+
+def _revision(git: dict | None) -> str:
+    return f"`{git['revision']}`{', with changes' if git['dirty'] else ''}" if git else ""
+
+
+def _score_section(known: Known) -> str:
+    if not known.scores:
+        return ""
+    lines = [f"## Scores\n\n{known.scored_by}.\n", "| task | metric | shots | value | stderr |"]
+    lines.append("|---|---|---|---|---|")
+    for score in known.scores:
+        shots = "" if score.shots is None else score.shots
+        error = "" if score.error is None else f"{score.error:.4f}"
+        lines.append(f"| {score.task} | {score.metric} | {shots} | {score.value:.4f} | {error} |")
+    return "\n".join(lines)
+
+
+USE = """## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # where this file lies, or the model's name on the hub
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+ids = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=50, do_sample=True)[0]))
+```
+
+Score it with `pretrain eval FOLDER --tasks hellaswag`, or with lm-evaluation-harness itself:
+
+    lm_eval --model hf --model_args pretrained=FOLDER,dtype=float32 --tasks hellaswag"""
+LICENSE = """## License
+
+None is stated: whoever publishes the model names one, as `license:` at the top of this file."""

@@ -1,0 +1,101 @@
+"""A model folder loaded again by transformers in a fresh process and compared."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from pretrain_lib.data.text.tokenizer import Tokenizer
+from pretrain_lib.export.reload import LOGITS, RESULT, TEXTS, WEIGHTS, digest
+from pretrain_lib.models.hf import Model, hf_tensors, write_configuration
+
+ROWS, LENGTH = 2, 128  # of the ids whose logits are compared
+TEXTS_COMPARED = (
+    "",
+    " ",
+    "Once upon a time, there were 12,345 words.",
+    "  two leading spaces, a tab\t, trailing spaces  ",
+    "lines\n\n  of code:\r\n\treturn x  # \n",
+    "naïve café, Ελληνικά, русский, 日本語, العربية, 🙂👩‍👩‍👧",
+    "It 's n't, don't; he 'll . <s></s>[INST] <unk>",
+)
+
+
+def check_export(
+    model: Model,
+    folder: Path,
+    *,
+    tokenizer: Tokenizer | None,
+    dtype: torch.dtype = torch.float32,
+) -> float:
+    """Have a fresh process load a folder with transformers; return how far its logits are off.
+
+    The figure is the largest difference relative to the largest logit, in fp32 on the CPU. Raises
+    ValueError that names what differs: a setting, a weight, a tensor missing or left over, logits
+    by more than 1e-4, a special token, the ids of a text. `model` holds the weights as they are
+    after `dtype`.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        expected = Path(temporary)
+        write_expected(model, expected, tokenizer=tokenizer, dtype=dtype)
+        result = _reload(folder, expected)
+    if result["problems"]:
+        problems = "; ".join(result["problems"])
+        raise ValueError(f"{folder} is not read as the model that was written: {problems}")
+    return result["difference"]
+
+
+def write_expected(
+    model: Model, expected: Path, *, tokenizer: Tokenizer | None, dtype: torch.dtype
+) -> None:
+    """Write what `reload` compares a folder with."""
+    write_configuration(model.config, expected, tokenizer=tokenizer, dtype=dtype)
+    _write_weights(model, expected)
+    if tokenizer is not None:
+        texts = _describe_tokenizer(tokenizer, model.config.context_length)
+        (expected / TEXTS).write_text(json.dumps(texts), encoding="utf-8")
+
+
+def _reload(folder: Path, expected: Path) -> dict:
+    run = subprocess.run(
+        [sys.executable, "-m", "pretrain_lib.export.reload", folder, expected],
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, f"the process that reads {folder} again failed: {run.stderr}"
+    return json.loads((expected / RESULT).read_text())
+
+
+def _write_weights(model: Model, expected: Path) -> None:
+    """Write the digests of all tensors, and the logits of ids drawn at random."""
+    digests = {name: digest(tensor) for name, tensor in hf_tensors(model).items()}
+    (expected / WEIGHTS).write_text(json.dumps(digests))
+    length = min(LENGTH, model.config.context_length)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocabulary_size, (ROWS, length), generator=generator)
+    training, device = model.training, model.head_weight.device
+    with torch.no_grad():
+        logits = model.eval()(ids.to(device)).float().cpu()
+    model.train(training)
+    save_file({"ids": ids, "logits": logits.contiguous()}, expected / LOGITS)
+
+
+def _describe_tokenizer(tokenizer: Tokenizer, context_length: int) -> dict:
+    """Return what a tokenizer makes of texts: `(text, plain ids, parsed ids, text of the ids)`."""
+    end = tokenizer.end_of_text
+    texts = (*TEXTS_COMPARED, end, f"a{end}b {end}\n{end}{end}", f"{end} c")
+    plain = [tokenizer.encode(text) for text in texts]
+    tokenizer.backend.encode_special_tokens = False
+    parsed = [tokenizer.backend.encode(text, add_special_tokens=False).ids for text in texts]
+    values = {f"{kind}_token": end for kind in ("bos", "eos", "unk")}
+    values |= {f"{kind}_token_id": tokenizer.end_of_text_id for kind in ("bos", "eos", "unk")}
+    values |= {"length": tokenizer.backend.get_vocab_size(with_added_tokens=True)}
+    values |= {"model_max_length": context_length}
+    decoded = [tokenizer.decode(ids) for ids in plain]
+    return {"values": values, "texts": list(zip(texts, plain, parsed, decoded, strict=True))}

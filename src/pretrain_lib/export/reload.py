@@ -1,0 +1,162 @@
+"""A model folder as transformers alone reads it, held against what it should be.
+
+    python -m pretrain_lib.export.reload FOLDER EXPECTED
+
+`EXPECTED` is a folder of `export_check`; what is found goes to `result.json` there.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors.torch import load_file
+
+SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")
+WEIGHTS, LOGITS, TEXTS, RESULT = "weights.json", "logits.safetensors", "texts.json", "result.json"
+TOLERANCE = 1e-4  # of the largest logit, in fp32
+SHOWN = 60  # characters of a value that differs
+NAMED = 3  # tensors of many that differ
+
+
+def main() -> None:
+    """Compare the folder named first with the expectation named second."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    folder, expected = (Path(argument) for argument in sys.argv[1:])
+    problems, difference = find_problems(folder, expected)
+    (expected / RESULT).write_text(json.dumps({"problems": problems, "difference": difference}))
+
+
+def find_problems(folder: Path, expected: Path) -> tuple[list[str], float | None]:
+    """Return what in `folder` is not as expected, and how far the logits are from those expected.
+
+    That is the largest difference relative to the largest logit, None if there are none.
+    """
+    problems = [p for name in SETTINGS for p in _compare_settings(folder / name, expected / name)]
+    found, difference = _compare_model(folder, expected)
+    problems += found
+    if (expected / TEXTS).is_file():
+        problems += _compare_tokenizer(folder, _read(expected / TEXTS))
+    return problems, difference
+
+
+def _compare_settings(path: Path, expected: Path) -> list[str]:
+    """Return the fields of a JSON file that are not those of another."""
+    if not expected.is_file() and not path.is_file():
+        return []
+    if not expected.is_file() or not path.is_file():
+        return [f"{path.name} {'should not be there' if path.is_file() else 'is missing'}"]
+    found, wanted = _read(path), _read(expected)
+    return [
+        f"{path.name}: {field} is {_show(found, field)}, not {_show(wanted, field)}"
+        for field in sorted(found.keys() | wanted.keys())
+        if field not in found or field not in wanted or found[field] != wanted[field]
+    ]
+
+
+def _compare_model(folder: Path, expected: Path) -> tuple[list[str], float | None]:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # it may raise anything
+        return [f"transformers does not load the model: {_line(error)}"], None
+    problems = [
+        f"transformers reports {kind.replace('_', ' ')}: {sorted(map(str, names))}"
+        for kind, names in report.items()
+        if names
+    ]
+    problems += _compare_weights(model.state_dict(), _read(expected / WEIGHTS))
+    config = _read(expected / SETTINGS[0])
+    for field in ("vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id"):
+        found = getattr(model.config, field)
+        if field in config and found != config[field]:
+            problems.append(f"the loaded model has {field}={found}, not {config[field]}")
+    found, difference = _compare_logits(model, load_file(expected / LOGITS))
+    return problems + found, difference
+
+
+def _compare_weights(tensors: dict[str, torch.Tensor], digests: dict[str, str]) -> list[str]:
+    differ = [n for n, d in digests.items() if n not in tensors or digest(tensors[n]) != d]
+    more = f" and {len(differ) - NAMED} more" if len(differ) > NAMED else ""
+    names = f"{', '.join(differ[:NAMED])}{more}"
+    return [f"the weights {names} differ from the model's"] if differ else []
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """Return the xxh3_128 of a tensor's values in fp32."""
+    return xxhash.xxh3_128_hexdigest(tensor.detach().float().cpu().contiguous().numpy())
+
+
+@torch.no_grad()
+def _compare_logits(
+    model: Any, expected: dict[str, torch.Tensor]
+) -> tuple[list[str], float | None]:
+    try:
+        found = model.eval()(expected["ids"]).logits
+    except Exception as error:  # ids beyond a table that was cut
+        return [f"the loaded model does not compute logits: {_line(error)}"], None
+    wanted = expected["logits"]
+    if found.shape != wanted.shape:
+        shapes = f"{tuple(found.shape)}, not {tuple(wanted.shape)}"
+        return [f"its logits under transformers have the shape {shapes}"], None
+    difference = float((found - wanted).abs().max() / wanted.abs().max())
+    if difference <= TOLERANCE:
+        return [], difference
+    return [
+        f"its logits under transformers differ from the model's by {difference:.2e} of the "
+        f"largest, above {TOLERANCE}"
+    ], difference
+
+
+def _compare_tokenizer(folder: Path, expected: dict) -> list[str]:
+    """Compare special tokens, the number of tokens, ids of texts, and their text again."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        return [f"transformers does not load the tokenizer: {_line(error)}"]
+    values = expected["values"]
+    found = {name: getattr(tokenizer, name) for name in values if name != "length"}
+    found["length"] = len(tokenizer)
+    problems = [
+        f"the loaded tokenizer has {name}={found[name]}, not {values[name]}"
+        for name in values
+        if found[name] != values[name]
+    ]
+    for text, plain, parsed, decoded in expected["texts"]:
+        # As lm-eval and everyone else calls it, and as documents are tokenised here.
+        ids = {"": tokenizer(text)["input_ids"]}
+        split = tokenizer(text, split_special_tokens=True, add_special_tokens=False)
+        ids[", special tokens as text"] = split["input_ids"]
+        for (how, theirs), ours in zip(ids.items(), (parsed, plain), strict=True):
+            if theirs != ours:
+                problems.append(f"the text {text!r} has the ids {theirs}{how}, not {ours}")
+        if tokenizer.decode(plain) != decoded:
+            problems.append(f"the ids of {text!r} are decoded as {tokenizer.decode(plain)!r}")
+    return problems
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _show(values: dict, field: str) -> str:
+    shown = json.dumps(values[field]) if field in values else "missing"
+    return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+if __name__ == "__main__":
+    main()

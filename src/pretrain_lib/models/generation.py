@@ -1,0 +1,160 @@
+"""Text that the model writes."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+from pretrain_lib.data.text.tokenizer import Tokenizer
+from pretrain_lib.models.cache import KeyValueCache
+from pretrain_lib.models.hf import Model
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    *,
+    new_tokens: int,
+    context_length: int,
+    end_of_text_id: int | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    row_numbers: Sequence[int] | None = None,
+    is_done: Callable[[list[int]], bool] | None = None,
+) -> list[list[int]]:
+    """Return the ids that follow each prompt, at most `new_tokens`, ended by `end_of_text_id`.
+
+    Temperature 0 takes the likeliest. `top_k` keeps so many of the likeliest, `top_p` the smallest
+    set whose probability reaches it (Holtzman et al. 2020). Row i draws from a generator of
+    (`seed`, i), or of (`seed`, `row_numbers[i]`), whatever the other prompts are. `is_done`, given
+    the new ids of a row, ends it.
+
+    Our models keep the keys and values of what they have read. Once the longest row is longer than
+    `context_length`, every row is read again for every token, its last `context_length` ids only;
+    other models read it again from the start.
+    """
+    _check(prompts, temperature, top_k, top_p)
+    rows = [list(prompt) for prompt in prompts]
+    numbers = range(len(rows)) if row_numbers is None else row_numbers
+    generators = [_row_generator(seed, number) for number in numbers]
+    cache = None
+    if isinstance(model, Model):
+        slots = min(max(map(len, rows), default=0) + new_tokens, context_length)
+        cache = KeyValueCache(model.config, rows=len(rows), slots=slots)
+    unfinished = list(range(len(rows)))
+    for _ in range(new_tokens):
+        if not unfinished:
+            break
+        logits = _next_logits(model, [rows[i] for i in unfinished], context_length, cache)
+        going_on = []
+        for place, i in enumerate(unfinished):
+            token = _choose(logits[place], temperature, top_k, top_p, generators[i])
+            if token == end_of_text_id:
+                continue
+            rows[i].append(token)
+            if is_done is None or not is_done(rows[i][len(prompts[i]) :]):
+                going_on.append(place)
+        if cache is not None and 0 < len(going_on) < len(unfinished):
+            cache = cache.expand(torch.tensor(going_on), slots=cache.slots)
+        unfinished = [unfinished[place] for place in going_on]
+    return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
+
+
+def _check(
+    prompts: Sequence[Sequence[int]], temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    if not all(map(len, prompts)):
+        raise ValueError(f"prompts={prompts}: each needs a token, such as the end of text")
+    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and top_p <= 0):
+        raise ValueError(
+            f"temperature={temperature}, top_k={top_k}, top_p={top_p}: none may be negative, and "
+            f"of top_k and top_p none may be 0"
+        )
+
+
+def _row_generator(seed: int, row: int) -> torch.Generator:
+    # On the CPU a generator looks at 32 bits of its seed only, so they have to be well mixed.
+    mixed = np.random.SeedSequence([seed % 2**64, row]).generate_state(1, np.uint32)
+    return torch.Generator().manual_seed(int(mixed[0]))
+
+
+def _next_logits(
+    model: nn.Module, rows: list[list[int]], context_length: int, cache: KeyValueCache | None
+) -> torch.Tensor:
+    """Return the logits of what follows each row, (B, V) in fp32 on the CPU."""
+    if cache is not None and max(map(len, rows)) <= context_length:
+        new = [row[seen:] for row, seen in zip(rows, cache.lengths.tolist(), strict=True)]
+        options = {"cache": cache}
+    else:
+        new, options = [row[-context_length:] for row in rows], {}
+    counts = torch.tensor([len(ids) for ids in new])
+    # Pads stand on the right, where no real token sees them.
+    padded = pad_sequence([torch.tensor(ids) for ids in new], batch_first=True)
+    logits = model(padded.to(next(model.parameters()).device), **options)
+    if options:
+        cache.advance(counts)
+    return logits[torch.arange(len(rows)), counts - 1].float().cpu()
+
+
+def _choose(
+    logits: torch.Tensor,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generator: torch.Generator | None,
+) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    probabilities, ids = (logits / temperature).softmax(dim=0).sort(descending=True)
+    if top_k is not None:
+        probabilities, ids = probabilities[:top_k], ids[:top_k]
+    if top_p is not None:
+        before = probabilities.cumsum(dim=0) - probabilities
+        probabilities = probabilities[before < top_p]
+    return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
+
+
+def sample_texts(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    per_prompt: int,
+    new_tokens: int,
+    context_length: int,
+    seed: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    rows: slice = slice(None),
+) -> list[dict[str, str]]:
+    """Return `{"prompt", "text"}` for every sample; neither training mode nor its RNG changes.
+
+    `rows` leaves out all but those, which are what they would be among the others.
+    """
+    training = model.training
+    model.eval()
+    chosen = [prompt for prompt in prompts for _ in range(per_prompt)]
+    numbers, chosen = range(len(chosen))[rows], chosen[rows]
+    texts = generate(
+        model,
+        [[tokenizer.end_of_text_id, *tokenizer.encode(prompt)] for prompt in chosen],
+        row_numbers=numbers,
+        new_tokens=new_tokens,
+        context_length=context_length,
+        end_of_text_id=tokenizer.end_of_text_id,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    model.train(training)
+    return [
+        {"prompt": prompt, "text": tokenizer.decode(ids)}
+        for prompt, ids in zip(chosen, texts, strict=True)
+    ]

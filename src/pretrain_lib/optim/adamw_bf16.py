@@ -1,0 +1,78 @@
+"""AdamW whose moments take half of the memory."""
+
+from collections.abc import Callable
+
+import torch
+from torch.optim.adamw import adamw
+
+from pretrain_lib.tensors.pieces import local_piece
+
+HIGHEST_BETA = 0.99
+MOMENTS = ("exp_avg", "exp_avg_sq")
+CHUNK = 2**18  # elements at a time: their moments in fp32 stay in a processor's cache
+
+
+class AdamWBf16(torch.optim.AdamW):
+    """torch's fused AdamW, with both moments kept in bf16 and computed with in fp32.
+
+    Rounding to the nearest would stop a second moment whose decay is near 1: `betas[1]` is to be
+    at most `HIGHEST_BETA`.
+    """
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Load a state, as Accelerate does with its own: torch would leave it in fp32."""
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            state |= {name: state[name].to(torch.bfloat16) for name in MOMENTS}
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None) -> None:
+        """Update the parameters."""
+        assert closure is None, "closures are not supported"
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+
+    def _update(self, parameter: torch.Tensor, group: dict) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            for moment in MOMENTS:
+                state[moment] = torch.zeros_like(parameter, dtype=torch.bfloat16)
+        tensors = (parameter, parameter.grad, *(state[name] for name in MOMENTS))
+        flat = (local_piece(tensor).tensor.view(-1) for tensor in tensors)
+        for chunks in zip(*(tensor.split(CHUNK) for tensor in flat), strict=True):
+            step = state["step"].clone()
+            self._update_chunk(*chunks, step, group)
+        state["step"].copy_(step)
+
+    def _update_chunk(
+        self,
+        weights: torch.Tensor,
+        gradient: torch.Tensor,
+        first: torch.Tensor,
+        second: torch.Tensor,
+        step: torch.Tensor,
+        group: dict,
+    ) -> None:
+        moments = first.float(), second.float()
+        adamw(
+            [weights],
+            [gradient],
+            *([moment] for moment in moments),
+            [],
+            [step],
+            fused=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+            grad_scale=getattr(self, "grad_scale", None),
+            found_inf=getattr(self, "found_inf", None),
+        )
+        first.copy_(moments[0])
+        second.copy_(moments[1])

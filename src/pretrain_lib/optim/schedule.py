@@ -1,0 +1,104 @@
+"""Learning rate and batch size as pure functions of the step: no state to save.
+
+Steps count from 0; a step is one optimizer update.
+"""
+
+import math
+from dataclasses import dataclass
+
+KINDS = ("cosine", "linear", "constant", "wsd")
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """Linear warm-up to `peak`, then one of `KINDS` down to `floor` at `total_steps`, then floor.
+
+    "wsd" (warm-up, stable, decay; Hu et al. 2024) stays at the peak and falls linearly over the
+    last `decay_steps`.
+    """
+
+    kind: str
+    peak: float
+    floor: float
+    warmup_steps: int
+    total_steps: int
+    decay_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"schedule.kind={self.kind} must be one of {', '.join(KINDS)}")
+        if self.warmup_steps + self.decay_steps > self.total_steps:
+            raise ValueError(
+                f"warm-up ({self.warmup_steps} steps) and decay ({self.decay_steps} steps) do not "
+                f"fit the schedule of {self.total_steps} steps: shorten schedule.warmup_tokens or "
+                f"schedule.decay_tokens, or lengthen schedule.tokens"
+            )
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of `step`."""
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        if self.kind == "constant":
+            return self.peak
+        if step >= self.total_steps:
+            return self.floor
+        start = self.total_steps - self.decay_steps if self.kind == "wsd" else self.warmup_steps
+        if step < start:
+            return self.peak
+        progress = (step - start) / (self.total_steps - start)
+        fall = 0.5 * (1 + math.cos(math.pi * progress)) if self.kind == "cosine" else 1 - progress
+        return self.floor + fall * (self.peak - self.floor)
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """How many windows each step consumes: `full`, reached from `initial` in equal increments.
+
+    The ramp (Brown et al. 2020, section 2.3) has one stage per size; all stages together consume
+    about `ramp_windows`, each an equal share in whole steps.
+    """
+
+    full: int  # windows per step
+    initial: int = 0  # windows; 0 for no ramp
+    increment: int = 0  # windows
+    ramp_windows: int = 0
+
+    def __post_init__(self) -> None:
+        if self.initial and (
+            self.increment <= 0
+            or self.initial > self.full
+            or (self.full - self.initial) % self.increment
+        ):
+            raise ValueError(
+                f"batch.ramp_from ({self.initial} windows) must reach batch.tokens ({self.full} "
+                f"windows) in whole steps of batch.ramp_increment ({self.increment} windows)"
+            )
+
+    def _stages(self) -> list[tuple[int, int]]:
+        """Return `(windows per step, steps)` of each size below `full`."""
+        if not self.initial or self.initial == self.full:
+            return []
+        sizes = range(self.initial, self.full, self.increment)
+        share = self.ramp_windows / len(sizes)
+        return [(size, max(1, round(share / size))) for size in sizes]
+
+    def at(self, step: int) -> int:
+        """Return the windows that `step` consumes."""
+        return self.before(step + 1) - self.before(step)
+
+    def before(self, step: int) -> int:
+        """Return the windows that all steps before `step` consume."""
+        consumed = 0
+        for size, steps in self._stages():
+            if step <= steps:
+                return consumed + step * size
+            consumed, step = consumed + steps * size, step - steps
+        return consumed + step * self.full
+
+    def steps_within(self, windows: int) -> int:
+        """Return how many whole steps `windows` pay for."""
+        steps = 0
+        for size, stage_steps in self._stages():
+            affordable = min(stage_steps, windows // size)
+            steps, windows = steps + affordable, windows - affordable * size
+        return steps + windows // self.full

@@ -1,0 +1,1 @@
+"""Plots of runs: `curves` reads what is drawn, `pictures` draws it, `baselines` adds references."""

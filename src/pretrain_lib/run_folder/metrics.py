@@ -1,0 +1,157 @@
+"""What a run says: a row a step on the console and in `metrics.jsonl`, and to trackers."""
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from pretrain_lib.data.tokens.shards import write_atomically
+
+
+class Metrics:
+    """Writes the rows of a run on the main process; on the others every method does nothing.
+
+    A row is a dict with `kind` (train, validation, evaluation, event), `step` and `tokens`.
+    """
+
+    def __init__(
+        self, path: Path, accelerator: Accelerator, *, total_steps: int, step: int = 0
+    ) -> None:
+        self.path = path
+        self.accelerator = accelerator
+        self.total_steps = total_steps
+        self.is_main = accelerator.is_main_process
+        if self.is_main:
+            self._file = path.open("a", encoding="utf-8")
+        self._bar = tqdm(
+            total=total_steps,
+            initial=step,
+            unit="step",
+            disable=not self.is_main or not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
+
+    def write(self, row: dict) -> None:
+        """Append a row to `metrics.jsonl` and hand its numbers to the trackers."""
+        if not self.is_main:
+            return
+        # JSON has no NaN; null says the same.
+        finite = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
+        }
+        self._file.write(json.dumps(finite) + "\n")
+        self._file.flush()
+        numbers = {
+            f"{row['kind']}/{key}": value
+            for key, value in finite.items()
+            if isinstance(value, int | float) and key != "step"
+        }
+        self.accelerator.log(numbers, step=row["step"])
+
+    def say(self, text: str) -> None:
+        """Print a line above the progress bar."""
+        if self.is_main:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def advance(self) -> None:
+        """Move the progress bar by one step."""
+        self._bar.update()
+
+    def rewind(self, step: int) -> None:
+        """Drop the rows after `step`, from which the run goes on again."""
+        self._bar.n = step
+        self._bar.refresh()
+        if self.is_main:
+            self._file.close()
+            drop_rows_after(self.path, step)
+            self._file = self.path.open("a", encoding="utf-8")
+
+    def sync(self) -> None:
+        """Flush the rows to disk: a checkpoint must not outlive the rows before it."""
+        if self.is_main:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close file and progress bar."""
+        self._bar.close()
+        if self.is_main:
+            self._file.close()
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Cut from a file of JSON rows what was written after `step`, from which a run resumes."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the last line of a killed run
+        if row["step"] <= step:
+            kept.append(line)
+    write_atomically(path, "".join(kept).encode())
+
+
+def start_trackers(accelerator: Accelerator, settings: dict, *, run_id: str) -> None:
+    """Start Accelerate's trackers, if any were chosen, with a run's settings by dotted name.
+
+    Those that know runs by an id go on with the one that has `run_id`.
+    """
+
+    def flatten(values: dict, prefix: str = "") -> dict[str, str | float]:
+        flat = {}
+        for key, value in values.items():
+            if isinstance(value, dict):
+                flat |= flatten(value, f"{prefix}{key}.")
+            else:
+                flat[prefix + key] = value if isinstance(value, int | float) else str(value)
+        return flat
+
+    if accelerator.log_with:
+        own = {
+            # wandb would write into the current folder.
+            "wandb": {"dir": settings["run"]["dir"], "id": run_id, "resume": "allow"},
+            "trackio": {"name": run_id, "resume": "allow"},
+        }
+        accelerator.init_trackers("pretrain_lib", config=flatten(settings), init_kwargs=own)
+
+
+def format_train_row(row: dict, row_tokens: int, step_tokens: int, total_steps: int) -> str:
+    """Return the console line of a train row: of `row_tokens`, `step_tokens` in its last step."""
+    mfu = "" if row["mfu"] is None else f"  mfu {row['mfu']:.1%}"
+    left = (total_steps - row["step"]) * step_tokens / row["tokens_per_second"]
+    return (
+        f"step {row['step']:>{len(f'{total_steps:,}')},}/{total_steps:,} "
+        f"{row['step'] / total_steps:6.1%}  loss {row['loss']:.4f}  "
+        f"ppl {perplexity(row['loss']):.5g}  lr {row['lr']:.2e}  norm {row['grad_norm']:.2f}  "
+        f"tokens +{human(row_tokens)} = {human(row['tokens'])}  "
+        f"{human(row['tokens_per_second'])} tok/s{mfu}  eta {human_time(left)}"
+    )
+
+
+def perplexity(loss: float) -> float:
+    """Return e to the loss in nats; infinite where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def human(number: float) -> str:
+    """Return a count with a unit: 1.31M."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if abs(number) >= size:
+            return f"{number / size:.4g}{unit}"
+    return f"{number:.4g}"
+
+
+def human_time(seconds: float) -> str:
+    """Return a duration: 2d03h, 1h05m, 2m10s, 45s."""
+    seconds = round(seconds)
+    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "m", 60)):
+        if seconds >= size:
+            return f"{seconds // size}{unit}{seconds % size // part:02d}{smaller}"
+    return f"{seconds // 60}m{seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"

@@ -1,0 +1,66 @@
+"""The rows that a run has written to its `metrics.jsonl`, as arrays."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from pretrain_lib.run_folder.folder import METRICS
+
+Rows = list[dict]
+COMMON = ("kind", "step", "tokens")
+
+
+def read_metrics(run: Path) -> Rows:
+    """Return every row of a run's `metrics.jsonl`, in order.
+
+    Raises ValueError for a missing file, a line that is no JSON object, or no train row.
+    """
+    path = run / METRICS
+    if not path.is_file():
+        raise ValueError(f"{run} is not a run folder: it has no {METRICS}")
+    rows = read_rows(path)
+    if not any(row["kind"] == "train" for row in rows):
+        raise ValueError(f"{path} has no train row yet: run at least one step, then plot")
+    return rows
+
+
+def read_rows(path: Path) -> Rows:
+    """Return the rows of a file of them; a last line without its end is being written by a run."""
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {line[:60]!r}") from error
+    return rows
+
+
+def column(rows: Rows, kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return `(tokens, values)` of the rows of a kind, float64; a missing value is nan."""
+    chosen = [row for row in rows if row["kind"] == kind]
+    tokens = np.array([row["tokens"] for row in chosen], dtype=np.float64)
+    return tokens, np.array([row.get(name) for row in chosen], dtype=np.float64)
+
+
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """Return the centred moving average over `window` values, nan and the ends left out of it."""
+    finite, ones = np.isfinite(values), np.ones(window)
+    sums = np.convolve(np.where(finite, values, 0.0), ones)
+    counts = np.convolve(finite.astype(np.float64), ones)
+    middle = slice((window - 1) // 2, (window - 1) // 2 + len(values))
+    with np.errstate(invalid="ignore"):
+        return np.where(counts > 0, sums / counts, np.nan)[middle]
+
+
+def scored_tasks(runs: Iterable[Rows]) -> dict[str, list[str]]:
+    """Return the metrics of each task that the runs were evaluated on, in the order of rows."""
+    tasks: dict[str, list[str]] = {}
+    for row in (row for rows in runs for row in rows if row["kind"] == "evaluation"):
+        for name in (name for name in row if name not in COMMON):
+            task, slash, metric = name.rpartition("/")
+            if slash and not metric.endswith("_stderr") and metric not in tasks.get(task, ()):
+                tasks.setdefault(task, []).append(metric)
+    return tasks

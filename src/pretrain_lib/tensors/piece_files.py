@@ -1,0 +1,95 @@
+"""Safetensors files that hold pieces of tensors, in the layout of torch's own reader.
+
+Each file's header says where its pieces lie (`HuggingFaceStorageReader` of
+torch.distributed.checkpoint reads the same), so that any number of processes reads what any other
+number wrote.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from pretrain_lib.tensors.files import write_tensors
+from pretrain_lib.tensors.pieces import Piece, box_slices
+
+WHERE = "DCP_SHARDING_INFO"
+
+
+@dataclass(frozen=True)
+class StoredPiece:
+    """A piece in a file; its tensor is read from the disk where it is used."""
+
+    path: Path
+    name: str
+    piece: Piece
+
+
+def write_pieces(path: Path, pieces: Mapping[str, Piece]) -> str:
+    """Write pieces by the names of their tensors; return the file's xxh3_128."""
+    where = {
+        name: {"saved_offsets": list(piece.offsets), "shape": list(piece.shape)}
+        for name, piece in pieces.items()
+    }
+    metadata = {"format": "pt", "DCP_VERSION": "1.0", WHERE: json.dumps(where)}
+    tensors = {name: piece.tensor for name, piece in pieces.items()}
+    return write_tensors(path, tensors, metadata=metadata)
+
+
+def read_pieces(paths: Iterable[Path]) -> dict[str, list[StoredPiece]]:
+    """Return by name what the files hold; nothing is read from the disk yet but their headers."""
+    stored = defaultdict(list)
+    for path in sorted(paths):
+        with safe_open(path, framework="pt") as tensors:
+            where = json.loads((tensors.metadata() or {}).get(WHERE, "{}"))
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                tensor, place = tensors.get_tensor(name), where[name]
+                piece = Piece(tensor, tuple(place["saved_offsets"]), tuple(place["shape"]))
+                stored[name].append(StoredPiece(path, name, piece))
+    return dict(stored)
+
+
+def fill_piece(own: Piece, stored: list[StoredPiece]) -> None:
+    """Set a piece of a tensor to what is stored of it.
+
+    Raises ValueError if shapes differ, or if more or fewer elements are stored than it has.
+    """
+    copied = 0
+    for part in stored:
+        if part.piece.shape != own.shape:
+            raise ValueError(
+                f"{part.path}: {part.name} is of a tensor of shape {part.piece.shape}, the model "
+                f"needs {own.shape}"
+            )
+        copied += _copy_overlap(own, part.piece)
+    if copied != own.tensor.numel():
+        raise ValueError(
+            f"{stored[0].path.parent}: of {stored[0].name} {copied:,} elements are stored where "
+            f"{own.tensor.numel():,} are needed"
+        )
+
+
+def _copy_overlap(target: Piece, source: Piece) -> int:
+    """Copy what two pieces of a tensor have in common; return how many elements that is."""
+    begin = [max(pair) for pair in zip(target.offsets, source.offsets, strict=True)]
+    ends = [
+        min(t + t_size, s + s_size)
+        for t, t_size, s, s_size in zip(
+            target.offsets, target.tensor.shape, source.offsets, source.tensor.shape, strict=True
+        )
+    ]
+    if any(end <= start for start, end in zip(begin, ends, strict=True)):
+        return 0
+    size = [end - start for start, end in zip(begin, ends, strict=True)]
+
+    def box(piece: Piece) -> torch.Tensor:
+        offsets = [start - own for start, own in zip(begin, piece.offsets, strict=True)]
+        return piece.tensor[box_slices(offsets, size)]
+
+    overlap = box(target)
+    overlap.copy_(box(source))
+    return overlap.numel()

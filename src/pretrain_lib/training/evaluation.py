@@ -1,0 +1,123 @@
+"""What a run looks at while it trains: validation loss, scores and samples."""
+
+import json
+import time
+from operator import itemgetter
+
+from accelerate.utils import gather_object
+
+from pretrain_lib.distributed.sharding import whole_weights
+from pretrain_lib.evaluate.harness import evaluate_model
+from pretrain_lib.evaluate.live_model import LiveModel, transformers_tokenizer
+from pretrain_lib.evaluate.results import format_line, iterate_scores, write_results
+from pretrain_lib.evaluate.team import follow, lead
+from pretrain_lib.evaluate.validation import validate
+from pretrain_lib.models.generation import sample_texts
+from pretrain_lib.quiet import without_foreign_progress
+from pretrain_lib.run_folder.folder import SAMPLES, SCORES
+from pretrain_lib.training.run import Run
+from pretrain_lib.training.speed import run_eagerly
+
+
+def is_due(run: Run, step: int) -> bool:
+    """Return whether there will be something to look at after so many steps."""
+    return any(due(run, step) for due in (_validation_is_due, _scores_are_due, _samples_are_due))
+
+
+def evaluate_if_due(run: Run) -> None:
+    """Validate, score and write samples at the steps that the recipe names, and at the last."""
+    if not is_due(run, run.state.step):
+        return
+    started = time.monotonic()
+    # Their shapes would be compiled one by one.
+    with run_eagerly(), whole_weights(run.model, run.accelerator):
+        if _validation_is_due(run, run.state.step):
+            _validate(run)
+        if _scores_are_due(run, run.state.step):
+            _score(run)
+        if _samples_are_due(run, run.state.step):
+            _sample(run)
+    run.watch.longest_evaluation = max(run.watch.longest_evaluation, time.monotonic() - started)
+
+
+def _validation_is_due(run: Run, step: int) -> bool:
+    due = step % run.config.run.evaluate_every == 0 or step >= run.last_step
+    return bool(run.stretches) and due
+
+
+def _scores_are_due(run: Run, step: int) -> bool:
+    scores = run.config.scores
+    return bool(scores.tasks) and (step % scores.every == 0 or step >= run.last_step)
+
+
+def _samples_are_due(run: Run, step: int) -> bool:
+    samples = run.config.samples
+    wanted = samples.prompts and run.corpus.tokenizer is not None
+    return bool(wanted) and (samples.is_due(step) or step >= run.last_step)
+
+
+def _validate(run: Run) -> None:
+    config, state = run.config, run.state
+    result = validate(
+        run.accelerator,
+        run.model,
+        run.stretches,
+        sequence_length=config.batch.sequence_length,
+        micro_batch=config.batch.micro_batch,
+        document_masking=config.data.document_masking,
+    )
+    row = {"kind": "validation", "step": state.step, "tokens": state.tokens}
+    run.metrics.write(row | result.to_row())
+    if state.best_loss is None or result.loss < state.best_loss:
+        state.best_loss, state.best_step = result.loss, state.step
+    run.metrics.say(f"validation at step {state.step:,}: {result.format()}")
+
+
+def _score(run: Run) -> None:
+    """Have lm-eval score the model as it is, all processes taking part."""
+    scores, state, tokenizer = run.config.scores, run.state, run.corpus.tokenizer
+    if not run.accelerator.is_main_process:
+        own = transformers_tokenizer(tokenizer)
+        follow(run.accelerator, LiveModel(run.model, own, batch_size=scores.batch_size))
+        return
+    started = time.monotonic()
+    options = {"limit": scores.limit, "batch_size": scores.batch_size}
+    with lead(run.accelerator) as deal, without_foreign_progress():
+        results = evaluate_model(run.model, tokenizer, run.tasks, deal=deal, **options)
+    write_results(results, run.folder / SCORES / f"step-{state.step:08d}.json")
+    row = {"kind": "evaluation", "step": state.step, "tokens": state.tokens}
+    for task, metric, value, error in iterate_scores(results):
+        known = error if isinstance(error, float) else None  # N/A for a single item
+        row |= {f"{task}/{metric}": value, f"{task}/{metric}_stderr": known}
+    run.metrics.write(row)
+    seconds = time.monotonic() - started
+    run.metrics.say(f"scores at step {state.step:,}, in {seconds:.1f} s: {format_line(results)}")
+
+
+def _sample(run: Run) -> None:
+    """Write samples, each process its share of them; they are the same for any number."""
+    settings, accelerator = run.config.samples, run.accelerator
+    process, processes = accelerator.process_index, accelerator.num_processes
+    with accelerator.autocast():
+        own = sample_texts(
+            run.model,
+            run.corpus.tokenizer,
+            settings.prompts,
+            per_prompt=settings.per_prompt,
+            new_tokens=settings.tokens,
+            context_length=run.model.config.context_length,
+            seed=run.config.run.seed,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            rows=slice(process, None, processes),
+        )
+    numbered = [(process + i * processes, sample) for i, sample in enumerate(own)]
+    samples = [sample for _, sample in sorted(gather_object(numbered), key=itemgetter(0))]
+    if accelerator.is_main_process:
+        with (run.folder / SAMPLES).open("a", encoding="utf-8") as file:
+            rows = (json.dumps({"step": run.state.step, **sample}) for sample in samples)
+            file.writelines(f"{row}\n" for row in rows)
+        for sample in samples:
+            text = sample["prompt"] + sample["text"]
+            run.metrics.say(f"sample at step {run.state.step:,}: {text!r}")

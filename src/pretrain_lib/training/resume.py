@@ -1,0 +1,136 @@
+"""Where a run begins: at the start, at its newest checkpoint, or at another run's."""
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from pretrain_lib.checkpoint.folders import find_newest, verify_checkpoint
+from pretrain_lib.checkpoint.state import TrainingState, load_checkpoint, read_state
+from pretrain_lib.config.settings import Recipe
+from pretrain_lib.data.permutation import ORDER_VERSION
+from pretrain_lib.distributed.launched import on_all, on_main
+from pretrain_lib.models.hf import Model
+from pretrain_lib.run_folder.folder import (
+    CHECKPOINTS,
+    setting_changes,
+    unsafe_changes,
+    was_begun_here,
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins."""
+
+    state: TrainingState
+    continues: bool = False
+    """Whether the state is this run's own, so that what was due at its step was done."""
+    parent: str | None = None
+    """The checkpoint of another run that this one, or the run it continues, was forked from."""
+    changes: tuple[str, ...] = ()
+    """Settings that differ from the checkpoint's, a line each."""
+    run_id: str = ""
+    """By which trackers know the run; a fork has one of its own."""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was loaded."""
+        return not (self.continues or self.parent)
+
+
+def resume(
+    config: Recipe,
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    *,
+    manifest: dict,
+) -> Start:
+    """Load what `run.resume` means into model and optimizer; `manifest` is the present one.
+
+    A run continues only with the settings that it was saved with, those apart that do not change
+    what it computes. A fork, from a checkpoint of another folder, may change all but the model.
+    """
+    (path, fork), run_id = on_main(accelerator, lambda: (_choose(config), secrets.token_hex(4)))
+    if path is None:
+        return Start(TrainingState(), run_id=run_id)
+    parts = config, path, model, optimizer
+    return on_all(accelerator, lambda: _load(*parts, fork=fork, run_id=run_id, manifest=manifest))
+
+
+def _load(
+    config: Recipe,
+    path: Path,
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    *,
+    fork: bool,
+    run_id: str,
+    manifest: dict,
+) -> Start:
+    if not path.is_dir():
+        raise ValueError(f"{path} is not seen by every process: run.dir must be on a shared disk")
+    state, before = read_state(path)
+    if state.order_version != ORDER_VERSION:
+        raise ValueError(
+            f"{path}: order_version={state.order_version}; this version of pretrain_lib reads the "
+            f"data in order {ORDER_VERSION}"
+        )
+    changes = setting_changes(before["config"], manifest["config"])
+    fingerprints = [m["data_fingerprint"][:12] for m in (before, manifest)]
+    if fingerprints[0] != fingerprints[1]:
+        changes["data"] = tuple(fingerprints)
+    refused = unsafe_changes(changes, allowed=config.run.allow_changes)
+    if fork:
+        refused = {name: pair for name, pair in refused.items() if name.startswith("model.")}
+    if refused:
+        text = "; ".join(f"{name} was {old}, is {new}" for name, (old, new) in refused.items())
+        raise ValueError(
+            f"{path} was made with other settings ({text}): set them back, name them in "
+            f"run.allow_changes, or start another run.dir from it with run.resume={path}"
+        )
+    load_checkpoint(path, model, optimizer)
+    if "data" in changes:
+        state.windows = 0
+    for key in ("versions", "git", "world"):
+        changes |= setting_changes({key: before[key]}, {key: manifest[key]})
+    return Start(
+        state=state,
+        continues=not fork,
+        parent=str(path) if fork else before["parent"],
+        run_id=run_id if fork else before["run_id"],
+        changes=tuple(f"{n} was {old}, is {new}" for n, (old, new) in sorted(changes.items())),
+    )
+
+
+def _choose(config: Recipe) -> tuple[Path | None, bool]:
+    """Return the checkpoint to load, if any, and whether it makes this run a fork."""
+    own, wanted = Path(config.run.dir) / CHECKPOINTS, config.run.resume
+    restarted = was_begun_here(own.parent)
+    if wanted == "never" and not restarted:
+        return None, False
+    named = None if wanted in ("auto", "never") else Path(wanted)
+    if named is not None and (named / CHECKPOINTS).is_dir():
+        named = find_newest(named / CHECKPOINTS) or named
+    if named is not None and named.resolve().parent == own.resolve() and not restarted:
+        return _whole(named), False
+    if (newest := find_newest(own)) is not None:  # also of a fork that has gone on from its parent
+        return newest, False
+    if broken := [path for path in own.glob("step-*") if path.is_dir()]:
+        raise ValueError(
+            f"{own} holds {len(broken)} checkpoints and none is whole "
+            f"({verify_checkpoint(max(broken))[0]}): restore one, or delete them to start anew"
+        )
+    return (None, False) if named is None else (_whole(named), True)
+
+
+def _whole(path: Path) -> Path:
+    if problems := verify_checkpoint(path):
+        raise ValueError(
+            f"run.resume={path} is not a whole checkpoint ({problems[0]}); give "
+            f"RUN/checkpoints/step-NNNNNNNN or a run folder"
+        )
+    return path

@@ -1,0 +1,74 @@
+"""What a run does about updates that were left out: goes on, turns back, or ends."""
+
+import math
+
+from pretrain_lib.checkpoint.folders import find_newest
+from pretrain_lib.checkpoint.state import load_checkpoint, read_state
+from pretrain_lib.distributed.launched import on_main
+from pretrain_lib.optim.spikes import Limits, describe_skip
+from pretrain_lib.run_folder.folder import CHECKPOINTS, SAMPLES
+from pretrain_lib.run_folder.metrics import drop_rows_after
+from pretrain_lib.training.run import Run, note, tell
+from pretrain_lib.training.step import StepResult
+
+MAX_ROLLBACKS = 3  # to the same checkpoint: after that the data is not what is wrong
+
+
+def turn_back_or_go_on(run: Run, result: StepResult, limits: Limits) -> bool:
+    """Note an update that was left out; return whether the run turned back to a checkpoint.
+
+    Raises FloatingPointError after too many in a row, or too many turns to the same checkpoint.
+    """
+    state, settings = run.state, run.config.run
+    state.skipped += 1
+    state.skipped_in_a_row += 1
+    reason = describe_skip(result.loss, result.grad_norm, limits)
+    finite = math.isfinite(result.loss) and math.isfinite(result.grad_norm)
+    if settings.spike_action == "rollback" and finite and _roll_back(run, reason):
+        return True
+    numbers = {"loss": result.loss, "grad_norm": result.grad_norm}
+    tell(run, "skipped", f"{reason}: update left out", **numbers)
+    if state.skipped_in_a_row >= settings.max_skipped:
+        raise FloatingPointError(
+            f"{state.skipped_in_a_row} updates in a row were left out, up to step {state.step} "
+            f"({reason}): lower optimizer.learning_rate or lengthen schedule.warmup_tokens, and "
+            f"resume from a checkpoint before it"
+        )
+    return False
+
+
+def _roll_back(run: Run, reason: str) -> bool:
+    """Go back to the newest checkpoint, and on with the data behind the step that just ended.
+
+    Returns False if there is no checkpoint yet.
+    """
+    spike, folder = run.state, run.folder / CHECKPOINTS
+    path = on_main(run.accelerator, lambda: find_newest(folder))
+    if path is None:
+        return False
+    state, _ = read_state(path)
+    before = [r for r in spike.rollbacks if r["to_step"] == state.step]
+    if len(before) >= MAX_ROLLBACKS:
+        raise FloatingPointError(
+            f"{len(before)} times the run went back to step {state.step} and met a spike again "
+            f"({reason}): lower optimizer.learning_rate, and resume from an earlier checkpoint"
+        )
+    load_checkpoint(path, run.model, run.optimizer)
+    left_out = {"from_step": spike.step, "to_step": state.step}
+    left_out |= {"first_window": state.windows, "windows": spike.windows - state.windows}
+    text = (
+        f"{reason}: back from step {spike.step:,} to {path.name}, {left_out['windows']:,} windows"
+    )
+    left_out["message"] = f"{text} of the data are left out"
+    state.rollbacks = [*spike.rollbacks, left_out]
+    state.windows, state.seconds = spike.windows, spike.seconds
+    run.state, run.continued_at = state, state.step
+    run.metrics.rewind(state.step)
+    if run.accelerator.is_main_process:
+        drop_rows_after(run.folder / SAMPLES, state.step)
+    # Of the next step, so that a run resumed from that checkpoint tells it once; the rows of
+    # earlier ones to the same checkpoint have just been dropped.
+    for earlier in before:
+        note(run, "rollback", step=state.step + 1, **earlier)
+    tell(run, "rollback", step=state.step + 1, **left_out)
+    return True

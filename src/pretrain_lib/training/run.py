@@ -1,0 +1,188 @@
+"""A run: its parts, put together from a recipe, a model, data and an Accelerator."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from pretrain_lib.checkpoint.parts import checkpoint_bytes
+from pretrain_lib.checkpoint.state import TrainingState
+from pretrain_lib.checkpoint.writer import CheckpointWriter
+from pretrain_lib.config.settings import Recipe
+from pretrain_lib.corpus.corpus import build_dataset
+from pretrain_lib.corpus.paths import Corpus
+from pretrain_lib.corpus.stretches import Stretch, choose_stretches
+from pretrain_lib.data.windows.batches import Batch, WindowSource, iterate_steps
+from pretrain_lib.distributed.launched import on_all
+from pretrain_lib.distributed.sharding import is_sharded, writes_by_one
+from pretrain_lib.evaluate.tasks import Tasks, open_scored_tasks
+from pretrain_lib.models.flops import device_peak
+from pretrain_lib.models.hf import Model
+from pretrain_lib.run_folder.folder import (
+    CHECKPOINTS,
+    METRICS,
+    await_run_folder,
+    begin_run,
+    build_manifest,
+)
+from pretrain_lib.run_folder.metrics import Metrics, start_trackers
+from pretrain_lib.training.banner import banner
+from pretrain_lib.training.first_weights import set_first_weights
+from pretrain_lib.training.placement import place
+from pretrain_lib.training.resume import Start, resume
+from pretrain_lib.training.speed import choose_compile, set_up_model
+from pretrain_lib.training.watch import StopWatch
+
+SLOW_DISK = 5e8  # bytes a second, until a save was measured
+
+
+@dataclass
+class Run:
+    """The parts of a run, as the functions below hand them on."""
+
+    config: Recipe
+    accelerator: Accelerator
+    model: Model
+    prepared_model: torch.nn.Module  # the model as Accelerate wrapped it
+    optimizer: torch.optim.Optimizer
+    corpus: Corpus
+    dataset: WindowSource
+    state: TrainingState
+    manifest: dict
+    metrics: Metrics
+    watch: StopWatch
+    writer: CheckpointWriter
+    last_step: int
+    peak: float | None  # FLOP/s of all devices
+    stretches: tuple[Stretch, ...]  # of held-out text, that a validation reads
+    tasks: Tasks | None  # to score on, on the main process
+    continued_at: int | None  # the step of its own checkpoint, where all that was due was done
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.run.dir)
+
+
+def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator) -> Run:
+    """Put the parts of a run together, at its newest checkpoint if there is one.
+
+    A model on torch's meta device gets its weights here, where they are held.
+    """
+    tasks = open_scored_tasks(config, corpus, accelerator)
+    set_up_model(
+        model,
+        compiled=choose_compile(config.run.compile, accelerator.device),
+        recompute=config.run.recompute,
+        z_loss=config.optimizer.z_loss,
+    )
+    has_weights = not next(model.parameters()).is_meta
+    prepared_model, optimizer = place(config, model, accelerator)
+    manifest = build_manifest(config, corpus.fingerprint, accelerator)
+    start = resume(config, model, optimizer, accelerator, manifest=manifest)
+    if start.is_new:
+        set_first_weights(config, model, has_weights=has_weights)
+    manifest |= {"parent": start.parent, "run_id": start.run_id}
+    low_precision = accelerator.mixed_precision == "bf16"
+    peak = device_peak(accelerator.device, torch.bfloat16 if low_precision else torch.float32)
+    state = start.state
+    run = Run(
+        config=config,
+        accelerator=accelerator,
+        model=model,
+        prepared_model=prepared_model,
+        optimizer=optimizer,
+        corpus=corpus,
+        dataset=build_dataset(config, corpus, first_window=state.windows, cursor=state.stream),
+        state=state,
+        manifest=manifest,
+        metrics=_start_metrics(config, manifest, start, accelerator),
+        watch=_start_watch(config, checkpoint_bytes(model, optimizer), accelerator),
+        writer=_build_writer(config, model, corpus, manifest, accelerator),
+        last_step=config.last_step(),
+        peak=None if peak is None else peak * accelerator.num_processes,
+        stretches=choose_stretches(
+            corpus.validation,
+            config.batch.sequence_length,
+            max_tokens=config.run.evaluate_tokens,
+            tokenizer=corpus.tokenizer,
+        ),
+        tasks=tasks,
+        continued_at=state.step if start.continues else None,
+    )
+    _announce(run, start, peak=peak)
+    return run
+
+
+def _start_metrics(
+    config: Recipe, manifest: dict, start: Start, accelerator: Accelerator
+) -> Metrics:
+    """Open the run folder's records at the step where the run begins, and the trackers."""
+    folder, step = Path(config.run.dir), start.state.step
+    if accelerator.is_main_process:
+        # Its own checkpoint comes after the rows of its step, another's before them.
+        last_row = step if start.continues else step - 1
+        begin_run(folder, config, manifest, step=step, last_row=last_row)
+    if is_sharded(accelerator):
+        on_all(accelerator, lambda: await_run_folder(folder))
+    start_trackers(accelerator, config.to_dict(), run_id=start.run_id)
+    return Metrics(folder / METRICS, accelerator, total_steps=config.last_step(), step=step)
+
+
+def _start_watch(config: Recipe, save_bytes: int, accelerator: Accelerator) -> StopWatch:
+    expected_save = save_bytes / SLOW_DISK
+    return StopWatch(accelerator, max_time=config.run.max_time, expected_save=expected_save)
+
+
+def _build_writer(
+    config: Recipe, model: Model, corpus: Corpus, manifest: dict, accelerator: Accelerator
+) -> CheckpointWriter:
+    return CheckpointWriter(
+        Path(config.run.dir) / CHECKPOINTS,
+        model,
+        by_one=writes_by_one(accelerator),
+        timeout=config.run.collective_timeout,
+        tokenizer=corpus.tokenizer,
+        manifest=manifest,
+        keep_last=config.run.keep_last,
+        keep_every=config.run.keep_every,
+    )
+
+
+def _announce(run: Run, start: Start, *, peak: float | None) -> None:
+    """Say what runs, and what differs from the run that was saved."""
+    for line in banner(run.config, run.model, run.corpus, run.dataset, run.accelerator, peak=peak):
+        run.metrics.say(line)
+    if start.continues or start.parent:
+        step, windows = run.state.step, run.state.windows
+        run.metrics.say(f"resumed at step {step:,}, window {windows:,} of the data")
+    for change in start.changes:
+        run.metrics.say(f"changed since: {change}")
+
+
+def open_batches(run: Run) -> Iterator[list[Batch]]:
+    """Return this rank's micro-batches of the steps that are left, continuing in the data."""
+    config, sizes, first = run.config, run.config.batch_sizes(), run.state.step
+    offset = run.state.windows - sizes.before(first)  # not zero in a fork with other batches
+    return iterate_steps(
+        run.dataset,
+        ((offset + sizes.before(s), sizes.at(s)) for s in range(first, run.last_step)),
+        micro_batch=config.batch.micro_batch,
+        device=run.accelerator.device,
+        rank=run.accelerator.process_index,
+        world_size=run.accelerator.num_processes,
+    )
+
+
+def tell(run: Run, event: str, message: str, *, step: int | None = None, **numbers: float) -> None:
+    """Write a row about what happened to a run, and say it."""
+    step = run.state.step if step is None else step
+    note(run, event, message, step=step, **numbers)
+    run.metrics.say(f"step {step:,}: {message}")
+
+
+def note(run: Run, event: str, message: str, *, step: int, **numbers: float) -> None:
+    """Write a row about what happened to a run."""
+    row = {"kind": "event", "step": step, "tokens": run.state.tokens, "event": event}
+    run.metrics.write(row | numbers | {"message": message})

@@ -1,0 +1,125 @@
+"""The frame around a recipe: its flags, its run folder, its exit code."""
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+from pretrain_lib.config.arguments import parse_recipe
+from pretrain_lib.config.settings import Recipe
+from pretrain_lib.distributed.launched import (
+    is_elastic,
+    launch_time,
+    refuse_together,
+    stop_with_launcher,
+)
+from pretrain_lib.errors import BAD_INPUT, DONE, RESUMABLE, LocalFault, raised_here, report_errors
+from pretrain_lib.evaluate.tasks import check_task_names
+from pretrain_lib.plan.plan import format_plan
+from pretrain_lib.run_folder.folder import (
+    CHECKPOINTS,
+    is_main_rank,
+    open_run_folder,
+    read_status,
+    write_status,
+)
+from pretrain_lib.training.first_weights import check_first_weights
+from pretrain_lib.training.watch import STARTED
+
+FAILED = 1
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# How gloo, NCCL and torch's store say that another process is gone, or does not answer.
+PEER_LOST = re.compile(r"(?i)timed? ?out|connection (closed|reset|refused)|peer")
+
+
+def run_recipe(
+    main: Callable[[Recipe], str], defaults: Recipe, *, presets: dict[str, dict] | None = None
+) -> None:
+    """Run a recipe as a program: read its flags, hold its run folder, end with its exit code.
+
+    `main` returns what `train` does. 0 done, 2 bad input, 75 stopped but resumable. Under elastic
+    restarts, where any other code than 0 means "start again", bad input and a stop that was asked
+    for end with 0 as well; `status.json` says which it was.
+    """
+    os.environ.setdefault(STARTED, str(launch_time()))
+    stop_with_launcher()
+    try:
+        code = report_errors(lambda: _run(main, defaults, presets))
+    except SystemExit as end:  # --help, --print_config, or flags that could not be read
+        code = int(end.code or DONE)
+    sys.exit(DONE if is_elastic() and code in (BAD_INPUT, RESUMABLE) else code)
+
+
+def _run(main: Callable[[Recipe], str], defaults: Recipe, presets: dict[str, dict] | None) -> int:
+    config, planned = parse_recipe(defaults, presets=presets)
+    if planned:
+        print(format_plan(config, planned))
+        return DONE
+    try:
+        return _run_in_folder(main, config)
+    except ValueError as error:
+        if raised_here(error) and not refuse_together(str(error)):
+            print(f"error: {error}", file=sys.stderr)
+            return FAILED  # of this process alone: the launcher ends the others
+        raise
+
+
+def _run_in_folder(main: Callable[[Recipe], str], config: Recipe) -> int:
+    folder, is_main = Path(config.run.dir), is_main_rank()
+    with open_run_folder(folder, resume=config.run.resume) if is_main else nullcontext():
+        try:
+            config.check(processes=int(os.environ.get("WORLD_SIZE", 1)))
+            if not any((folder / CHECKPOINTS).glob("step-*")):
+                check_first_weights(config)
+                if is_main:  # a misspelt task is not to be noticed after an hour of preparing text
+                    check_task_names(config)
+            return RESUMABLE if main(config) == "resumable" else DONE
+        except BaseException as error:
+            state, remark = _state_after(error), _remark_on(error)
+            if remark is not None:
+                print(f"error: {remark}", file=sys.stderr)
+            if is_main:
+                _write_last_status(folder, state, error)
+            if state == "resumable":
+                # There may be room on the disk when an elastic launcher starts again.
+                return FAILED if is_elastic() and _disk_is_full(error) else RESUMABLE
+            if isinstance(error, LocalFault):
+                return FAILED if is_elastic() else BAD_INPUT
+            raise
+
+
+def _state_after(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt) or _disk_is_full(error):
+        return "resumable"
+    refused = isinstance(error, ValueError) and raised_here(error)
+    return "refused" if refused else "failed"
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in DISK_FULL
+
+
+def _remark_on(error: BaseException) -> str | None:
+    """Return what to say about an error that is neither every process's nor a defect."""
+    if isinstance(error, LocalFault):
+        return str(error)
+    if _disk_is_full(error):
+        return f"{error}: make room and start again, the run goes on from its newest checkpoint"
+    if isinstance(error, RuntimeError) and PEER_LOST.search(str(error)):
+        return (
+            f"process {os.environ.get('RANK', 0)} lost another one, or waited for it longer than "
+            f"run.collective_timeout: what that one printed tells why. Started again, the run goes "
+            f"on from its newest checkpoint"
+        )
+    return None
+
+
+def _write_last_status(folder: Path, state: str, error: BaseException) -> None:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    try:
+        write_status(folder, state, step=read_status(folder).get("step"), reason=reason)
+    except OSError as problem:
+        print(f"error: status.json could not be written either: {problem}", file=sys.stderr)

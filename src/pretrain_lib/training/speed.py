@@ -1,0 +1,45 @@
+"""How a model is run: compiled or not, and what backward computes again."""
+
+import os
+import shutil
+
+import torch
+
+from pretrain_lib.models.blocks import TrainingOptions
+from pretrain_lib.models.hf import Model
+
+COMPILERS = (os.environ.get("CXX", "g++"), "clang++")  # as torch looks for them
+
+
+def set_up_model(
+    model: Model, *, compiled: bool, recompute: str = "none", z_loss: float = 0.0
+) -> None:
+    """Choose how `model` trains (`TrainingOptions`); in place, before `accelerator.prepare`.
+
+    Blocks are compiled one by one: all share a graph, which takes a fraction of the time that the
+    whole model's would.
+    """
+    if compiled:
+        for block in model.blocks:
+            block.compile()
+        # A compiler computes again on its own what is cheaper than reading it.
+        recompute = "none" if recompute == "selective" else recompute
+    model.options = TrainingOptions(compiled=compiled, recompute=recompute, z_loss=z_loss)
+
+
+def choose_compile(wanted: bool | None, device: torch.device) -> bool:
+    """Return whether to compile: as asked for, else on CUDA, where it pays at once.
+
+    Raises ValueError if the device is a CPU and there is no compiler for it.
+    """
+    if wanted and device.type == "cpu" and not any(map(shutil.which, COMPILERS)):
+        raise ValueError(
+            f"run.compile=true needs a C++ compiler on a CPU, and none of {', '.join(COMPILERS)} "
+            f"is on the PATH: install one, or leave run.compile at null"
+        )
+    return device.type == "cuda" if wanted is None else wanted
+
+
+def run_eagerly() -> torch.compiler.set_stance:
+    """Return a context in which nothing is compiled: for shapes that change from call to call."""
+    return torch.compiler.set_stance("force_eager")

@@ -1,0 +1,184 @@
+"""Checkpoints: model folders, exact, verified, never pickled."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pretrain_lib import (
+    GPT2,
+    GPT2Config,
+    Llama,
+    LlamaConfig,
+    build_adamw,
+    find_newest,
+    load_checkpoint,
+    load_tokenizer,
+    save_checkpoint,
+    train_step,
+    verify_checkpoint,
+)
+from pretrain_lib.checkpoint.state import TrainingState, read_state
+
+GPT2_SHAPE = GPT2Config(vocabulary_size=61, context_length=8, num_layers=2, num_heads=2, width=16)
+LLAMA_SHAPE = LlamaConfig(
+    vocabulary_size=61,
+    context_length=8,
+    num_layers=2,
+    num_heads=2,
+    num_key_value_heads=1,
+    width=16,
+    mlp_width=24,
+)
+
+
+def build(shape):
+    model = GPT2(shape) if isinstance(shape, GPT2Config) else Llama(shape)
+    return model.initialize(0)
+
+
+def batch(seed):
+    ids = torch.randint(61, (2, 9), generator=torch.Generator().manual_seed(seed))
+    return [{"input_ids": ids[:, :-1], "targets": ids[:, 1:]}]
+
+
+def steps(model, optimizer, numbers):
+    accelerator = Accelerator(cpu=True)
+    options = {"learning_rate": 1e-2, "max_grad_norm": 1.0, "seed": 0}
+    return [train_step(accelerator, model, optimizer, batch(n), step=n, **options) for n in numbers]
+
+
+def save(folder, step, model, optimizer, **options):
+    state = TrainingState(step=step, windows=2 * step)
+    options = {"tokenizer": None, "manifest": {"parent": None}} | options
+    return save_checkpoint(folder, state, model, optimizer, **options)
+
+
+@pytest.mark.parametrize("shape", [GPT2_SHAPE, LLAMA_SHAPE])
+def test_a_resumed_run_is_bit_equal_to_one_that_never_stopped(shape, tmp_path):
+    model = build(shape)
+    optimizer = build_adamw(model, learning_rate=1e-2)
+    steps(model, optimizer, range(3))
+    path = save(tmp_path, 3, model, optimizer)
+    expected = steps(model, optimizer, range(3, 6))
+    again = build(shape)
+    fresh = build_adamw(again, learning_rate=1e-2)
+    load_checkpoint(path, again, fresh)
+    assert steps(again, fresh, range(3, 6)) == expected
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+    padding = again.head_weight[shape.vocabulary_size :]
+    assert padding.numel() > 0
+    assert not padding.any()  # the folder holds V rows; the rest comes back as zeros
+
+
+@pytest.mark.parametrize("shape", [GPT2_SHAPE, LLAMA_SHAPE])
+def test_a_checkpoint_is_a_folder_that_transformers_loads(shape, prepared, tmp_path):
+    tokenizer = load_tokenizer(prepared / "tokenizer")
+    shape = type(shape)(**{**vars(shape), "vocabulary_size": tokenizer.vocabulary_size})
+    model = build(shape)
+    optimizer = build_adamw(model, learning_rate=1e-2)
+    steps(model, optimizer, range(2))
+    path = save(tmp_path, 2, model, optimizer, tokenizer=tokenizer)
+    theirs, report = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+    assert not any(report.values())
+    loaded = AutoTokenizer.from_pretrained(path)
+    assert loaded("def f(x):")["input_ids"] == tokenizer.encode("def f(x):")
+    ids = torch.tensor([tokenizer.encode("import sys")])
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), theirs(ids).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_nothing_is_pickled(monkeypatch, tmp_path):
+    def refuse(*args, **options):
+        raise AssertionError("something was pickled")
+
+    for module, name in ((pickle, "load"), (pickle, "loads"), (torch, "load"), (torch, "save")):
+        monkeypatch.setattr(module, name, refuse)
+    model = build(GPT2_SHAPE)
+    optimizer = build_adamw(model, learning_rate=1e-2)
+    steps(model, optimizer, range(1))
+    path = save(tmp_path, 1, model, optimizer)
+    load_checkpoint(find_newest(tmp_path), model, optimizer)
+    suffixes = {file.suffix for file in path.rglob("*") if file.is_file()}
+    assert suffixes == {".json", ".safetensors"}
+
+
+def test_every_damage_is_found_and_the_newest_whole_one_taken(tmp_path):
+    model = build(GPT2_SHAPE)
+    optimizer = build_adamw(model, learning_rate=1e-2)
+    steps(model, optimizer, range(1))
+    older = save(tmp_path, 1, model, optimizer)
+    newer = save(tmp_path, 2, model, optimizer)
+    files = [file for file in newer.rglob("*") if file.is_file() and file.name != "files.json"]
+    assert len(files) >= 6
+    for file in files:
+        whole = file.read_bytes()
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 1
+        for damaged in (bytes(flipped), whole[:-1], None):
+            if damaged is None:
+                file.unlink()
+            else:
+                file.write_bytes(damaged)
+            assert any(str(file) in problem for problem in verify_checkpoint(newer))
+            with pytest.warns(UserWarning, match=file.name):
+                assert find_newest(tmp_path) == older
+        file.write_bytes(whole)
+    (newer / "extra.bin").write_bytes(b"")
+    assert "extra.bin: not part of it" in verify_checkpoint(newer)[0]
+    (newer / "extra.bin").unlink()
+    assert verify_checkpoint(newer) == []
+    assert find_newest(tmp_path) == newer
+
+
+def test_a_half_written_checkpoint_does_not_count(tmp_path):
+    model = build(GPT2_SHAPE)
+    optimizer = build_adamw(model, learning_rate=1e-2)
+    steps(model, optimizer, range(1))
+    save(tmp_path, 1, model, optimizer).rename(tmp_path / ".step-00000001.tmp")
+    assert find_newest(tmp_path) is None
+    path = save(tmp_path, 1, model, optimizer)
+    assert find_newest(tmp_path) == path
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_only_the_last_ones_are_kept(tmp_path):
+    model = build(GPT2_SHAPE)
+    optimizer = build_adamw(model, learning_rate=1e-2)
+    for step in range(1, 6):
+        save(tmp_path, step, model, optimizer, keep_last=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
+
+
+def test_another_model_or_a_newer_format_is_refused(tmp_path):
+    model = build(GPT2_SHAPE)
+    optimizer = build_adamw(model, learning_rate=1e-2)
+    steps(model, optimizer, range(1))
+    path = save(tmp_path, 1, model, optimizer)
+    wider = build(GPT2Config(**{**vars(GPT2_SHAPE), "width": 32}))
+    with pytest.raises(ValueError, match="has shape"):
+        load_checkpoint(path, wider, build_adamw(wider, learning_rate=1e-2))
+    state = json.loads((path / "training" / "state.json").read_text())
+    (path / "training" / "state.json").write_text(json.dumps(state | {"state_version": 99}))
+    with pytest.raises(ValueError, match="state_version=99"):
+        read_state(path)
+
+
+def test_the_checkpoint_just_written_is_never_pruned(tmp_path):
+    model = build(GPT2_SHAPE)
+    optimizer = build_adamw(model, learning_rate=1e-2)
+    for step in (1, 2, 8):
+        save(tmp_path, step, model, optimizer)
+    save(tmp_path, 3, model, optimizer, keep_last=1)  # the run turned back from step 8
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_what_a_desktop_leaves_in_a_folder_does_no_harm(tmp_path):
+    model = build(GPT2_SHAPE)
+    path = save(tmp_path, 1, model, build_adamw(model, learning_rate=1e-2))
+    (path / ".DS_Store").write_bytes(b"x")
+    assert find_newest(tmp_path) == path

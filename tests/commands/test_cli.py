@@ -1,0 +1,177 @@
+"""The `pretrain` command as installed."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from pretrain_lib import GPT2, GPT2Config, load_tokenizer, save_pretrained, verify_checkpoint
+from pretrain_lib.commands.cli import main
+from tests.conftest import change, run_command
+from tests.training.test_loop import run
+
+
+def call(*arguments):
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return end.value.code
+
+
+def test_prepare_verify_inspect(tmp_path, capsys):
+    for number in range(60):
+        (tmp_path / f"{number}.txt").write_text(f"Text {number} has a few words to learn. " * 5)
+    out = tmp_path / "out"
+    source = tmp_path.as_posix()
+    flags = ["--train_tokenizer", "300", "--out", out, "--validation", "hash:0.2"]
+    assert call("prepare", source, *flags) == 0
+    shown = capsys.readouterr().out
+    assert "train" in shown
+    assert f"--data.path {out}" in shown
+    assert call("verify", out) == 0
+    assert call("inspect", out, "--sequence_length", "128", "--window", "3") == 0
+    shown = capsys.readouterr().out
+    assert "median" in shown
+    assert "has a few words to learn" in shown
+    shard = out / "train-00000-000.bin"
+    raw = bytearray(shard.read_bytes())
+    raw[100] ^= 1
+    shard.write_bytes(raw)
+    assert call("verify", out) == 2
+    captured = capsys.readouterr()
+    assert str(shard) in captured.out
+    assert captured.err.startswith("error: ")
+
+
+def test_prepare_counts_what_it_leaves_out_and_stops_at_the_limit(tmp_path, capsys):
+    lines = ['{"text": "some words"}', "broken", '{"text": "  "}', '{"text": 5}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines * 3))
+    flags = ["--train_tokenizer", "300", "--validation", "none", "--out", tmp_path / "out"]
+    assert call("prepare", tmp_path / "a.jsonl", *flags, "--max_rejected", "5") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: 6 documents could not be read, data.max_rejected=5")
+    assert call("prepare", tmp_path / "a.jsonl", *flags) == 0
+    shown = capsys.readouterr().out
+    assert "3 empty documents, 6 unreadable" in shown
+    assert f"{tmp_path}/a.jsonl, line at byte {len(lines[0]) + 1}" in shown
+
+
+def test_overlap_names_the_item_and_where_it_stands(tmp_path, capsys):
+    words = [f"word{i}" for i in range(40)]
+    (tmp_path / "text.txt").write_text(" ".join(words))
+    items = [{"text": " ".join(words[5:25])}, {"text": " ".join(reversed(words))}]
+    rows = "\n".join(json.dumps(item) for item in items)
+    (tmp_path / "items.jsonl").write_text(rows)
+    flags = ["--items", tmp_path / "items.jsonl", "--out", tmp_path / "report.json"]
+    assert call("overlap", tmp_path / "text.txt", *flags) == 0
+    assert "50.00%" in capsys.readouterr().out
+    (found,) = json.loads((tmp_path / "report.json").read_text())["files"][0]["overlaps"]
+    assert (found["line"], found["ngrams"], found["overlapping_ngrams"]) == (1, 8, 8)
+    assert call("overlap", tmp_path / "text.txt", "--items", tmp_path / "none.jsonl") == 2
+
+
+def test_export_sample_plot(recipe, tmp_path, capsys):
+    run(recipe)
+    capsys.readouterr()
+    out = tmp_path / "export"
+    assert call("export", recipe.run.dir, "--out", out) == 0
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000008"
+    ours = load_file(checkpoint / "model.safetensors")
+    exported = load_file(out / "model.safetensors")
+    assert ours.keys() == exported.keys()
+    assert all(torch.equal(ours[name], exported[name]) for name in ours)
+    assert not (out / "training").exists()
+    half = tmp_path / "half"
+    assert call("export", checkpoint, "--out", half, "--dtype", "bfloat16") == 0
+    model = AutoModelForCausalLM.from_pretrained(half)
+    assert model.dtype == torch.bfloat16
+    prompts = ["--prompt", "def ", "--prompt", "x = ", "--tokens", "5", "--count", "2"]
+    printed = []
+    capsys.readouterr()
+    for seed in (1, 1, 2):
+        assert call("sample", out, *prompts, "--seed", seed) == 0
+        printed.append(capsys.readouterr().out)
+    texts = printed[0].split("\n---\n")
+    assert all(text.startswith("def ") for text in texts[:2])
+    assert all(text.startswith("x = ") for text in texts[2:4])
+    assert texts[4:] == [""] and printed[0] == printed[1] != printed[2]
+    assert call("plot", recipe.run.dir) == 0
+    assert (tmp_path / "run" / "plots" / "curves.png").stat().st_size > 10_000
+    for taken in (tmp_path / "run", checkpoint):
+        assert call("export", recipe.run.dir, "--out", taken) == 2
+        assert "holds something else" in capsys.readouterr().err
+    assert verify_checkpoint(checkpoint) == []
+    (checkpoint / "config.json").write_text("{}")
+    assert call("export", checkpoint, "--out", tmp_path / "more") == 2
+    assert "is not whole" in capsys.readouterr().err
+
+
+def test_eval_gives_the_same_scores_with_either_model(prepared, tmp_path, capsys):
+    model, tasks = GPT2(GPT2Config(512, 160, num_layers=1, num_heads=2, width=32)), tmp_path / "t"
+    folder, tokenizer = tmp_path / "model", load_tokenizer(prepared / "tokenizer")
+    save_pretrained(model.initialize(0), folder, tokenizer=tokenizer)
+    assert call("tasks", prepared, "--out", tasks, "--items", "3") == 0
+    capsys.readouterr()
+    flags = ["--tasks", "heldout_choice", "--include_path", tasks, "--device", "cpu"]
+    printed = []
+    for more in ([], ["--harness"]):
+        assert call("eval", folder, *flags, *more) == 0
+        printed.append(capsys.readouterr().out.splitlines())
+    assert "with our model" in printed[0][0] and "with lm-eval's own" in printed[1][0]
+    assert printed[0][1:] == printed[1][1:] and "acc_mutual_info" in "".join(printed[0])
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_scored_as_the_installed_command_does(recipe, prepared, tmp_path):
+    recipe = change(recipe, model={"context_length": 128})  # room for an ending
+    run(recipe)
+    tasks, out = tmp_path / "tasks", tmp_path / "scores.json"
+    made = run_command("pretrain", "tasks", prepared, "--out", tasks, "--items", "8")
+    assert made.returncode == 0, made.stderr
+    flags = ["--tasks", "heldout_choice", "--include_path", tasks, "--out", out]
+    scored = run_command("pretrain", "eval", recipe.run.dir, *flags)
+    assert scored.returncode == 0, scored.stderr
+    assert scored.stderr == ""  # no progress bars where there is no terminal
+    score = json.loads(out.read_text())["results"]["heldout_choice"]
+    assert f"{score['acc_mutual_info,none']:.4f}" in scored.stdout
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000008"
+    model = f"pretrained={checkpoint},dtype=float32"
+    plain = ["lm_eval", "--model", "hf", "--model_args", model, "--tasks", "heldout_choice"]
+    plain += ["--include_path", tasks, "--output_path", tmp_path / "plain.json"]
+    assert run_command(*plain).returncode == 0
+    theirs = json.loads(next(tmp_path.glob("plain_*.json")).read_text())
+    assert theirs["results"]["heldout_choice"] == score
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["verify", "{dir}"], "holds no manifest.json"),
+        (["export", "{dir}", "--out", "{dir}/out"], "neither a model folder"),
+        (["eval", "{dir}", "--tasks", "x"], "neither a model folder"),
+        (["plot", "{dir}"], "metrics.jsonl"),
+        (["prepare", "{dir}/no.txt", "--train_tokenizer", "300", "--out", "{dir}/o"], "no such"),
+        (["prepare", "{dir}", "--out", "{dir}/out"], "exactly one of tokenizer"),
+        (["prepare", "x", "--train_tokenizer", "9", "--out", "{dir}/out"], "must be at least 257"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
+    assert call(*(a.format(dir=tmp_path) for a in arguments)) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert message in error
+    assert "\n" not in error
+
+
+def test_an_abbreviated_flag_is_refused(capsys):
+    assert call("prepare", "python-stdlib", "--train", "300", "--out", "x") == 2
+    assert "--train" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(prepared):
+    result = run_command(
+        "bash", "-c", f"pretrain inspect {prepared} --sequence_length 20000 | head -1"
+    )
+    assert result.stdout.startswith("path")
+    assert result.stderr == ""

@@ -1,0 +1,178 @@
+"""Settings: what is read, what is refused, and what follows from them."""
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pretrain_lib import GPT2Config, SampleConfig
+from pretrain_lib.config.arguments import parse_recipe
+from pretrain_lib.config.units import Duration, TokenCount, parse_bytes
+from tests.conftest import change
+
+
+def parse(recipe, *arguments, presets=None):
+    return parse_recipe(recipe, presets=presets, arguments=[str(a) for a in arguments])[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("524288", 524288), ("524_288", 524288), ("375M", 375_000_000), ("10e9", 10**10)]
+    + [("2.5B", 2_500_000_000), ("1T", 10**12), ("4K", 4000), (2**19, 2**19), (1e6, 10**6)],
+)
+def test_token_counts_are_read_exactly(text, count):
+    assert TokenCount.parse(text) == count
+
+
+@given(st.integers(0, 10**15))
+def test_any_whole_number_of_tokens_survives(count):
+    assert TokenCount.parse(str(count)) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("45s", 45), ("30m", 1800), ("2h", 7200), ("1.5d", 129600)]
+)
+def test_durations_are_read(text, seconds):
+    assert Duration.parse(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("500MB", 5 * 10**8), ("2GB", 2 * 10**9), ("1.5GiB", 3 * 2**29), ("1KB", 1000)],
+)
+def test_sizes_are_read(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "2", "GB", "-1GB", "2 GB", "2gb", "1PB"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match="is not a size such as"):
+        parse_bytes(text)
+
+
+def test_later_settings_win(recipe, tmp_path):
+    first, second = tmp_path / "1.yaml", tmp_path / "2.yaml"
+    first.write_text("run: {seed: 1, log_every: 5}\nbatch: {micro_batch: 4}")
+    second.write_text("run: {seed: 2}")
+    presets = {"wide": {"model.width": 64, "run.log_every": 9, "run.seed": 9}}
+    flags = ["--run.seed", 3, "--config", first, f"--config={second}", "--preset", "wide"]
+    config = parse(recipe, *flags, presets=presets)
+    assert config.run.seed == 3  # a flag, though it stands before the overlays
+    assert config.run.log_every == 5  # an overlay over the preset
+    assert config.batch.micro_batch == 4
+    assert config.model.width == 64  # the preset over the recipe
+    assert parse(recipe, *flags[2:5], presets=presets).run.seed == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--batch.token", "256"], "--batch.token"),  # an abbreviation
+        (["--run.nonsense", "1"], "--run.nonsense"),
+        (["--batch.tokens", "many"], "batch.tokens"),
+        (["--batch.tokens", "1.2.3"], "batch.tokens"),
+        (["--batch.tokens", "1.5"], "batch.tokens"),
+        (["--preset"], "--preset"),
+        (["--run.max_time", "soon"], "run.max_time"),
+        (["--preset", "huge"], "huge"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_what_cannot_be_read_ends_with_one_line(recipe, capsys, arguments, named):
+    with pytest.raises(SystemExit) as end:
+        parse(recipe, *arguments)
+    error = capsys.readouterr().err.strip()
+    assert end.value.code == 2
+    assert error.startswith("error: ")
+    assert named in error
+    assert "\n" not in error
+
+
+def test_an_unknown_yaml_key_is_refused(recipe, capsys, tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("batch: {tokns: 5}")
+    with pytest.raises(SystemExit):
+        parse(recipe, "--config", overlay)
+    assert "tokns" in capsys.readouterr().err
+
+
+def test_the_settings_written_are_the_settings_read(recipe, tmp_path):
+    config = parse(recipe, "--schedule.tokens", "10e9", "--run.max_time", "30m")
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config.to_dict()))
+    assert parse(recipe, "--config", file) == config
+
+
+def test_a_batch_that_does_not_divide_names_the_nearest_that_does(recipe):
+    config = change(recipe, batch={"tokens": TokenCount(500_000), "micro_batch": 16})
+    config = change(config, batch={"sequence_length": 32})
+    with pytest.raises(ValueError, match=r"batch\.tokens=500000 .*8 processes x 16 .* = 4096; n"):
+        config.check(processes=8)
+    nearest = change(config, batch={"tokens": TokenCount(499_712)})
+    long = {"tokens": TokenCount(10**9), "warmup_tokens": TokenCount(0)}
+    change(nearest, schedule=long).check(processes=8)
+
+
+def test_a_context_longer_than_the_models_is_refused(recipe):
+    with pytest.raises(ValueError, match=r"batch\.sequence_length=64 .* model\.context_length=32"):
+        change(recipe, batch={"sequence_length": 64}).check(processes=1)
+
+
+def test_the_ramp_is_in_windows_and_has_to_divide(recipe):
+    ramp = {"ramp_from": TokenCount(64), "ramp_increment": TokenCount(64)}
+    with pytest.raises(ValueError, match="go together"):
+        change(recipe, batch=ramp).check(processes=1)
+    config = change(recipe, batch=ramp | {"ramp_tokens": TokenCount(1024)})
+    config.check(processes=1)
+    sizes = config.batch_sizes()
+    assert [sizes.at(step) for step in (0, 10_000)] == [2, 8]
+    with pytest.raises(ValueError, match=r"batch\.ramp_from=64"):
+        config.check(processes=2)
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("run", {"log_every": 0}),
+        ("run", {"evaluate_every": 0}),
+        ("run", {"max_steps": -1}),
+        ("samples", {"every": 0}),
+        ("batch", {"micro_batch": 0}),
+        ("optimizer", {"max_grad_norm": 0.0}),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(recipe, section, values):
+    name = f"{section}.{next(iter(values))}"
+    with pytest.raises(ValueError, match=rf"{name}=.* must be"):
+        change(recipe, **{section: values}).check(processes=1)
+
+
+def test_a_model_without_heads_is_refused():
+    with pytest.raises(ValueError, match=r"model\.num_heads=0 must be at least 1"):
+        GPT2Config(num_heads=0)
+
+
+def test_warm_up_longer_than_the_run_is_refused(recipe):
+    config = change(recipe, schedule={"warmup_tokens": TokenCount(10**6)})
+    with pytest.raises(ValueError, match=r"schedule\.warmup_tokens"):
+        config.check(processes=1)
+
+
+def test_a_folder_named_by_the_user_is_taken_without_the_recipes_own_source(recipe):
+    recipe = change(recipe, data={"path": None, "source": "a/b", "tokenizer": "gpt2"})
+    taken = parse(recipe, "--data.path", "folder").data
+    assert (taken.source, taken.tokenizer) == (None, None)
+    named = parse(recipe, "--data.path", "x.bin", "--data.tokenizer", "gpt2").data
+    assert (named.source, named.tokenizer) == (None, "gpt2")  # given, though it is the recipe's own
+    trained = parse(recipe, "--data.source", "c.txt", "--data.train_tokenizer", "300").data
+    assert (trained.tokenizer, trained.train_tokenizer) == (None, 300)
+    made = parse(recipe, "--data.path", "folder", "--data.source", "c.txt").data
+    assert (made.source, made.tokenizer) == ("c.txt", "gpt2")
+
+
+@pytest.mark.parametrize(
+    ("growth", "due"), [(1.0, [4, 8, 12, 16, 20]), (2.0, [4, 12, 28]), (1.5, [4, 10, 19, 32])]
+)
+def test_intervals_between_samples_may_grow(growth, due):
+    samples = SampleConfig(every=4, growth=growth)
+    assert [step for step in range(33) if samples.is_due(step)][: len(due)] == due

@@ -1,0 +1,238 @@
+"""The data of a run: prepared, foreign, or prepared now; and what is refused."""
+
+import numpy as np
+import pytest
+
+from pretrain_lib import Job, open_corpus, prepare
+from pretrain_lib.corpus import autoprepare
+from pretrain_lib.corpus.corpus import build_dataset
+from pretrain_lib.data.tokens.arrays import open_split
+from pretrain_lib.data.tokens.shards import read_manifest
+from tests.conftest import change
+
+
+def from_source(recipe, source, folder, **options):
+    data = {"path": str(folder), "source": str(source), "train_tokenizer": 300} | options
+    return change(recipe, data=data)
+
+
+def test_a_prepared_folder_is_opened_as_it_stands(recipe, prepared):
+    found, manifest = open_corpus(recipe), read_manifest(prepared)
+    assert found.fingerprint == manifest["fingerprint"]
+    train = open_split(prepared, "train")
+    assert np.array_equal(found.train[0].read(0, len(train)), train.read(0, len(train)))
+    ids = train.read(0, len(train))
+    assert found.id_range == (ids.min(), ids.max())
+    assert [text.rule for text in found.validation] == ["hash:0.1"]
+
+
+def test_a_source_is_prepared_once(recipe, tmp_path):
+    for number in range(40):
+        (tmp_path / f"{number}.txt").write_text(f"The number {number} and its text. " * 9)
+    config = from_source(recipe, tmp_path, tmp_path / "out", validation="hash:0.2")
+    first = open_corpus(config)
+    stamp = (tmp_path / "out" / "manifest.json").stat().st_mtime_ns
+    assert open_corpus(config).fingerprint == first.fingerprint
+    assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns == stamp
+    with pytest.raises(ValueError, match="prepared differently .*tokenizer"):
+        open_corpus(from_source(recipe, tmp_path, tmp_path / "out", train_tokenizer=310))
+
+
+def test_a_large_source_is_left_to_the_command(recipe, tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("word " * 100)
+    monkeypatch.setattr(autoprepare, "PREPARE_LIMIT_TOKENS", 10)
+    with pytest.raises(ValueError, match=r"pretrain prepare .*text\.txt --train_tokenizer 300"):
+        open_corpus(from_source(recipe, tmp_path / "text.txt", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_misspelt_task_is_said_before_text_is_prepared(recipe, tmp_path):
+    (tmp_path / "text.txt").write_text("word " * 100)
+    config = from_source(recipe, tmp_path / "text.txt", tmp_path / "out")
+    with pytest.raises(ValueError, match="tasks=hellaswagg is known neither to lm-eval"):
+        open_corpus(change(config, scores={"tasks": ["hellaswagg"]}))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint16", "int32", "uint8"])
+def test_an_array_is_read_and_validated_on_another(recipe, tmp_path, dtype):
+    ids = np.random.default_rng(0).integers(250, size=500).astype(dtype)
+    np.save(tmp_path / "train.npy", ids)
+    ids[:100].astype("uint16").tofile(tmp_path / "validation.bin")
+    data = {"path": f"{tmp_path}/train.npy", "validation": f"{tmp_path}/validation.bin"}
+    found = open_corpus(change(recipe, data=data))
+    assert np.array_equal(found.train[0].read(0, 500), ids)
+    assert np.array_equal(found.validation[0].tokens.read(0, 100), ids[:100])
+    assert (found.id_range, found.dtype) == ((ids.min(), ids.max()), dtype)
+    assert (found.tokenizer, found.validation[0].rule) == (None, f"{tmp_path}/validation.bin")
+
+
+def test_a_prepared_folder_can_be_validated_on_an_array(recipe, prepared, tmp_path):
+    np.save(tmp_path / "validation.npy", np.arange(100))
+    found = open_corpus(change(recipe, data={"validation": f"{tmp_path}/validation.npy"}))
+    assert len(found.validation[0].tokens) == 100
+    assert found.validation[0].rule.endswith("validation.npy")
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "message"),
+    [
+        ({"path": "{dir}/none.npy"}, {}, "there is no such file"),
+        ({"path": "{dir}/ids.npy"}, {}, "without documents: give data.validation=PATH"),
+        ({"path": "{dir}/ids.npy", "validation": "{dir}/no.bin"}, {}, "no such file"),
+        (
+            {"path": "{dir}/ids.npy", "validation": "none"},
+            {"vocabulary_size": 50},
+            "set model.vocabulary_size=100 or more",
+        ),
+        (
+            {"path": "{dir}/negative.npy", "validation": "none"},
+            {},
+            "go down to -1",
+        ),
+        ({}, {"vocabulary_size": 100}, "set model.vocabulary_size=512 or more"),
+        ({"path": "{dir}"}, {}, "holds no manifest.json"),
+        ({"path": None}, {}, "data.source or data.path must be given"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(recipe, tmp_path, data, model, message):
+    np.save(tmp_path / "ids.npy", np.arange(100))
+    np.save(tmp_path / "negative.npy", np.arange(-1, 99))
+    named = {k: v and v.format(dir=tmp_path) for k, v in data.items()}
+    with pytest.raises(ValueError, match=message):
+        open_corpus(change(recipe, data=named, model=model))
+
+
+def test_a_folder_without_validation_text_says_what_to_do(recipe, tmp_path):
+    (tmp_path / "text.txt").write_text("some words that are text " * 50)
+    with pytest.raises(ValueError, match="first:TOKENS of the source"):
+        open_corpus(from_source(recipe, tmp_path / "text.txt", tmp_path / "a"))
+    found = open_corpus(
+        from_source(recipe, tmp_path / "text.txt", tmp_path / "b", validation="first:40")
+    )
+    assert len(found.validation[0].tokens) == 40
+
+
+def test_a_prepared_folder_can_be_what_another_is_validated_on(recipe, prepared, tmp_path):
+    (tmp_path / "text.txt").write_text("def a(): return 1\n" * 40)
+    flags = {"tokenizer": str(prepared / "tokenizer"), "validation": "none"}
+    prepare(Job((str(tmp_path / "text.txt"),), **flags), tmp_path / "held_out")
+    config = change(recipe, data={"validation": str(tmp_path / "held_out")})
+    found = open_corpus(change(config, run={"evaluate_tokens": 64}))
+    train = open_split(tmp_path / "held_out", "train")
+    assert np.array_equal(found.validation[0].tokens.read(0, len(train)), train.read(0, len(train)))
+    flags = {"train_tokenizer": 300, "validation": "none"}
+    prepare(Job((str(tmp_path / "text.txt"),), **flags), tmp_path / "other")
+    with pytest.raises(ValueError, match="prepared with another tokenizer"):
+        open_corpus(change(recipe, data={"validation": str(tmp_path / "other")}))
+
+
+def test_a_job_that_failed_does_not_stand_in_the_way_of_the_next(tmp_path):
+    (tmp_path / "text.jsonl").write_text('{"body": "some words"}\n')
+    with pytest.raises(ValueError, match="text_field"):
+        prepare(Job((str(tmp_path / "text.jsonl"),), train_tokenizer=300), tmp_path / "out")
+    right = Job(
+        (str(tmp_path / "text.jsonl"),), train_tokenizer=300, text_field="body", validation="none"
+    )
+    assert prepare(right, tmp_path / "out")["splits"]["train"]["documents"] == 1
+
+
+@pytest.mark.parametrize("changes", [{"run": {"evaluate_tokens": 10}}, {"data": {"path": "{a}"}}])
+def test_lengths_are_checked_before_anything_starts(recipe, tmp_path, changes):
+    np.save(tmp_path / "short.npy", np.arange(20))
+    if "data" in changes:
+        changes = {"data": {"path": f"{tmp_path}/short.npy", "validation": "none"}}
+    with pytest.raises(ValueError, match=r"run\.evaluate_tokens=10|20 tokens is too short"):
+        open_corpus(change(recipe, **changes))
+
+
+@pytest.fixture
+def mixture(recipe, prepared, tmp_path):
+    """A second folder under the first one's tokenizer, and the recipe that mixes them."""
+    for number in range(60):
+        (tmp_path / f"{number}.txt").write_text(f"The number {number} and its text. " * 9)
+    other = tmp_path / "other"
+    job = Job((str(tmp_path),), tokenizer=str(prepared / "tokenizer"), validation="hash:0.2")
+    prepare(job, other, quiet=True)
+    data = {"path": [str(prepared), str(other)], "weights": [1.0, 3.0]}
+    return change(recipe, data=data), [prepared, other]
+
+
+def test_a_mixture_reads_and_validates_on_all_its_folders(mixture):
+    config, folders = mixture
+    found = open_corpus(config)
+    held_out = [text.tokens for text in found.validation]
+    for split, arrays in (("train", found.train), ("validation", held_out)):
+        parts = [open_split(folder, split) for folder in folders]
+        ids = np.concatenate([part.read(0, len(part)) for part in parts])
+        read = np.concatenate([array.read(0, len(array)) for array in arrays])
+        assert np.array_equal(read, ids)
+    assert [text.name for text in found.validation] == ["prepared", "other"]
+    assert [text.weight for text in found.validation] == [1.0, 3.0]
+    alone = [open_corpus(change(config, data={"path": str(f), "weights": None})) for f in folders]
+    assert len({found.fingerprint, *(part.fingerprint for part in alone)}) == 3
+    assert found.name == " + ".join(part.name for part in alone)
+    source = build_dataset(config, found).order.locate(np.arange(4096))[0]
+    assert np.bincount(source).tolist() == [1024, 3072]
+
+
+def test_a_mixture_under_different_tokenizers_is_refused(mixture, recipe, tmp_path):
+    config, (prepared, _) = mixture
+    third = tmp_path / "third"
+    prepare(Job((str(tmp_path / "1.txt"),), train_tokenizer=300, validation="none"), third)
+    data = {"path": [str(prepared), str(third)], "weights": None, "validation": "none"}
+    with pytest.raises(ValueError, match="were prepared with different tokenizers"):
+        open_corpus(change(config, data=data))
+
+
+def test_best_fit_plans_are_made_once_beside_each_folder(mixture):
+    config, folders = mixture
+    config = change(config, data={"packing": "best_fit"})
+    found = open_corpus(config)
+    plans = [sorted((folder / "packing").glob("best_fit-T32-*")) for folder in folders]
+    assert all(len(files) == 3 for files in plans)
+    stamps = [file.stat().st_mtime_ns for files in plans for file in files]
+    again = open_corpus(config)
+    assert [file.stat().st_mtime_ns for files in plans for file in files] == stamps
+    windows = sum(plan.num_windows for plan in found.plans)
+    assert len(build_dataset(config, again)) == windows
+    total = sum(len(array) for array in found.train)
+    assert sum(plan.report.tokens for plan in found.plans) == total
+
+
+def test_best_fit_needs_to_know_the_documents(recipe, tmp_path):
+    np.save(tmp_path / "ids.npy", np.arange(400) % 100)
+    data = {"path": f"{tmp_path}/ids.npy", "validation": "none", "packing": "best_fit"}
+    with pytest.raises(ValueError, match="data.packing=best_fit needs to know where documents end"):
+        open_corpus(change(recipe, data=data))
+
+
+def test_files_that_a_pattern_matches_are_one_array(recipe, tmp_path):
+    for number in (2, 0, 1):
+        ids = np.arange(number * 100, number * 100 + 100, dtype=np.uint16)
+        ids.tofile(tmp_path / f"train_{number}.bin")
+    data = {"path": f"{tmp_path}/train_*.bin", "validation": "none"}
+    found = open_corpus(change(recipe, data=data))
+    assert found.train[0].read(0, 300).tolist() == list(range(300))
+    assert found.id_range == (0, 299)
+    before = found.fingerprint
+    np.arange(1, 101, dtype=np.uint16).tofile(tmp_path / "train_1.bin")
+    assert open_corpus(change(recipe, data=data)).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("data", "rule"),
+    [
+        ({"source": None}, "reads one data.source"),
+        ({"weights": [1.0]}, "without data.weights"),
+        ({"packing": "best_fit"}, "with data.packing=concat"),
+        ({"spool_tokens": 1000}, "data.spool_tokens=1000 must be at least 4 x batch.tokens=256"),
+        ({"validation": "hash"}, "data.validation=hash needs the whole source"),
+    ],
+)
+def test_streams_that_cannot_be_are_refused(recipe, tmp_path, data, rule):
+    (tmp_path / "text.txt").write_text("some words that are text " * 500)
+    source = {"path": None, "source": f"{tmp_path}/text.txt", "train_tokenizer": 300}
+    stream = {"streaming": True, "validation": "first:100", "spool_tokens": 1024}
+    with pytest.raises(ValueError, match=rule):
+        open_corpus(change(recipe, data=source | stream | data))

@@ -1,0 +1,263 @@
+"""Batches: item k is window k, and a step holds the same micro-batches on any number of ranks."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from pretrain_lib.data.tokens.arrays import TokenArray, TokenFile
+from pretrain_lib.data.tokens.foreign import open_foreign
+from pretrain_lib.data.tokens.shards import write_shard
+from pretrain_lib.data.windows.batches import (
+    PackedDataset,
+    iterate_steps,
+    narrow_document_ends,
+    rank_micro_batches,
+)
+from pretrain_lib.data.windows.best_fit import open_plan
+from pretrain_lib.data.windows.order import BLOCK_WINDOWS
+from pretrain_lib.data.windows.packing import IGNORED_TARGET
+from pretrain_lib.models.attention import document_index
+from pretrain_lib.models.gpt2 import GPT2, GPT2Config
+from pretrain_lib.models.llama import Llama, LlamaConfig
+from pretrain_lib.optim.schedule import BatchSizes
+
+LENGTH = 16
+CPU = torch.device("cpu")
+
+
+def write_source(folder, name, num_tokens, first_id):
+    ids = np.arange(num_tokens) + first_id
+    documents = np.split(ids, range(7, num_tokens, 7))
+    write_shard(folder, name, documents, dtype=np.dtype("<u2"), text_bytes=0)
+    return TokenArray(
+        [TokenFile(folder / f"{name}.bin", num_tokens, np.dtype("<u2"), is_shard=True)]
+    )
+
+
+@pytest.fixture
+def sources(tmp_path):
+    return [write_source(tmp_path, "a", 2000, 0), write_source(tmp_path, "b", 900, 10_000)]
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "document_masking"])
+def dataset(sources, request):
+    return PackedDataset(
+        sources,
+        sequence_length=LENGTH,
+        seed=3,
+        weights=(1, 2),
+        document_masking=request.param,
+    )
+
+
+def assert_equal(batches, others):
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        for name in batch:
+            assert torch.equal(batch[name], other[name])
+
+
+def stack(items):
+    return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+
+
+def test_items_are_the_located_windows(dataset):
+    located = dataset.order.locate(np.arange(3 * len(dataset)))
+    for k, (source, _, start) in enumerate(zip(*located, strict=True)):
+        first = int(start) + (0, 10_000)[source]
+        item = dataset[k]
+        assert item["input_ids"].tolist() == list(range(first, first + LENGTH))
+        targets = range(first + 1, first + LENGTH + 1)
+        begins = {t for t in targets if dataset.document_masking and (t % 10_000) % 7 == 0}
+        assert item["targets"].tolist() == [IGNORED_TARGET if t in begins else t for t in targets]
+
+
+def test_length_is_one_epoch_that_reads_every_window_once(sources):
+    dataset = PackedDataset(sources[0], sequence_length=LENGTH)
+    firsts = [int(dataset[k]["input_ids"][0]) for k in range(len(dataset))]
+    assert len(dataset) == 124
+    assert sorted(firsts) == list(range(min(firsts), min(firsts) + 124 * LENGTH, LENGTH))
+    assert firsts != sorted(firsts)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_plain_dataloader_gives_the_windows_in_order(dataset, workers):
+    loader = DataLoader(dataset, batch_size=10, num_workers=workers)
+    expected = [
+        stack([dataset[k] for k in range(first, min(first + 10, len(dataset)))])
+        for first in range(0, len(dataset), 10)
+    ]
+    assert_equal(list(loader), expected)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_micro_batches_are_the_same_tensors_on_any_number_of_ranks(dataset, world_size):
+    first, count, size = 37, 48, 3
+    expected = [
+        stack([dataset[first + m * size + i] for i in range(size)]) for m in range(count // size)
+    ]
+    for rank in range(world_size):
+        batches = rank_micro_batches(
+            dataset, first, count, micro_batch=size, rank=rank, world_size=world_size
+        )
+        assert_equal(batches, expected[rank::world_size])
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_iterate_steps_yields_the_micro_batches_of_steps_of_any_size(dataset, world_size):
+    steps = [(0, 4), (4, 8), (12, 4), (500, 12)]
+    for rank in range(world_size):
+        split = {"micro_batch": 2, "rank": rank, "world_size": world_size}
+        seen = list(iterate_steps(dataset, iter(steps), device=CPU, **split))
+        assert len(seen) == len(steps)
+        for batches, step in zip(seen, steps, strict=True):
+            assert_equal(batches, rank_micro_batches(dataset, *step, **split))
+    assert list(iterate_steps(dataset, [], micro_batch=2, device=CPU)) == []
+
+
+def steps_of(sizes, first, last):
+    return [(sizes.before(step), sizes.at(step)) for step in range(first, last)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_a_ramp_over_several_epochs_is_the_row_of_windows_on_any_number_of_ranks(
+    dataset, world_size
+):
+    sizes, size = BatchSizes(full=48, initial=16, increment=16, ramp_windows=200), 2
+    steps = steps_of(sizes, 0, 14)
+    assert len({count for _, count in steps}) == 3
+    assert sum(steps[-1]) > 2 * len(dataset)
+    split = {"micro_batch": size, "world_size": world_size, "device": CPU}
+    ranks = [list(iterate_steps(dataset, steps, rank=r, **split)) for r in range(world_size)]
+    position = 0
+    for step in zip(*ranks, strict=True):
+        for micro_batches in zip(*step, strict=True):  # the next one of each rank
+            for batch in micro_batches:
+                assert_equal([batch], [stack([dataset[position + i] for i in range(size)])])
+                position += size
+    assert position == sum(steps[-1])
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(0, 30), min_size=2, max_size=2), st.integers(0, 1))
+def test_steps_resumed_twice_are_those_of_a_run_that_went_through(
+    tmp_path_factory, stops, world_exponent
+):
+    folder = tmp_path_factory.mktemp("sources")
+    source, other = write_source(folder, "a", 500, 0), write_source(folder, "b", 300, 10_000)
+    dataset = PackedDataset([source, other], sequence_length=LENGTH, document_masking=True)
+    sizes = BatchSizes(full=8, initial=4, increment=4, ramp_windows=40)
+    split = {"micro_batch": 2, "device": CPU, "world_size": 2**world_exponent}
+    whole = list(iterate_steps(dataset, steps_of(sizes, 0, 30), **split))
+    assert sizes.before(30) > 4 * len(dataset)
+    seen, first = [], 0
+    for last in (*sorted(stops), 30):
+        again = PackedDataset([source, other], sequence_length=LENGTH, document_masking=True)
+        seen += iterate_steps(again, steps_of(sizes, first, last), **split)
+        first = last
+    assert len(seen) == len(whole)
+    for batches, expected in zip(seen, whole, strict=True):
+        assert_equal(batches, expected)
+
+
+@pytest.mark.parametrize(("weights", "quotas"), [((1, 2), (1365, 2731)), ((3, 1), (3072, 1024))])
+def test_every_block_of_a_mixture_holds_its_shares(sources, weights, quotas):
+    dataset = PackedDataset(sources, sequence_length=LENGTH, weights=weights)
+    for block in (0, 1, 5):
+        first = block * BLOCK_WINDOWS
+        ids = dataset.batch(range(first, first + BLOCK_WINDOWS))["input_ids"]
+        assert Counter((ids[:, 0] >= 10_000).tolist()) == {False: quotas[0], True: quotas[1]}
+        assert ((ids >= 10_000) == (ids[:, :1] >= 10_000)).all()
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request):
+    shape = {"vocabulary_size": 61, "context_length": LENGTH, "num_layers": 2, "width": 32}
+    if request.param == "gpt2":
+        return GPT2(GPT2Config(**shape, num_heads=4)).initialize(0).eval()
+    config = LlamaConfig(**shape, num_heads=4, num_key_value_heads=2, mlp_width=48)
+    return Llama(config).initialize(0).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_a_changed_document_leaves_the_logits_of_the_others_bit_equal(tmp_path, model, packing):
+    random = np.random.default_rng(0)
+    documents = [random.integers(0, 61, random.integers(1, 14)) for _ in range(40)]
+    write_shard(tmp_path, "a", documents, dtype=np.dtype("<u2"))
+    count = sum(map(len, documents))
+    tokens = TokenArray([TokenFile(tmp_path / "a.bin", count, np.dtype("<u2"), is_shard=True)])
+    options = {"fingerprint": "a" * 64, "sequence_length": LENGTH}
+    plan = open_plan(tokens.iterate_ends, count, tmp_path / "plans", **options)
+    plans = [plan] if packing == "best_fit" else None
+    dataset = PackedDataset(tokens, sequence_length=LENGTH, document_masking=True, plans=plans)
+    changed_documents = 0
+    for k in range(len(dataset)):
+        window = dataset.batch([k])
+        ids, ends = window["input_ids"], window["document_ends"]
+        logits = model(ids, document_ends=ends)
+        stops = sorted({*ends[0].tolist(), LENGTH})  # of padding too
+        for start, stop in zip([0, *stops], stops, strict=False):
+            other = ids.clone()
+            other[:, start:stop] = (other[:, start:stop] + 1) % 61
+            differs = (model(other, document_ends=ends) != logits).any(-1)[0]
+            assert differs[start:stop].all()
+            assert not differs[:start].any() and not differs[stop:].any()
+            changed_documents += 1
+    assert changed_documents > 2 * len(dataset)
+
+
+def test_damaged_data_stop_the_iteration_at_their_step(tmp_path):
+    source = write_source(tmp_path, "a", 40_000, 0)
+    dataset = PackedDataset(source, sequence_length=LENGTH)
+    path = tmp_path / "a.bin"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    starts = dataset.order.locate(np.arange(500))[2]
+    damaged = (starts + LENGTH >= 32_768).tolist().index(True)  # the second block of 64 KiB
+    assert damaged > 0
+    steps = iterate_steps(dataset, ((k, 1) for k in range(500)), micro_batch=1, device=CPU)
+    for _ in range(damaged):
+        next(steps)
+    with pytest.raises(ValueError, match="differ from what was written"):
+        next(steps)
+
+
+def test_document_masking_is_refused_where_documents_are_unknown(tmp_path, sources):
+    np.save(tmp_path / "ids.npy", np.arange(1000))
+    foreign = open_foreign(tmp_path / "ids.npy", vocabulary_size=1000)
+    assert len(PackedDataset(foreign, sequence_length=LENGTH)[0]["input_ids"]) == LENGTH
+    with pytest.raises(ValueError, match="data.document_masking=true needs.*pretrain prepare"):
+        PackedDataset([*sources, foreign], sequence_length=LENGTH, document_masking=True)
+
+
+def test_data_shorter_than_a_window_are_refused(sources):
+    with pytest.raises(ValueError, match="source of 900 tokens is too short.*at most 899"):
+        PackedDataset(sources, sequence_length=900)
+
+
+def test_windows_that_do_not_divide_into_micro_batches_are_refused(dataset):
+    with pytest.raises(AssertionError, match="10 windows do not divide"):
+        rank_micro_batches(dataset, 0, 10, micro_batch=2, world_size=2)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=64),
+    rows=st.integers(1, 3),
+)
+@settings(deadline=None)
+def test_narrow_document_ends_say_the_same(lengths, rows):
+    length = 64
+    ends = torch.full((rows, length), length)
+    cuts = [cut for cut in np.cumsum(lengths).tolist() if cut <= length]
+    ends[0, : len(cuts)] = torch.tensor(cuts, dtype=torch.int64)
+    narrow = narrow_document_ends({"document_ends": ends})["document_ends"]
+    assert narrow.shape[1] == (4 if len(cuts) < 4 or cuts[3] == length else 64)
+    assert torch.equal(document_index(narrow, length), document_index(ends, length))

@@ -1,0 +1,320 @@
+"""Sources: files and folders, the embedded corpus, datasets, and clear refusals."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import (
+    Dataset,
+    IterableDataset,
+    concatenate_datasets,
+    interleave_datasets,
+    load_dataset,
+)
+
+from pretrain_lib.data.text import rows as data_rows
+from pretrain_lib.data.text import sources
+from pretrain_lib.data.text.formats import Document, FileSlice, Rejected
+from pretrain_lib.data.text.rows import DatasetSource, HubSource
+from pretrain_lib.data.text.sources import open_source
+
+WORDS = [f"document {number}" for number in range(200)]
+
+
+def read_all(source):
+    return [document for unit in source.units() for document in source.documents(unit)]
+
+
+def texts_of(source):
+    return [document.text for document in read_all(source)]
+
+
+def test_text_file_is_one_document_byte_for_byte(tmp_path):
+    text = "first\r\n\n  zweite: äöü \u4f60\u597d\n"
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    assert read_all(open_source(str(tmp_path / "a.txt"))) == [Document(text)]
+
+
+def test_folder_gives_its_files_in_the_order_of_their_paths(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "b.txt").write_text("from b")
+    (tmp_path / "a.jsonl").write_text('{"text": "a1"}\n\n{"text": "a2", "more": 1}')
+    (tmp_path / "sub" / "c.txt").write_text("from c")
+    (tmp_path / "skipped.md").write_text("not read")
+    expected = ["a1", "a2", "from b", "from c"]
+    assert texts_of(open_source(str(tmp_path))) == expected
+    monkeypatch.setattr(sources, "UNIT_BYTES", (1, 1))
+    source = open_source(str(tmp_path))
+    found = [d.text for unit in source.units(cut_text=False) for d in source.documents(unit)]
+    assert found == expected
+    assert "".join(texts_of(source)) == "".join(expected)
+
+
+def test_folder_whose_name_ends_like_a_file_is_entered_not_read(tmp_path):
+    (tmp_path / "x.txt").mkdir()
+    (tmp_path / "x.txt" / "a.txt").write_text("inside")
+    assert texts_of(open_source(str(tmp_path))) == ["inside"]
+
+
+def test_units_hold_every_file_once_in_order(tmp_path, monkeypatch):
+    for index in range(20):
+        (tmp_path / f"{index:02d}.txt").write_text("x" * index)
+    monkeypatch.setattr(sources, "UNIT_BYTES", (30, 30))
+    source = open_source(str(tmp_path))
+    units = source.units()
+    assert [piece for unit in units for piece in unit] == [
+        FileSlice(tmp_path / f"{index:02d}.txt", 0, index, index) for index in range(1, 20)
+    ]
+    sizes = [source.unit_bytes(unit) for unit in units]
+    assert sum(sizes) == source.estimated_bytes() == sum(range(20))
+    assert all(size >= 30 for size in sizes[:-1])
+    assert all(sum(p.stop for p in unit[:-1]) < 30 for unit in units)
+
+
+def test_a_text_that_is_cut_shares_no_unit(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("small")
+    (tmp_path / "b.txt").write_text("large " * 20)
+    (tmp_path / "c.txt").write_text("small")
+    (tmp_path / "d.txt").write_text("small")
+    monkeypatch.setattr(sources, "UNIT_BYTES", (50, 50))
+    units = open_source(str(tmp_path)).units()
+    names = [[piece.path.name for piece in unit] for unit in units]
+    assert names == [["a.txt"], ["b.txt"], ["b.txt"], ["b.txt"], ["c.txt", "d.txt"]]
+
+
+@pytest.mark.parametrize(
+    ("size", "unit"), [(100, 4), (256 * 4, 4), (256 * 7, 7), (256 * 64, 64), (2**20, 64)]
+)
+def test_units_grow_with_the_text_between_bounds(tmp_path, monkeypatch, size, unit):
+    (tmp_path / "a.jsonl").write_bytes(b" " * size)
+    monkeypatch.setattr(sources, "UNIT_BYTES", (4, 64))
+    units = open_source(str(tmp_path)).units()
+    assert {piece.text_bytes for (piece,) in units[:-1]} == {unit}
+
+
+def test_identity_follows_the_text_not_the_path(tmp_path):
+    for folder, text in (("one", "same"), ("two", "same"), ("three", "diff")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text(text)
+    one, two, three = (
+        open_source(str(tmp_path / folder / "a.txt")) for folder in ("one", "two", "three")
+    )
+    assert one.identity() == two.identity() != three.identity()
+    assert one.identity(content=False) == three.identity(content=False) != one.identity()
+
+
+def test_embedded_corpus_is_the_standard_library_and_stays_the_same():
+    first, second = open_source("python-stdlib"), open_source("python-stdlib")
+    assert first == second
+    assert first.identity() == second.identity()
+    paths = [piece.path for unit in first.units() for piece in unit]
+    assert paths == list(first.files)
+    assert all(isinstance(document, Document) for document in read_all(first))
+    assert len(set(paths)) == len(paths) > 300
+    assert Path(json.__file__).resolve() in {path.resolve() for path in paths}
+    assert not any("site-packages" in path.parts or "test" in path.parts for path in paths)
+    unit = first.units()[-1]
+    texts = [document.text for document in first.documents(unit)]
+    assert texts == [piece.path.read_bytes().decode() for piece in unit]
+    assert first.estimated_bytes() == sum(path.stat().st_size for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rule"),
+    [
+        ("missing.txt", None, "no such file or folder"),
+        ("./owner/name", None, "no such file or folder"),
+        ("empty.txt", b"", "is empty"),
+        ("empty.jsonl", b"", "is empty"),
+        ("a.csv", b"text\n", "must end in one of .txt, .parquet, .jsonl, .jsonl.gz"),
+        ("a.npy", b"text\n", "--data.path"),
+        ("a.jsonl.bz2", b"text\n", "must end in one of"),
+    ],
+)
+def test_sources_that_cannot_be_opened_are_refused(tmp_path, name, content, rule):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=rule) as error:
+        open_source(str(path))
+    assert name.removeprefix("./") in str(error.value)
+
+
+def test_folder_without_text_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("text")
+    with pytest.raises(ValueError, match=r"holds none of .txt, .parquet, .jsonl"):
+        open_source(str(tmp_path))
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match="is a pipe or device"):
+        open_source(str(tmp_path / "a.jsonl"))
+
+
+def generate(parts):
+    for part in parts:
+        yield from ({"text": WORDS[number], "number": number} for number in part)
+
+
+def shout(row):
+    return {"text": row["text"].upper()}
+
+
+def from_generator():
+    """Return 200 rows in four shards."""
+    parts = [list(range(start, start + 50)) for start in range(0, 200, 50)]
+    return IterableDataset.from_generator(generate, gen_kwargs={"parts": parts})
+
+
+def from_parquet(folder):
+    """Return 200 rows of two files, in row groups of 30."""
+    for part in range(2):
+        rows = {"text": WORDS[part * 100 : (part + 1) * 100], "number": range(100)}
+        Dataset.from_dict(rows).to_parquet(folder / f"{part}.parquet", batch_size=30)
+    files = [str(folder / f"{part}.parquet") for part in range(2)]
+    return load_dataset("parquet", data_files=files, split="train", streaming=True)
+
+
+def test_rows_of_a_dataset_in_memory_are_documents(monkeypatch):
+    monkeypatch.setattr(data_rows, "UNIT_ROWS", 60)
+    rows = Dataset.from_dict({"text": WORDS, "number": range(200)})
+    source = DatasetSource(rows, "rows")
+    assert len(source.units()) == 3
+    assert texts_of(source) == WORDS
+    monkeypatch.setattr(data_rows, "MAX_UNITS", 2)
+    assert len(source.units()) == 2
+    assert texts_of(source) == WORDS
+    reversed_rows = DatasetSource(rows.select(range(199, -1, -1)), "reversed")
+    assert texts_of(reversed_rows) == WORDS[::-1]
+
+
+def test_rows_of_datasets_that_are_iterated_are_documents(tmp_path):
+    rows = from_parquet(tmp_path)
+    for name, dataset, units, texts in (
+        ("generator", from_generator(), 4, WORDS),
+        ("parquet", rows, 8, WORDS),
+        ("mapped", rows.map(shout), 8, [word.upper() for word in WORDS]),
+        ("filtered", rows.filter(lambda row: row["number"] < 50), 8, WORDS[:50] + WORDS[100:150]),
+        ("one after the other", concatenate_datasets([rows, from_generator()]), 12, WORDS * 2),
+    ):
+        source = DatasetSource(dataset, name)
+        assert len(source.units()) == units
+        assert texts_of(source) == texts
+
+
+@pytest.mark.parametrize("kind", ["python", "numpy", "torch", "arrow", "pandas"])
+def test_the_format_of_a_dataset_makes_no_difference(tmp_path, kind):
+    for rows in (Dataset.from_dict({"text": WORDS}), from_parquet(tmp_path)):
+        assert texts_of(DatasetSource(rows.with_format(kind), "rows")) == WORDS
+
+
+def test_taken_and_skipped_rows_are_those_that_datasets_gives(tmp_path):
+    rows = from_parquet(tmp_path)
+    for dataset, texts in (
+        (rows.take(70), WORDS[:70]),
+        (rows.skip(70), WORDS[70:]),
+        (rows.skip(70).map(shout).take(50), [word.upper() for word in WORDS[70:120]]),
+    ):
+        assert texts_of(DatasetSource(dataset, "rows")) == texts
+        assert [row["text"] for row in dataset] == texts
+
+
+def test_interleaved_datasets_give_every_row():
+    rows = Dataset.from_dict({"text": WORDS}).to_iterable_dataset(6)
+    dataset = interleave_datasets(
+        [rows.map(shout), from_generator()],
+        probabilities=[0.3, 0.7],
+        seed=0,
+        stopping_strategy="all_exhausted_without_replacement",
+    )
+    source = DatasetSource(dataset, "interleaved")
+    assert len(source.units()) == 4
+    assert sorted(texts_of(source)) == sorted([*WORDS, *(word.upper() for word in WORDS)])
+
+
+def test_a_shuffle_buffer_is_refused_however_deep(tmp_path):
+    rows = from_parquet(tmp_path)
+    shuffled = rows.shuffle(seed=0, buffer_size=10)
+    for dataset in (
+        shuffled,
+        shuffled.map(shout).take(5),
+        shuffled.with_format("numpy").select_columns(["text"]),
+        interleave_datasets([rows, shuffled.filter(lambda row: row["number"] > 5)]),
+        concatenate_datasets([interleave_datasets([rows, shuffled]), rows]).map(shout),
+        Dataset.from_dict({"text": WORDS}).to_iterable_dataset(3).shuffle(seed=0),
+    ):
+        with pytest.raises(ValueError, match="data.source=rows was shuffled with a buffer"):
+            DatasetSource(dataset, "rows")
+    for dataset in (rows, Dataset.from_dict({"text": WORDS}).shuffle(seed=0)):
+        assert sorted(texts_of(DatasetSource(dataset, "rows"))) == sorted(WORDS)
+
+
+def test_a_dataset_without_the_column_is_refused(tmp_path):
+    for rows in (
+        Dataset.from_dict({"content": WORDS}),
+        from_parquet(tmp_path).remove_columns("text"),
+    ):
+        with pytest.raises(ValueError, match="data.text_field='text' is no column of rows; it has"):
+            DatasetSource(rows, "rows")
+    rows = Dataset.from_dict({"content": WORDS})
+    assert texts_of(DatasetSource(rows, "rows", text_field="content")) == WORDS
+
+
+def generate_other_things():
+    for value in ("good", None, 5, "half \ud83d of a character", np.str_("good"), ["good"]):
+        yield {"text": value}
+    yield {"content": "good"}
+
+
+def test_rows_that_hold_no_text_are_named():
+    rows = IterableDataset.from_generator(generate_other_things)
+    found = read_all(DatasetSource(rows, "rows"))
+    reason = "no text in data.text_field='text'"
+    bad = [Rejected(f"rows, row {number} of unit 0", reason) for number in range(7)]
+    good = Document("good")
+    assert found == [good, Document(""), bad[2], bad[3], good, bad[5], bad[6]]
+
+
+def test_a_hub_dataset_is_read_as_it_comes(tmp_path, monkeypatch):
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    from_parquet(tmp_path / "owner" / "name")
+    monkeypatch.chdir(tmp_path)  # `datasets` takes a folder of that name for the dataset
+    source = HubSource("owner/name", "text")
+    assert len(source.units()) == 8
+    assert texts_of(source) == WORDS
+    assert source.unit_bytes(source.units()[0]) == 0
+    with pytest.raises(ValueError, match="data.text_field='content' is no column of owner/name"):
+        HubSource("owner/name", "content").units()
+
+
+@pytest.mark.parametrize("name", ["owner/name", "owner/name:config", "o/n:c@main", "o/n@v1.0"])
+def test_names_of_hub_datasets_are_known(name):
+    assert open_source(name, text_field="content") == HubSource(name, "content")
+
+
+def test_hub_dataset_without_a_network_is_refused_with_advice(tmp_path):
+    script = """
+from pretrain_lib.data.text.sources import open_source
+source = open_source("nobody/no-such-dataset:config")
+try:
+    source.units()
+except ValueError as error:
+    print(error)
+"""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert "nobody/no-such-dataset:config could not be loaded" in result.stdout
+    for advice in ("corpus.jsonl", "--data.path", "python-stdlib"):
+        assert advice in result.stdout

@@ -1,0 +1,174 @@
+"""The tokenizer: deterministic training, exact round trips, documents that no text can forge."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretrain_lib.data.text.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer
+
+CORPUS = [
+    Path(json.__file__).read_text(),
+    "Größe, 大きさ, размер\n" * 20,
+    "to be or not to be " * 50,
+]
+TRAINED = train_tokenizer(CORPUS, vocabulary_size=400)
+unicode_text = st.text(st.characters(exclude_categories=["Cs"]))
+code_text = st.lists(st.sampled_from(CORPUS[0].split(" ")), max_size=30).map(" ".join)
+forged_text = st.lists(st.sampled_from([END_OF_TEXT, "<|endof", "text|>", " ", "a"])).map("".join)
+any_text = st.one_of(unicode_text, code_text, forged_text)
+
+
+def edit_tokenizer(path, edit):
+    content = json.loads(TRAINED.backend.to_str())
+    edit(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_training_is_deterministic():
+    again = train_tokenizer(iter(CORPUS), vocabulary_size=400)
+    assert again.backend.to_str() == train_tokenizer(CORPUS, vocabulary_size=400).backend.to_str()
+    assert again.vocabulary_size == TRAINED.vocabulary_size == 400
+
+
+@given(any_text)
+def test_decoding_gives_back_the_text(text):
+    ids = TRAINED.encode(text)
+    assert TRAINED.decode(ids) == text
+    assert TRAINED.end_of_text_id not in ids
+
+
+@given(st.lists(any_text, max_size=5))
+def test_every_document_begins_with_the_end_of_text_id_and_holds_it_once(texts):
+    documents = TRAINED.encode_documents(texts)
+    assert len(documents) == len(texts)
+    for text, document in zip(texts, documents, strict=True):
+        assert document.dtype == np.int64
+        assert np.flatnonzero(document == TRAINED.end_of_text_id).tolist() == [0]
+        assert document[1:].tolist() == TRAINED.encode(text)
+
+
+def test_text_that_spells_the_special_token_stays_text_after_loading(tmp_path):
+    TRAINED.save(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    text = f"a{END_OF_TEXT}b"
+    assert loaded.end_of_text_id == loaded.backend.token_to_id(END_OF_TEXT) == 0
+    assert loaded.decode(loaded.encode(text)) == text
+    assert 0 not in loaded.encode(text)
+
+
+def test_text_cannot_forge_an_end_of_text_token_that_is_not_marked_special(tmp_path):
+    def unmark(content):
+        content["added_tokens"][0]["special"] = False
+
+    loaded = load_tokenizer(edit_tokenizer(tmp_path / "tokenizer.json", unmark))
+    assert loaded.end_of_text_id not in loaded.encode(f"a{END_OF_TEXT}b")
+
+
+def test_truncation_and_padding_in_a_tokenizer_json_do_not_touch_documents(tmp_path):
+    def limit(content):
+        content["truncation"] = {
+            "direction": "Right",
+            "max_length": 4,
+            "strategy": "LongestFirst",
+            "stride": 0,
+        }
+        content["padding"] = {
+            "strategy": {"Fixed": 64},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": END_OF_TEXT,
+        }
+
+    loaded = load_tokenizer(edit_tokenizer(tmp_path / "tokenizer.json", limit))
+    texts = ["a much longer text than four tokens", "x"]
+    documents = [document.tolist() for document in loaded.encode_documents(texts)]
+    assert documents == [document.tolist() for document in TRAINED.encode_documents(texts)]
+
+
+def test_saved_folder_loads_in_transformers_with_equal_ids(tmp_path):
+    from transformers import AutoTokenizer
+
+    TRAINED.save(tmp_path, context_length=128)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.eos_token_id == TRAINED.end_of_text_id
+    assert theirs.model_max_length == 128
+    assert len(theirs) == TRAINED.vocabulary_size
+
+    @settings(max_examples=50, deadline=None)
+    @given(st.one_of(unicode_text, code_text))
+    def ids_are_equal(text):
+        assert theirs(text, add_special_tokens=False)["input_ids"] == TRAINED.encode(text)
+        assert theirs.decode(TRAINED.encode(text)) == text
+
+    ids_are_equal()
+
+
+def test_all_local_forms_of_a_tokenizer_give_equal_ids(tmp_path):
+    TRAINED.save(tmp_path / "folder")
+    (tmp_path / "bare").mkdir()
+    bare = tmp_path / "bare" / "tokenizer.json"
+    bare.write_text(TRAINED.backend.to_str())
+    (tmp_path / "gpt2").mkdir()
+    TRAINED.backend.model.save(str(tmp_path / "gpt2"))
+    assert sorted(p.name for p in (tmp_path / "gpt2").iterdir()) == ["merges.txt", "vocab.json"]
+    texts = [*CORPUS, f"a{END_OF_TEXT}b", ""]
+    expected = [document.tolist() for document in TRAINED.encode_documents(texts)]
+    for name in (tmp_path / "folder", bare, tmp_path / "bare", str(tmp_path / "gpt2")):
+        loaded = load_tokenizer(name)
+        assert [document.tolist() for document in loaded.encode_documents(texts)] == expected
+        assert loaded.end_of_text == END_OF_TEXT
+        assert loaded.vocabulary_size == TRAINED.vocabulary_size
+
+
+def test_sha256_survives_saving_and_differs_when_the_vocabulary_does(tmp_path):
+    TRAINED.save(tmp_path)
+    assert load_tokenizer(tmp_path).sha256 == TRAINED.sha256
+    TRAINED.encode(END_OF_TEXT)
+    assert load_tokenizer(tmp_path).sha256 == TRAINED.sha256
+    assert train_tokenizer(CORPUS, vocabulary_size=401).sha256 != TRAINED.sha256
+    assert train_tokenizer(["other"], vocabulary_size=400).sha256 != TRAINED.sha256
+
+
+def test_declared_end_of_text_is_the_one_used(tmp_path):
+    def rename(content):
+        content["added_tokens"][0]["content"] = "<stop>"
+        content["model"]["vocab"]["<stop>"] = content["model"]["vocab"].pop(END_OF_TEXT)
+
+    path = edit_tokenizer(tmp_path / "tokenizer.json", rename)
+    with pytest.raises(ValueError, match="no end-of-text token.*eos_token"):
+        load_tokenizer(path)
+    for declared in ("<stop>", {"content": "<stop>"}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": declared}))
+        assert load_tokenizer(tmp_path).end_of_text == "<stop>"
+
+
+@pytest.mark.parametrize("size", [0, 256])
+def test_vocabulary_smaller_than_the_bytes_is_refused(size):
+    with pytest.raises(ValueError, match=f"train_tokenizer={size} must be at least 257"):
+        train_tokenizer(["text"], vocabulary_size=size)
+
+
+def test_smallest_vocabulary_holds_the_bytes_and_the_end_of_text():
+    smallest = train_tokenizer(["text"], vocabulary_size=257)
+    assert smallest.vocabulary_size == 257
+    assert len(smallest.encode("Größe")) == len("Größe".encode())
+
+
+def test_folder_without_tokenizer_files_is_refused(tmp_path):
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(ValueError, match="needs tokenizer.json, or vocab.json and merges.txt"):
+        load_tokenizer(tmp_path)
+
+
+def test_file_that_is_no_tokenizer_is_refused(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    for name in (tmp_path, tmp_path / "tokenizer.json"):
+        with pytest.raises(ValueError, match="is not a tokenizer.json"):
+            load_tokenizer(name)

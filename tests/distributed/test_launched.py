@@ -1,0 +1,228 @@
+"""Signals, lost processes and restarts under the real `accelerate launch`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pretrain_lib.data.tokens.shards import lock_folder
+from pretrain_lib.distributed.launched import launch_time
+from pretrain_lib.run_folder.folder import was_begun_here, write_status
+from tests.conftest import ROOT, read_rows, run_command
+from tests.test_recipes import tiny_flags
+
+TWO = ["--config_file", "accelerate_configs/cpu_2proc.yaml", "--mixed_precision", "no"]
+# What restarts need, as `accelerate_configs/with_restarts.sh` sets it.
+ELASTIC = ["accelerate_configs/with_restarts.sh", *TWO]
+
+
+def start(*command, shutdown_seconds=60, **options):
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment |= {"OMP_NUM_THREADS": "1", "MAX_RESTARTS": "2"}
+    environment |= {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(shutdown_seconds)}
+    return subprocess.Popen(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        # What a shell starts in the background ignores it, and so would all that comes from there.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
+    )
+
+
+def processes_of(folder):
+    """Return the python processes that train in a folder, launchers left out."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode().split("\0")
+        except OSError:
+            continue  # it has ended
+        if str(folder) in words and not any(Path(word).name == "accelerate" for word in words):
+            found.append(int(path.parent.name))
+    return sorted(found)
+
+
+def test_the_clock_of_a_run_starts_with_its_launcher_and_not_with_a_shell(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    own = psutil.Process().create_time()
+    assert launch_time() == own  # the parent of the tests is no launcher
+    code = (
+        "import os, psutil, sys; from pretrain_lib.distributed.launched import launch_time;"
+        "print(launch_time() == psutil.Process().parent().create_time())"
+    )
+    for name, expected in (("accelerate", "True"), ("shell", "False")):
+        starter = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
+        result = run_command(sys.executable, "-c", starter, name)
+        assert result.stdout.strip() == expected, result.stderr
+
+
+def test_a_restart_is_known_on_a_node_that_did_not_count_it(tmp_path, monkeypatch):
+    variables = {"TORCHELASTIC_MAX_RESTARTS": "2", "TORCHELASTIC_RESTART_COUNT": "0"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for name in ("one", "another", "none"):  # torch's name of a launch that was given no name
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
+        (tmp_path / name).mkdir()
+        write_status(tmp_path / name, "running")
+    for folder, name, known in (("one", "one", True), ("another", "one", False)):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
+        assert was_begun_here(tmp_path / folder) == known
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert not was_begun_here(tmp_path / "none")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert was_begun_here(tmp_path / "none")
+
+
+def steps_of(folder):
+    return [row["step"] for row in read_rows(folder) if row["kind"] == "train"]
+
+
+def wait_for_step(process, step):
+    for line in process.stdout:
+        if line.startswith("step") and int(line.split("/")[0].split()[1]) >= step:
+            return
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_launcher_of_one_process_saves_the_run(prepared, tmp_path, number):
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--schedule.tokens", "1e9"]
+    command = ["accelerate", "launch", "--config_file", "accelerate_configs/cpu.yaml"]
+    process = start(*command, "recipes/gpt2_124m.py", *flags, stderr=subprocess.DEVNULL)
+    wait_for_step(process, 5)
+    process.send_signal(number)
+    process.stdout.read()  # until the run itself has ended
+    assert process.wait(60) != 0  # of the launcher, which knows nothing of it
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("resumable", "signal SIGTERM")
+    assert (tmp_path / "run" / "checkpoints" / f"step-{status['step']:08d}").is_dir()
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_launcher_of_two_processes_saves_the_run(prepared, tmp_path):
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--schedule.tokens", "1e9"]
+    process = start(
+        "accelerate", "launch", *TWO, "recipes/gpt2_124m.py", *flags, stderr=subprocess.DEVNULL
+    )
+    wait_for_step(process, 5)
+    process.send_signal(signal.SIGTERM)
+    process.stdout.read()
+    process.wait(60)
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("resumable", "signal SIGTERM")
+    assert processes_of(tmp_path / "run") == []
+
+
+@pytest.mark.slow
+def test_a_group_that_lost_a_process_starts_again_and_is_the_run_that_never_did(prepared, tmp_path):
+    flags = ["--run.save_every", "3", "--schedule.tokens", "4096"]
+    command = ["accelerate", "launch", *TWO, "recipes/gpt2_124m.py"]
+    whole = start(*command, *tiny_flags(prepared, tmp_path / "whole"), *flags)
+    whole.stdout.read()
+    assert whole.wait(60) == 0
+    folder = tmp_path / "killed"
+    command = [*ELASTIC, "recipes/gpt2_124m.py", *tiny_flags(prepared, folder), *flags]
+    command += ["--run.resume", "never"]  # which speaks of the first start
+    with (tmp_path / "errors").open("w") as errors:
+        process = start(*command, stderr=errors)
+        wait_for_step(process, 8)
+        os.kill(processes_of(folder)[-1], signal.SIGKILL)
+        rest = process.stdout.read()
+    assert process.wait(60) == 0, (tmp_path / "errors").read_text()
+    assert "resumed at step 6" in rest
+    assert json.loads((folder / "status.json").read_text())["state"] == "done"
+    assert steps_of(folder) == list(range(1, 17))
+    told = (tmp_path / "errors").read_text()
+    assert "process 0 lost another one, or waited for it longer than" in told
+    losses = [[row["loss"] for row in read_rows(f)] for f in (folder, tmp_path / "whole")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_what_only_the_main_process_refuses_ends_all_of_an_elastic_launch(prepared, tmp_path):
+    flags = tiny_flags(prepared, tmp_path / "run")
+    with lock_folder(tmp_path / "run", setting="run.dir"):
+        process = start(*ELASTIC, "recipes/gpt2_124m.py", *flags, stderr=subprocess.PIPE)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert errors.count("error: run.dir=") == 1
+    assert processes_of(tmp_path / "run") == []
+
+
+@pytest.mark.slow
+def test_what_all_processes_refuse_ends_an_elastic_launch_at_once(prepared, tmp_path):
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--batch.tokens", "96"]
+    process = start(*ELASTIC, "recipes/gpt2_124m.py", *flags, stderr=subprocess.PIPE)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert errors.count("error: batch.tokens=96 must be a multiple of 2 processes") == 1
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "refused"
+
+
+@pytest.mark.slow
+def test_what_only_another_process_refuses_is_said_and_ends_an_elastic_launch(prepared, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, runpy, sys\n"
+        "sys.argv += ['--batch.tokens', '96'] * (os.environ['RANK'] == '1')\n"
+        "sys.path.insert(0, 'recipes')\n"
+        "runpy.run_path('recipes/gpt2_124m.py', run_name='__main__')\n"
+    )
+    flags = tiny_flags(prepared, tmp_path / "run")
+    process = start(*ELASTIC, script, *flags, stderr=subprocess.PIPE)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors
+    assert errors.count("error: batch.tokens=96 must be a multiple of 2 processes") == 3
+    assert processes_of(tmp_path / "run") == []
+
+
+@pytest.mark.slow
+def test_a_process_that_does_not_answer_is_not_waited_for_for_ever(prepared, tmp_path):
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--schedule.tokens", "1e9"]
+    flags += ["--run.collective_timeout", "5s"]
+    command = ["accelerate", "launch", *TWO, "recipes/gpt2_124m.py", *flags]
+    with (tmp_path / "errors").open("w") as errors:
+        process = start(*command, stderr=errors, shutdown_seconds=1)
+        wait_for_step(process, 3)
+        os.kill(processes_of(tmp_path / "run")[-1], signal.SIGSTOP)
+        process.stdout.read()
+        assert process.wait(90) != 0
+    told = (tmp_path / "errors").read_text()
+    assert "process 0 lost another one, or waited for it longer than run.collective_ti" in told
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+    assert processes_of(tmp_path / "run") == []
+
+
+LEAVING = """
+import gc, os, runpy, sys
+from accelerate import Accelerator
+from torch.nn.parallel import DistributedDataParallel
+end_training = Accelerator.end_training
+
+def leave(accelerator):
+    alive = [o for o in gc.get_objects() if type(o) is DistributedDataParallel]
+    os.write(1, f"{len(alive)} alive\\n".encode())
+    end_training(accelerator)
+
+Accelerator.end_training = leave
+sys.path.insert(0, "recipes")
+runpy.run_path("recipes/gpt2_124m.py", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_ddp_does_not_outlive_its_group_and_hang(prepared, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(LEAVING)
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--run.max_steps", "1"]
+    process = start("accelerate", "launch", *TWO, script, *flags)
+    assert process.stdout.read().count("0 alive\n") == 2
+    assert process.wait(60) == 0

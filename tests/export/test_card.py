@@ -1,0 +1,162 @@
+"""Model cards: what the hub reads of them, and figures that are those of the run."""
+
+import json
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from pretrain_lib import GPT2, GPT2Config, open_corpus, save_pretrained, start_accelerator, train
+from pretrain_lib.export.card import gather, write_card
+from pretrain_lib.export.export import export_checkpoint
+from pretrain_lib.models.hf import load_pretrained
+from tests.conftest import change, read_rows
+
+
+def run(config):
+    corpus = open_corpus(config)
+    model = GPT2(config.model).initialize(config.run.seed)
+    train(config, model, corpus, start_accelerator(config))
+
+
+def table(card):
+    """Return the rows of a card's tables of two columns."""
+    cells = [line.strip("|").split("|") for line in card.splitlines() if line.startswith("| ")]
+    return {row[0].strip(): row[1].strip() for row in cells if len(row) == 2}
+
+
+def results_of(parameters, **changes):
+    scores = {"acc,none": 0.25, "acc_stderr,none": 0.0433, "acc_norm_per_token,none": 0.375}
+    return {
+        "results": {"alias": {}, "hellaswag": scores | {"acc_norm_per_token_stderr,none": "N/A"}},
+        "n-shot": {"hellaswag": 0},
+        "config": {"model_num_parameters": parameters, "limit": None},
+        "lm_eval_version": "0.4.13",
+    } | changes
+
+
+def add_row(folder, **row):
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def test_the_card_of_a_run_tells_what_its_rows_tell(recipe, tmp_path):
+    run(recipe)
+    folder, out = tmp_path / "run", tmp_path / "my_model"
+    add_row(
+        folder, kind="evaluation", step=8, tokens=2048, **{"mine/acc": 0.5, "mine/acc_stderr": 0.1}
+    )
+    add_row(folder, kind="evaluation", step=9, tokens=2304, **{"mine/acc": 0.9})  # after it
+    export_checkpoint(folder / "checkpoints" / "step-00000008", out)
+    card = ModelCard.load(out / "README.md")
+    head = card.data.to_dict()
+    assert (head["library_name"], head["pipeline_tag"]) == ("transformers", "text-generation")
+    assert card.data.tags == ["pretrain_lib", "gpt2"]
+    assert card.data.license is None and card.data.datasets is None
+    (result,) = card.data.eval_results
+    assert (result.dataset_type, result.metric_type, result.metric_value) == ("mine", "acc", 0.5)
+    assert "| mine | acc |  | 0.5000 | 0.1000 |" in card.content
+
+    rows, told = read_rows(folder, clock=True), table(card.content)
+    last = {kind: [r for r in rows if r["kind"] == kind][-1] for kind in ("train", "validation")}
+    assert (told["steps"], told["tokens"]) == ("8", "2,048")
+    for name, kind in (("training loss, last row", "train"), ("validation loss", "validation")):
+        assert told[name].startswith(f"{last[kind]['loss']:.4f} nats per token")
+        assert told[name].endswith("at step 8")
+    assert f"{last['validation']['bits_per_byte']:.4f} bits per byte" in told["validation loss"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert told["fingerprint of the data"] == f"`{manifest['data_fingerprint']}`"
+    assert told["text"].endswith("(held out: hash:0.1)")
+    assert str(tmp_path.parent) not in card.content  # nothing of this machine's folders
+    settings = yaml.safe_load(card.content.split("```yaml\n")[1].split("```")[0])
+    config = manifest["config"]
+    for section in ("model", "batch", "optimizer", "schedule"):
+        assert settings[section] == config[section]
+    assert settings["run"] == {"seed": recipe.run.seed}
+
+
+def test_an_earlier_checkpoint_has_the_figures_of_its_step(recipe, tmp_path):
+    run(change(recipe, run={"save_every": 4}))
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000004"
+    model = load_pretrained(checkpoint)
+    write_card(tmp_path, "name", model, gather(checkpoint, model))
+    told = table((tmp_path / "README.md").read_text())
+    rows = [row for row in read_rows(tmp_path / "run") if row["step"] == 4]
+    (loss,) = [row["loss"] for row in rows if row["kind"] == "train"]
+    assert told["training loss, last row"].startswith(f"{loss:.4f} ")
+    (loss,) = [row["loss"] for row in rows if row["kind"] == "validation"]
+    assert told["validation loss"].startswith(f"{loss:.4f} ")
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """A model folder without a run, and its model."""
+    config = GPT2Config(vocabulary_size=50, context_length=16, num_layers=1, num_heads=2, width=8)
+    save_pretrained(GPT2(config).initialize(0), tmp_path / "bare", tokenizer=None)
+    return tmp_path / "bare"
+
+
+def test_a_bare_folder_has_a_card_that_says_less(bare, tmp_path):
+    out = tmp_path / "out"
+    export_checkpoint(bare, out)
+    card = ModelCard.load(out / "README.md")
+    assert card.data.eval_results is None and table(card.content) == {}
+    assert "## Training" not in card.content and "## Scores" not in card.content
+    # 50 x 8 + 16 x 8 embeddings, 12 x 8 x 8 + 13 x 8 of the block, 2 x 8 of the last norm
+    assert "A GPT-2 of 1,416 parameters with a context of 16 tokens" in card.content
+    (out / "config.json").unlink()
+    for name in ("model.safetensors", "generation_config.json"):
+        (out / name).unlink()
+    with pytest.raises(ValueError, match="something else than an export"):
+        export_checkpoint(bare, out)  # a README alone is somebody's own
+
+
+def test_scores_of_a_file_are_shown_with_their_errors(bare, tmp_path):
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps(results_of(1416)))
+    export_checkpoint(bare, tmp_path / "out", scores=path)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    found = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert found == {"acc": 0.25, "acc_norm_per_token": 0.375}
+    assert card.data.model_name == "out"
+    assert "| hellaswag | acc | 0 | 0.2500 | 0.0433 |" in card.content
+    assert "| hellaswag | acc_norm_per_token | 0 | 0.3750 |  |" in card.content
+    assert "lm-evaluation-harness 0.4.13.\n" in card.content
+    limited = results_of(1416, config={"limit": 100})
+    path.write_text(json.dumps(limited))
+    model = load_pretrained(bare)
+    write_card(tmp_path, "name", model, gather(bare, model, scores=path))
+    assert "the first 100 items of each task" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (json.dumps(results_of(1417)), "of a model of 1,417 parameters, this one has 1,416"),
+        ("{}", "holds no results of lm-eval"),
+        ("not json", "holds no results of lm-eval"),
+    ],
+)
+def test_scores_that_are_not_this_model_s_are_refused(bare, tmp_path, content, message):
+    path = tmp_path / "scores.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        export_checkpoint(bare, tmp_path / "out", scores=path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bare", "scores.json"]
+
+
+def test_sources_on_the_hub_are_named_as_data_sets(recipe, bare, tmp_path):
+    run(change(recipe, run={"max_steps": 0}))
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000000"
+    path = checkpoint / "training" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    sources = ["Owner/name:part@v1", "Owner/name:other", str(tmp_path), "python-stdlib"]
+    manifest["config"]["data"] |= {"path": None, "source": sources, "validation": "first:100e6"}
+    path.write_text(json.dumps(manifest))
+    model = load_pretrained(checkpoint)
+    write_card(tmp_path, "name", model, gather(checkpoint, model))
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.datasets == ["Owner/name"]
+    text = f"{sources[0]}, {sources[1]}, {tmp_path.name}, python-stdlib (held out: first:100e6)"
+    assert table(card.content)["text"] == text
+    assert "training loss, last row" not in table(card.content)

@@ -1,0 +1,172 @@
+"""Exports as other programs read them: transformers 4.57, and lm-eval without a network."""
+
+import json
+import os
+import shutil
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pretrain_lib.data.text.tokenizer import load_tokenizer
+from pretrain_lib.evaluate.harness import evaluate_folder
+from pretrain_lib.export.check import write_expected
+from pretrain_lib.export.export import export_checkpoint
+from pretrain_lib.models.gpt2 import GPT2Config
+from pretrain_lib.models.hf import build_model, load_pretrained, save_pretrained
+from pretrain_lib.models.llama import LlamaConfig
+from pretrain_lib.models.rope import RopeScaling
+from tests.conftest import run_command, write_text_and_tasks
+
+OTHER = ("transformers==4.57.*", "tokenizers>=0.22,<0.23", "huggingface-hub<1")
+SHAPE = {"vocabulary_size": 400, "context_length": 128, "num_layers": 2, "num_heads": 4}
+GROUPED = SHAPE | {"width": 64, "num_key_value_heads": 2, "mlp_width": 96}
+CONFIGS = {
+    "gpt2": GPT2Config(**SHAPE, width=64),
+    "untied llama": LlamaConfig(
+        **GROUPED, rope_theta=500.0, rope_scaling=RopeScaling("llama3", 8.0, 32)
+    ),
+    "tied llama": LlamaConfig(**GROUPED, rope_theta=500.0, norm_epsilon=1e-6, tied_head=True),
+    "linear llama": LlamaConfig(**GROUPED, rope_scaling=RopeScaling("linear", 4.0)),
+    "yarn llama": LlamaConfig(
+        **GROUPED, rope_scaling=RopeScaling("yarn", 4.0, 32, beta_fast=8.0, attention_factor=1.2)
+    ),
+}
+READ = """
+import json, sys
+from pathlib import Path
+from pretrain_lib.export.reload import find_problems
+folders = [Path(sys.argv[1]) / name for name in sys.argv[2:]]
+print(json.dumps([find_problems(folder, folder / "expected") for folder in folders]))
+"""
+# What 4.57 makes of configurations of its own: a folder of each, with logits of ids.
+WRITE = """
+import sys, torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+llama = dict(vocab_size=61, hidden_size=64, intermediate_size=80, num_hidden_layers=2)
+llama |= dict(num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=128)
+llama3 = dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0)
+configs = {
+    "gpt2": GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=2, n_positions=128),
+    "plain": LlamaConfig(**llama, rope_theta=500.0, tie_word_embeddings=True),
+    "linear": LlamaConfig(**llama, rope_scaling={"type": "linear", "factor": 4.0}),
+    "llama3": LlamaConfig(
+        **llama, rope_theta=5e3, rope_scaling=llama3 | {"original_max_position_embeddings": 32}
+    ),
+    "yarn": LlamaConfig(**llama, rope_scaling={"rope_type": "yarn", "factor": 4.0}),
+}
+for name, config in configs.items():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+        ids = torch.randint(61, (2, 128))
+        save_file({"ids": ids, "logits": model(ids).logits}, f"{sys.argv[1]}/{name}.safetensors")
+    model.save_pretrained(f"{sys.argv[1]}/{name}")
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with prepared `data`, `tasks` from it, and a `model` of each configuration."""
+    folder = tmp_path_factory.mktemp("export")
+    tokenizer = write_text_and_tasks(folder, items=8)
+    for name, config in CONFIGS.items():
+        model = build_model(config).initialize(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(3)  # or all endings would be nearly as likely
+        save_pretrained(model, folder / name, tokenizer=tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """The variables under which a process imports transformers 4.57, and torch from here."""
+    target = tmp_path_factory.mktemp("transformers457")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", target]
+    installed = run_command(*pip, *OTHER)
+    assert installed.returncode == 0, installed.stderr
+    before = os.environ.get("PYTHONPATH")
+    variables = {"PYTHONPATH": os.pathsep.join([str(target), *([before] if before else [])])}
+    code = "import transformers; print(transformers.__version__)"
+    version = run_command(sys.executable, "-c", code, environment=variables)
+    assert version.stdout.startswith("4.57."), version.stderr
+    return variables
+
+
+@pytest.mark.slow
+def test_transformers_4_reads_the_same(workplace, other, tmp_path):
+    """Without `rope_theta` it takes 10,000, where 5 takes the right one: so this test can fail."""
+    names = [*CONFIGS, "without rope_theta"]
+    for name in names:
+        source = workplace / (name if name in CONFIGS else "tied llama")
+        shutil.copytree(source, tmp_path / name)
+        (tmp_path / name / "expected").mkdir()
+        options = {"tokenizer": load_tokenizer(source), "dtype": torch.float32}
+        write_expected(load_pretrained(source), tmp_path / name / "expected", **options)
+    path = tmp_path / names[-1] / "config.json"
+    config = json.loads(path.read_text())
+    del config["rope_theta"]
+    path.write_text(json.dumps(config))
+    done = run_command(sys.executable, "-c", READ, tmp_path, *names, environment=other)
+    assert done.returncode == 0, done.stderr
+    *found, (faults, _) = json.loads(done.stdout.splitlines()[-1])
+    assert [problems for problems, _ in found] == [[]] * len(CONFIGS)
+    assert max(difference for _, difference in found) < 1e-5
+    assert "rope_theta is missing" in faults[0] and "logits under transformers differ" in faults[1]
+
+
+@pytest.mark.slow
+def test_folders_that_transformers_4_wrote_are_read_with_its_logits(other, tmp_path):
+    written = run_command(sys.executable, "-c", WRITE, tmp_path, environment=other)
+    assert written.returncode == 0, written.stderr
+    for name in ("gpt2", "plain", "linear", "llama3", "yarn"):
+        expected, model = (
+            load_file(tmp_path / f"{name}.safetensors"),
+            load_pretrained(tmp_path / name),
+        )
+        with torch.no_grad():
+            logits = model.eval()(expected["ids"])
+        scale = float(expected["logits"].abs().max())
+        assert float((logits - expected["logits"]).abs().max()) < 1e-5 * scale, name
+
+
+def test_several_files_become_one_and_one_several(workplace, tmp_path):
+    folder, out = workplace / "untied llama", tmp_path / "out"
+    export_checkpoint(folder, out, max_shard_bytes=50_000)
+    assert len(list(out.glob("model-*.safetensors"))) > 3
+    export_checkpoint(out, out)  # replaced, no file is left over
+    names = {path.name for path in folder.iterdir()} | {"README.md"}
+    assert {path.name for path in out.iterdir()} == names
+    assert load_pretrained(out).config == load_pretrained(folder).config
+    stored, found = (load_file(f / "model.safetensors") for f in (folder, out))
+    assert stored.keys() == found.keys()
+    assert all(torch.equal(stored[key], found[key]) for key in stored)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's")
+@pytest.mark.parametrize("name", ["gpt2", "untied llama"])
+def test_plain_lm_eval_scores_an_export_in_an_empty_network_namespace(name, workplace, tmp_path):
+    out, tasks = tmp_path / "out", ("heldout_choice", "heldout_perplexity")
+    export_checkpoint(workplace / name, out, max_shard_bytes=100_000)
+    alone = ["unshare", "--map-root-user", "--net"]
+    seen = run_command(*alone, "cat", "/proc/net/dev")
+    assert seen.returncode == 0, seen.stderr
+    assert [line.split(":")[0].strip() for line in seen.stdout.splitlines()[2:]] == ["lo"]
+    command = ["lm_eval", "run", "--model", "hf", "--device", "cpu", "--batch_size", "4"]
+    command += ["--model_args", f"pretrained={out},dtype=float32", "--tasks", ",".join(tasks)]
+    command += ["--include_path", workplace / "tasks", "--output_path", tmp_path / "scores"]
+    done = run_command(*alone, *command, environment={"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr
+    theirs = json.loads(next(tmp_path.glob("scores/*/results_*.json")).read_text())
+    options = {"include_path": workplace / "tasks", "device": "cpu"}
+    ours = evaluate_folder(workplace / name, list(tasks), **options)
+    for task in tasks:
+        for metric, value in theirs["results"][task].items():
+            if isinstance(value, float):
+                assert ours["results"][task][metric] == pytest.approx(value, rel=1e-5)

@@ -1,0 +1,80 @@
+"""AdamW's decay groups, and its step against the formula in float64."""
+
+import pytest
+import torch
+from torch import nn
+
+from pretrain_lib.models.gpt2 import GPT2, GPT2Config
+from pretrain_lib.models.llama import Llama, LlamaConfig
+from pretrain_lib.optim.groups import build_adamw, parameter_groups
+
+SMALL_GPT2 = GPT2Config(vocabulary_size=31, context_length=8, num_layers=2, num_heads=2, width=8)
+SMALL_LLAMA = LlamaConfig(
+    vocabulary_size=31,
+    context_length=8,
+    num_layers=2,
+    num_heads=2,
+    num_key_value_heads=1,
+    width=8,
+    mlp_width=16,
+)
+
+
+def test_gpt2_124m_decays_50_tensors_and_spares_98():
+    with torch.device("meta"):
+        model = GPT2(GPT2Config())
+    decayed, spared = parameter_groups(model, weight_decay=0.1)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    assert (len(decayed["params"]), len(spared["params"])) == (50, 98)
+
+
+@pytest.mark.parametrize("build", [lambda: GPT2(SMALL_GPT2), lambda: Llama(SMALL_LLAMA)])
+def test_every_trainable_parameter_is_in_exactly_one_group(build):
+    model = build()
+    groups = parameter_groups(model, weight_decay=0.3)
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted({id(p) for p in model.parameters()})
+    spared = {id(p) for p in groups[1]["params"]}
+    for name, parameter in model.named_parameters():
+        is_norm_or_bias = "ln_" in name or "norm" in name or name.endswith("bias")
+        assert (id(parameter) in spared) == is_norm_or_bias
+
+
+def test_frozen_parameters_are_left_out():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[0].requires_grad_(False)
+    grouped = [p for g in parameter_groups(model, weight_decay=0.1) for p in g["params"]]
+    assert [id(p) for p in grouped] == [id(model[1].weight), id(model[1].bias)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_fused_steps_equal_adamw_by_hand_in_float64(dtype, tolerance):
+    generator = torch.Generator().manual_seed(0)
+    model = GPT2(SMALL_GPT2).initialize(0).to(dtype)
+    optimizer = build_adamw(
+        model, learning_rate=0.0, betas=(0.9, 0.95), epsilon=1e-8, weight_decay=0.1
+    )
+    assert all(group["fused"] for group in optimizer.param_groups)
+    hand = {name: p.detach().double().clone() for name, p in model.named_parameters()}
+    mean = {name: torch.zeros_like(p) for name, p in hand.items()}
+    square = {name: torch.zeros_like(p) for name, p in hand.items()}
+    for step in range(1, 9):
+        learning_rate = 1e-2 / step  # set by hand before each step, as the training step does
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        for name, parameter in model.named_parameters():
+            gradient = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.grad = gradient.to(dtype)
+            gradient = parameter.grad.double()
+            decay = 0.1 if parameter.dim() >= 2 else 0.0
+            mean[name] = 0.9 * mean[name] + 0.1 * gradient
+            square[name] = 0.95 * square[name] + 0.05 * gradient**2
+            update = (mean[name] / (1 - 0.9**step)) / (
+                (square[name] / (1 - 0.95**step)).sqrt() + 1e-8
+            )
+            hand[name] = hand[name] - learning_rate * (decay * hand[name] + update)
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(
+            parameter.detach().double(), hand[name], rtol=tolerance, atol=tolerance
+        )

@@ -1,0 +1,289 @@
+"""Memory from shapes: against sums by hand, what autograd keeps, and what a step allocates."""
+
+from contextlib import nullcontext
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from pretrain_lib.models.blocks import TrainingOptions
+from pretrain_lib.models.gpt2 import GPT2, GPT2Config
+from pretrain_lib.models.llama import Llama, LlamaConfig
+from pretrain_lib.optim.groups import build_adamw
+from pretrain_lib.plan.memory import Step, estimate_memory, model_sizes
+from pretrain_lib.plan.network import World, sent_bytes
+
+SHAPE = {"vocabulary_size": 8192, "context_length": 512, "num_layers": 4, "num_heads": 4}
+LLAMA = {"num_key_value_heads": 2, "mlp_width": 704}
+BUILDERS = {
+    "gpt2": lambda **o: GPT2(GPT2Config(**SHAPE | {"width": 256} | o)),
+    "llama": lambda **o: Llama(LlamaConfig(**SHAPE | LLAMA | {"width": 256} | o)),
+    "tied llama": lambda **o: Llama(
+        LlamaConfig(**SHAPE | LLAMA | {"width": 256, "tied_head": True} | o)
+    ),
+}
+
+
+def on_meta(model_type, config):
+    with torch.device("meta"):
+        return model_type(config)
+
+
+# GPT-2 124M: 12 layers, D = 768, H = 12, V = 50,304; a micro-batch of 16 x 1,024 = 16,384 tokens.
+GPT2_TABLE = 50_304 * 768  # 38,633,472
+GPT2_MATRICES = 768 * 2304 + 768 * 768 + 2 * 768 * 3072  # 7,077,888 in a layer
+GPT2_LAYER = GPT2_MATRICES + 2304 + 768 + 3072 + 768 + 4 * 768  # with biases and norms
+GPT2_ROOT = GPT2_TABLE + 1024 * 768 + 2 * 768
+GPT2_ALL = 12 * GPT2_LAYER + GPT2_ROOT  # 124,475,904: 47 rows of padding in it
+# LLaMA 1.3B: 24 layers, D = 2048, F = 5632, H = 32, V = 8,192; 4 x 2,048 = 8,192 tokens.
+LLAMA_MATRICES = 4 * 2048 * 2048 + 3 * 2048 * 5632
+LLAMA_LAYER = LLAMA_MATRICES + 2 * 2048
+LLAMA_ALL = 24 * LLAMA_LAYER + 2 * 8192 * 2048 + 2048  # 1,266,780,160
+
+# Bytes a token that a layer keeps under bf16 autocast on CUDA, in the order of its forward. fp32
+# are the inputs of the norms, their statistics, and the log-sum-exp of attention.
+GPT2_KEPT = (
+    (4 * 768 + 8)  # ln_1: input, mean, deviation
+    + 2 * 768 + 2 * 3 * 768 + 2 * 768 + 4 * 12  # output; q, k, v; attention, log-sum-exp
+    + (4 * 768 + 8)  # ln_2
+    + 2 * 768 + 2 * 3072 + 2 * 3072  # output; before GELU, after it
+)  # fmt: skip
+LLAMA_KEPT = (
+    (4 * 2048 + 4)  # norm: input, deviation
+    + 3 * 2 * 2048 + 3 * 2 * 2048 + 2 * 2048 + 4 * 32  # input of q, k, v; they; attention
+    + (4 * 2048 + 4)
+    + 2 * 2 * 2048 + 4 * 2 * 5632  # input of gate, up; gate, SiLU of it, up, product
+)  # fmt: skip
+# Selectively: the layer's input, and what matrix products and attention return.
+GPT2_SELECTED = 4 * 768 + 2 * (2304 + 768 + 768 + 3072 + 768) + 4 * 12
+LLAMA_SELECTED = 4 * 2048 + 2 * (3 * 2048 + 2048 + 2048 + 2 * 5632 + 2048) + 4 * 32
+
+GPT2_ACTIVATIONS = {  # and the last norm's input
+    "none": 12 * (16_384 * GPT2_KEPT + 2 * GPT2_MATRICES) + 16_384 * 4 * 768,
+    "selective": 12 * 16_384 * GPT2_SELECTED + 16_384 * 4 * 768,
+    "full": 13 * 16_384 * 4 * 768,
+}
+LLAMA_ACTIVATIONS = {
+    "none": 24 * (8192 * LLAMA_KEPT + 2 * LLAMA_MATRICES) + 8192 * 4 * 2048,
+    "selective": 24 * 8192 * LLAMA_SELECTED + 8192 * 4 * 2048,
+    "full": 25 * 8192 * 4 * 2048,
+}
+# Hidden states in fp32, in bf16, their gradient; the table in bf16; logits in bf16 and fp32. Of
+# GPT-2's 2^28 bytes of logits are 2,668 rows, so 7 chunks of 2,341; the sum of their gradients of
+# the table is in fp32.
+GPT2_LOSS = 16_384 * 768 * 8 + 2 * GPT2_TABLE + 6 * 2341 * 50_304 + 4 * GPT2_TABLE
+LLAMA_LOSS = 8192 * 2048 * 8 + 2 * 8192 * 2048 + 6 * 8192 * 8192
+# A layer's backward is highest at the product of gate and up: its gradient in fp32, theirs in bf16;
+# and the gradient of a matrix in fp32.
+LLAMA_WORKING = 8192 * (4 * 2048 + 2 * 2 * 5632) + 4 * 2048 * 5632
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective"])
+def test_gpt2_124m_takes_what_a_sum_by_hand_says(recompute):
+    step = Step(sequences=16, length=1024, micro_batches=32, recompute=recompute)
+    memory = estimate_memory(on_meta(GPT2, GPT2Config()), step)
+    assert GPT2_ALL == 124_439_808 + 47 * 768
+    state = (4 * GPT2_ALL, 4 * GPT2_ALL, 8 * GPT2_ALL)
+    assert (memory.weights, memory.gradients, memory.moments, memory.buffers) == (*state, 0)
+    assert memory.activations == GPT2_ACTIVATIONS[recompute]
+    assert memory.loss == GPT2_LOSS == 1_039_034_112
+    assert memory.peak == 16 * GPT2_ALL + GPT2_ACTIVATIONS[recompute] + GPT2_LOSS
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective"])
+def test_llama_1_3b_takes_what_a_sum_by_hand_says(recompute):
+    step = Step(sequences=4, length=2048, micro_batches=64, recompute=recompute, moments="bf16")
+    memory = estimate_memory(on_meta(Llama, LlamaConfig()), step)
+    assert LLAMA_ALL == 1_266_780_160
+    assert (memory.weights, memory.gradients, memory.moments) == (4 * LLAMA_ALL,) * 3
+    assert memory.activations == LLAMA_ACTIVATIONS[recompute]
+    assert memory.loss == LLAMA_LOSS == 570_425_344
+    # The loss is small: where much is computed again, the backward of the last layer is higher.
+    again = 8192 * (LLAMA_KEPT + 2 * 2 * 2048 - LLAMA_SELECTED) + 2 * LLAMA_MATRICES
+    highest = {"none": LLAMA_LOSS, "selective": again + LLAMA_WORKING}[recompute]
+    assert memory.peak == 12 * LLAMA_ALL + LLAMA_ACTIVATIONS[recompute] + highest
+
+
+def test_full_recomputation_keeps_the_inputs_of_the_layers_and_one_layer_at_work():
+    for model, step, kept in (
+        (on_meta(GPT2, GPT2Config()), Step(16, 1024, 32, recompute="full"), GPT2_ACTIVATIONS),
+        (on_meta(Llama, LlamaConfig()), Step(4, 2048, 64, recompute="full"), LLAMA_ACTIVATIONS),
+    ):
+        memory = estimate_memory(model, step)
+        assert memory.activations == kept["full"]
+    again = 8192 * (LLAMA_KEPT - 4 * 2048) + 2 * LLAMA_MATRICES
+    assert memory.peak == 16 * LLAMA_ALL + kept["full"] + again + LLAMA_WORKING
+
+
+def test_what_several_devices_hold_is_a_sum_by_hand():
+    model, step = on_meta(Llama, LlamaConfig()), Step(4, 2048, 8)
+    shared = LLAMA_ACTIVATIONS["none"] + LLAMA_LOSS
+    ddp = estimate_memory(model, step, World(8))
+    assert ddp.buffers == 4 * LLAMA_ALL and ddp.peak == 20 * LLAMA_ALL + shared
+    # Whole gradients until the last micro-batch; gathered are two layers, and what is in none.
+    fsdp = estimate_memory(model, step, World(8, 8))
+    gathered = 2 * LLAMA_LAYER + 2 * 8192 * 2048 + 2048
+    parts = (fsdp.weights, fsdp.gradients, fsdp.moments, fsdp.buffers)
+    assert parts == (LLAMA_ALL // 2, 4 * LLAMA_ALL, LLAMA_ALL, 4 * gathered)
+    assert fsdp.peak == sum(parts) + shared
+    # With one micro-batch no gradients wait: in backward there are the head's and two layers'.
+    hsdp = estimate_memory(model, Step(4, 2048), World(64, 8))
+    assert hsdp.gradients == LLAMA_ALL // 2
+    gradients = 4 * (8192 * 2048 + 2 * LLAMA_LAYER)
+    state = hsdp.weights + hsdp.moments + hsdp.buffers
+    assert hsdp.peak == state + gradients + LLAMA_ACTIVATIONS["none"] + LLAMA_WORKING
+    # Gathered in bf16, half of the bytes, and no copies of the weights for autocast.
+    bf16 = estimate_memory(model, step, World(8, 8, gather_bytes=2))
+    assert bf16.buffers == 2 * gathered
+    assert fsdp.activations - bf16.activations == 24 * 2 * LLAMA_MATRICES
+
+
+def test_evaluation_gathers_the_whole_of_a_sharded_model():
+    model = on_meta(Llama, LlamaConfig())
+    step = Step(1, 8, recompute="full")
+    memory = estimate_memory(model, step, World(1024, 1024))
+    assert memory.peak == memory.weights + memory.moments + 4 * LLAMA_ALL
+
+
+def test_bytes_on_the_network_are_those_of_rings():
+    sizes = model_sizes(on_meta(GPT2, GPT2Config()))
+    assert (sizes.total, sizes.block, sizes.root) == (GPT2_ALL, GPT2_LAYER, GPT2_ROOT)
+    gradients, gathered = 4 * GPT2_ALL, 4 * (2 * 12 * GPT2_LAYER + GPT2_ROOT)
+    assert sent_bytes(sizes, World(), micro_batches=32) == 0
+    assert sent_bytes(sizes, World(8), micro_batches=4) == 2 * 7 / 8 * gradients
+    fsdp = sent_bytes(sizes, World(8, 8), micro_batches=4)
+    assert fsdp == 7 / 8 * (4 * gathered + gradients)
+    hsdp = sent_bytes(sizes, World(32, 8), micro_batches=1)
+    assert hsdp == 7 / 8 * (gathered + gradients) + 2 * 3 / 4 * gradients / 8
+    halved = sent_bytes(sizes, World(8, 8, gather_bytes=2), micro_batches=4)
+    assert halved == 7 / 8 * (4 * gathered / 2 + gradients)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_layer_keeps_what_autograd_saves(name, precision):
+    saved, estimated = [], []
+    for layers in (1, 2):
+        model = BUILDERS[name](num_layers=layers, width=64).initialize(0)
+        saved.append(saved_bytes(model, precision, sequences=2, length=32))
+        step = Step(2, 32, precision=precision, on_cuda=False)
+        estimated.append(estimate_memory(model, step).activations)
+    assert saved[1] - saved[0] == estimated[1] - estimated[0]
+
+
+def saved_bytes(model, precision, *, sequences, length):
+    """Return the bytes of all storages that forward keeps for backward, parameters aside."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    ids = torch.zeros(sequences, length, dtype=torch.int64)
+    low = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+    with saved_tensors_hooks(pack, lambda tensor: tensor), low:
+        loss, _ = model(ids, ids)
+        assert loss.requires_grad
+        return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recompute", "micro_batches"), [("none", 1), ("selective", 2), ("full", 1), ("full", 2)]
+)
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_step_allocates_what_is_estimated(name, precision, recompute, micro_batches):
+    model = BUILDERS[name]().initialize(0)
+    moments = "bf16" if recompute == "full" else "fp32"
+    step = Step(2, 512, micro_batches, precision, recompute, moments, on_cuda=False)
+    measured = allocated_at_most(model, step)
+    assert estimate_memory(model, step).peak == pytest.approx(measured, rel=0.03)
+
+
+STEPS_OF_TWO = 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [World(2), World(2, 2)], ids=["DDP", "FSDP2"])
+def test_a_process_of_two_allocates_what_is_estimated(world, tmp_path):
+    step = Step(2, 512, micro_batches=2, on_cuda=False)
+    torch.multiprocessing.spawn(step_of_two, (step, world, str(tmp_path)), nprocs=2)
+    measured = int((tmp_path / "bytes").read_text())
+    estimate = estimate_memory(BUILDERS["llama"](), step, world)
+    # gloo also holds what it is sending: up to all gradients, if the other process is late.
+    assert 0.95 * estimate.peak <= measured <= 1.05 * (estimate.peak + estimate.gradients)
+
+
+def step_of_two(rank, step, world, folder):
+    """Make steps as one of two processes; write the height in bytes of the lowest but the first."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        model = BUILDERS["llama"]().initialize(0)
+        if world.is_sharded:
+            for block in model.blocks:
+                fully_shard(block)
+            wrapped = fully_shard(model)
+        else:
+            wrapped = DistributedDataParallel(model)
+        optimizer = build_adamw(wrapped, learning_rate=1e-4)
+        make_step(wrapped, optimizer, step)
+        for number in range(STEPS_OF_TWO + 1):  # the last begins after what is looked at
+            with record_function(f"step {number}"):
+                make_step(wrapped, optimizer, step)
+    if rank == 0:
+        names = [f"step {number}" for number in range(STEPS_OF_TWO + 1)]
+        heights = [highest(profiler, *pair) for pair in pairwise(names)]
+        (Path(folder) / "bytes").write_text(str(min(heights)))
+    dist.destroy_process_group()
+
+
+def allocated_at_most(model, step):
+    """Return the bytes of all tensors at the height of a second step, by torch's allocator."""
+    model.options = TrainingOptions(recompute=step.recompute)
+    optimizer = build_adamw(model, learning_rate=1e-4, moments=step.moments)
+    make_step(model, optimizer, step)
+    state = [t for values in optimizer.state.values() for t in values.values()]
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        make_step(model, optimizer, step)
+    return sum(t.nbytes for t in (*model.parameters(), *state)) + highest(profiler)
+
+
+def highest(profiler, since=None, until=None):
+    """Return the bytes allocated at most in a profile, or between the beginnings of two things."""
+    events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    live, most, begun = 0, 0, since is None
+    for event in events:
+        begun = (begun or event.name() == since) and event.name() != until
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            most = max(most, live * begun)
+    return most
+
+
+def make_step(model, optimizer, step):
+    low = {"enabled": step.precision == "bf16", "cache_enabled": False}
+    for micro_batch in range(step.micro_batches):
+        last, silent = micro_batch == step.micro_batches - 1, nullcontext()
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(last)
+        elif isinstance(model, DistributedDataParallel) and not last:
+            silent = model.no_sync()
+        ids = torch.randint(8192, (step.sequences, step.length))
+        with silent:
+            with torch.autocast("cpu", torch.bfloat16, **low):
+                loss, targets = model(ids, ids)
+            (loss / targets).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,145 @@
+"""What a plan says, against figures by hand, and what it warns of."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+
+from pretrain_lib.config.arguments import parse_recipe
+from pretrain_lib.data.tokens.shards import read_manifest
+from pretrain_lib.models.flops import MEMORY_GB, PEAK_TFLOPS, Hardware
+from pretrain_lib.plan.plan import format_plan
+from tests.conftest import ROOT, change, run_recipe_script
+
+sys.path.insert(0, str(ROOT / "recipes"))
+import gpt2_124m  # noqa: E402
+import llama_1_3b  # noqa: E402
+import presets  # noqa: E402
+
+
+def plan(recipe, hardware=None, **sections):
+    """Return the facts of a plan by name, its rows by devices and sharding, and its warnings."""
+    lines = format_plan(change(recipe, **sections), hardware or Hardware()).splitlines()
+    facts = {line[:17].strip(): line[17:] for line in lines[: lines.index("")]}
+    cells = (line.split() for line in lines if line[:7].strip().replace(",", "").isdigit())
+    rows = {f"{row[0]} {' '.join(row[1:-10])}": row[-10:] for row in cells}
+    warnings = [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
+    return facts, rows, warnings
+
+
+def test_gpt2_124m_on_one_node_and_on_four():
+    facts, rows, warnings = plan(gpt2_124m.RECIPE)
+    assert facts["parameters"] == "124,439,808"
+    assert facts["tokens per step"] == "524,288"
+    assert facts["steps"] == "19,073, warm-up 715"
+    # 6 x (124,439,808 - 1,024 x 768) + 12 x 12 x 768 x 1,024 a token, 19,073 x 524,288 tokens
+    assert facts["FLOPs"] == "8.55e+18; per token 855.2M (6N + 12LdT), 741.9M (6N)"
+    # 12 bytes x 124,439,808 each; every 5,000 steps and at the end, the last three kept
+    assert facts["disk"].startswith("5.97 GB: checkpoints of 1.49 GB, 3 ")
+    assert facts["activations"].startswith("none 5.67, selective 3.68, full 0.65 GB")
+    assert facts["head and loss"].startswith("1.04 GB")
+    assert list(rows) == ["1 none", "8 DDP", "8 FSDP2", "32 DDP", "32 FSDP2", "32 HSDP 4 x 8"]
+    # 524,288 = 32 x 16 x 1,024; 4, 4 and 8 bytes a parameter of 124,475,904 with the padding;
+    # activations and loss on top; 8.55e18 / (0.4 x 989e12) seconds
+    state = ["0.50", "0.50", "1.00"]
+    peaks = ["8.70", "6.71", "3.68"]
+    assert rows["1 none"] == ["32", *state, "-", *peaks, "-", "6h00m"]
+    # buckets of 4 bytes a parameter; an all-reduce sends 2 x 7/8 x 0.498 GB
+    peaks = ["9.20", "7.21", "4.18"]
+    assert rows["8 DDP"] == ["4", *state, "0.50", *peaks, "0.87", "45m02s"]
+    # 7/8 x (4 x 4 bytes x (2 x 12 layers + the rest) + 0.498 GB)
+    assert rows["8 FSDP2"][:5] == ["4", "0.06", "0.50", "0.12", "0.21"]
+    assert rows["8 FSDP2"][-2:] == ["3.37", "45m02s"]
+    assert rows["32 FSDP2"][:5] == ["1", "0.02", "0.02", "0.03", "0.21"]
+    assert rows["32 HSDP 4 x 8"][:5] == ["1", "0.06", "0.06", "0.12", "0.21"]
+    assert warnings == []
+
+
+def test_llama_1_3b_on_24_devices_where_its_batch_does_not_divide():
+    hardware = Hardware("A100", mfu=0.5)
+    facts, rows, warnings = plan(llama_1_3b.RECIPE, hardware, run={"processes": 24})
+    # 6 x (1,266,780,160 - 8,192 x 2,048) + 12 x 24 x 2,048 x 2,048 a token, 85,830 x 524,288 tokens
+    assert facts["FLOPs"] == "3.92e+20; per token 8.708B (6N + 12LdT), 7.5B (6N)"
+    assert facts["activations"].startswith("none 21.9, selective 11.0, full 1.68 GB")
+    assert list(rows) == ["24 DDP", "24 FSDP2", "24 HSDP 3 x 8"]
+    # 3.92e20 / (24 x 0.5 x 312e12) = 104,700 seconds
+    assert rows["24 DDP"][:5] == ["3", "5.07", "5.07", "10.1", "5.07"]
+    assert rows["24 DDP"][-2:] == ["9.71", "1d05h"]
+    (warning,) = warnings
+    assert "batch.tokens=524288 must be a multiple of 24 processes x 4 sequences" in warning
+    assert "nearest: 589824" in warning  # 3 x 196,608
+
+
+def test_memory_that_does_not_fit_is_marked_and_warned_of():
+    small = Hardware("L4", node=4)
+    _, rows, warnings = plan(llama_1_3b.RECIPE, small, run={"processes": 4})
+    assert [cell.endswith("!") for cell in rows["4 DDP"][5:8]] == [True, True, True]
+    assert [cell.endswith("!") for cell in rows["4 FSDP2"][5:8]] == [True, False, False]
+    (warning,) = warnings
+    assert "run.recompute=none" in warning and "24 GB of L4 on 4 (DDP), 4 (FSDP2)" in warning
+    _, _, warnings = plan(llama_1_3b.RECIPE, small, run={"processes": 4, "recompute": "selective"})
+    assert "24 GB of L4 on 4 (DDP):" in warnings[0]
+    halved = {"optimizer": {"moments": "bf16"}, "batch": {"micro_batch": 1}}
+    _, rows, warnings = plan(llama_1_3b.RECIPE, Hardware("H100"), **halved)
+    assert warnings == [] and not any("!" in cell for row in rows.values() for cell in row)
+
+
+def test_data_that_is_read_more_than_once_is_warned_of(recipe, prepared):
+    tokens = read_manifest(prepared)["splits"]["train"]["tokens"]
+    assert plan(recipe)[2] == []
+    planned = 3 * tokens // 256 * 256
+    (warning,) = plan(recipe, schedule={"tokens": planned})[2]
+    assert f"data.path={prepared} holds {tokens:,} tokens" in warning
+    assert warning.endswith(f"reads them {planned / tokens:.2f} times")
+    paths = [str(prepared), str(prepared)]
+    twice = plan(
+        recipe, schedule={"tokens": planned}, data={"path": paths, "weights": [0.75, 0.25]}
+    )
+    assert [warning.split()[-2] for warning in twice[2]] == ["2.25"]
+    nowhere = plan(recipe, schedule={"tokens": planned}, data={"path": "not/there"})
+    assert nowhere[2] == []
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        ({"keep_last": 0}, "4 (run.keep_last)"),  # at steps 5,000, 10,000, 15,000, and at the end
+        ({"keep_last": 8}, "4 (run.keep_last)"),
+        ({"save_every": None}, "1 (run.keep_last)"),
+        ({"keep_last": 2, "keep_every": 5000}, "2 (run.keep_last) and 3 (run.keep_every)"),
+        ({"save_every": None, "save_every_tokens": 10**9}, "3 (run.keep_last)"),
+    ],
+)
+def test_checkpoints_on_disk_are_counted(run, expected):
+    facts, _, _ = plan(gpt2_124m.RECIPE, run=run)
+    assert f"of 1.49 GB, {expected} and one more while saving" in facts["disk"]
+
+
+def test_every_size_has_a_plan():
+    for name in presets.SIZES:
+        flags = ["--preset", name, "--plan", "B200", "--plan_node", "72", "--plan_mfu", "0.35"]
+        recipe, hardware = parse_recipe(
+            gpt2_124m.RECIPE, presets=presets.GPT2_PRESETS, arguments=flags
+        )
+        assert hardware == Hardware("B200", mfu=0.35, node=72)
+        text = format_plan(replace(recipe), hardware)
+        assert max(map(len, text.splitlines()[: text.count("\n") - 1])) <= 110
+
+
+def test_the_flags_of_a_plan():
+    assert parse_recipe(gpt2_124m.RECIPE, arguments=[])[1] is None
+    assert parse_recipe(gpt2_124m.RECIPE, arguments=["--plan"])[1] == Hardware()
+    with pytest.raises(ValueError, match="plan_mfu=40 must be above 0 and at most 1"):
+        parse_recipe(gpt2_124m.RECIPE, arguments=["--plan", "--plan_mfu", "40"])
+    with pytest.raises(ValueError, match="plan_node=0 must be at least 1"):
+        parse_recipe(gpt2_124m.RECIPE, arguments=["--plan", "--plan_node", "0"])
+    refused = run_recipe_script("--plan", "H10")
+    assert refused.returncode == 2 and "'H100 NVL'" in refused.stderr
+    assert PEAK_TFLOPS.keys() == MEMORY_GB.keys()
+
+
+def test_other_bad_settings_are_refused_as_in_a_run():
+    with pytest.raises(ValueError, match="less than one step"):
+        plan(gpt2_124m.RECIPE, schedule={"tokens": 1000, "warmup_tokens": 0})
+    with pytest.raises(ValueError, match="batch.micro_batch=0"):
+        plan(gpt2_124m.RECIPE, batch={"micro_batch": 0})

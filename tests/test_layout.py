@@ -1,0 +1,56 @@
+"""The size of the spine, and what importing the library costs."""
+
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT, run_command
+
+SOURCE = ROOT / "src" / "pretrain_lib"
+SPINE_LINES = 2500  # that are not blank: what is read in an evening
+SPINE = [
+    *("data/text/sources", "data/text/tokenizer", "data/tokens/shards", "data/permutation"),
+    *("data/windows/order", "data/windows/packing", "data/windows/batches", "models/attention"),
+    *("models/gpt2", "models/hf", "models/loss", "optim/groups", "optim/schedule"),
+    *("config/settings", "distributed/engine", "training/step", "checkpoint/state"),
+    *("run_folder/metrics", "training/run", "training/loop"),
+]
+
+
+def modules():
+    return sorted(p for p in SOURCE.rglob("*.py") if p.name != "__init__.py")
+
+
+def test_the_spine_stays_small():
+    files = [SOURCE / f"{name}.py" for name in SPINE] + [ROOT / "recipes" / "gpt2_124m.py"]
+    lines = [line for file in files for line in file.read_text().splitlines() if line.strip()]
+    assert len(lines) < SPINE_LINES
+
+
+def test_importing_the_library_leaves_heavy_packages_alone():
+    heavy = ["datasets", "lm_eval", "matplotlib", "transformers.modeling_utils", "jsonargparse"]
+    code = f"import sys, pretrain_lib; print([m for m in {heavy} if m in sys.modules])"
+    result = run_command(sys.executable, "-c", code)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_no_pickle_in_the_library():
+    for path in modules():
+        text = path.read_text()
+        for name in ("pickle.load", "torch.load(", "torch.save(", "allow_pickle=True"):
+            assert name not in text, f"{path} uses {name}"
+
+
+def test_files_stay_readable():
+    for path in [*modules(), *Path(ROOT / "recipes").glob("*.py")]:
+        assert len(path.read_text().splitlines()) <= 300, path
+
+
+def test_every_public_name_is_what_it_says_whatever_was_imported_before():
+    code = (
+        "import pretrain_lib as pl, pkgutil, importlib;"
+        "found = pkgutil.walk_packages(pl.__path__, 'pretrain_lib.');"
+        "[importlib.import_module(module.name) for module in found];"
+        "print([n for n in pl.__all__ if type(getattr(pl, n)).__name__ == 'module'])"
+    )
+    result = run_command(sys.executable, "-c", code)
+    assert result.stdout.strip() == "[]", result.stderr

@@ -1,0 +1,327 @@
+"""The loop: what it writes, when it stops, and that a resumed run is the run."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pretrain_lib import (
+    GPT2,
+    Job,
+    open_corpus,
+    prepare,
+    start_accelerator,
+    train,
+    verify_checkpoint,
+)
+from pretrain_lib.checkpoint.state import read_state
+from pretrain_lib.config.units import TokenCount
+from tests.conftest import change, read_rows
+
+
+def run(config, *, seed=None):
+    corpus = open_corpus(config)
+    model = GPT2(config.model).initialize(config.run.seed if seed is None else seed)
+    train(config, model, corpus, start_accelerator(config))
+    return model
+
+
+def status(config):
+    return json.loads((Path(config.run.dir) / "status.json").read_text())
+
+
+def checkpoints(config):
+    return sorted(p.name for p in (Path(config.run.dir) / "checkpoints").iterdir())
+
+
+def elsewhere(config, folder):
+    return change(config, run={"dir": str(folder)})
+
+
+def test_a_run_learns_and_leaves_all_its_files(recipe):
+    model = run(recipe)
+    rows = read_rows(recipe.run.dir, clock=True)
+    trained = [row for row in rows if row["kind"] == "train"]
+    assert [row["step"] for row in trained] == list(range(1, 9))
+    assert [row["tokens"] for row in trained] == [256 * step for step in range(1, 9)]
+    assert [row["lr"] for row in trained] == [recipe.learning_rate()(step) for step in range(8)]
+    assert trained[0]["loss"] == pytest.approx(6.24, abs=0.1)  # ln 512, nothing learned
+    assert trained[-1]["loss"] < trained[0]["loss"] - 0.5
+    assert all(row["tokens_per_second"] > 0 and row["grad_norm"] > 0 for row in trained)
+    validated = [row for row in rows if row["kind"] == "validation"]
+    assert [row["step"] for row in validated] == [0, 4, 8]
+    assert all(row["bits_per_byte"] > 0 for row in validated)
+    assert checkpoints(recipe) == ["step-00000003", "step-00000006", "step-00000008"]
+    samples = (Path(recipe.run.dir) / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in samples] == [4, 8]
+    assert status(recipe) == {"state": "done", "step": 8, "reason": "step 8 is reached"}
+    written = yaml.safe_load((Path(recipe.run.dir) / "config.yaml").read_text())
+    assert written == recipe.to_dict()
+    manifest = json.loads((Path(recipe.run.dir) / "manifest.json").read_text())
+    assert manifest["config"] == recipe.to_dict()
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_run_resumed_from_any_checkpoint_is_bit_equal(recipe, tmp_path, step):
+    whole = run(recipe)
+    resumed = elsewhere(recipe, tmp_path / "resumed")
+    shutil.copytree(recipe.run.dir, resumed.run.dir)
+    for path in (Path(resumed.run.dir) / "checkpoints").iterdir():
+        if int(path.name[5:]) > step:
+            shutil.rmtree(path)
+    again = run(resumed, seed=99)  # the weights come from the checkpoint
+    assert read_rows(resumed.run.dir) == read_rows(recipe.run.dir)
+    for one, other in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+    same = [Path(c.run.dir) / "samples.jsonl" for c in (recipe, resumed)]
+    assert same[0].read_text() == same[1].read_text()
+
+
+def test_max_steps_stops_the_run_and_leaves_the_schedule(recipe, tmp_path):
+    run(recipe)
+    part = change(elsewhere(recipe, tmp_path / "part"), run={"max_steps": 5})
+    run(part)
+    assert status(part)["state"] == "done"
+    assert status(part)["step"] == 5
+    assert checkpoints(part)[-1] == "step-00000005"
+    run(elsewhere(recipe, tmp_path / "part"))
+    train_rows = [
+        [row for row in read_rows(c.run.dir) if row["kind"] == "train"] for c in (recipe, part)
+    ]
+    assert train_rows[0] == train_rows[1]
+
+
+def test_a_finished_run_says_so_and_changes_nothing(recipe, capsys):
+    run(recipe)
+    rows, names = read_rows(recipe.run.dir, clock=True), checkpoints(recipe)
+    run(recipe)
+    assert "done at step 8" in capsys.readouterr().out
+    assert read_rows(recipe.run.dir, clock=True) == rows
+    assert checkpoints(recipe) == names
+
+
+def test_evaluation_and_samples_do_not_touch_the_training(recipe, tmp_path):
+    dropout = change(recipe, model={"dropout": 0.2})
+    run(dropout)
+    quiet = change(
+        elsewhere(dropout, tmp_path / "quiet"),
+        data={"validation": "none"},
+        samples={"prompts": []},
+        run={"save_every": None},
+    )
+    run(quiet)
+    rows = [[r for r in read_rows(c.run.dir) if r["kind"] == "train"] for c in (dropout, quiet)]
+    assert rows[0] == rows[1]
+
+
+def test_micro_batches_do_not_change_the_curve(recipe, tmp_path):
+    run(recipe)
+    other = change(elsewhere(recipe, tmp_path / "other"), batch={"micro_batch": 8})
+    run(other)
+    for one, two in zip(read_rows(recipe.run.dir), read_rows(other.run.dir), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=2e-2)  # bf16 where the CPU has it
+
+
+def test_a_ramp_consumes_what_it_says(recipe):
+    ramp = {"ramp_from": TokenCount(64), "ramp_increment": TokenCount(64)}
+    config = change(recipe, batch=ramp | {"ramp_tokens": TokenCount(768)})
+    config = change(config, schedule={"warmup_tokens": TokenCount(0)})
+    run(config)
+    rows = [row for row in read_rows(config.run.dir) if row["kind"] == "train"]
+    sizes = [b["tokens"] - a["tokens"] for a, b in zip([{"tokens": 0}, *rows], rows, strict=False)]
+    assert sizes[0] == 64
+    assert sizes[-1] == 256
+    assert sizes == sorted(sizes)
+    assert [row["targets"] for row in rows] == sizes
+
+
+def test_checkpoints_by_tokens(recipe):
+    every = {"save_every": None, "save_every_tokens": TokenCount(700)}
+    config = change(recipe, run={**every, "keep_last": 0})
+    run(config)
+    assert checkpoints(config) == [f"step-{step:08d}" for step in (3, 6, 8)]  # past 700, 1400
+
+
+def test_document_masking_trains(recipe):
+    config = change(recipe, data={"document_masking": True})
+    run(config)
+    rows = [row for row in read_rows(config.run.dir) if row["kind"] == "train"]
+    assert any(row["targets"] < 256 for row in rows)  # those that lie in another document
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_other_settings_are_refused_on_resume_unless_named(recipe):
+    run(change(recipe, run={"max_steps": 2}))
+    faster = change(recipe, optimizer={"learning_rate": 2e-2})
+    with pytest.raises(ValueError, match=r"optimizer\.learning_rate was 0\.01, is 0\.02"):
+        run(faster)
+    with pytest.raises(ValueError, match=r"run\.seed was 1337, is 7"):
+        run(change(recipe, run={"seed": 7}))
+    run(change(faster, run={"allow_changes": ["optimizer.learning_rate"]}))
+    assert status(faster)["step"] == 8
+
+
+def test_a_fork_names_its_parent_and_may_change_the_schedule(recipe, tmp_path):
+    run(change(recipe, run={"max_steps": 4}))
+    parent = Path(recipe.run.dir) / "checkpoints" / "step-00000004"
+    fork = change(
+        recipe,
+        optimizer={"learning_rate": 1e-3},
+        run={"dir": str(tmp_path / "fork"), "resume": str(parent)},
+    )
+    run(fork)
+    manifest = json.loads((tmp_path / "fork" / "manifest.json").read_text())
+    assert manifest["parent"] == str(parent)
+    rows = [r for r in read_rows(fork.run.dir) if r["kind"] == "train"]
+    assert [r["step"] for r in rows] == [5, 6, 7, 8]
+    state, _ = read_state(tmp_path / "fork" / "checkpoints" / "step-00000008")
+    assert state.windows == 64
+
+
+def test_gradients_that_stay_infinite_end_the_run_with_a_reason(recipe):
+    config = change(recipe, run={"max_skipped": 2, "dir": recipe.run.dir})
+    model = GPT2(config.model).initialize(0)
+    with torch.no_grad():
+        model.transformer["ln_f"].bias[0] = torch.inf
+    with pytest.raises(FloatingPointError, match="2 updates in a row"):
+        train(config, model, open_corpus(config), start_accelerator(config))
+    events = [row for row in read_rows(config.run.dir) if row["kind"] == "event"]
+    assert [row["step"] for row in events] == [1, 2]
+
+
+def test_the_clock_ends_a_run_with_a_checkpoint(recipe, tmp_path, monkeypatch):
+    monkeypatch.delenv("PRETRAIN_LIB_STARTED", raising=False)
+    long = change(
+        recipe, schedule={"tokens": TokenCount(10**9)}, run={"max_time": 4.0, "save_every": None}
+    )
+    run(long)
+    assert status(long)["state"] == "resumable"
+    assert "run.max_time" in status(long)["reason"]
+    last = [row for row in read_rows(long.run.dir) if row["kind"] == "train"][-1]["step"]
+    assert checkpoints(long) == [f"step-{last:08d}"]
+
+
+def test_a_run_killed_before_its_first_checkpoint_has_no_row_twice(recipe, tmp_path):
+    run(recipe)
+    killed = elsewhere(recipe, tmp_path / "killed")
+    shutil.copytree(recipe.run.dir, killed.run.dir)
+    shutil.rmtree(tmp_path / "killed" / "checkpoints")
+    run(killed)
+    assert read_rows(killed.run.dir) == read_rows(recipe.run.dir)
+
+
+def test_a_fork_with_other_sequences_counts_its_tokens_on(recipe, tmp_path):
+    run(change(recipe, run={"max_steps": 3}))
+    parent = Path(recipe.run.dir) / "checkpoints" / "step-00000003"
+    fork = change(
+        recipe,
+        batch={"sequence_length": 16},
+        run={"dir": str(tmp_path / "fork"), "resume": str(parent)},
+    )
+    run(fork)
+    rows = [row for row in read_rows(fork.run.dir) if row["kind"] == "train"]
+    assert [row["tokens"] for row in rows] == [256 * step for step in range(4, 9)]
+
+
+def test_a_run_whose_checkpoints_are_all_broken_does_not_start_anew(recipe):
+    run(recipe)
+    for path in (Path(recipe.run.dir) / "checkpoints").iterdir():
+        (path / "config.json").write_text("{}")
+    rows = read_rows(recipe.run.dir)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="3 checkpoints and none is"):
+        run(recipe)
+    assert read_rows(recipe.run.dir) == rows
+
+
+def test_a_checkpoint_that_is_named_is_the_one_that_is_loaded(recipe, capsys):
+    run(recipe)
+    rows, own = read_rows(recipe.run.dir), Path(recipe.run.dir) / "checkpoints"
+    with pytest.raises(ValueError, match="step-00000099 is not a whole checkpoint"):
+        run(change(recipe, run={"resume": str(own / "step-00000099")}))
+    run(change(recipe, run={"resume": str(own / "step-00000003")}))
+    assert "resumed at step 3" in capsys.readouterr().out
+    assert read_rows(recipe.run.dir) == rows
+
+
+def test_bits_per_byte_are_those_of_the_text_that_was_evaluated(recipe):
+    run(change(recipe, run={"max_steps": 0}))
+    corpus = open_corpus(recipe)
+    text = corpus.tokenizer.backend.decode(corpus.validation[0].tokens.read(1, 512).tolist())
+    row = read_rows(recipe.run.dir)[0]
+    expected = row["loss"] * 512 / math.log(2) / len(text.encode())
+    assert row["bits_per_byte"] == pytest.approx(expected)
+
+
+def test_a_row_is_the_mean_over_its_steps_also_across_a_resume(recipe, tmp_path):
+    masked = change(recipe, data={"document_masking": True})  # uneven numbers of targets
+    run(masked)
+    steps = [row for row in read_rows(recipe.run.dir) if row["kind"] == "train"]
+    coarse = change(elsewhere(masked, tmp_path / "coarse"), run={"log_every": 5, "max_steps": 3})
+    run(change(coarse, run={"log_every": 50}))
+    run(change(coarse, run={"max_steps": None}))
+    rows = [row for row in read_rows(coarse.run.dir) if row["kind"] == "train"]
+    assert [row["step"] for row in rows] == [3, 5, 8]
+    for row, part in zip(rows, (steps[:3], steps[3:5], steps[5:]), strict=True):
+        targets = sum(step["targets"] for step in part)
+        mean = sum(step["loss"] * step["targets"] for step in part) / targets
+        assert row["targets"] == targets
+        assert row["loss"] == pytest.approx(mean, rel=1e-9)
+
+
+def test_a_row_that_was_begun_goes_on_after_a_kill(recipe, tmp_path):
+    coarse = change(recipe, run={"log_every": 4})
+    run(coarse)
+    resumed = elsewhere(coarse, tmp_path / "resumed")
+    shutil.copytree(recipe.run.dir, resumed.run.dir)
+    for step in (6, 8):
+        shutil.rmtree(tmp_path / "resumed" / "checkpoints" / f"step-{step:08d}")
+    run(resumed)  # from step 3, in the middle of the first row
+    assert read_rows(resumed.run.dir) == read_rows(coarse.run.dir)
+
+
+def test_the_best_so_far_survives_a_resume(recipe, tmp_path, capsys):
+    rising = change(recipe, optimizer={"learning_rate": 3.0}, run={"evaluate_every": 2})
+    parts = change(rising, run={"dir": str(tmp_path / "parts")})
+    run(rising)
+    run(change(parts, run={"max_steps": 5}))
+    run(parts)
+    validated = [row for row in read_rows(rising.run.dir) if row["kind"] == "validation"]
+    best = min(validated, key=lambda row: row["loss"])
+    assert best["step"] < 5  # so that it stands in the state alone
+    for config in (rising, parts):
+        state, _ = read_state(Path(config.run.dir, "checkpoints", "step-00000008"))
+        assert (state.best_loss, state.best_step) == (best["loss"], best["step"])
+    assert (
+        f"best validation loss {best['loss']:.4f} at step {best['step']}" in capsys.readouterr().out
+    )
+
+
+def test_other_data_is_refused_on_resume_unless_named(recipe, tmp_path):
+    (tmp_path / "other.txt").write_text(Path(json.__file__).read_text() * 9)
+    tokenizer = Path(recipe.data.path, "tokenizer")
+    job = Job((str(tmp_path / "other.txt"),), tokenizer=str(tokenizer), validation="none")
+    prepare(job, tmp_path / "other", quiet=True)
+    run(change(recipe, run={"max_steps": 3}))
+    other = change(recipe, data={"path": str(tmp_path / "other"), "validation": "none"})
+    with pytest.raises(ValueError, match=r"step-00000003 was made with other .*\(data was \w+, is"):
+        run(other)
+    run(change(other, run={"allow_changes": ["data"]}))
+    state, _ = read_state(Path(recipe.run.dir, "checkpoints", "step-00000008"))
+    assert state.windows == 5 * 8  # counted anew, in the other text
+
+
+def test_names_in_the_list_of_files_cannot_leave_the_checkpoint(recipe, tmp_path):
+    run(change(recipe, run={"max_steps": 1}))
+    (path,) = Path(recipe.run.dir, "checkpoints").iterdir()
+    (tmp_path / "run" / "checkpoints" / "outside").write_text("outside")
+    listed = json.loads((path / "training" / "files.json").read_text())
+    for name in ("../outside", str(tmp_path / "run" / "checkpoints" / "outside")):
+        changed = listed | {name: {"bytes": 7, "xxh3_128": "0" * 32}}
+        (path / "training" / "files.json").write_text(json.dumps(changed))
+        assert verify_checkpoint(path) == [f"{path / name}: missing"]  # it was not looked at
