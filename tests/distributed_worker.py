@@ -99,7 +99,7 @@ def run_case(case, out):
     # Processes that disagree about the beginning must not disagree about the run.
     model = MODELS[name]().initialize(accelerator.process_index if "share" in options else 0)
     recompute = next((o for o in options if o in ("selective", "full")), "none")
-    set_up_model(model, compiled="compile" in options, recompute=recompute)
+    set_up_model(model, compiled="compile" in options, activation_checkpointing=recompute)
     if is_sharded(accelerator):
         share_weights(model, accelerator)
     optimizer = build_adamw(

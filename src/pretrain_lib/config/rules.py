@@ -6,7 +6,7 @@
 from typing import Any
 
 from pretrain_lib.data.windows.best_fit import PACKINGS
-from pretrain_lib.models.blocks import RECOMPUTE
+from pretrain_lib.models.blocks import ACTIVATION_CHECKPOINTING
 from pretrain_lib.optim.adamw_bf16 import HIGHEST_BETA as HIGHEST_BF16_BETA
 from pretrain_lib.optim.spikes import ACTIONS
 
@@ -44,7 +44,7 @@ CHOICES = {
     "data.packing": PACKINGS,
     "optimizer.moments": ("fp32", "bf16"),
     "run.gather": ("fp32", "bf16"),
-    "run.recompute": RECOMPUTE,
+    "run.recompute": ACTIVATION_CHECKPOINTING,
     "run.spike_action": ACTIONS,
 }
 

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretrain_lib.models.attention import causal_attention, document_positions
-from pretrain_lib.models.blocks import TrainingOptions, run_blocks
+from pretrain_lib.models.blocks import CheckpointedBlock, TrainingOptions, run_blocks
 from pretrain_lib.models.cache import CachedLayer, KeyValueCache, TokenTrees
+from pretrain_lib.models.document_attention import document_boundaries
 from pretrain_lib.models.loss import linear_cross_entropy
 from pretrain_lib.tensors.pieces import fill
 
@@ -125,8 +126,10 @@ class GPT2(nn.Module):
         """Return the final hidden states (B, T, D), normalised, before the head."""
         length = input_ids.shape[1]
         positions = torch.arange(length, device=input_ids.device)
+        boundaries = None
         if document_ends is not None:
             positions = document_positions(document_ends, length)
+            boundaries = document_boundaries(document_ends, length)
         cached_layers = None
         if cache is not None:
             positions, cached_layers = cache.begin(length, input_ids.device)
@@ -140,13 +143,11 @@ class GPT2(nn.Module):
         x = F.embedding(input_ids, self.head_weight, sparse=sparse)
         x = x + self.transformer["wpe"](positions)
         x = F.dropout(x, self.config.dropout, self.training)
-        x = run_blocks(
-            self.blocks, x, document_ends, cached_layers=cached_layers, options=self.options
-        )
+        x = run_blocks(self.blocks, x, boundaries, cached_layers=cached_layers)
         return self.transformer["ln_f"](x)
 
 
-class Block(nn.Module):
+class Block(CheckpointedBlock):
     """Attention, then an MLP, each behind a LayerNorm and added to the residual stream."""
 
     def __init__(self, config: GPT2Config) -> None:
@@ -156,13 +157,13 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.width)
         self.mlp = MLP(config)
 
-    def forward(
+    def compute(
         self,
         x: torch.Tensor,
-        document_ends: torch.Tensor | None,
+        boundaries: torch.Tensor | None,
         cached: CachedLayer | TokenTrees | None,
     ) -> torch.Tensor:
-        x = x + self.attn(self.ln_1(x), document_ends, cached)  # (B, T, D)
+        x = x + self.attn(self.ln_1(x), boundaries, cached)  # (B, T, D)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -179,7 +180,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        document_ends: torch.Tensor | None,
+        boundaries: torch.Tensor | None,
         cached: CachedLayer | TokenTrees | None,
     ) -> torch.Tensor:
         B, T, D = x.shape
@@ -189,7 +190,7 @@ class Attention(nn.Module):
         )  # (B, H, T, D / H) each
         dropout = self.dropout if self.training else 0.0
         if cached is None:
-            y = causal_attention(q, k, v, document_ends=document_ends, dropout=dropout)
+            y = causal_attention(q, k, v, boundaries=boundaries, dropout=dropout)
         else:
             y = cached.attend(q, k, v)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, D))

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretrain_lib.models.attention import causal_attention, document_positions
-from pretrain_lib.models.blocks import TrainingOptions, run_blocks
+from pretrain_lib.models.blocks import CheckpointedBlock, TrainingOptions, run_blocks
 from pretrain_lib.models.cache import CachedLayer, KeyValueCache, TokenTrees
+from pretrain_lib.models.document_attention import document_boundaries
 from pretrain_lib.models.loss import linear_cross_entropy
 from pretrain_lib.models.rope import RopeScaling, rotary_angles, rotate
 from pretrain_lib.tensors.pieces import fill
@@ -142,8 +143,10 @@ class Llama(nn.Module):
         """Return the final hidden states (B, T, D), normalised, before the head."""
         length = input_ids.shape[1]
         positions = torch.arange(length, device=input_ids.device)[None]
+        boundaries = None
         if document_ends is not None:
             positions = document_positions(document_ends, length)
+            boundaries = document_boundaries(document_ends, length)
         cached_layers = None
         if cache is not None:
             positions, cached_layers = cache.begin(length, input_ids.device)
@@ -161,14 +164,13 @@ class Llama(nn.Module):
             self.blocks,
             x,
             rotation,
-            document_ends,
+            boundaries,
             cached_layers=cached_layers,
-            options=self.options,
         )
         return self.model["norm"](x)
 
 
-class Block(nn.Module):
+class Block(CheckpointedBlock):
     """Attention, then an MLP, each behind an RMSNorm and added to the residual stream."""
 
     def __init__(self, config: LlamaConfig) -> None:
@@ -178,16 +180,14 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(
+    def compute(
         self,
         x: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
-        document_ends: torch.Tensor | None,
+        boundaries: torch.Tensor | None,
         cached: CachedLayer | TokenTrees | None,
     ) -> torch.Tensor:
-        x = x + self.self_attn(
-            self.input_layernorm(x), rotation, document_ends, cached
-        )  # (B, T, D)
+        x = x + self.self_attn(self.input_layernorm(x), rotation, boundaries, cached)  # (B, T, D)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -207,7 +207,7 @@ class Attention(nn.Module):
         self,
         x: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
-        document_ends: torch.Tensor | None,
+        boundaries: torch.Tensor | None,
         cached: CachedLayer | TokenTrees | None,
     ) -> torch.Tensor:
         B, T, D = x.shape
@@ -217,7 +217,7 @@ class Attention(nn.Module):
         )  # (B, H or H_kv, T, head_width)
         q, k = rotate(q, rotation), rotate(k, rotation)
         if cached is None:
-            y = causal_attention(q, k, v, document_ends=document_ends)
+            y = causal_attention(q, k, v, boundaries=boundaries)
         else:
             y = cached.attend(q, k, v)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, D))

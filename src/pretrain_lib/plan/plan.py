@@ -11,7 +11,7 @@ from pretrain_lib.config.settings import Recipe
 from pretrain_lib.data.tokens.foreign import is_foreign, open_foreign
 from pretrain_lib.data.tokens.shards import MANIFEST, read_manifest
 from pretrain_lib.data.windows.order import WindowOrder
-from pretrain_lib.models.blocks import RECOMPUTE
+from pretrain_lib.models.blocks import ACTIVATION_CHECKPOINTING
 from pretrain_lib.models.flops import (
     MEMORY_GB,
     PEAK_TFLOPS,
@@ -40,7 +40,7 @@ COLUMNS = {
     "gradients": 9,
     "moments": 7,
     "buffers": 7,
-    **dict.fromkeys(RECOMPUTE, 9),
+    **dict.fromkeys(ACTIVATION_CHECKPOINTING, 9),
     "sent": 8,
     "time": 7,
 }
@@ -123,6 +123,7 @@ def place(config: Recipe, model: Model, world: World, hardware: Hardware) -> Pla
         length=batch.sequence_length,
         micro_batches=micro_batches,
         moments=config.optimizer.moments,
+        compiled=config.run.compile is not False,
     )
     rate = PEAK_TFLOPS[hardware.device] * 1e12 * hardware.mfu * world.devices
     operations = model_flops(model, sequence_length=batch.sequence_length).total
@@ -131,7 +132,7 @@ def place(config: Recipe, model: Model, world: World, hardware: Hardware) -> Pla
         micro_batches=micro_batches,
         memory={
             recompute: estimate_memory(model, replace(step, recompute=recompute), world)
-            for recompute in RECOMPUTE
+            for recompute in ACTIVATION_CHECKPOINTING
         },
         sent_bytes=sent_bytes(model_sizes(model), world, micro_batches=micro_batches),
         seconds=operations * _planned_tokens(config) / rate,

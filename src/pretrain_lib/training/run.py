@@ -74,7 +74,7 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
     set_up_model(
         model,
         compiled=choose_compile(config.run.compile, accelerator.device),
-        recompute=config.run.recompute,
+        activation_checkpointing=config.run.recompute,
         z_loss=config.optimizer.z_loss,
     )
     has_weights = not next(model.parameters()).is_meta

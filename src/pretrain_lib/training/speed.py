@@ -12,19 +12,22 @@ COMPILERS = (os.environ.get("CXX", "g++"), "clang++")  # as torch looks for them
 
 
 def set_up_model(
-    model: Model, *, compiled: bool, recompute: str = "none", z_loss: float = 0.0
+    model: Model,
+    *,
+    compiled: bool,
+    activation_checkpointing: str = "none",
+    z_loss: float = 0.0,
 ) -> None:
-    """Choose how `model` trains (`TrainingOptions`); in place, before `accelerator.prepare`.
+    """Choose how `model` trains; in place, before `accelerator.prepare`.
 
     Blocks are compiled one by one: all share a graph, which takes a fraction of the time that the
     whole model's would.
     """
-    if compiled:
-        for block in model.blocks:
+    for block in model.blocks:
+        block.activation_checkpointing = activation_checkpointing
+        if compiled:
             block.compile()
-        # A compiler computes again on its own what is cheaper than reading it.
-        recompute = "none" if recompute == "selective" else recompute
-    model.options = TrainingOptions(compiled=compiled, recompute=recompute, z_loss=z_loss)
+    model.options = TrainingOptions(compiled=compiled, z_loss=z_loss)
 
 
 def choose_compile(wanted: bool | None, device: torch.device) -> bool:
