@@ -248,7 +248,7 @@ def test_a_shuffle_buffer_is_refused_however_deep(tmp_path):
         concatenate_datasets([interleave_datasets([rows, shuffled]), rows]).map(shout),
         Dataset.from_dict({"text": WORDS}).to_iterable_dataset(3).shuffle(seed=0),
     ):
-        with pytest.raises(ValueError, match="data.source=rows was shuffled with a buffer"):
+        with pytest.raises(ValueError, match="data.source=rows was shuffled with a shuffle buffer"):
             DatasetSource(dataset, "rows")
     for dataset in (rows, Dataset.from_dict({"text": WORDS}).shuffle(seed=0)):
         assert sorted(texts_of(DatasetSource(dataset, "rows"))) == sorted(WORDS)

@@ -68,7 +68,7 @@ def fill_piece(own: Piece, stored: list[StoredPiece]) -> None:
         copied += _copy_overlap(own, part.piece)
     if copied != own.tensor.numel():
         raise ValueError(
-            f"{stored[0].path.parent}: {stored[0].name} has {copied:,} stored elements where "
+            f"{stored[0].path.parent}: {copied:,} elements of {stored[0].name} are stored where "
             f"{own.tensor.numel():,} are needed"
         )
 
