@@ -203,7 +203,7 @@ def test_best_fit_plans_are_made_once_beside_each_folder(mixture):
 def test_best_fit_needs_to_know_the_documents(recipe, tmp_path):
     np.save(tmp_path / "ids.npy", np.arange(400) % 100)
     data = {"path": f"{tmp_path}/ids.npy", "validation": "none", "packing": "best_fit"}
-    with pytest.raises(ValueError, match="data.packing=best_fit needs to know where documents end"):
+    with pytest.raises(ValueError, match="data.packing=best_fit needs document ends"):
         open_corpus(change(recipe, data=data))
 
 
@@ -223,9 +223,9 @@ def test_files_that_a_pattern_matches_are_one_array(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("data", "rule"),
     [
-        ({"source": None}, "reads one data.source"),
-        ({"weights": [1.0]}, "without data.weights"),
-        ({"packing": "best_fit"}, "with data.packing=concat"),
+        ({"source": None}, "data.streaming=true needs a data.source"),
+        ({"weights": [1.0]}, "and no data.weights"),
+        ({"packing": "best_fit"}, ", data.packing=concat"),
         ({"spool_tokens": 1000}, "data.spool_tokens=1000 must be at least 4 x batch.tokens=256"),
         ({"validation": "hash"}, "data.validation=hash needs the whole source"),
     ],
