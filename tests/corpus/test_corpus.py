@@ -78,7 +78,7 @@ def test_a_prepared_folder_can_be_validated_on_an_array(recipe, prepared, tmp_pa
     ("data", "model", "message"),
     [
         ({"path": "{dir}/none.npy"}, {}, "there is no such file"),
-        ({"path": "{dir}/ids.npy"}, {}, "without documents: give data.validation=PATH"),
+        ({"path": "{dir}/ids.npy"}, {}, "is a token array: set data.validation=PATH"),
         ({"path": "{dir}/ids.npy", "validation": "{dir}/no.bin"}, {}, "no such file"),
         (
             {"path": "{dir}/ids.npy", "validation": "none"},

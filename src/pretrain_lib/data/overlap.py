@@ -1,8 +1,8 @@
 """Measure the overlap of evaluation items with a training corpus by word n-grams.
 
 The contamination test of Brown et al. (2020), appendix C: an item overlaps if 13 consecutive words
-of it occur in the corpus. Words are lower-cased runs of letters and digits; anything between them
-is ignored. Scripts without spaces have few such words, so the test says little about them.
+of it occur in the corpus. Words are lower-cased runs of letters and digits; all else is ignored.
+The test says little about scripts without spaces.
 """
 
 import json
@@ -116,7 +116,7 @@ def find_overlap(
     workers: int = 1,
     quiet: bool = False,
 ) -> OverlapReport:
-    """Search the documents of `sources` for n-grams of `items`, JSON Lines files of items.
+    """Search the documents of `sources` for n-grams of the items in `items`, JSON Lines files.
 
     Each string of an item, at any depth, is tested on its own; `fields` restricts the test to these
     fields. Each part of a document that a source splits counts as a document. Raises ValueError for

@@ -47,7 +47,7 @@ def find_launcher() -> psutil.Process | None:
     parent = psutil.Process().parent()
     if parent is None or "ACCELERATE_MIXED_PRECISION" not in os.environ:
         return None
-    try:
+    try:  # a shell may have set that variable too, so look at the parent's command line
         words = parent.cmdline()
     except psutil.Error:  # the parent has ended, or belongs to another user
         return None
