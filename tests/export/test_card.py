@@ -132,7 +132,7 @@ def test_scores_of_a_file_are_shown_with_their_errors(bare, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (json.dumps(results_of(1417)), "of a model of 1,417 parameters, this one has 1,416"),
+        (json.dumps(results_of(1417)), "of a model of 1,417 parameters, but this one has 1,416"),
         ("{}", "holds no lm-eval results"),
         ("not json", "holds no lm-eval results"),
     ],

@@ -106,7 +106,7 @@ def test_an_upload_that_fails_says_what_to_do(reachable, message, folder, hub, t
     code = f"push_to_hub(Path({str(folder)!r}), 'owner/name', private=False)"
     error = call(code, home=tmp_path, **variables).strip().splitlines()[-1]
     assert error.startswith(f"ValueError: push_to_hub=owner/name: the upload of {folder} failed")
-    assert message in error and "see to the network" in error
+    assert message in error and "check the network" in error
     if reachable:
         _, (created,) = hub.calls["/api/repos/create"]
         assert created == {"name": "name", "organization": "owner"}  # as the owner's default is

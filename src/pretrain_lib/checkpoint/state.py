@@ -1,8 +1,7 @@
 """Save and load checkpoints: Hugging Face model folders with a training state inside.
 
-A checkpoint is written under a temporary name, hashed, flushed to disk and then renamed atomically;
-older ones are pruned only after that. So there is an intact checkpoint at every instant. Nothing is
-pickled.
+A checkpoint is written under a temporary name, hashed, flushed to disk and renamed atomically;
+older ones are pruned only then, so an intact one exists at every instant. Nothing is pickled.
 """
 
 import errno
@@ -66,7 +65,6 @@ class TrainingState:
     row_loss: float = 0.0
     """Loss in nats, summed over the targets since the last metrics row."""
     row_targets: int = 0
-    """Targets since the last metrics row; tokens and seconds likewise."""
     row_tokens: int = 0
     row_seconds: float = 0.0
     stream: dict | None = None
@@ -168,10 +166,7 @@ def _check_free_space(folder: Path, needed: int) -> None:
 
 
 def read_state(path: Path) -> tuple[TrainingState, dict]:
-    """Return the training state and the manifest of a checkpoint.
-
-    Raises ValueError if `path` is not a checkpoint, or one of another format version.
-    """
+    """Return the training state and the manifest of a checkpoint."""
     if not (path / STATE).is_file():
         raise ValueError(f"run.resume={path} is not a checkpoint: it has no {STATE}")
     values = json.loads((path / STATE).read_text())

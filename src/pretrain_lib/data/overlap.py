@@ -78,8 +78,7 @@ class OverlapReport:
 class _NGrams:
     """Ids, from 1, for the words and n-grams of the items; any other word or n-gram has id 0.
 
-    Pairs of words get ids, then pairs of pairs, and so on up to n words. Unlike hashes, ids are
-    equal only if the words are, so a match needs no verification.
+    Pairs of words get ids, then pairs of pairs, up to n words. Unlike hashes, ids have no collisions.
     """
 
     ngram: int

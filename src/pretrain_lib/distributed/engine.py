@@ -59,10 +59,7 @@ def start_accelerator(config: Recipe) -> Accelerator:
 
 
 def choose_precision(wanted: str, cpu: bool) -> tuple[str, str | None]:
-    """Return the training precision, "bf16" or "no" (fp32), and a remark if it is not `wanted`.
-
-    Raises ValueError for any other precision.
-    """
+    """Return the training precision, "bf16" or "no" (fp32), and a remark if it is not `wanted`."""
     if wanted not in ("no", "bf16"):
         raise ValueError(
             f"mixed_precision={wanted} is not supported: set 'no' or 'bf16' in the configuration "

@@ -123,11 +123,7 @@ def start_trackers(accelerator: Accelerator, settings: dict, *, run_id: str) -> 
 
 
 def format_train_row(row: dict, row_tokens: int, step_tokens: int, total_steps: int) -> str:
-    """Format a train row for the console.
-
-    `row_tokens` is the number of tokens since the previous row, `step_tokens` that of the last
-    step, from which the remaining time is estimated.
-    """
+    """Format a train row of `row_tokens` tokens; `step_tokens` of its last step give the ETA."""
     mfu = "" if row["mfu"] is None else f"  mfu {row['mfu']:.1%}"
     left = (total_steps - row["step"]) * step_tokens / row["tokens_per_second"]
     return (

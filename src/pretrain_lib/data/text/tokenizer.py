@@ -82,7 +82,6 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     """Load a tokenizer from a folder, a `tokenizer.json` file, or the Hub (`OWNER/NAME`, `gpt2`).
 
     A folder holds `tokenizer.json`, or the `vocab.json` and `merges.txt` of a byte-level BPE.
-    Raises ValueError if there is no tokenizer, or if it has no end-of-text token.
     """
     path = Path(name).expanduser()
     if path.is_file():

@@ -53,10 +53,7 @@ def write_json(path: Path, value: object) -> None:
 
 @contextmanager
 def lock_folder(folder: Path, *, setting: str) -> Iterator[None]:
-    """Create a folder and hold its lock.
-
-    Raises ValueError naming `setting` if the folder cannot be written or another process holds it.
-    """
+    """Create and lock a folder; raises ValueError, naming `setting`, if it cannot be locked."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")

@@ -33,11 +33,9 @@ class WindowSource(Protocol):
 class PackedDataset(Dataset):
     """The shuffled windows of one or several token arrays: item k is window k of the run.
 
-    Its length is one epoch. Larger indices are valid and continue into the following epochs, each
-    shuffled differently. Items are dicts of `input_ids` and `targets`, int64 `(T,)`, and with
-    `document_masking` also `document_ends`, int32 `(T,)`. `plans`, one per array, switch to
-    best-fit packing of whole documents. Raises ValueError for `document_masking` if the document
-    ends are unknown.
+    Its length is one epoch; larger indices continue into the next epochs, each shuffled anew. Items
+    are dicts of `input_ids` and `targets`, int64 `(T,)`, and with `document_masking` also of
+    `document_ends`, int32 `(T,)`. `plans`, one per array, select best-fit packing.
     """
 
     def __init__(
@@ -114,9 +112,8 @@ def rank_micro_batches(
 ) -> list[Batch]:
     """Return one rank's micro-batches of the step that reads windows `[first, first + count)`.
 
-    Micro-batch m holds windows `[m * b, (m + 1) * b)` of the step, b being `micro_batch`, and goes
-    to rank m mod `world_size`, so its content does not depend on the world size. `(b, T)` per
-    tensor.
+    Micro-batch m of the step holds its windows `[m * b, (m + 1) * b)`, whatever the world size, and
+    goes to rank m mod `world_size`. `(b, T)` per tensor, b being `micro_batch`.
     """
     assert count % (micro_batch * world_size) == 0, f"{count} windows do not divide"
     starts = range(first + rank * micro_batch, first + count, world_size * micro_batch)
@@ -165,8 +162,7 @@ def iterate_steps(
 def narrow_document_ends(batch: Batch) -> Batch:
     """Cut `document_ends` `(B, T)` to T / USUAL_DOCUMENT columns if all documents fit.
 
-    The attention kernel launches work for every column, and torch.compile makes a graph for every
-    width, so there are only two widths.
+    A kernel launches work for every column, and torch.compile makes a graph for each of two widths.
     """
     ends = batch.get("document_ends")
     if ends is None:

@@ -17,10 +17,7 @@ CHUNK_WINDOWS = 512  # located at a time: a few windows cost as much as hundreds
 
 
 def block_quotas(weights: tuple[float, ...]) -> tuple[int, ...]:
-    """Apportion `BLOCK_WINDOWS` windows to `weights` by the largest-remainder method.
-
-    Raises ValueError for invalid mixture weights, or for a positive one below one window.
-    """
+    """Apportion `BLOCK_WINDOWS` windows to `weights` by the largest-remainder method."""
     if not weights or not 0 < sum(weights) < math.inf or min(weights) < 0:
         raise ValueError(f"data.weights={list(weights)} must be non-negative with a positive sum")
     shares = [weight / sum(weights) * BLOCK_WINDOWS for weight in weights]
@@ -41,12 +38,10 @@ def block_quotas(weights: tuple[float, ...]) -> tuple[int, ...]:
 class WindowOrder:
     """The endless shuffled order of windows over one or several token sources.
 
-    A window is `sequence_length + 1` tokens: the inputs, and the targets shifted by one. Adjacent
-    windows overlap by one token, so no target is lost between them. In epoch e the windows of a
-    source start at `offset(source, e) + i * sequence_length`, so the boundaries move every epoch,
-    and each window is drawn once. With `planned_windows` a window is an entry of a best-fit plan
-    instead, which is the same in every epoch. Raises ValueError for a source shorter than a window,
-    and for invalid mixture weights.
+    A window is `sequence_length + 1` tokens: inputs, and targets shifted by one. Adjacent windows
+    overlap by one token, so no target is lost. In epoch e, windows start at
+    `offset(source, e) + i * sequence_length`, so boundaries move every epoch; each is drawn once.
+    With `planned_windows` a window is an entry of a best-fit plan, the same in every epoch.
     """
 
     num_tokens: tuple[int, ...]  # per source

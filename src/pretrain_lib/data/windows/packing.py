@@ -89,10 +89,7 @@ def _ends_at(tokens: TokenArray, position: int) -> bool:
 
 
 def validation_windows(tokens: TokenArray, sequence_length: int, *, max_tokens: int | None) -> int:
-    """Return the number of whole windows in a validation set, of at most `max_tokens` tokens.
-
-    Raises ValueError if there is none.
-    """
+    """Return the number of whole windows in the first `max_tokens` (None: all) of `tokens`."""
     windows = (len(tokens) - 1) // sequence_length
     if max_tokens is not None:
         windows = min(windows, max_tokens // sequence_length)
