@@ -166,7 +166,7 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(prepared, tmp_path):
     cases = {
         "there is no such file": ["--data.path", f"{bad}/missing.npy"],
         "is empty": ["--data.path", "null", "--data.source", f"{bad}/empty.txt"],
-        "could not be loaded from the hub": [
+        "could not be loaded from the Hugging Face Hub": [
             *("--data.path", "null", "--data.source", "nobody/nothing"),
             *("--data.train_tokenizer", "512", "--data.tokenizer", "null"),
         ],

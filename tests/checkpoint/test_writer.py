@@ -113,7 +113,7 @@ def test_too_little_room_is_said_before_anything_is_written(model, tmp_path, mon
     saved = background.wait()
     assert saved.path is None
     assert saved.error.errno == errno.ENOSPC
-    assert "are free: make room, or keep fewer (run.keep_last)" in str(saved.error)
+    assert "are free: make room, or keep fewer checkpoints (run.keep_last)" in str(saved.error)
     assert [path.name for path in tmp_path.iterdir()] == [older.name]
 
 

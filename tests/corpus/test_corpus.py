@@ -78,7 +78,7 @@ def test_a_prepared_folder_can_be_validated_on_an_array(recipe, prepared, tmp_pa
     ("data", "model", "message"),
     [
         ({"path": "{dir}/none.npy"}, {}, "there is no such file"),
-        ({"path": "{dir}/ids.npy"}, {}, "without documents: give data.validation=PATH"),
+        ({"path": "{dir}/ids.npy"}, {}, "is a token array: set data.validation=PATH"),
         ({"path": "{dir}/ids.npy", "validation": "{dir}/no.bin"}, {}, "no such file"),
         (
             {"path": "{dir}/ids.npy", "validation": "none"},
@@ -203,7 +203,7 @@ def test_best_fit_plans_are_made_once_beside_each_folder(mixture):
 def test_best_fit_needs_to_know_the_documents(recipe, tmp_path):
     np.save(tmp_path / "ids.npy", np.arange(400) % 100)
     data = {"path": f"{tmp_path}/ids.npy", "validation": "none", "packing": "best_fit"}
-    with pytest.raises(ValueError, match="data.packing=best_fit needs to know where documents end"):
+    with pytest.raises(ValueError, match="data.packing=best_fit needs document ends"):
         open_corpus(change(recipe, data=data))
 
 
@@ -223,9 +223,9 @@ def test_files_that_a_pattern_matches_are_one_array(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("data", "rule"),
     [
-        ({"source": None}, "reads one data.source"),
-        ({"weights": [1.0]}, "without data.weights"),
-        ({"packing": "best_fit"}, "with data.packing=concat"),
+        ({"source": None}, "data.streaming=true needs a data.source"),
+        ({"weights": [1.0]}, "and no data.weights"),
+        ({"packing": "best_fit"}, ", data.packing=concat"),
         ({"spool_tokens": 1000}, "data.spool_tokens=1000 must be at least 4 x batch.tokens=256"),
         ({"validation": "hash"}, "data.validation=hash needs the whole source"),
     ],

@@ -136,7 +136,7 @@ def test_begun_by_two_copies_it_ends_in_two_times_two_pieces(prepared, unsharded
     continue_elsewhere(unsharded, tmp_path / "run", step=3)
     flags = flags_of(prepared, tmp_path / "run", "--batch.micro_batch", "1")
     said = run(SHARDED, flags, processes=4, SHARD_SIZE="2", FSDP_STATE_DICT_TYPE="FULL_STATE_DICT")
-    assert "HSDP (2 copies, each cut in 2)" in said
+    assert "HSDP (2 replicas of 2 shards)" in said
     assert "resumed at step 3" in said
     assert_same_curve(tmp_path / "run", unsharded)
     # As asked for, one process has written all of it.
@@ -239,7 +239,7 @@ def test_sharding_that_would_not_happen_is_refused(recipe, monkeypatch):
     with pytest.raises(ValueError, match="fsdp_version=1 is not supported: set fsdp_version: 2"):
         start_accelerator(recipe)
     monkeypatch.setenv("FSDP_VERSION", "2")
-    with pytest.raises(ValueError, match="FSDP was asked for but Accelerate runs NO without it"):
+    with pytest.raises(ValueError, match="FSDP was requested but Accelerate runs NO without it"):
         start_accelerator(recipe)
 
 
@@ -265,12 +265,12 @@ def test_gradients_are_reduced_and_weights_sent_in_fp32_unless_asked(monkeypatch
 def test_parts_of_matrices_are_refused():
     accelerator = Accelerator(cpu=True)
     accelerator.state.parallelism_config = type("Parallel", (), {"non_data_parallel_size": 2})
-    with pytest.raises(ValueError, match="leave only dp_replicate_size and dp_shard_size"):
+    with pytest.raises(ValueError, match="set only dp_replicate_size and dp_shard_size"):
         check_sharding(accelerator, gather="fp32")
 
 
 def test_weights_sent_in_bf16_where_none_are_sent_are_refused(recipe):
-    with pytest.raises(ValueError, match="run.gather=bf16 is for FSDP2 with mixed_precision: bf16"):
+    with pytest.raises(ValueError, match="run.gather=bf16 needs FSDP2 with mixed_precision: bf16"):
         start_accelerator(change(recipe, run={"gather": "bf16"}))
 
 
