@@ -41,7 +41,9 @@ def family(request):
 
 
 @pytest.mark.parametrize("documents", [False, True])
-@pytest.mark.parametrize("options", [{"recompute": "selective"}, {"recompute": "full"}])
+@pytest.mark.parametrize(
+    "options", [{"activation_checkpointing": "selective"}, {"activation_checkpointing": "full"}]
+)
 def test_recomputing_changes_no_bit(family, options, documents):
     model = MODELS[family]().initialize(0)
     tensors = batch(0, documents=documents)
@@ -52,12 +54,12 @@ def test_recomputing_changes_no_bit(family, options, documents):
     assert all(torch.equal(a, b) for a, b in zip(gradients, expected[1], strict=True))
 
 
-@pytest.mark.parametrize("recompute", ["selective", "full"])
-def test_dropout_is_the_same_when_computed_again(recompute):
+@pytest.mark.parametrize("activation_checkpointing", ["selective", "full"])
+def test_dropout_is_the_same_when_computed_again(activation_checkpointing):
     model = MODELS["gpt2"](dropout=0.3).initialize(0)
     results = []
-    for kind in ("none", recompute):
-        set_up_model(model, compiled=False, recompute=kind)
+    for kind in ("none", activation_checkpointing):
+        set_up_model(model, compiled=False, activation_checkpointing=kind)
         torch.manual_seed(5)
         results.append(loss_and_gradients(model, batch(1)))
     assert torch.equal(results[0][0], results[1][0])
@@ -84,24 +86,24 @@ class SavedBytes:
 
 def test_full_recomputation_keeps_little_but_the_inputs_of_the_blocks(family):
     kept = {}
-    for recompute in ("none", "full"):
+    for activation_checkpointing in ("none", "full"):
         model = MODELS[family]().initialize(0)
-        set_up_model(model, compiled=False, recompute=recompute)
+        set_up_model(model, compiled=False, activation_checkpointing=activation_checkpointing)
         counter = SavedBytes(model)
         with torch.autograd.graph.saved_tensors_hooks(counter, lambda tensor: tensor):
             model(**batch(0))
-        kept[recompute] = counter.total
+        kept[activation_checkpointing] = counter.total
     assert kept["full"] < 0.4 * kept["none"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("activation_checkpointing", ["none", "full"])
 @pytest.mark.parametrize("documents", [False, True])
-def test_the_compiled_model_is_the_same_function(family, documents, recompute):
+def test_the_compiled_model_is_the_same_function(family, documents, activation_checkpointing):
     model = MODELS[family]().initialize(0)
     tensors = batch(2, documents=documents)
     expected = loss_and_gradients(model, tensors)
-    set_up_model(model, compiled=True, recompute=recompute)
+    set_up_model(model, compiled=True, activation_checkpointing=activation_checkpointing)
     loss, gradients = loss_and_gradients(model, tensors)
     torch.testing.assert_close(loss, expected[0], rtol=1e-5, atol=1e-5)
     for a, b in zip(gradients, expected[1], strict=True):
@@ -178,7 +180,7 @@ def test_z_loss_is_part_of_training_and_not_of_validation(family):
 def test_compiling_on_a_cpu_without_a_compiler_is_refused(monkeypatch):
     monkeypatch.setenv("PATH", "")
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    with pytest.raises(ValueError, match="run.compile=true needs a C.. compiler on a CPU, and"):
+    with pytest.raises(ValueError, match="system.compile=true needs a C.. compiler on a CPU, and"):
         choose_compile(True, cpu)
     assert (choose_compile(None, cpu), choose_compile(None, gpu)) == (False, True)
     assert choose_compile(True, gpu) is True

@@ -160,7 +160,7 @@ def _check_free_space(folder: Path, needed: int) -> None:
         raise OSError(
             errno.ENOSPC,
             f"a checkpoint takes {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free: make "
-            f"room, or keep fewer (run.keep_last)",
+            f"room, or keep fewer (checkpoint.keep_last)",
             str(folder),
         )
 

@@ -25,30 +25,30 @@ def start_accelerator(config: Recipe) -> Accelerator:
     what was asked for.
     """
     launched = int(os.environ.get("WORLD_SIZE", 1))
-    check_trackers(config.run.trackers)
+    check_trackers(config.log.trackers)
     # Without this, two processes on a machine without CUDA would be two runs of one process.
     cpu = launched > 1 and not torch.cuda.is_available()
     precision, remark = choose_precision(os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16"), cpu)
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=precision,
-        fsdp_plugin=build_sharding(gather=config.run.gather),
+        fsdp_plugin=build_sharding(param_dtype=config.system.fsdp_param_dtype),
         # The step sets the number of micro-batches itself; this keeps the environment's out.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=1, sync_with_dataloader=False
         ),
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(seconds=config.run.collective_timeout)),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.system.collective_timeout)),
             # No weight is used twice in a forward: kept, its copy in bf16 would only take room.
             AutocastKwargs(cache_enabled=False),
         ],
-        log_with=list(config.run.trackers) or None,
+        log_with=list(config.log.trackers) or None,
         project_dir=config.run.dir,
     )
     if remark:
         accelerator.print(remark)
-    check_world(accelerator, launched=launched, expected=config.run.processes)
-    check_sharding(accelerator, gather=config.run.gather)
+    check_world(accelerator, launched=launched, expected=config.system.processes)
+    check_sharding(accelerator, param_dtype=config.system.fsdp_param_dtype)
     check_accumulation(config, processes=accelerator.num_processes)
     if is_elastic():
         meet_main_rank(accelerator)

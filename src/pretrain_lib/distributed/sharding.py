@@ -19,7 +19,7 @@ BLOCK = "Block"  # the class of a layer, in each of our models
 # What may not be set in `fsdp_config`, and why, by Accelerate's name for it.
 REFUSED = {
     "CPU_RAM_EFFICIENT_LOADING": "it would untie tied weights, and models are made in pieces",
-    "ACTIVATION_CHECKPOINTING": "give --run.recompute full or selective instead",
+    "ACTIVATION_CHECKPOINTING": "give --system.activation_checkpointing full or selective instead",
     "OFFLOAD_PARAMS": "it is not supported",
 }
 
@@ -33,10 +33,11 @@ def _is_set(variable: str) -> bool:
     return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
 
 
-def build_sharding(*, gather: str) -> FullyShardedDataParallelPlugin | None:
-    """Return how to shard, None if the launcher was not told to; `gather`: the weights' dtype.
+def build_sharding(*, param_dtype: str) -> FullyShardedDataParallelPlugin | None:
+    """Return how to shard, None if the launcher was not told to.
 
-    Weights stay in fp32 where they are held. Raises ValueError for what is not supported.
+    Weights stay in fp32 where they are held, and are gathered in `param_dtype`. Raises ValueError
+    for what is not supported.
     """
     if not is_sharding_asked_for():
         return None
@@ -53,7 +54,7 @@ def build_sharding(*, gather: str) -> FullyShardedDataParallelPlugin | None:
             )
     return FullyShardedDataParallelPlugin(
         mixed_precision_policy=MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16 if gather == "bf16" else None,
+            param_dtype=torch.bfloat16 if param_dtype == "bf16" else None,
             reduce_dtype=torch.float32,
             cast_forward_inputs=False,  # rotary angles stay in fp32; autocast does the rest
         ),
@@ -62,7 +63,7 @@ def build_sharding(*, gather: str) -> FullyShardedDataParallelPlugin | None:
     )
 
 
-def check_sharding(accelerator: Accelerator, *, gather: str) -> None:
+def check_sharding(accelerator: Accelerator, *, param_dtype: str) -> None:
     """Raise ValueError if the run would not shard as launcher and recipe were told to."""
     if is_sharding_asked_for() and not is_sharded(accelerator):
         raise ValueError(
@@ -70,10 +71,12 @@ def check_sharding(accelerator: Accelerator, *, gather: str) -> None:
             f"it: it takes several processes with a GPU each; on CPUs use "
             f"accelerate_configs/cpu_2proc.yaml"
         )
-    if gather == "bf16" and not (is_sharded(accelerator) and accelerator.mixed_precision == "bf16"):
+    if param_dtype == "bf16" and not (
+        is_sharded(accelerator) and accelerator.mixed_precision == "bf16"
+    ):
         raise ValueError(
-            "run.gather=bf16 is for FSDP2 with mixed_precision: bf16, which this run is not: leave "
-            "it at fp32, or launch with accelerate_configs/fsdp2_8gpu.yaml"
+            "system.fsdp_param_dtype=bf16 is for FSDP2 with mixed_precision: bf16, which this run "
+            "is not: leave it at fp32, or launch with accelerate_configs/fsdp2_8gpu.yaml"
         )
     parallel = accelerator.parallelism_config
     if parallel is not None and parallel.non_data_parallel_size > 1:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
+from typing import Literal
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from torch.utils.checkpoint import (
 import pretrain_lib.models.document_attention  # noqa: F401 (registers its operator)
 from pretrain_lib.models.cache import CachedLayer, TokenTrees
 
-RECOMPUTE = ("none", "selective", "full")
+ActivationCheckpointing = Literal["none", "selective", "full"]
 KEPT = (
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
@@ -38,7 +39,7 @@ class TrainingOptions:
 
     compiled: bool = False
     """Whether the blocks and the loss are compiled."""
-    recompute: str = "none"
+    activation_checkpointing: ActivationCheckpointing = "none"
     """What backward computes again: nothing, selective (all but the results of matrix products and
     attention), or the full blocks."""
     z_loss: float = 0.0
@@ -53,17 +54,18 @@ def run_blocks(
 ) -> torch.Tensor:
     """Send `x` (B, T, D) through all blocks; each is also given `shared` and its cached layer."""
     cached_layers = cached_layers or repeat(None)
-    again = options.recompute != "none" and torch.is_grad_enabled()
+    kind = options.activation_checkpointing
+    again = kind != "none" and torch.is_grad_enabled()
     for block, cached in zip(blocks, cached_layers, strict=False):
         if again:
-            x = checkpoint(block, x, *shared, cached, **_options_of_checkpoint(options.recompute))
+            x = checkpoint(block, x, *shared, cached, **_options_of_checkpoint(kind))
         else:
             x = block(x, *shared, cached)
     return x
 
 
-def _options_of_checkpoint(recompute: str) -> dict:
-    if recompute == "full":
+def _options_of_checkpoint(kind: ActivationCheckpointing) -> dict:
+    if kind == "full":
         return {"use_reentrant": False}
     context = partial(create_selective_checkpoint_contexts, _policy)
     return {"use_reentrant": False, "context_fn": context}

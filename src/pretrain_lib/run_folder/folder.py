@@ -29,8 +29,13 @@ PACKAGES = ("pretrain_lib", "torch", "accelerate", "transformers", "tokenizers",
 # What may differ when a run is resumed: where and how it runs, never what it computes.
 FREE_SETTINGS = (
     "run.",
+    "log.",
+    "checkpoint.",
+    "validation.",
     "samples.",
     "scores.",
+    "system.",
+    "stability.max_skipped",
     "batch.micro_batch",
     "data.source",
     "data.path",
@@ -45,9 +50,6 @@ SHARED_SECONDS = 60  # within which a network file system shows a new file to al
 FIXED_SETTINGS = (
     "run.seed",
     "run.initial_weights",
-    "run.spike_sigma",
-    "run.spike_window",
-    "run.spike_action",
 )
 
 
