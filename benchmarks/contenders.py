@@ -25,9 +25,9 @@ from pretrain_lib.optim.groups import build_adamw
 # `ours.build` puts them to use.
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
-    "ours lean": {"run.recompute": "selective"},
-    "ours leanest": {"run.recompute": "full", "optimizer.moments": "bf16"},
-    "ours compiled": {"run.compile": True},
+    "ours lean": {"system.activation_checkpointing": "selective"},
+    "ours leanest": {"system.activation_checkpointing": "full", "optimizer.moments": "bf16"},
+    "ours compiled": {"system.compile": True},
 }
 
 COMPILED = " compiled"  # behind a peer's name: through torch.compile

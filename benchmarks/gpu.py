@@ -161,7 +161,7 @@ def _planned_bytes(trial: Trial) -> int:
         trial.batch,
         trial.length,
         precision=trial.dtype,
-        recompute=changes.get("run.recompute", "none"),
+        activation_checkpointing=changes.get("system.activation_checkpointing", "none"),
         moments=changes.get("optimizer.moments", "fp32"),
     )
     return estimate_memory(model, step).peak

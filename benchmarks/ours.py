@@ -10,12 +10,8 @@ from contenders import CLIP, FAMILIES, LEARNING_RATE, OURS, Step, Trial
 
 from pretrain_lib.config.settings import (
     BatchConfig,
-    DataConfig,
     OptimizerConfig,
     Recipe,
-    RunConfig,
-    SampleConfig,
-    ScheduleConfig,
 )
 from pretrain_lib.distributed.engine import start_accelerator
 from pretrain_lib.optim.groups import build_adamw
@@ -42,8 +38,8 @@ def build(trial: Trial, changes: dict[str, Any] | None = None) -> Step:
     # A variant's settings count only as far as they are handed on here.
     set_up_model(
         model,
-        compiled=choose_compile(recipe.run.compile, accelerator.device),
-        activation_checkpointing=recipe.run.recompute,
+        compiled=choose_compile(recipe.system.compile, accelerator.device),
+        activation_checkpointing=recipe.system.activation_checkpointing,
         z_loss=recipe.optimizer.z_loss,
     )
     options = {"learning_rate": LEARNING_RATE, "moments": recipe.optimizer.moments}
@@ -68,12 +64,10 @@ def build_recipe(trial: Trial, changes: dict[str, Any]) -> Recipe:
     length = trial.length
     recipe = Recipe(
         model=trial.config,
-        data=DataConfig(),
-        batch=BatchConfig(trial.batch * length, trial.batch, length),
+        batch=BatchConfig(
+            tokens=trial.batch * length, micro_batch=trial.batch, sequence_length=length
+        ),
         optimizer=OptimizerConfig(learning_rate=LEARNING_RATE, max_grad_norm=CLIP),
-        schedule=ScheduleConfig(),
-        samples=SampleConfig(),
-        run=RunConfig(),
     )
     for name, value in changes.items():
         section, _, setting = name.partition(".")

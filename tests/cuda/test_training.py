@@ -142,7 +142,8 @@ config = pl.Recipe(
     optimizer=pl.OptimizerConfig(learning_rate=1e-3),
     schedule=pl.ScheduleConfig(tokens=1024 * 30, warmup_tokens=2048),
     samples=pl.SampleConfig(),
-    run=pl.RunConfig(dir=folder, save_every=5),
+    run=pl.RunConfig(dir=folder),
+    checkpoint=pl.CheckpointConfig(every=5),
 )
 record = loop._record
 def kill(run, result, **options):

@@ -190,7 +190,7 @@ def test_z_loss_is_part_of_training_and_not_of_validation(family):
 def test_compiling_on_a_cpu_without_a_compiler_is_refused(monkeypatch):
     monkeypatch.setenv("PATH", "")
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    with pytest.raises(ValueError, match="run.compile=true needs a C.. compiler on a CPU, and"):
+    with pytest.raises(ValueError, match="system.compile=true needs a C.. compiler on a CPU, and"):
         choose_compile(True, cpu)
     assert (choose_compile(None, cpu), choose_compile(None, gpu)) == (False, True)
     assert choose_compile(True, gpu) is True

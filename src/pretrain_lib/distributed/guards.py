@@ -22,7 +22,7 @@ def check_trackers(wanted: list[str]) -> None:
     for name in wanted:
         if name not in installed:
             raise ValueError(
-                f"run.trackers={wanted}: {name} is not installed, or unknown to Accelerate; "
+                f"log.trackers={wanted}: {name} is not installed, or unknown to Accelerate; "
                 f"installed: {', '.join(installed) or 'none'} (install pretrain_lib[trackers])"
             )
 
@@ -42,8 +42,8 @@ def check_world(accelerator: Accelerator, *, launched: int, expected: int | None
         )
     if expected is not None and running != expected:
         raise ValueError(
-            f"run.processes={expected} but {running} run: check num_processes in the configuration "
-            f"of accelerate launch (for several processes on CPUs: cpu_2proc.yaml)"
+            f"system.processes={expected} but {running} run: check num_processes in the "
+            f"configuration of accelerate launch (for several processes on CPUs: cpu_2proc.yaml)"
         )
 
 

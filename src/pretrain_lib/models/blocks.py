@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
+from typing import Literal
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from torch.utils.checkpoint import (
 import pretrain_lib.models.document_attention  # noqa: F401 (registers its operator)
 from pretrain_lib.models.cache import CachedLayer, TokenTrees
 
-ACTIVATION_CHECKPOINTING = ("none", "selective", "full")
+ActivationCheckpointing = Literal["none", "selective", "full"]
 KEPT = (
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
@@ -47,7 +48,7 @@ class CheckpointedBlock(nn.Module):
     Inside the block, so that a compiler sees it and keeps what is to be kept.
     """
 
-    activation_checkpointing = "none"
+    activation_checkpointing: ActivationCheckpointing = "none"
     """none, selective (backward computes again all but the results of matrix products and of
     attention), or full (all but the block's input)."""
 
@@ -71,7 +72,7 @@ def run_blocks(
     return x
 
 
-def _checkpoint_options(kind: str) -> dict:
+def _checkpoint_options(kind: ActivationCheckpointing) -> dict:
     if kind == "full":
         return {"use_reentrant": False}
     context = partial(create_selective_checkpoint_contexts, _policy)

@@ -16,6 +16,7 @@ from pretrain_lib.models.cache import CachedLayer, KeyValueCache, TokenTrees
 from pretrain_lib.models.document_attention import document_boundaries
 from pretrain_lib.models.loss import linear_cross_entropy
 from pretrain_lib.tensors.pieces import fill
+from pretrain_lib.values import check_fields, setting
 
 INITIAL_STD = 0.02
 
@@ -24,20 +25,31 @@ INITIAL_STD = 0.02
 class GPT2Config:
     """The shape of a GPT-2; the defaults are those of the 124M model."""
 
-    vocabulary_size: int = 50257
-    context_length: int = 1024
-    """Positions that have an embedding: the longest sequence."""
-    num_layers: int = 12
-    num_heads: int = 12
-    width: int = 768
-    dropout: float = 0.0
-    vocabulary_multiple: int = 128
-    """The embedding table is padded to a multiple of this many rows, for speed; 1 for none."""
+    vocabulary_size: int = setting(50257, "Ids of the vocabulary.", unit="ids", minimum=1)
+    context_length: int = setting(
+        1024,
+        "Positions that have an embedding: the longest sequence.",
+        unit="tokens",
+        minimum=1,
+    )
+    num_layers: int = setting(12, "Blocks.", minimum=1)
+    num_heads: int = setting(12, "Attention heads of a block.", minimum=1)
+    width: int = setting(768, "Length of a hidden state.", minimum=1)
+    dropout: float = setting(
+        0.0,
+        "Probability with which dropout zeroes embeddings, attention weights and what blocks add.",
+        minimum=0,
+        below=1,
+    )
+    vocabulary_multiple: int = setting(
+        128,
+        "The embedding table is padded to a multiple of this, for speed; 1: no padding.",
+        unit="rows",
+        minimum=1,
+    )
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if type(value) is int and value < 1:
-                raise ValueError(f"model.{name}={value} must be at least 1")
+        check_fields(self, name="model")
         if self.width % self.num_heads:
             raise ValueError(
                 f"model.width={self.width} must be a multiple of model.num_heads={self.num_heads}"

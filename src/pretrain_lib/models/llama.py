@@ -17,6 +17,7 @@ from pretrain_lib.models.document_attention import document_boundaries
 from pretrain_lib.models.loss import linear_cross_entropy
 from pretrain_lib.models.rope import RopeScaling, rotary_angles, rotate
 from pretrain_lib.tensors.pieces import fill
+from pretrain_lib.values import check_fields, setting
 
 INITIAL_STD = 0.02
 
@@ -25,26 +26,35 @@ INITIAL_STD = 0.02
 class LlamaConfig:
     """The shape of a LLaMA; the defaults are those of the 1.3B recipe."""
 
-    vocabulary_size: int = 8192
-    context_length: int = 2048
-    num_layers: int = 24
-    num_heads: int = 32
-    num_key_value_heads: int = 32
-    """Fewer than num_heads for grouped-query attention (Ainslie et al. 2023)."""
-    width: int = 2048
-    mlp_width: int = 5632
-    rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
-    """For a context that was made longer; null for plain rotary positions."""
-    norm_epsilon: float = 1e-5
-    tied_head: bool = False
-    vocabulary_multiple: int = 128
-    """The embedding table is padded to a multiple of this many rows, for speed; 1 for none."""
+    vocabulary_size: int = setting(8192, "Ids of the vocabulary.", unit="ids", minimum=1)
+    context_length: int = setting(2048, "The longest sequence.", unit="tokens", minimum=1)
+    num_layers: int = setting(24, "Blocks.", minimum=1)
+    num_heads: int = setting(32, "Attention heads of a block.", minimum=1)
+    num_key_value_heads: int = setting(
+        32,
+        "Heads of keys and values: fewer than num_heads for grouped-query attention (Ainslie et "
+        "al. 2023).",
+        minimum=1,
+    )
+    width: int = setting(2048, "Length of a hidden state.", minimum=1)
+    mlp_width: int = setting(5632, "Length of a hidden state inside the MLP.", minimum=1)
+    rope_theta: float = setting(10_000.0, "Base of the rotary frequencies.", above=1)
+    rope_scaling: RopeScaling | None = setting(
+        None, "For a context that was made longer; null: plain rotary positions."
+    )
+    norm_epsilon: float = setting(
+        1e-5, "Added to the mean square in RMSNorm.", minimum=1e-30, maximum=1
+    )
+    tied_head: bool = setting(False, "Share the weights of embedding and output head.")
+    vocabulary_multiple: int = setting(
+        128,
+        "The embedding table is padded to a multiple of this, for speed; 1: no padding.",
+        unit="rows",
+        minimum=1,
+    )
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if type(value) is int and value < 1:
-                raise ValueError(f"model.{name}={value} must be at least 1")
+        check_fields(self, name="model")
         if self.width % (2 * self.num_heads):
             raise ValueError(
                 f"model.width={self.width} must be a multiple of 2 x model.num_heads="

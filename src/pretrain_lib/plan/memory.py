@@ -30,7 +30,7 @@ class Step:
     micro_batches: int = 1
     precision: str = "bf16"
     """bf16 (autocast) or fp32, of the matrix products."""
-    recompute: str = "none"
+    activation_checkpointing: str = "none"
     moments: str = "fp32"
     on_cuda: bool = True
     """On a CPU LLaMA's norms keep more, and the loss works in smaller blocks."""
@@ -153,10 +153,12 @@ def _layer_bytes(model: nn.Module, step: Step, *, copies: bool) -> _Layer:
     everything = N * whole + copied
     kept = {"none": everything, "selective": N * selected, "full": N * FP32 * config.width}
     # Selectively kept are two results of width D that backward does not need.
-    spare = 2 * low * config.width * N * (step.recompute == "selective")
+    spare = 2 * low * config.width * N * (step.activation_checkpointing == "selective")
     return _Layer(
-        kept=kept[step.recompute],
-        computed_again=everything + spare - kept[step.recompute] if step.recompute != "none" else 0,
+        kept=kept[step.activation_checkpointing],
+        computed_again=everything + spare - kept[step.activation_checkpointing]
+        if step.activation_checkpointing != "none"
+        else 0,
         # A matrix's gradient comes in the dtype of the product, and is copied to fp32.
         working=N * working + FP32 * max(matrices),
     )

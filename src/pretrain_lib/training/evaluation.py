@@ -39,7 +39,7 @@ def evaluate_if_due(run: Run) -> None:
 
 
 def _validation_is_due(run: Run, step: int) -> bool:
-    due = step % run.config.run.evaluate_every == 0 or step >= run.last_step
+    due = step % run.config.validation.every == 0 or step >= run.last_step
     return bool(run.stretches) and due
 
 

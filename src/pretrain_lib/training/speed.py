@@ -37,8 +37,8 @@ def choose_compile(wanted: bool | None, device: torch.device) -> bool:
     """
     if wanted and device.type == "cpu" and not any(map(shutil.which, COMPILERS)):
         raise ValueError(
-            f"run.compile=true needs a C++ compiler on a CPU, and none of {', '.join(COMPILERS)} "
-            f"is on the PATH: install one, or leave run.compile at null"
+            f"system.compile=true needs a C++ compiler on a CPU, and none of "
+            f"{', '.join(COMPILERS)} is on the PATH: install one, or leave system.compile at null"
         )
     return device.type == "cuda" if wanted is None else wanted
 
