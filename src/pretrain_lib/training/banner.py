@@ -80,8 +80,8 @@ def _option_lines(config: Recipe, model: Model) -> list[str]:
     options, chosen = model.options, []
     if options.compiled:
         chosen.append("compiled blocks and loss (the first step waits for the compiler)")
-    if options.activation_checkpointing != "none":
-        chosen.append(f"activations computed again: {options.activation_checkpointing}")
+    if (kind := config.system.activation_checkpointing) != "none":
+        chosen.append(f"activation checkpointing: {kind}")
     if config.optimizer.moments != "fp32":
         chosen.append(f"moments in {config.optimizer.moments}")
     if options.z_loss:
