@@ -78,7 +78,7 @@ class OverlapReport:
 class _NGrams:
     """Ids, from 1, for the words and n-grams of the items; any other word or n-gram has id 0.
 
-    Pairs of words get ids, then pairs of pairs, up to n words. Unlike hashes, ids have no collisions.
+    Pairs of words get ids, then pairs of pairs, up to n words. Unlike hashes, ids never collide.
     """
 
     ngram: int
