@@ -100,7 +100,7 @@ def test_export_sample_plot(recipe, tmp_path, capsys):
     assert (tmp_path / "run" / "plots" / "curves.png").stat().st_size > 10_000
     for taken in (tmp_path / "run", checkpoint):
         assert call("export", recipe.run.dir, "--out", taken) == 2
-        assert "holds something else" in capsys.readouterr().err
+        assert "holds something other" in capsys.readouterr().err
     assert verify_checkpoint(checkpoint) == []
     (checkpoint / "config.json").write_text("{}")
     assert call("export", checkpoint, "--out", tmp_path / "more") == 2
