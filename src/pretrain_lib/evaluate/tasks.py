@@ -67,7 +67,8 @@ def open_scored_tasks(config: Recipe, corpus: Corpus, accelerator: Accelerator) 
 def check_task_names(config: Recipe) -> None:
     """Raise ValueError for a task that a recipe names and nobody knows."""
     if config.scores.tasks:
-        find_tasks(config.scores.tasks, include_path=_include_path(config))
+        options = {"include_path": _include_path(config), "section": "scores."}
+        find_tasks(config.scores.tasks, **options)
 
 
 def _include_path(config: Recipe) -> Path | None:
@@ -75,18 +76,22 @@ def _include_path(config: Recipe) -> Path | None:
 
 
 def find_tasks(
-    tasks: Sequence[str], *, include_path: Path | None = None
+    tasks: Sequence[str], *, include_path: Path | None = None, section: str = ""
 ) -> tuple["TaskManager", list[str]]:
     """Return lm-eval's task manager and the names that `tasks` (names or patterns) stand for.
 
     lm-eval's own thousands of tasks take seconds to index, so that waits until one is asked for.
-    Raises ValueError for an unknown task.
+    `section` stands before the names of settings in messages. Raises ValueError for an unknown
+    task.
     """
-    from lm_eval.tasks import TaskManager
+    if include_path is not None and not include_path.is_dir():
+        raise ValueError(
+            f"{section}include_path={include_path} is not a folder of task files (.yaml)"
+        )
+
+    from lm_eval.tasks import TaskManager  # takes seconds
 
     if include_path is not None:
-        if not include_path.is_dir():
-            raise ValueError(f"include_path={include_path} is not a folder of task files (.yaml)")
         manager = TaskManager(include_path=str(include_path), include_defaults=False)
         # A group may list tasks that come with lm-eval: only single tasks are known to be whole.
         found = [manager.match_tasks([task]) for task in tasks]
@@ -97,9 +102,9 @@ def find_tasks(
     missing = [task for task, names in zip(tasks, found, strict=True) if not names]
     if missing or not tasks:
         raise ValueError(
-            f"tasks={','.join(missing) or 'none'} is known neither to lm-eval nor below "
-            f"include_path={include_path}; `lm-eval ls tasks` lists lm-eval's own, and a folder of "
-            f"your own task files is given as include_path"
+            f"{section}tasks={','.join(missing) or 'none'} is known neither to lm-eval nor below "
+            f"{section}include_path={include_path}; `lm-eval ls tasks` lists lm-eval's own, and a "
+            f"folder of your own task files is given as include_path"
         )
     return manager, _flatten(found)
 
