@@ -9,13 +9,14 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 def main():
     """Run the command of this process in a fork of the server."""
-    command = {"arguments": sys.argv[1:], "cwd": os.getcwd(), "environment": dict(os.environ)}
+    command = {"arguments": sys.argv[1:], "cwd": str(Path.cwd()), "environment": dict(os.environ)}
     content = json.dumps(command).encode()
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(os.environ["FORKS_ADDRESS"])

@@ -15,6 +15,7 @@ import json
 import os
 import pkgutil
 import random
+import runpy
 import selectors
 import signal
 import socket
@@ -46,8 +47,9 @@ ALSO = (
     "transformers.models.llama.modeling_llama",
 )
 # By packages when they are imported: a fork would go by the server's.
+ROOT = Path(__file__).parents[2]  # of the repository, where `tests` is a package
 READ_AT_IMPORT = ("HF_", "PYTHON", "TORCH_", "TORCHINDUCTOR_", "TRANSFORMERS_")
-READ_LATER = ("HF_TOKEN", "TORCH_ELASTIC_")
+READ_LATER = ("HF_TOKEN", "TORCH_ELASTIC_", "TORCH_NCCL_", "PYTHONPATH")
 
 
 def import_all() -> None:
@@ -59,9 +61,9 @@ def import_all() -> None:
         importlib.import_module(name)
     for module in pkgutil.walk_packages(pretrain_lib.__path__, "pretrain_lib."):
         importlib.import_module(module.name)
-    threads = os.listdir("/proc/self/task")
-    if len(threads) > 1:
-        raise RuntimeError(f"{len(threads)} threads run after the imports: a fork would lose them")
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    if threads > 1:
+        raise RuntimeError(f"{threads} threads run after the imports: a fork would lose them")
     gc.collect()
     gc.freeze()  # or each fork would copy the pages of all objects as it collects garbage
 
@@ -69,7 +71,9 @@ def import_all() -> None:
 def difference(environment: dict) -> list[str]:
     """Return the variables in which a command's environment is not what the imports have seen."""
     names = environment.keys() | ENVIRONMENT.keys()
-    return [
+    paths = [text.get("PYTHONPATH", "").split(os.pathsep) for text in (environment, ENVIRONMENT)]
+    others = (set(paths[0]) ^ set(paths[1])) - {"", str(ROOT)}
+    return ["PYTHONPATH"] * bool(others) + [
         name
         for name in sorted(names)
         if name.startswith(READ_AT_IMPORT) and not name.startswith(READ_LATER)
@@ -164,6 +168,8 @@ def become(command: dict, streams: list[int]) -> None:
     multiprocessing_process.ORIGINAL_DIR = command["cwd"]
     os.environ.clear()
     os.environ |= command["environment"]
+    if str(ROOT) in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+        sys.path.insert(1, str(ROOT))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # `random` sees to itself; the number of threads was read when OpenMP was loaded.
     numpy.random.seed(random.randrange(2**32))
@@ -172,13 +178,17 @@ def become(command: dict, streams: list[int]) -> None:
 
 
 def run(arguments: list[str]) -> None:
-    """Do what `python ARGUMENTS` does: options, then a script or the code after -c."""
+    """Do what `python ARGUMENTS` does: options, then a script, -m with a module, -c with code."""
     while arguments[0] in ("-u", "-W"):
         option = arguments.pop(0)
         if option == "-u":
             sys.stdout.reconfigure(write_through=True)
         else:
             warnings.simplefilter(arguments.pop(0))
+    if arguments[0] == "-m":
+        sys.argv, sys.path[0] = arguments[1:], str(Path.cwd())
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        return
     module = sys.modules["__main__"] = types.ModuleType("__main__")
     if arguments[0] == "-c":
         sys.argv, sys.path[0], code = ["-c", *arguments[2:]], "", arguments[1]
