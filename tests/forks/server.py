@@ -49,7 +49,7 @@ ALSO = (
 # By packages when they are imported: a fork would go by the server's.
 ROOT = Path(__file__).parents[2]  # of the repository, where `tests` is a package
 READ_AT_IMPORT = ("HF_", "PYTHON", "TORCH_", "TORCHINDUCTOR_", "TRANSFORMERS_")
-READ_LATER = ("HF_TOKEN", "TORCH_ELASTIC_", "TORCH_NCCL_", "PYTHONPATH")
+READ_LATER = ("HF_TOKEN", "TORCH_ELASTIC_", "TORCH_NCCL_", "PYTHONPATH", "PYTHON_EXEC")
 
 
 def import_all() -> None:
