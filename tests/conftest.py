@@ -18,6 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 from pretrain_lib import (  # noqa: E402
     BatchConfig,
+    CheckpointConfig,
     DataConfig,
     GPT2Config,
     Job,
@@ -26,6 +27,7 @@ from pretrain_lib import (  # noqa: E402
     RunConfig,
     SampleConfig,
     ScheduleConfig,
+    ValidationConfig,
     prepare,
 )
 from pretrain_lib.data.prepare.job import TOKENIZER_FOLDER  # noqa: E402
@@ -84,9 +86,9 @@ def recipe(prepared, tmp_path):
         optimizer=OptimizerConfig(learning_rate=1e-2),
         schedule=ScheduleConfig(tokens=8 * 256, warmup_tokens=2 * 256),
         samples=SampleConfig(prompts=["def "], per_prompt=1, tokens=8, every=4),
-        run=RunConfig(
-            dir=str(tmp_path / "run"), evaluate_every=4, evaluate_tokens=512, save_every=3
-        ),
+        run=RunConfig(dir=str(tmp_path / "run")),
+        checkpoint=CheckpointConfig(every=3),
+        validation=ValidationConfig(every=4, tokens=512),
     )
 
 
@@ -107,7 +109,7 @@ def tiny_flags(prepared, folder):
         *("--model.num_layers", "2", "--model.num_heads", "2", "--model.width", "32"),
         *("--batch.tokens", "256", "--batch.micro_batch", "2", "--batch.sequence_length", "32"),
         *("--schedule.tokens", "2048", "--schedule.warmup_tokens", "512"),
-        *("--run.evaluate_every", "4", "--run.evaluate_tokens", "512", "--samples.prompts", "[]"),
+        *("--validation.every", "4", "--validation.tokens", "512", "--samples.prompts", "[]"),
         *("--scores.tasks", "[]"),
     ]
 

@@ -99,7 +99,7 @@ def test_plan_costs_nothing():
 
 
 def test_launched_killed_and_started_again_it_is_the_run_that_was_never_killed(prepared, tmp_path):
-    flags = ["--run.save_every", "2", "--schedule.tokens", "6144"]
+    flags = ["--checkpoint.every", "2", "--schedule.tokens", "6144"]
     whole = launch(*tiny_flags(prepared, tmp_path / "whole"), *flags)
     assert whole.returncode == 0, whole.stderr
     command = [sys.executable, "recipes/gpt2_124m.py"]
@@ -138,7 +138,7 @@ def test_two_processes_compute_what_one_computes(prepared, tmp_path):
     )
     assert one.returncode == 0, one.stderr
     command = ["accelerate", "launch", "--config_file", "accelerate_configs/cpu_2proc.yaml"]
-    command += ["--mixed_precision", "no", "recipes/gpt2_124m.py", "--run.processes", "2"]
+    command += ["--mixed_precision", "no", "recipes/gpt2_124m.py", "--system.processes", "2"]
     two = run_command(
         *command, *tiny_flags(prepared, tmp_path / "two"), *flags, environment=forked_workers()
     )
@@ -152,10 +152,10 @@ def test_two_processes_compute_what_one_computes(prepared, tmp_path):
 
 
 def test_a_world_that_was_not_asked_for_is_refused(prepared, tmp_path):
-    flags = [*tiny_flags(prepared, tmp_path / "run"), "--run.processes", "2"]
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--system.processes", "2"]
     result = run_recipe_script(*flags)
     assert result.returncode == 2
-    assert "error: run.processes=2 but 1 run" in result.stderr
+    assert "error: system.processes=2 but 1 run" in result.stderr
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["state"] == "refused"
 
@@ -171,7 +171,7 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(prepared, tmp_path):
     cases = {
         "there is no such file": ["--data.path", f"{bad}/missing.npy"],
         "is empty": ["--data.path", "null", "--data.source", f"{bad}/empty.txt"],
-        "could not be loaded from the hub": [
+        "could not be loaded from the Hugging Face Hub": [
             *("--data.path", "null", "--data.source", "nobody/nothing"),
             *("--data.train_tokenizer", "512", "--data.tokenizer", "null"),
         ],
@@ -179,7 +179,7 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(prepared, tmp_path):
             *("--data.path", f"{bad}/ids.bin", "--data.validation", "none"),
         ],
         "nearest: 384": ["--batch.tokens", "400"],
-        "run.trackers=['nothing']: nothing is not installed": ["--run.trackers", "[nothing]"],
+        "log.trackers=['nothing']: nothing is not installed": ["--log.trackers", "[nothing]"],
         "--batch.toke": ["--batch.toke", "1"],
         "longer than model.context_length=32": ["--batch.sequence_length", "64"],
         "is not the tokenizer that": ["--data.tokenizer", f"{bad}/tokenizer.json"],
@@ -232,7 +232,7 @@ QUIET = ["--samples.prompts", "[]", "--scores.tasks", "[]"]
 def test_the_whole_gpt2_takes_a_real_step(prepared, tmp_path):
     flags = ["--data.path", prepared, "--run.dir", tmp_path / "run", "--run.max_steps", "1"]
     flags += ["--batch.tokens", "1024", "--batch.micro_batch", "1", *QUIET]
-    flags += ["--run.evaluate_tokens", "1024", "--schedule.warmup_tokens", "1024"]
+    flags += ["--validation.tokens", "1024", "--schedule.warmup_tokens", "1024"]
     result = launch(*flags)
     assert result.returncode == 0, result.stderr
     assert "GPT2, 124,439,808 parameters" in result.stdout
@@ -244,7 +244,14 @@ def test_the_whole_gpt2_takes_a_real_step(prepared, tmp_path):
 @pytest.mark.slow
 def test_a_run_says_how_it_saves_time_and_memory_and_resumes(prepared, tmp_path):
     flags = tiny_flags(prepared, tmp_path / "run")
-    flags += ["--run.compile", "true", "--run.recompute", "full", "--optimizer.moments", "bf16"]
+    flags += [
+        "--system.compile",
+        "true",
+        "--system.activation_checkpointing",
+        "full",
+        "--optimizer.moments",
+        "bf16",
+    ]
     flags += ["--optimizer.z_loss", "1e-4"]
     first = run_recipe_script(*flags, "--run.max_steps", "3")
     assert first.returncode == 0, first.stderr
@@ -268,7 +275,7 @@ def test_llama_at_its_full_width_takes_a_real_step(prepared, tmp_path):
     flags = ["--data.path", prepared, "--run.dir", tmp_path / "run", "--run.max_steps", "1"]
     flags += ["--model.num_layers", "1", "--model.vocabulary_size", "8192"]
     flags += ["--batch.tokens", "2048", "--batch.micro_batch", "1", *QUIET]
-    flags += ["--run.evaluate_tokens", "2048", "--schedule.warmup_tokens", "2048"]
+    flags += ["--validation.tokens", "2048", "--schedule.warmup_tokens", "2048"]
     flags += [
         "--optimizer.learning_rate",
         "1e-4",
@@ -293,7 +300,7 @@ def test_trackers_get_the_rows(prepared, tmp_path, tracker):
         "GRADIO_ANALYTICS_ENABLED": "False",
         **SECRETS,
     }
-    flags = [*tiny_flags(prepared, tmp_path / "run"), "--run.trackers", f"[{tracker}]"]
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--log.trackers", f"[{tracker}]"]
     for part in (["--run.max_steps", "4"], []):  # resumed, it is the same run to a tracker
         result = run_recipe_script(*flags, *part, environment=environment)
         assert result.returncode == 0, result.stderr
@@ -330,10 +337,10 @@ def test_max_time_is_kept_save_included(prepared, tmp_path):
 
 
 def test_under_elastic_restarts_bad_input_does_not_restart(prepared, tmp_path):
-    flags = [*tiny_flags(prepared, tmp_path / "run"), "--run.processes", "7"]
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--system.processes", "7"]
     result = run_recipe_script(*flags, environment={"TORCHELASTIC_MAX_RESTARTS": "3"})
     assert result.returncode == 0
-    assert "error: run.processes=7" in result.stderr
+    assert "error: system.processes=7" in result.stderr
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "refused"
 
 

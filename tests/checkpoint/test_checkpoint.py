@@ -129,7 +129,7 @@ def test_every_damage_is_found_and_the_newest_whole_one_taken(tmp_path):
                 assert find_newest(tmp_path) == older
         file.write_bytes(whole)
     (newer / "extra.bin").write_bytes(b"")
-    assert "extra.bin: not part of it" in verify_checkpoint(newer)[0]
+    assert "extra.bin: not part of the checkpoint" in verify_checkpoint(newer)[0]
     (newer / "extra.bin").unlink()
     assert verify_checkpoint(newer) == []
     assert find_newest(tmp_path) == newer

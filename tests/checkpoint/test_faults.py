@@ -187,7 +187,7 @@ def test_a_checkpoint_that_was_to_be_kept_is_missed(killed):
     assert look(killed, seen=(2, 4, 6)) == (["step-00000006"], [], [])
 
 
-@pytest.mark.filterwarnings("ignore:passing over a broken checkpoint")
+@pytest.mark.filterwarnings("ignore:skipping a damaged checkpoint")
 @pytest.mark.parametrize("file", [WEIGHTS, OPTIMIZER, "config.json", FILES])
 def test_a_committed_folder_with_a_flipped_byte_is_broken(killed, file, monkeypatch):
     path = checkpoint_path(killed[0], 6) / file

@@ -113,7 +113,8 @@ def test_too_little_room_is_said_before_anything_is_written(model, tmp_path, mon
     saved = background.wait()
     assert saved.path is None
     assert saved.error.errno == errno.ENOSPC
-    assert "are free: make room, or keep fewer (run.keep_last)" in str(saved.error)
+    message = "are free: make room, or keep fewer checkpoints (checkpoint.keep_last)"
+    assert message in str(saved.error)
     assert [path.name for path in tmp_path.iterdir()] == [older.name]
 
 
@@ -189,7 +190,7 @@ def test_no_room_for_the_metrics_stops_a_run_resumable(prepared, tmp_path):
     from tests.test_recipes import tiny_flags
 
     folder = tmp_path / "run"
-    flags = [*tiny_flags(prepared, folder), "--run.save_every", "2"]
+    flags = [*tiny_flags(prepared, folder), "--checkpoint.every", "2"]
     first = run_python("recipes/gpt2_124m.py", *flags, "--run.max_steps", "2")
     assert first.returncode == 0, first.stderr
     limit = (folder / "metrics.jsonl").stat().st_size + 100

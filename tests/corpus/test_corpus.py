@@ -78,7 +78,7 @@ def test_a_prepared_folder_can_be_validated_on_an_array(recipe, prepared, tmp_pa
     ("data", "model", "message"),
     [
         ({"path": "{dir}/none.npy"}, {}, "there is no such file"),
-        ({"path": "{dir}/ids.npy"}, {}, "without documents: give data.validation=PATH"),
+        ({"path": "{dir}/ids.npy"}, {}, "is a token array: set data.validation=PATH"),
         ({"path": "{dir}/ids.npy", "validation": "{dir}/no.bin"}, {}, "no such file"),
         (
             {"path": "{dir}/ids.npy", "validation": "none"},
@@ -118,7 +118,7 @@ def test_a_prepared_folder_can_be_what_another_is_validated_on(recipe, prepared,
     flags = {"tokenizer": str(prepared / "tokenizer"), "validation": "none"}
     prepare(Job((str(tmp_path / "text.txt"),), **flags), tmp_path / "held_out")
     config = change(recipe, data={"validation": str(tmp_path / "held_out")})
-    found = open_corpus(change(config, run={"evaluate_tokens": 64}))
+    found = open_corpus(change(config, validation={"tokens": 64}))
     train = open_split(tmp_path / "held_out", "train")
     assert np.array_equal(found.validation[0].tokens.read(0, len(train)), train.read(0, len(train)))
     flags = {"train_tokenizer": 300, "validation": "none"}
@@ -137,12 +137,12 @@ def test_a_job_that_failed_does_not_stand_in_the_way_of_the_next(tmp_path):
     assert prepare(right, tmp_path / "out")["splits"]["train"]["documents"] == 1
 
 
-@pytest.mark.parametrize("changes", [{"run": {"evaluate_tokens": 10}}, {"data": {"path": "{a}"}}])
+@pytest.mark.parametrize("changes", [{"validation": {"tokens": 10}}, {"data": {"path": "{a}"}}])
 def test_lengths_are_checked_before_anything_starts(recipe, tmp_path, changes):
     np.save(tmp_path / "short.npy", np.arange(20))
     if "data" in changes:
         changes = {"data": {"path": f"{tmp_path}/short.npy", "validation": "none"}}
-    with pytest.raises(ValueError, match=r"run\.evaluate_tokens=10|20 tokens is too short"):
+    with pytest.raises(ValueError, match=r"validation\.tokens=10|20 tokens is too short"):
         open_corpus(change(recipe, **changes))
 
 
@@ -203,7 +203,7 @@ def test_best_fit_plans_are_made_once_beside_each_folder(mixture):
 def test_best_fit_needs_to_know_the_documents(recipe, tmp_path):
     np.save(tmp_path / "ids.npy", np.arange(400) % 100)
     data = {"path": f"{tmp_path}/ids.npy", "validation": "none", "packing": "best_fit"}
-    with pytest.raises(ValueError, match="data.packing=best_fit needs to know where documents end"):
+    with pytest.raises(ValueError, match="data.packing=best_fit needs document ends"):
         open_corpus(change(recipe, data=data))
 
 
@@ -223,9 +223,9 @@ def test_files_that_a_pattern_matches_are_one_array(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("data", "rule"),
     [
-        ({"source": None}, "reads one data.source"),
-        ({"weights": [1.0]}, "without data.weights"),
-        ({"packing": "best_fit"}, "with data.packing=concat"),
+        ({"source": None}, "data.streaming=true needs a data.source"),
+        ({"weights": [1.0]}, "and no data.weights"),
+        ({"packing": "best_fit"}, ", data.packing=concat"),
         ({"spool_tokens": 1000}, "data.spool_tokens=1000 must be at least 4 x batch.tokens=256"),
         ({"validation": "hash"}, "data.validation=hash needs the whole source"),
     ],

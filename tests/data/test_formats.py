@@ -260,7 +260,7 @@ def test_a_bad_line_is_named_with_its_place_and_the_others_are_read(tmp_path, li
     before, bad, after = read(tmp_path / "a.jsonl", 40)
     assert before == after == Document("good")
     assert bad.where == f"{tmp_path}/a.jsonl, line at byte {len(good)}"
-    assert bad.reason.startswith("no JSON object with a text in data.text_field='text', in UTF-8")
+    assert bad.reason.startswith("not a UTF-8 JSON object with text in data.text_field='text'")
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(good + line + b"\n" + good))
     assert read(tmp_path / "a.jsonl.gz")[1] == Rejected(
         f"{tmp_path}/a.jsonl.gz, line 2", bad.reason
@@ -312,8 +312,11 @@ def test_a_byte_order_mark_is_no_text(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("text_field", "message"),
     [
-        ("content", "data.text_field='content' is no column of .*a.parquet; it has id, text"),
-        ("id", "data.text_field='id' of .*a.parquet holds int64, not text"),
+        (
+            "content",
+            "data.text_field='content' is not a column of .*a.parquet; its columns are id, text",
+        ),
+        ("id", "data.text_field='id': this column of .*a.parquet holds int64, not strings"),
     ],
 )
 def test_a_parquet_column_that_is_missing_or_no_text_is_refused(tmp_path, text_field, message):

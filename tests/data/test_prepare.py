@@ -19,11 +19,12 @@ import pytest
 from datasets import Dataset, IterableDataset, interleave_datasets, load_dataset
 from tokenizers import normalizers
 
-from pretrain_lib.data.prepare import groups, prepare
+from pretrain_lib.data.prepare import groups
 from pretrain_lib.data.prepare import job as job_module
 from pretrain_lib.data.prepare import prepare as prepare_module
 from pretrain_lib.data.prepare.holdout import parse_validation
 from pretrain_lib.data.prepare.job import Job
+from pretrain_lib.data.prepare.prepare import prepare
 from pretrain_lib.data.text import sources
 from pretrain_lib.data.text.rows import DatasetSource, HubSource
 from pretrain_lib.data.text.tokenizer import load_tokenizer, train_tokenizer
@@ -260,8 +261,8 @@ def test_another_job_in_the_same_folder_is_refused_and_the_difference_named(tmp_
     before = contents(tmp_path / "out")
     for source, vocabulary, validation, named in (
         ("other", 300, "hash", "sources"),
-        ("text", 301, "hash", "tokenizer: trained, 300 ids there, trained, 301 ids asked for"),
-        ("text", 300, "none", "validation: hash there, none asked for"),
+        ("text", 301, "hash", "tokenizer: trained, 300 ids there, trained, 301 ids requested"),
+        ("text", 300, "none", "validation: hash there, none requested"),
     ):
         job = Job((str(tmp_path / source),), train_tokenizer=vocabulary, validation=validation)
         with pytest.raises(ValueError, match=f"prepared differently .*{named}"):
@@ -523,7 +524,8 @@ def test_documents_that_are_left_out_are_counted_and_named(
     assert (left_out["empty"], left_out["rejected"]) == (3, 30)
     places = [f"{tmp_path}/text/a.jsonl, line at byte {16 + 27 * number}: " for number in range(3)]
     for example, place, number in zip(left_out["examples"], places, range(3), strict=True):
-        assert example.startswith(place + "no JSON object with a text in data.text_field='text'")
+        reason = "not a UTF-8 JSON object with text in data.text_field='text'"
+        assert example.startswith(place + reason)
         assert example.endswith(f"b'no JSON a{number}\\n'")
     if not validation.startswith("first"):
         written = [read_texts(tmp_path / "out", split) for split in ("train", "validation")]
@@ -548,7 +550,7 @@ def test_too_many_documents_that_cannot_be_read_stop_it_in_one_line(
         assert report_errors(lambda limit=max_rejected: act(limit)) == BAD_INPUT
         error = capsys.readouterr().err
         assert error.count("\n") == 1
-        assert f" documents could not be read, data.max_rejected={max_rejected} may be" in error
+        assert f" documents could not be read, more than data.max_rejected={max_rejected};" in error
         if unit_bytes > 100:  # a unit is not read on
             assert error.startswith(f"error: {max_rejected + 1} documents")
         assert f"{source}/a.jsonl, line at byte 16: " in error

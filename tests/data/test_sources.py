@@ -248,7 +248,7 @@ def test_a_shuffle_buffer_is_refused_however_deep(tmp_path):
         concatenate_datasets([interleave_datasets([rows, shuffled]), rows]).map(shout),
         Dataset.from_dict({"text": WORDS}).to_iterable_dataset(3).shuffle(seed=0),
     ):
-        with pytest.raises(ValueError, match="data.source=rows was shuffled with a buffer"):
+        with pytest.raises(ValueError, match="data.source=rows was shuffled with a shuffle buffer"):
             DatasetSource(dataset, "rows")
     for dataset in (rows, Dataset.from_dict({"text": WORDS}).shuffle(seed=0)):
         assert sorted(texts_of(DatasetSource(dataset, "rows"))) == sorted(WORDS)
@@ -259,7 +259,9 @@ def test_a_dataset_without_the_column_is_refused(tmp_path):
         Dataset.from_dict({"content": WORDS}),
         from_parquet(tmp_path).remove_columns("text"),
     ):
-        with pytest.raises(ValueError, match="data.text_field='text' is no column of rows; it has"):
+        with pytest.raises(
+            ValueError, match="data.text_field='text' is not a column of rows; its columns"
+        ):
             DatasetSource(rows, "rows")
     rows = Dataset.from_dict({"content": WORDS})
     assert texts_of(DatasetSource(rows, "rows", text_field="content")) == WORDS
@@ -288,7 +290,7 @@ def test_a_hub_dataset_is_read_as_it_comes(tmp_path, monkeypatch):
     assert len(source.units()) == 8
     assert texts_of(source) == WORDS
     assert source.unit_bytes(source.units()[0]) == 0
-    with pytest.raises(ValueError, match="data.text_field='content' is no column of owner/name"):
+    with pytest.raises(ValueError, match="data.text_field='content' is not a column of owner/name"):
         HubSource("owner/name", "content").units()
 
 

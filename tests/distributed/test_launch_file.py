@@ -77,7 +77,7 @@ def test_a_default_file_stands_in_the_manifest_and_is_said_at_the_start(prepared
     result = run_command(*command, environment=environment)
     assert result.returncode == 0, result.stderr
     file = home / "accelerate" / "default_config.yaml"
-    line = f"launched without --config_file: {file} was taken, your default (compute_environment "
+    line = f"launched without --config_file: your default {file} was used (compute_environment "
     assert line in result.stdout
     assert "num_processes 1)" in result.stdout
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())

@@ -124,7 +124,7 @@ def test_a_signal_to_the_launcher_of_two_processes_saves_the_run(prepared, tmp_p
 
 @pytest.mark.slow
 def test_a_group_that_lost_a_process_starts_again_and_is_the_run_that_never_did(prepared, tmp_path):
-    flags = ["--run.save_every", "3", "--schedule.tokens", "4096"]
+    flags = ["--checkpoint.every", "3", "--schedule.tokens", "4096"]
     command = ["accelerate", "launch", *TWO, "recipes/gpt2_124m.py"]
     whole = start(*command, *tiny_flags(prepared, tmp_path / "whole"), *flags)
     whole.stdout.read()
@@ -196,7 +196,7 @@ def test_what_only_another_process_refuses_is_said_and_ends_an_elastic_launch(pr
 @pytest.mark.slow
 def test_a_process_that_does_not_answer_is_not_waited_for_for_ever(prepared, tmp_path):
     flags = [*tiny_flags(prepared, tmp_path / "run"), "--schedule.tokens", "1e9"]
-    flags += ["--run.collective_timeout", "5s"]
+    flags += ["--system.collective_timeout", "5s"]
     command = ["accelerate", "launch", *TWO, "recipes/gpt2_124m.py", *flags]
     with (tmp_path / "errors").open("w") as errors:
         process = start(*command, stderr=errors, shutdown_seconds=1)
@@ -205,7 +205,7 @@ def test_a_process_that_does_not_answer_is_not_waited_for_for_ever(prepared, tmp
         process.stdout.read()
         assert process.wait(90) != 0
     told = (tmp_path / "errors").read_text()
-    assert "process 0 lost another one, or waited for it longer than run.collective_ti" in told
+    assert "process 0 lost another one, or waited for it longer than system.collective_ti" in told
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
     assert processes_of(tmp_path / "run") == []
 

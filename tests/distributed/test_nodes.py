@@ -37,7 +37,7 @@ def two_nodes(folder, *flags):
         command += ["--rdzv_conf", f"is_host={int(rank == 0)}"]
         # What stands for the sixteen GPUs, and for a port that is free on a machine of one's own.
         command += ["--num_processes", 2, "--main_process_port", port, "--mixed_precision", "no"]
-        command += ["recipes/gpt2_124m.py", "--run.processes", 2, *flags]
+        command += ["recipes/gpt2_124m.py", "--system.processes", 2, *flags]
         with (folder / f"node-{rank}").open("w") as said:
             process = subprocess.Popen(
                 [str(word) for word in command],
@@ -70,7 +70,7 @@ def wait_for(condition, launchers, folder):
 @pytest.mark.slow
 def test_two_nodes_that_each_lost_a_process_are_those_that_never_did(prepared, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    flags = ["--run.save_every", "3", "--schedule.tokens", "10240"]
+    flags = ["--checkpoint.every", "3", "--schedule.tokens", "10240"]
     with two_nodes(whole, *tiny_flags(prepared, whole / "run"), *flags) as launchers:
         assert [launcher.wait(120) for launcher in launchers] == [0, 0], said_by(whole)
     flags += ["--run.resume", "never"]  # which speaks of the first start

@@ -287,7 +287,9 @@ def test_data_out_of_reach_are_named_before_the_model_is_loaded(tmp_path):
         env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")},
     )
     last = run.stderr.strip().splitlines()[-1]
-    assert last.startswith("ValueError: tasks=far: data is neither in the cache nor in a file")
+    assert last.startswith(
+        "ValueError: tasks=far: the data is neither in the cache nor in a local file"
+    )
     assert "include_path" in last
 
 

@@ -140,6 +140,8 @@ def test_a_suite_stands_for_its_tasks(tmp_path):
         environment={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")},
     )
     assert result.returncode == 2, result.stderr
-    assert f"tasks={','.join(SUITES['llama_1_3b'])}: data is neither in the cache" in result.stderr
+    assert (
+        f"tasks={','.join(SUITES['llama_1_3b'])}: the data is neither in the cache" in result.stderr
+    )
     both = run_pretrain("eval", tmp_path, "--suite", "gpt2_124m", "--tasks", "piqa")
     assert both.returncode == 2 and "not allowed with" in both.stderr

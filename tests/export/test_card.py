@@ -79,7 +79,7 @@ def test_the_card_of_a_run_tells_what_its_rows_tell(recipe, tmp_path):
 
 
 def test_an_earlier_checkpoint_has_the_figures_of_its_step(recipe, tmp_path):
-    run(change(recipe, run={"save_every": 4}))
+    run(change(recipe, checkpoint={"every": 4}))
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000004"
     model = load_pretrained(checkpoint)
     write_card(tmp_path, "name", model, gather(checkpoint, model))
@@ -110,7 +110,7 @@ def test_a_bare_folder_has_a_card_that_says_less(bare, tmp_path):
     (out / "config.json").unlink()
     for name in ("model.safetensors", "generation_config.json"):
         (out / name).unlink()
-    with pytest.raises(ValueError, match="something else than an export"):
+    with pytest.raises(ValueError, match="something other than an export"):
         export_checkpoint(bare, out)  # a README alone is somebody's own
 
 
@@ -135,9 +135,9 @@ def test_scores_of_a_file_are_shown_with_their_errors(bare, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (json.dumps(results_of(1417)), "of a model of 1,417 parameters, this one has 1,416"),
-        ("{}", "holds no results of lm-eval"),
-        ("not json", "holds no results of lm-eval"),
+        (json.dumps(results_of(1417)), "of a model of 1,417 parameters, but this one has 1,416"),
+        ("{}", "holds no lm-eval results"),
+        ("not json", "holds no lm-eval results"),
     ],
 )
 def test_scores_that_are_not_this_model_s_are_refused(bare, tmp_path, content, message):

@@ -237,7 +237,7 @@ def test_the_check_runs_in_a_process_of_its_own_and_keeps_the_mode(written, toke
     assert check_export(model.train(), folder, tokenizer=tokenizer) < 1e-5
     assert model.training
     other = build_model(CONFIGS["gpt2"]).initialize(1).eval()
-    with pytest.raises(ValueError, match=r"gpt2/model is not read as .* and 7 more differ"):
+    with pytest.raises(ValueError, match=r"gpt2/model does not load as .* and 7 more differ"):
         check_export(other, folder, tokenizer=tokenizer)
     assert not other.training
 

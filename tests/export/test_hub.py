@@ -106,7 +106,7 @@ def test_an_upload_that_fails_says_what_to_do(reachable, message, folder, hub, t
     code = f"push_to_hub(Path({str(folder)!r}), 'owner/name', private=False)"
     error = call(code, home=tmp_path, **variables).strip().splitlines()[-1]
     assert error.startswith(f"ValueError: push_to_hub=owner/name: the upload of {folder} failed")
-    assert message in error and "see to the network" in error
+    assert message in error and "check the network" in error
     if reachable:
         _, (created,) = hub.calls["/api/repos/create"]
         assert created == {"name": "name", "organization": "owner"}  # as the owner's default is
@@ -117,7 +117,7 @@ def test_an_upload_that_fails_says_what_to_do(reachable, message, folder, hub, t
     [
         ("owner/name", {}, "needs a token: set HF_TOKEN"),
         ("owner/name", {"HF_TOKEN": "hf_x", "HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
-        ("a/b/c", {"HF_TOKEN": "hf_x"}, "push_to_hub=a/b/c is no OWNER/NAME"),
+        ("a/b/c", {"HF_TOKEN": "hf_x"}, "push_to_hub=a/b/c must be OWNER/NAME"),
     ],
 )
 def test_what_cannot_be_uploaded_is_refused(name, variables, message, tmp_path):

@@ -134,8 +134,8 @@ def test_limits_hold_the_curve_but_neither_its_start_nor_its_spikes():
     assert low < 0.25 and high > 0.3
 
 
-def test_runs_differ_by_colour_or_marker():
-    assert len({(look.colour, look.marker) for look in looks_of(20)}) == 20
+def test_runs_differ_by_color_or_marker():
+    assert len({(look.color, look.marker) for look in looks_of(20)}) == 20
 
 
 def settings(model=RECIPE_MODEL, **data):

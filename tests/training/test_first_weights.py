@@ -106,7 +106,7 @@ def test_the_first_loss_is_that_of_transformers(
     if on_meta and name == "llama":
         assert export_checkpoint(checkpoint, tmp_path / "out") < 1e-5
         card = (tmp_path / "out" / "README.md").read_text()
-        assert f"| weights at the start | {name} |" in card and str(folders) not in card
+        assert f"| initial weights | {name} |" in card and str(folders) not in card
 
 
 @pytest.mark.slow

@@ -108,7 +108,7 @@ def test_a_run_killed_twenty_times_is_the_run_that_was_never_killed(
 ):
     settings = request.getfixturevalue(data) if data == "mixture" else {}
     whole = change(recipe, data=settings, schedule={"tokens": TokenCount(STEPS * 256)})
-    whole = change(whole, run={"save_every": 2, "evaluate_every": 8}, samples={"every": 16})
+    whole = change(whole, checkpoint={"every": 2}, validation={"every": 8}, samples={"every": 16})
     killed = change(whole, run={"dir": str(tmp_path / "killed")})
     (tmp_path / "recipes").write_bytes(pickle.dumps((whole, killed)))
     environment = {"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}

@@ -1,5 +1,5 @@
-"""Checkpoints: Hugging Face folders that also hold what an exact resume needs.
+"""Checkpoints: Hugging Face model folders that also hold what an exact resume needs.
 
-`state` is what is saved, `parts` who writes which tensors, `folders` how a folder is found and
-verified, `writer` saves in the background while training goes on.
+`state` saves and loads checkpoints, `parts` distributes the tensors over the processes, `folders`
+finds, verifies and prunes checkpoint folders, `writer` saves asynchronously during training.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints as folders: their names, what is in them by hash, which is the newest whole one."""
+"""Checkpoint folders: names, hashes, verification, pruning, the newest intact one."""
 
 import json
 import os
@@ -17,26 +17,26 @@ NAME = re.compile(r"step-(\d{8})")
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Return where the checkpoint of a step lies in a run's `checkpoints` folder."""
+    """Return the path of a step's checkpoint in `folder`, a run's `checkpoints` folder."""
     return folder / f"step-{step:08d}"
 
 
 def staging_path(folder: Path, step: int) -> Path:
-    """Return where the checkpoint of a step lies until it is whole."""
+    """Return the path at which a step's checkpoint is written before it is committed."""
     return folder / f".{checkpoint_path(folder, step).name}.tmp"
 
 
 def find_newest(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint, passing over broken ones with a warning."""
+    """Return the newest intact checkpoint, skipping damaged ones with a warning."""
     for path in reversed(_by_age(folder)):
         if not (problems := verify_checkpoint(path)):
             return path
-        warnings.warn(f"passing over a broken checkpoint: {'; '.join(problems)}", stacklevel=2)
+        warnings.warn(f"skipping a damaged checkpoint: {'; '.join(problems)}", stacklevel=2)
     return None
 
 
 def verify_checkpoint(path: Path) -> list[str]:
-    """Return what is wrong with a checkpoint, one line a file; nothing if it is whole."""
+    """Verify the hashes of a checkpoint; return one line per problem, none if it is intact."""
     if not (path / FILES).is_file():
         return [f"{path / FILES}: missing"]
     try:
@@ -46,7 +46,7 @@ def verify_checkpoint(path: Path) -> list[str]:
     found = describe_files(path)
     problems = [f"{path / name}: missing" for name in expected.keys() - found.keys()]
     added = {name for name in found.keys() - expected.keys() if not _is_hidden(name)}
-    problems += [f"{path / name}: not part of it" for name in added]
+    problems += [f"{path / name}: not part of the checkpoint" for name in added]
     problems += [
         f"{path / name}: its bytes differ from its hash"
         for name in expected.keys() & found.keys()
@@ -56,27 +56,29 @@ def verify_checkpoint(path: Path) -> list[str]:
 
 
 def commit_staged(staging: Path, target: Path) -> None:
-    """Give a whole checkpoint its name, once all of it is on the disk."""
+    """Commit a complete checkpoint: fsync, then atomic rename to its final name."""
     flush_to_disk(staging)
-    if target.exists():  # a broken one, or of a past that the run has turned back from
+    if target.exists():  # a damaged checkpoint, or one from before a rollback
         target.rename(target.with_name(f".{target.name}.old"))
     staging.rename(target)
     flush_to_disk(target.parent, recursive=False)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed save has left, and what a finished one has replaced.
+    """Remove the files of interrupted saves and of replaced or pruned checkpoints.
 
-    What cannot be removed, because it is being read over a network file system, goes the next time.
+    A file that cannot be removed, such as one in use on a network file system, is removed the next
+    time.
     """
     for path in folder.glob(".step-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def prune(folder: Path, newest: Path, *, keep_last: int, keep_every: int | None) -> None:
-    """Remove what the checkpoint just committed makes obsolete, never that one.
+    """Retire the checkpoints that `newest`, just committed, makes obsolete.
 
-    Later steps are of a past that the run has turned back from.
+    Keeps the `keep_last` newest (0: all) and every checkpoint whose step is a multiple of
+    `keep_every`. Checkpoints of later steps are obsolete too: they precede a rollback.
     """
     obsolete = [path for path in _by_age(folder) if path.name > newest.name]
     if keep_last:
@@ -85,13 +87,14 @@ def prune(folder: Path, newest: Path, *, keep_last: int, keep_every: int | None)
         obsolete += [p for p in too_old if not (keep_every and _step_of(p) % keep_every == 0)]
     for path in obsolete:
         try:
-            path.rename(folder / f".{path.name}.old")  # half of one must not be found by its name
-        except OSError as error:  # the new one is whole all the same
-            warnings.warn(f"an obsolete checkpoint stays: {error}", stacklevel=2)
+            # Rename before deleting, so that a half-deleted one is not taken for a checkpoint.
+            path.rename(folder / f".{path.name}.old")
+        except OSError as error:  # does not affect the new checkpoint
+            warnings.warn(f"cannot remove an obsolete checkpoint: {error}", stacklevel=2)
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a file is one of those that a desktop leaves in folders (.DS_Store)."""
+    """Return whether a file is hidden, such as those that desktops leave behind (.DS_Store)."""
     return Path(name).name.startswith(".")
 
 
@@ -104,9 +107,9 @@ def _step_of(path: Path) -> int:
 
 
 def describe_files(path: Path, digests: dict[str, str] | None = None) -> dict[str, dict]:
-    """Return size and xxh3_128 of every file of a checkpoint but the list of them.
+    """Return the size and xxh3_128 of every file of a checkpoint, except the file list itself.
 
-    Those in `digests` are not read again.
+    Files with a hash in `digests` are not read.
     """
     described = {}
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
@@ -118,7 +121,7 @@ def describe_files(path: Path, digests: dict[str, str] | None = None) -> dict[st
 
 
 def flush_to_disk(folder: Path, *, recursive: bool = True) -> None:
-    """Flush a folder's entries, and with `recursive` the files and folders in it."""
+    """Fsync a folder, and with `recursive` all files and folders below it."""
     for path in [*(folder.rglob("*") if recursive else ()), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:

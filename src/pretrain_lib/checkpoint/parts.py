@@ -1,7 +1,8 @@
-"""What each process writes of a checkpoint, and reads of one.
+"""The part of a checkpoint that each process writes and reads.
 
-Weights stand whole in Hugging Face's files, dealt to the processes that share a model; of the
-moments each writes the pieces that it holds. Any number of processes reads what any other wrote.
+Whole weights are distributed over the processes that hold the shards of a model, each writing one
+file in Hugging Face's format. Optimizer moments are written as shards, each by the process that
+holds it. Any number of processes can read what any other number wrote.
 """
 
 from collections.abc import Callable
@@ -22,38 +23,38 @@ from pretrain_lib.tensors.piece_files import fill_piece, read_pieces, write_piec
 from pretrain_lib.tensors.pieces import Holder, Piece, find_holder, local_piece, whole_tensor
 
 OPTIMIZER_FILES = f"{TRAINING}/optimizer-*.safetensors"
-SPARE_BYTES = 2**24  # for all but the tensors
+SPARE_BYTES = 2**24  # allowance for everything besides tensors
 
 
 @dataclass(frozen=True)
 class Part:
-    """What this process writes."""
+    """The part of a checkpoint that this process writes."""
 
     holder: Holder
     config: GPT2Config | LlamaConfig
     weights: dict[str, torch.Tensor]
-    """As transformers names and shapes them."""
+    """With the names and shapes of transformers."""
     moments: dict[str, Piece]
     files: dict[str, str]
-    """The file of every weight, whichever process writes it."""
+    """The file name of every weight, whichever process writes it."""
     weight_bytes: int
-    """Of all weights, in fp32."""
+    """Size of all weights in fp32."""
     checkpoint_bytes: int
-    """Of the whole checkpoint, nearly."""
+    """Approximate size of the whole checkpoint."""
 
     def using(self, group: ProcessGroup | None) -> "Part":
-        """Return the same part, of which the writers speak over another group."""
+        """Return the same part with another process group for the writers."""
         return replace(self, holder=replace(self.holder, group=group))
 
 
 def collect_part(
     model: Model, optimizer: torch.optim.Optimizer, *, by_one: bool = False
 ) -> Part | None:
-    """Return what this process writes, None if that is nothing; `by_one`: the first writes all.
+    """Return the part that this process writes, or None if it writes nothing.
 
-    Tensors that it holds whole, and pieces of moments, are the live ones. What else it writes of a
-    sharded model is gathered tensor by tensor into main memory: all processes must call this
-    together.
+    With `by_one` the first process writes everything. Unsharded tensors and pieces of moments are
+    not copied: the part refers to the live tensors. The other tensors of a sharded model are
+    gathered one by one into CPU memory, so all processes must call this together.
     """
     holder = find_holder(model)
     writers = 1 if by_one else holder.count
@@ -82,13 +83,13 @@ def collect_part(
 
 
 def checkpoint_bytes(model: Model, optimizer: torch.optim.Optimizer) -> int:
-    """Return how much room on the disk a checkpoint takes: fp32 weights and both Adam moments."""
+    """Return the disk space of a checkpoint in bytes: fp32 weights and both Adam moments."""
     each = 4 + 2 * moment_dtype(optimizer).itemsize
     return each * sum(parameter.numel() for parameter in model.parameters()) + SPARE_BYTES
 
 
 def write_part(part: Part, folder: Path) -> dict[str, str]:
-    """Write this process's files into `folder`; return the xxh3_128 of each by its name."""
+    """Write the files of this process into `folder`; return their xxh3_128 by name."""
     index, count = part.holder.index, part.holder.count
     digests = {}
     if part.weights:
@@ -103,9 +104,9 @@ def write_part(part: Part, folder: Path) -> dict[str, str]:
 
 
 def on_writers(part: Part, function: Callable[[], Any], *, first_only: bool = False) -> list[Any]:
-    """Call `function` on all processes that write, or the first; return what each returned.
+    """Call `function` on all writing processes, or only on the first; return all results.
 
-    An OSError of one is raised on all of them, once all are done.
+    An OSError on one process is raised on all of them, after all have finished.
     """
     outcome = [None, None]
     if part.holder.index == 0 or not first_only:
@@ -123,14 +124,15 @@ def on_writers(part: Part, function: Callable[[], Any], *, first_only: bool = Fa
 
 
 def load_moments(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> None:
-    """Fill the optimizer's state from a checkpoint, or the pieces of it that are held here.
+    """Load the optimizer state of a checkpoint, or the local shards of it.
 
-    Raises ValueError unless all parameters have moments there, or none.
+    Raises ValueError if only some parameters have stored moments, or if stored moments belong to no
+    parameter.
     """
     stored, dtype = read_pieces(path.glob(OPTIMIZER_FILES)), moment_dtype(optimizer)
     without = {name for name, _ in model.named_parameters()} - {k.rsplit(".", 1)[0] for k in stored}
     if stored and without:
-        raise ValueError(f"{path}: the moments of {sorted(without)[:3]}... are missing")
+        raise ValueError(f"{path}: the optimizer moments of {sorted(without)[:3]}... are missing")
     for name, parameter in model.named_parameters():
         kinds = [key.rsplit(".", 1)[1] for key in stored if key.rsplit(".", 1)[0] == name]
         state = {}
@@ -139,11 +141,13 @@ def load_moments(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> 
             if pieces[0].piece.shape:
                 state[kind] = torch.zeros_like(parameter, dtype=dtype)
             else:
-                state[kind] = torch.zeros((), device=parameter.device)  # the count of its steps
+                state[kind] = torch.zeros((), device=parameter.device)  # the step count
             fill_piece(local_piece(state[kind]), pieces)
         optimizer.state[parameter] = state
     if stored:
-        raise ValueError(f"{path}: the optimizer's {sorted(stored)[:3]}... belong to no parameter")
+        raise ValueError(
+            f"{path}: the optimizer moments {sorted(stored)[:3]}... belong to no parameter"
+        )
 
 
 def _moments(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -156,12 +160,12 @@ def _moments(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, torch.
 
 def _own_pieces(tensors: dict[str, torch.Tensor], *, first: bool) -> dict[str, Piece]:
     pieces = {name: local_piece(tensor) for name, tensor in tensors.items()}
-    # The counts of steps are the same on all processes.
+    # Step counts are scalars, the same on all processes, so only the first writes them.
     return {n: p for n, p in pieces.items() if p.tensor.numel() and (p.shape or first)}
 
 
 def _deal(model: Model, processes: int) -> dict[str, int]:
-    """Return which process writes each weight: the next largest goes to who has least."""
+    """Return which process writes each weight: largest first, each to the least loaded process."""
     load, owners = [0] * processes, {}
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
@@ -171,5 +175,5 @@ def _deal(model: Model, processes: int) -> dict[str, int]:
 
 
 def moments_file(index: int, count: int) -> str:
-    """Return the name of the file with the moments of one process of so many."""
+    """Return the name of the moments file of process `index` out of `count`."""
     return OPTIMIZER_FILES.replace("*", f"{index + 1:05d}-of-{count:05d}")

@@ -1,7 +1,7 @@
-"""Checkpoints: Hugging Face model folders with what a resume needs inside.
+"""Save and load checkpoints: Hugging Face model folders with a training state inside.
 
-A checkpoint is written under a temporary name, hashed and flushed to disk, then renamed, and older
-ones are pruned after that: at every instant the newest whole one is whole. Nothing is pickled.
+A checkpoint is written under a temporary name, hashed, flushed to disk and renamed atomically;
+older ones are pruned only then, so an intact one exists at every instant. Nothing is pickled.
 """
 
 import errno
@@ -43,7 +43,7 @@ STATE_VERSION = 2
 
 @dataclass
 class TrainingState:
-    """Where a run stands, after whole optimizer steps."""
+    """The progress of a run after a whole number of optimizer steps."""
 
     step: int = 0
     windows: int = 0
@@ -51,29 +51,29 @@ class TrainingState:
     tokens: int = 0
     """Tokens trained on."""
     seconds: float = 0.0
-    """Time spent training, in all sessions."""
+    """Training time over all sessions."""
     skipped: int = 0
-    """Updates left out, because the gradient was not finite or for a spike."""
+    """Updates skipped because of a non-finite gradient or a spike."""
     skipped_in_a_row: int = 0
     best_loss: float | None = None
     """The lowest validation loss so far, in nats per target token."""
     best_step: int = 0
     recent: list[list[float]] = field(default_factory=list)
-    """Loss and gradient norm of the last steps, by which a spike is told."""
+    """Loss and gradient norm of the last steps, for spike detection."""
     rollbacks: list[dict] = field(default_factory=list)
-    """Where the run turned back, and which windows it left out."""
+    """The steps that the run rolled back to, and the windows it skipped."""
     row_loss: float = 0.0
-    """Nats since the last row of metrics, over all targets since."""
+    """Loss in nats, summed over the targets since the last metrics row."""
     row_targets: int = 0
     row_tokens: int = 0
     row_seconds: float = 0.0
     stream: dict | None = None
-    """Where in its source a stream's present segment begins."""
+    """With streaming, where in the source the current segment begins."""
     order_version: int = ORDER_VERSION
     state_version: int = STATE_VERSION
 
     def count_step(self, *, windows: int, tokens: int, seconds: float) -> None:
-        """Move on by one optimizer step."""
+        """Advance by one optimizer step."""
         self.step += 1
         self.windows += windows
         self.tokens += tokens
@@ -82,7 +82,7 @@ class TrainingState:
         self.row_seconds += seconds
 
     def begin_row(self) -> None:
-        """Begin to gather the next row of metrics."""
+        """Reset the totals of the metrics row."""
         self.row_loss, self.row_targets, self.row_tokens, self.row_seconds = 0.0, 0, 0, 0.0
 
 
@@ -93,11 +93,11 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     **options: Any,
 ) -> Path:
-    """Write the checkpoint of `state.step` into `folder`, commit it, prune what is obsolete.
+    """Write the checkpoint of `state.step` into `folder`, commit it, and prune obsolete ones.
 
-    To be called on all processes; those that have nothing to write return at once. `options` are
-    those of `write_checkpoint`. Returns the checkpoint's path; raises OSError, leaving the others
-    as they are, if it cannot be written.
+    Must be called on all processes; those that have nothing to write return at once. `options` are
+    the keyword arguments of `write_checkpoint`. Returns the path of the checkpoint. Raises OSError
+    if it cannot be written; the other checkpoints are then left as they were.
     """
     if (part := collect_part(model, optimizer)) is not None:
         write_checkpoint(folder, state, part, **options)
@@ -114,9 +114,9 @@ def write_checkpoint(
     keep_last: int = 0,
     keep_every: int | None = None,
 ) -> Path:
-    """Write this process's part of a checkpoint; the first commits it when all parts are there.
+    """Write this process's part of a checkpoint; the first process commits it once all have.
 
-    Kept are the `keep_last` newest (0: all) and those of every `keep_every`-th step.
+    Keeps the `keep_last` newest checkpoints (0: all) and those of every `keep_every`-th step.
     """
     staging, target = staging_path(folder, state.step), checkpoint_path(folder, state.step)
 
@@ -128,7 +128,7 @@ def write_checkpoint(
         described = describe_files(staging, digests)
         if missing := digests.keys() - described.keys():
             name = min(missing)
-            raise OSError(errno.EIO, "written by another process, and not seen by this one", name)
+            raise OSError(errno.EIO, "written by another process but not visible to this one", name)
         write_json(staging / FILES, described)
         commit_staged(staging, target)
 
@@ -139,7 +139,7 @@ def write_checkpoint(
         on_writers(part, commit, first_only=True)
     except OSError:
         if part.holder.index == 0:
-            remove_leftovers(folder)  # or a disk that is full would stay so
+            remove_leftovers(folder)  # otherwise a full disk would stay full
         raise
     if part.holder.index == 0:
         prune(folder, target, keep_last=keep_last, keep_every=keep_every)
@@ -159,29 +159,29 @@ def _check_free_space(folder: Path, needed: int) -> None:
     if free < needed:
         raise OSError(
             errno.ENOSPC,
-            f"a checkpoint takes {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free: make "
-            f"room, or keep fewer (run.keep_last)",
+            f"a checkpoint takes {needed / 1e9:.2f} GB but only {free / 1e9:.2f} GB are free: make "
+            f"room, or keep fewer checkpoints (checkpoint.keep_last)",
             str(folder),
         )
 
 
 def read_state(path: Path) -> tuple[TrainingState, dict]:
-    """Return the state and the manifest of a checkpoint."""
+    """Return the training state and the manifest of a checkpoint."""
     if not (path / STATE).is_file():
         raise ValueError(f"run.resume={path} is not a checkpoint: it has no {STATE}")
     values = json.loads((path / STATE).read_text())
     if values.get("state_version") != STATE_VERSION:
         raise ValueError(
-            f"{path}: state_version={values.get('state_version')} is not the {STATE_VERSION} that "
-            f"this version reads"
+            f"{path}: state_version={values.get('state_version')} is not supported, this version "
+            f"reads {STATE_VERSION}; resume with the version that wrote the checkpoint"
         )
     return TrainingState(**values), json.loads((path / MANIFEST).read_text())
 
 
 def load_checkpoint(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> None:
-    """Fill model and optimizer from a checkpoint, whatever number of processes wrote it.
+    """Load model and optimizer from a checkpoint, written by any number of processes.
 
-    Each process reads what it holds.
+    Each process reads only the shards that it holds.
     """
     load_weights(model, path)
     load_moments(path, model, optimizer)

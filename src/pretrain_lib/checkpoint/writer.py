@@ -1,4 +1,4 @@
-"""Checkpoints written beside training: forward and backward go on meanwhile."""
+"""Asynchronous checkpoints: a thread writes them while forward and backward continue."""
 
 import copy
 import threading
@@ -18,21 +18,22 @@ from pretrain_lib.tensors.pieces import find_holder
 
 @dataclass(frozen=True)
 class Saved:
-    """What became of a save."""
+    """The outcome of a save."""
 
     step: int
     path: Path | None
-    """The checkpoint, unless it could not be written."""
+    """The checkpoint, or None if it could not be written."""
     error: OSError | None
     seconds: float
-    """From its beginning until it was committed."""
+    """From the start of the save to its commit or error."""
 
 
 class CheckpointWriter:
-    """Writes one checkpoint at a time in a thread of its own; on all processes of a run.
+    """Writes checkpoints in a background thread, one at a time; used on all processes of a run.
 
-    The thread reads the live parameters and moments, so whoever changes them (the optimizer) has
-    to `wait` first; forward and backward do not. `by_one` as in `collect_part`.
+    The thread reads the live parameters and moments, so call `wait` before changing them (the
+    optimizer step); forward and backward may run meanwhile. `by_one` is that of `collect_part`,
+    `timeout` is in seconds and applies to the collectives of the writers.
     """
 
     def __init__(
@@ -60,9 +61,9 @@ class CheckpointWriter:
         self._saved: Saved | BaseException | None = None
 
     def start(self, state: TrainingState, model: Model, optimizer: torch.optim.Optimizer) -> None:
-        """Begin to write the checkpoint of `state`; the one before must have been waited for.
+        """Start writing the checkpoint of `state`; `wait` for the previous one first.
 
-        All processes call it together: what is sharded is gathered now.
+        All processes must call this together: sharded tensors are gathered before it returns.
         """
         assert self._thread is None, "a checkpoint is being written"
         part = collect_part(model, optimizer, by_one=self._by_one)
@@ -70,12 +71,15 @@ class CheckpointWriter:
             return
         stream = _stream_after(model.head_weight.device)
         work = (copy.deepcopy(state), part.using(self._group), stream)
-        # A daemon: who interrupts a run twice does not wait for it.
+        # A daemon thread, so that interrupting a run twice does not wait for it.
         self._thread = threading.Thread(target=self._write, args=work, daemon=True, name="saver")
         self._thread.start()
 
     def wait(self) -> Saved | None:
-        """Wait for the checkpoint that is being written, if any, and return what became of it."""
+        """Wait for the checkpoint being written, if any, and return the outcome.
+
+        Raises whatever the thread raised, except for an OSError, which is in the outcome.
+        """
         if self._thread is None:
             return None
         self._thread.join()
@@ -87,20 +91,23 @@ class CheckpointWriter:
     def _write(self, state: TrainingState, part: Part, stream: torch.cuda.Stream | None) -> None:
         started, path, error = time.monotonic(), None, None
         try:
-            if stream is not None:  # a thread begins on the first device, which is another's
+            if stream is not None:  # a new thread starts on device 0, not on that of this rank
                 torch.cuda.set_device(stream.device)
             with torch.cuda.stream(stream):
                 path = write_checkpoint(self.folder, state, part, **self._fixed)
         except OSError as problem:
             error = problem
-        except BaseException as defect:  # `wait` raises it, where it is seen
+        except BaseException as defect:  # raised again by `wait`
             self._saved = defect
             return
         self._saved = Saved(state.step, path, error, time.monotonic() - started)
 
 
 def _group_of_writers(model: Model, timeout: float) -> torch.distributed.ProcessGroup | None:
-    """Return a group for the threads, apart from training's: the two would mix up messages."""
+    """Return a process group for the writer threads, or None if there is a single writer.
+
+    Collectives of two threads in one group could mix, so it is not that of training.
+    """
     holder = find_holder(model)
     if holder.count == 1:
         return None
@@ -109,7 +116,7 @@ def _group_of_writers(model: Model, timeout: float) -> torch.distributed.Process
 
 
 def _stream_after(device: torch.device) -> torch.cuda.Stream | None:
-    """Return a stream for copies of what is queued now, beside what will be queued then."""
+    """Return a CUDA stream that waits for the work queued so far, but for none queued later."""
     if device.type != "cuda":
         return None
     stream = torch.cuda.Stream(device)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
-from pretrain_lib.data.windows.best_fit import PACKINGS
+from pretrain_lib.data.windows.best_fit import Packing
 from pretrain_lib.errors import DONE, INTERRUPTED, report_errors
 from pretrain_lib.evaluate.suites import SUITES
 
@@ -67,7 +68,7 @@ def _add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     add = command("inspect", text).add_argument
     add("paths", type=Path, nargs="+", metavar="PATH", help="prepared folders, .npy, .bin, .ds")
     add("--sequence_length", type=int, default=256, help="tokens in a window")
-    add("--packing", choices=PACKINGS, default="concat")
+    add("--packing", choices=get_args(Packing), default="concat")
     add("--weights", type=float, nargs="+", help="shares of a mixture, one for each path")
     add("--tokens", help="of a planned run, such as 10e9: shows the epochs of each path")
     add("--window", type=int, default=0, help="the window to show, counted from the run's start")

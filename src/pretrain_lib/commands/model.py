@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from pretrain_lib.checkpoint.folders import FILES, find_newest, verify_checkpoint
-from pretrain_lib.config.units import parse_bytes
+from pretrain_lib.config.units import ByteCount
 from pretrain_lib.data.text.tokenizer import load_tokenizer
 from pretrain_lib.evaluate.harness import evaluate_folder, is_ours
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
@@ -46,7 +46,7 @@ def run_export(options: argparse.Namespace) -> None:
             options.out,
             dtype=getattr(torch, options.dtype),
             scores=options.scores,
-            max_shard_bytes=None if limit is None else parse_bytes(limit),
+            max_shard_bytes=None if limit is None else ByteCount.parse(limit),
         )
     print(
         f"{options.out}: exported from {source}; loaded again by transformers, its logits are "

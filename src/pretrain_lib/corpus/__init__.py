@@ -1,5 +1,6 @@
-"""The data of a run, opened and checked against its model.
+"""The data of a run, opened and checked against the model.
 
-`corpus` opens whatever `config.data` names, `paths` one path of it, `autoprepare` prepares a
-source when a run starts, `stretches` chooses the validation text, `origin` names the text's source.
+`corpus` opens everything that `config.data` names, `paths` opens a single path, `autoprepare`
+prepares a source when a run starts, `stretches` selects the validation windows, `origin` tells
+which text a run was trained on.
 """

@@ -1,4 +1,4 @@
-"""A recipe's text prepared when the run starts: by rank 0, while the others wait."""
+"""Prepare the text of a recipe when the run starts: on rank 0, while the other ranks wait."""
 
 import fcntl
 import hashlib
@@ -15,15 +15,16 @@ from pretrain_lib.data.prepare.spool import Spool, open_spool
 from pretrain_lib.data.tokens.foreign import names_tokens
 from pretrain_lib.data.tokens.shards import LOCK, MANIFEST
 
-PREPARE_LIMIT_TOKENS = 1_000_000_000  # more is prepared by a command of its own, not by a recipe
+PREPARE_LIMIT_TOKENS = 1_000_000_000  # larger sources need `pretrain prepare`
 BYTES_PER_TOKEN = 4  # a low estimate for English under a byte-level BPE
 POLL_SECONDS, PATIENCE_SECONDS = 0.5, 180
 
 
 def prepare_source(data: DataConfig, path: Path | None) -> Path:
-    """Prepare `data.source` into `path`, or a cache folder, unless it is there; return the folder.
+    """Prepare `data.source` into `path`, or a cache folder, unless it is prepared already.
 
-    Raises ValueError for more text than a recipe should prepare, with the command that does.
+    Returns the folder. Raises ValueError for a source too large for a recipe to prepare; the
+    message has the command that prepares it.
     """
     job = _job(data)
     folder = path or _job_folder(job)
@@ -39,7 +40,7 @@ def prepare_source(data: DataConfig, path: Path | None) -> Path:
 
 
 def open_stream(data: DataConfig, folder: Path, sequence_length: int) -> Spool:
-    """Make the spool of `data.source` ready in `folder`; one process of a machine does the work."""
+    """Open the spool of `data.source` in `folder`; one process per machine prepares it."""
     segment_tokens = data.spool_tokens // sequence_length * sequence_length
     if int(os.environ.get("LOCAL_RANK", 0)):
         await_file(folder / MANIFEST, folder)
@@ -51,21 +52,22 @@ def _job(data: DataConfig) -> Job:
     rule = "none" if names_tokens(data.validation) else data.validation
     train_tokenizer = None if data.tokenizer else data.train_tokenizer
     job = Job(sources, data.tokenizer, train_tokenizer, rule, data.text_field, data.max_rejected)
-    job.open_sources()  # what is missing or empty is said before anything is made
+    job.open_sources()  # reports a missing or empty source before anything is written
     return job
 
 
 def cache_folder() -> Path:
-    """Return the folder of what can be made again."""
+    """Return the cache folder of this library."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pretrain_lib"
 
 
 def _job_folder(job: Job) -> Path:
-    """Return the cache folder of a job, named by what decides its bytes."""
+    """Return the cache folder of a job, named by a hash of its record."""
     try:
         record = job.record()
     except ValueError:
-        # Without a network the tokenizer fails first; what the user has to change is the source.
+        # Without a network, loading the tokenizer fails first. If the source is on the Hub too,
+        # raise its error instead: the source is what the user has to change.
         for source in job.open_sources():
             source.estimated_bytes()
         raise
@@ -85,23 +87,28 @@ def _refuse_large_source(job: Job, folder: Path, workers: int | None) -> None:
         tokenizer = f"--train_tokenizer {job.train_tokenizer}"
     names = " ".join(job.source_names())
     raise ValueError(
-        f"data.source={names} is {size}, more than the {PREPARE_LIMIT_TOKENS:.0e} that a recipe "
-        f"prepares by itself. Prepare it once with\n"
+        f"data.source={names} is {size}, more than the {PREPARE_LIMIT_TOKENS:.0e} tokens that a "
+        f"recipe prepares by itself. Prepare it once with\n"
         f"  pretrain prepare {names} {tokenizer} --validation {job.validation} "
         f"--out {folder} --workers {workers or count_cores()}\n"
-        f"and start the recipe again with --data.path {folder}, or let it be tokenised while the "
-        f"run trains (--data.streaming true)"
+        f"and start the recipe again with --data.path {folder}, or tokenize it during training "
+        f"(--data.streaming true)"
     )
 
 
 def await_file(path: Path, folder: Path) -> None:
-    """Wait until another process has written a file, as long as somebody works on its folder."""
+    """Wait until another process has written the file `path`.
+
+    Raises ValueError once no process has held the lock of `folder` for `PATIENCE_SECONDS`.
+    """
     idle_since = time.monotonic()
     while not path.is_file():
         if _is_locked(folder / LOCK):
             idle_since = time.monotonic()
         if time.monotonic() - idle_since > PATIENCE_SECONDS:
-            raise ValueError(f"data.path={folder}: rank 0 did not prepare it; see its message")
+            raise ValueError(
+                f"data.path={folder}: rank 0 did not prepare this folder; see its error message"
+            )
         time.sleep(POLL_SECONDS)
 
 

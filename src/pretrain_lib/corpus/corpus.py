@@ -1,4 +1,4 @@
-"""The data of a run: prepared folders, arrays that others wrote, or a source prepared now."""
+"""Open the data of a run: prepared folders, foreign token arrays, or a source to prepare."""
 
 import hashlib
 import json
@@ -25,28 +25,30 @@ from pretrain_lib.data.windows.batches import PackedDataset
 from pretrain_lib.data.windows.best_fit import BestFitPlan, open_plan, plan_name
 from pretrain_lib.data.windows.streaming import StreamingDataset
 
-PACKING_FOLDER = "packing"  # within a prepared folder: plans of best-fit packing
-SEGMENT_STEPS = 4  # fewer steps to a segment of a stream than this shuffle too little
-SPOOL_FOLDER = "spool"  # within a run folder: a stream's, if data.path names no other
+PACKING_FOLDER = "packing"  # best-fit packing plans, within a prepared folder
+SEGMENT_STEPS = 4  # minimum optimizer steps per stream segment, within which windows are shuffled
+SPOOL_FOLDER = "spool"  # default spool of a stream, within the run folder
 
 
 def open_corpus(config: Recipe) -> Corpus:
-    """Open what `config.data` names, preparing its source first if that was not done before.
+    """Open the data that `config.data` names, preparing its source first if necessary.
 
-    To be called before the processes of a run meet: rank 0 prepares, the others wait for it.
+    Must be called before the process group is initialized: rank 0 prepares the data while the other
+    ranks wait for it. Raises ValueError for data that is missing, does not fit the model, or is too
+    short for the batch or the validation.
     """
     corpus = _open_stream(config) if config.data.streaming else _open_paths(config)
     length = config.batch.sequence_length
     if corpus.spool is None:
         build_dataset(config, corpus)
-    choose_stretches(corpus.validation, length, max_tokens=config.run.evaluate_tokens)
+    choose_stretches(corpus.validation, length, max_tokens=config.validation.tokens)
     return corpus
 
 
 def build_dataset(
     config: Recipe, corpus: Corpus, *, first_window: int = 0, cursor: dict | None = None
 ) -> PackedDataset | StreamingDataset:
-    """Return the windows of a run; those of a stream from `first_window` on, at `cursor`."""
+    """Return the windows of a run; a stream starts at `first_window`, found by `cursor` if any."""
     data = config.data
     shared = {
         "sequence_length": config.batch.sequence_length,
@@ -69,11 +71,11 @@ def _open_paths(config: Recipe) -> Corpus:
     data, vocabulary_size = config.data, config.model.vocabulary_size
     paths = [data.path] if isinstance(data.path, str) else list(data.path or ())
     if data.source is None and not paths:
-        raise ValueError("data.source or data.path must be given: there is nothing to read")
+        raise ValueError("data.source or data.path must be given: there is nothing to train on")
     if data.source is not None and len(paths) > 1:
         raise ValueError(
-            f"data.path={paths} must be one folder if data.source={data.source} is to be prepared "
-            f"into it; to read a mixture of folders give data.source=null"
+            f"data.path={paths} must be a single folder into which data.source={data.source} is "
+            f"prepared; to read a mixture of folders, set data.source=null"
         )
     if data.source is not None and not (paths and is_foreign(paths[0])):
         path = Path(paths[0]).expanduser() if paths else None
@@ -87,13 +89,15 @@ def _open_paths(config: Recipe) -> Corpus:
 
 
 def _join(parts: list[Corpus], data: DataConfig) -> Corpus:
-    """Return the corpus that several make together."""
+    """Combine several corpora into one mixture."""
     if len(parts) == 1:
         return parts[0]
     tokenizers = {part.tokenizer.sha256: part for part in parts if part.tokenizer is not None}
     if len(tokenizers) > 1:
         names = " and ".join(part.name for part in tokenizers.values())
-        raise ValueError(f"data.path: {names} were prepared with different tokenizers")
+        raise ValueError(
+            f"data.path: {names} were prepared with different tokenizers; prepare all with the same"
+        )
     fingerprints = json.dumps([part.fingerprint for part in parts])
     return Corpus(
         name=" + ".join(part.name for part in parts),
@@ -107,9 +111,9 @@ def _join(parts: list[Corpus], data: DataConfig) -> Corpus:
 
 
 def _join_validation(parts: list[Corpus], data: DataConfig) -> tuple[HeldOut, ...]:
-    """Return what the parts hold out, each read in the share that it is trained on."""
+    """Return the held-out sets of all parts, weighted by the mixture weights."""
     if names_tokens(data.validation):
-        return parts[0].validation  # the same for all
+        return parts[0].validation  # the same for all parts
     weights = data.weights or [sum(map(len, part.train)) for part in parts]
     found, names = [], set()
     for part, weight in zip(parts, weights, strict=True):
@@ -123,12 +127,12 @@ def _join_validation(parts: list[Corpus], data: DataConfig) -> tuple[HeldOut, ..
 
 
 def _open_plan(path: Path, part: Corpus, config: Recipe) -> BestFitPlan:
-    """Open the plan of a path's windows; rank 0 makes it if there is none."""
+    """Open the best-fit packing plan of a path; rank 0 makes it if there is none."""
     (tokens,), length = part.train, config.batch.sequence_length
     if not tokens.has_documents:
         raise ValueError(
-            f"data.packing=best_fit needs to know where documents end, which {path} does not say; "
-            f"prepare the text with `pretrain prepare`"
+            f"data.packing=best_fit needs document ends, which {path} does not have; prepare the "
+            f"text with `pretrain prepare`"
         )
     folder = path.expanduser() / PACKING_FOLDER
     if not os.access(folder.parent, os.W_OK) or not folder.parent.is_dir():
@@ -145,17 +149,18 @@ def _open_plan(path: Path, part: Corpus, config: Recipe) -> BestFitPlan:
 
 
 def _open_stream(config: Recipe) -> Corpus:
-    """Open a source whose text is tokenised while the run trains."""
+    """Open a source that is tokenized during training."""
     data, path = config.data, config.data.path
     if data.source is None or data.packing != "concat" or data.weights or isinstance(path, list):
         raise ValueError(
-            "data.streaming=true reads one data.source (or a list, one after the other) with "
-            "data.packing=concat and without data.weights"
+            "data.streaming=true needs a data.source (or a list, read one after the other), at "
+            "most one data.path, data.packing=concat and no data.weights"
         )
     if data.spool_tokens < SEGMENT_STEPS * config.batch.tokens:
         raise ValueError(
             f"data.spool_tokens={data.spool_tokens} must be at least {SEGMENT_STEPS} x "
-            f"batch.tokens={config.batch.tokens}: the shuffle reaches so far"
+            f"batch.tokens={config.batch.tokens}: windows are shuffled within a segment of that "
+            f"many tokens"
         )
     folder = Path(path).expanduser() if path else Path(config.run.dir) / SPOOL_FOLDER
     spool = open_stream(data, folder, config.batch.sequence_length)

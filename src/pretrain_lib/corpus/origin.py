@@ -1,7 +1,7 @@
-"""What text a run has read, as far as its settings and the folder of its data still tell.
+"""Find out which text a run was trained on, from its settings and the manifests of its data.
 
-The recipe's `data.source` says nothing where `data.path` is a folder that was prepared from another
-text, so the folder's own manifest is asked first.
+If `data.path` is a prepared folder, its manifest is authoritative: the recipe's `data.source` may
+name another text.
 """
 
 import json
@@ -13,18 +13,18 @@ from pretrain_lib.data.tokens.shards import MANIFEST
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the tokens of one path come from."""
+    """The origin of the tokens of one path."""
 
     sources: tuple[str, ...]
-    """As given to `prepare`: names on the hub, files, folders; empty if not known."""
+    """As given to `prepare`: Hub names, files, folders; empty if unknown."""
     validation: str | None
-    """The rule by which text was held out; None if not known."""
+    """The rule by which text was held out; None if unknown."""
     path: str | None
-    """The last part of its path, if it has one."""
+    """The last component of the path, if there is one."""
 
 
 def find_origins(data: dict) -> list[Origin]:
-    """Return the origin of each path of a run's `data` settings (a dict, as in its manifest)."""
+    """Return the origin of each path in a run's `data` settings (a dict, as in its manifest)."""
     paths = _listed(data.get("path"))
     if not paths:
         return [Origin(tuple(_listed(data.get("source"))), data.get("validation"), None)]

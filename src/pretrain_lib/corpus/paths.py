@@ -1,4 +1,4 @@
-"""One path of a run's data, opened and held against the model's vocabulary."""
+"""Open one path of a run's data and check its ids against the model's vocabulary."""
 
 import hashlib
 from dataclasses import dataclass
@@ -16,31 +16,31 @@ from pretrain_lib.data.tokens.foreign import is_foreign, names_tokens, open_fore
 from pretrain_lib.data.tokens.shards import read_manifest
 from pretrain_lib.data.windows.best_fit import BestFitPlan
 
-SCANNED_TOKENS, SCAN_STEP = 2**30, 2**24  # at most so many foreign ids are looked at at the start
+SCANNED_TOKENS, SCAN_STEP = 2**30, 2**24  # limit on the foreign ids checked at startup, and chunk
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A text that the model is validated on."""
+    """A held-out set for validation."""
 
     name: str
-    """By which the rows of a run tell several apart: its path's own."""
+    """The name of its path, which identifies it in the metrics of a run."""
     tokens: TokenArray
     rule: str
     """How it was chosen: hash:SHARE, first:TOKENS, or a path."""
     weight: float = 1.0
-    """Of what is read at a validation, in proportion to the others'."""
+    """Its share of the tokens read at a validation, relative to the other held-out sets."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a run reads: tokens to train on and to validate on, and what they mean."""
+    """The data of a run: training and validation tokens, with their tokenizer."""
 
     name: str
     train: tuple[TokenArray, ...]
-    """One for each path; none if the text is streamed."""
+    """One per path; empty with streaming."""
     validation: tuple[HeldOut, ...]
-    """One for each path that holds out text of its own; none if nothing is held out."""
+    """One per path with a held-out set; empty without validation."""
     tokenizer: Tokenizer | None
     fingerprint: str
     id_range: tuple[int, int]
@@ -50,7 +50,7 @@ class Corpus:
 
 
 def open_path(path: Path, data: DataConfig, vocabulary_size: int) -> Corpus:
-    """Open a prepared folder, or arrays that others wrote."""
+    """Open a prepared folder or a foreign token array."""
     if is_foreign(path):
         return _open_array(path, data, vocabulary_size)
     return _open_prepared(path, data, vocabulary_size)
@@ -62,8 +62,8 @@ def _open_prepared(folder: Path, data: DataConfig, vocabulary_size: int) -> Corp
     if data.tokenizer and load_tokenizer(data.tokenizer).sha256 != manifest["tokenizer_sha256"]:
         raise ValueError(
             f"data.tokenizer={data.tokenizer} is not the tokenizer that data.path={folder} was "
-            f"prepared with ({folder / TOKENIZER_FOLDER}); leave data.tokenizer out, or prepare "
-            f"the text again"
+            f"prepared with ({folder / TOKENIZER_FOLDER}); omit data.tokenizer, or prepare the "
+            f"text again"
         )
     train = manifest["splits"]["train"]
     check_ids(train["highest_id"], manifest["vocabulary_size"], vocabulary_size, folder)
@@ -81,7 +81,7 @@ def _open_prepared(folder: Path, data: DataConfig, vocabulary_size: int) -> Corp
 def open_validation(
     folder: Path, data: DataConfig, manifest: dict, vocabulary_size: int
 ) -> tuple[HeldOut, ...]:
-    """Return what a prepared folder holds out, or what `data.validation` names instead."""
+    """Open the held-out set of a prepared folder, or the one that `data.validation` names."""
     if names_tokens(data.validation):
         path = Path(data.validation).expanduser()
         return (_open_validation_path(path, manifest["tokenizer_sha256"], vocabulary_size),)
@@ -90,13 +90,14 @@ def open_validation(
         return ()
     if wanted != parse_validation(there) and data.source is not None:
         raise ValueError(
-            f"data.validation={data.validation}, but data.path={folder} was prepared with {there}"
+            f"data.validation={data.validation}, but data.path={folder} was prepared with {there}; "
+            f"set data.validation={there}, or give another folder"
         )
     if not manifest["splits"]["validation"]["tokens"]:
         raise ValueError(
-            f"data.path={folder} holds no validation text: data.validation={there} held out none "
-            f"of {manifest['splits']['train']['documents']:,} documents; hold out more "
-            f"(hash:SHARE), or first:TOKENS of the source, or give data.validation=none"
+            f"data.path={folder} has no validation text: data.validation={there} held out none of "
+            f"{manifest['splits']['train']['documents']:,} documents; hold out more (hash:SHARE), "
+            f"or first:TOKENS of the source, or set data.validation=none"
         )
     return (HeldOut(folder.name, open_split(folder, "validation"), there),)
 
@@ -104,7 +105,7 @@ def open_validation(
 def _open_validation_path(
     path: Path, tokenizer_sha256: str | None, vocabulary_size: int
 ) -> HeldOut:
-    """Open an array, or a prepared folder: what it holds out, or all of it if that is nothing."""
+    """Open a token array, or the held-out set of a prepared folder, all of it if it has none."""
     if is_foreign(path):
         tokens = open_foreign(path, vocabulary_size=vocabulary_size)
         lowest, highest = _id_range(tokens)
@@ -114,7 +115,7 @@ def _open_validation_path(
     if tokenizer_sha256 not in (None, manifest["tokenizer_sha256"]):
         raise ValueError(
             f"data.validation={path} was prepared with another tokenizer than data.path; prepare "
-            f"it with the tokenizer folder of that"
+            f"it with the tokenizer folder of data.path"
         )
     check_ids(manifest["vocabulary_size"] - 1, None, vocabulary_size, path)
     split = "validation" if manifest["splits"]["validation"]["tokens"] else "train"
@@ -125,8 +126,9 @@ def _open_array(path: Path, data: DataConfig, vocabulary_size: int) -> Corpus:
     train = open_foreign(path, vocabulary_size=vocabulary_size)
     if not names_tokens(data.validation) and data.validation != "none":
         raise ValueError(
-            f"data.path={path} is an array without documents: give data.validation=PATH of another "
-            f"array (.npy, .bin) or prepared folder, or data.validation=none, not {data.validation}"
+            f"data.validation={data.validation} cannot hold out text of data.path={path}, which is "
+            f"a token array: set data.validation=PATH of another array (.npy, .bin, .ds) or "
+            f"prepared folder, or data.validation=none"
         )
     lowest, highest = _id_range(train)
     check_ids(lowest if lowest < 0 else highest, None, vocabulary_size, path)
@@ -149,7 +151,7 @@ def _open_array(path: Path, data: DataConfig, vocabulary_size: int) -> Corpus:
 def check_ids(
     worst: int, tokenizer_size: int | None, vocabulary_size: int, path: Path | str
 ) -> None:
-    """Raise ValueError if an id or a tokenizer is too large for the model."""
+    """Raise ValueError if an id or the tokenizer does not fit the model's vocabulary."""
     needed = max(worst + 1, tokenizer_size or 0)
     if worst < 0 or needed > vocabulary_size:
         raise ValueError(
@@ -161,7 +163,7 @@ def check_ids(
 
 
 def _id_range(tokens: TokenArray) -> tuple[int, int]:
-    """Return the lowest and highest id among the first `SCANNED_TOKENS`; reads check the rest."""
+    """Return the lowest and highest of the first `SCANNED_TOKENS` ids; reads check all ids."""
     lowest, highest, scanned = 2**63 - 1, -1, 0
     for file, start in ((f, s) for f in tokens.files for s in range(0, f.num_tokens, SCAN_STEP)):
         if scanned >= SCANNED_TOKENS:
@@ -173,7 +175,7 @@ def _id_range(tokens: TokenArray) -> tuple[int, int]:
 
 
 def _fingerprint(tokens: TokenArray) -> str:
-    """Return a hash of the sizes of files and of 64 stretches spread over each."""
+    """Return a hash of the file sizes and of 64 evenly spaced samples of each file."""
     stretch, digest = 2**16, hashlib.sha256()
     for file in tokens.files:
         size = file.path.stat().st_size

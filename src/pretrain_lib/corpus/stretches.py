@@ -1,4 +1,4 @@
-"""Which stretches of the held-out texts a validation reads: the same whatever runs."""
+"""Select the windows of the held-out sets that a validation reads, the same in every run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from pretrain_lib.data.windows.packing import validation_windows
 
 @dataclass(frozen=True)
 class Stretch:
-    """The beginning of a held-out text, in whole windows."""
+    """The first windows of a held-out set."""
 
     name: str
     tokens: TokenArray
     windows: int
     text_bytes: int | None = None
-    """Of the text that is predicted, as UTF-8; None where it is not known."""
+    """UTF-8 size of the predicted text in bytes; None if unknown."""
 
 
 def choose_stretches(
@@ -27,10 +27,10 @@ def choose_stretches(
     max_tokens: int | None,
     tokenizer: Tokenizer | None = None,
 ) -> tuple[Stretch, ...]:
-    """Return the windows of each text that a validation over `max_tokens` (None: all) reads.
+    """Select the windows of each held-out set for a validation over `max_tokens` (None: all).
 
-    Of several texts each gives its share by weight. Sizes in bytes are counted if there is a
-    `tokenizer`. Raises ValueError if a text or its share has no window.
+    `max_tokens` is divided among several sets by weight. `tokenizer`, if given, is used to compute
+    `text_bytes`. Raises ValueError if a set or its share is shorter than a window.
     """
     total = sum(text.weight for text in held_out)
     found = []
@@ -38,9 +38,9 @@ def choose_stretches(
         share = None if max_tokens is None else int(max_tokens * text.weight / total)
         if len(held_out) > 1 and share is not None and share < sequence_length:
             raise ValueError(
-                f"run.evaluate_tokens={max_tokens}: the share of {text.name} is {share} tokens, "
-                f"less than batch.sequence_length={sequence_length}; raise it, or give null for "
-                f"all that is held out"
+                f"validation.tokens={max_tokens}: the share of {text.name} is {share} tokens, "
+                f"less than batch.sequence_length={sequence_length}; raise validation.tokens, or "
+                f"set it to null to read all held-out text"
             )
         windows = validation_windows(text.tokens, sequence_length, max_tokens=share)
         size = None

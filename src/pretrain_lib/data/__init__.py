@@ -1,7 +1,8 @@
-"""From documents to batches of packed windows.
+"""The data pipeline: from documents to batches of packed windows.
 
-Read in the order in which the data flows: `text` (sources, formats, tokenizers), `tokens` (shards
-on disk and how they are read), `prepare` (text into shards), `windows` (order, packing, batches).
-`permutation` is the shuffle that `prepare` and `windows` share; `pool` runs workers; `inspection`
-and `overlap` serve the commands of those names.
+In the order in which the data flows: `text` (sources, file formats, tokenizers), `tokens` (the
+on-disk format of token ids and its readers), `prepare` (tokenize text into shards), `windows`
+(order, packing, batches). `permutation` is the shuffle that `prepare` and `windows` share, `pool`
+runs worker processes, and `inspection` and `overlap` implement `pretrain inspect` and
+`pretrain overlap`.
 """

@@ -1,4 +1,4 @@
-"""What lies in prepared folders and arrays, and what a run would make of it."""
+"""Describe prepared folders and token arrays, and how a run would read them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ QUANTILES = {0: "min", 0.1: "10 %", 0.5: "median", 0.9: "90 %", 1: "max"}
 
 @dataclass(frozen=True)
 class Inspected:
-    """One path: its tokens, and what is known of them."""
+    """The tokens of one path, with the manifest and tokenizer if there are any."""
 
     path: Path
     train: TokenArray
@@ -40,9 +40,11 @@ def inspect_data(
     weights: Sequence[float] | None = None,
     planned_tokens: int | None = None,
 ) -> Iterator[str]:
-    """Yield lines: what each path holds, what packing cuts and pads, epochs of a run, a window.
+    """Yield the lines of `pretrain inspect`.
 
-    `plan_folder` is where a plan of best-fit packing is kept, `planned_tokens` what a run reads.
+    They describe the content of each path, how much packing cuts and pads, the epochs of a run that
+    reads `planned_tokens` tokens, and the decoded window number `window`. `plan_folder` is where
+    best-fit packing plans are kept.
     """
     opened = [_open(path) for path in paths]
     plans = None
@@ -91,7 +93,7 @@ def _plan(one: Inspected, sequence_length: int, folder: Path | None) -> BestFitP
 
 
 def _describe(one: Inspected) -> Iterator[str]:
-    """Yield what a path holds."""
+    """Yield the content of a path: sources, tokens, splits, rejected documents."""
     yield f"path        {one.path}"
     if one.manifest is None:
         dtypes = ", ".join(sorted({file.dtype.name for file in one.train.files}))
@@ -128,7 +130,7 @@ def _describe_documents(tokens: TokenArray) -> Iterator[str]:
 
 
 def _describe_concat(one: Inspected, sequence_length: int, seed: int) -> Iterator[str]:
-    """Yield how many windows an epoch has, and what their edges cut."""
+    """Yield the number of windows per epoch, and the share of documents that their edges cut."""
     order = PackedDataset(one.train, sequence_length=sequence_length, seed=seed).order
     windows = order.windows_per_epoch(0)
     unread = 1 - windows * sequence_length / len(one.train)
@@ -142,7 +144,7 @@ def _describe_concat(one: Inspected, sequence_length: int, seed: int) -> Iterato
 
 
 def _cut_share(tokens: TokenArray, first: int, sequence_length: int) -> float:
-    """Return the share of documents that do not lie in one window, windows beginning at `first`."""
+    """Return the share of documents that span two windows, if windows start at token `first`."""
     cut = documents = start = 0
     for ends in tokens.iterate_ends():
         starts = np.concatenate([[start], ends[:-1]])[: len(ends)]
@@ -163,7 +165,7 @@ def _describe_run(
 
 
 def _show_window(opened: Sequence[Inspected], dataset: PackedDataset, number: int) -> Iterator[str]:
-    """Yield a window of the run, decoded if a tokenizer is known, a piece for each document."""
+    """Yield one window of the run, decoded if there is a tokenizer, split at document ends."""
     source = int(dataset.order.locate(np.array([number]))[0][0])
     window, length = dataset[number], dataset.sequence_length
     yield f"\nwindow {number} of seed {dataset.order.seed}, {length} tokens, {opened[source].path}:"

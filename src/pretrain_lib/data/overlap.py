@@ -1,8 +1,8 @@
-"""How much of given evaluation items occurs in a corpus, told by n-grams of words.
+"""Measure the overlap of evaluation items with a training corpus by word n-grams.
 
-The test of Brown et al. (2020), appendix C: an item overlaps if 13 consecutive words of it are in
-the corpus. Words are runs of letters and digits in lower case; what stands between them does not
-matter. A script without spaces has few words, and is hardly tested.
+The contamination test of Brown et al. (2020), appendix C: an item overlaps if 13 consecutive words
+of it occur in the corpus. Words are lower-cased runs of letters and digits; all else is ignored.
+The test says little about scripts without spaces.
 """
 
 import json
@@ -23,31 +23,31 @@ from pretrain_lib.data.text.sources import FileSource, Source, open_source
 from pretrain_lib.data.tokens.shards import write_json
 
 WORD, GAP = re.compile(r"[^\W_]+"), re.compile(r"[\W_]")
-PIECE_CHARACTERS, PIECES_AT_ONCE = 2**13, 256  # of documents, cut into words and looked up
+PIECE_CHARACTERS, PIECES_AT_ONCE = 2**13, 256  # documents are split and looked up in pieces
 WORST_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class ItemOverlap:
-    """An item that overlaps, with its first n-gram that does and the first place of that."""
+    """An overlapping item, with its first overlapping n-gram and where that first occurs."""
 
-    line: int  # of the items file, from 1
-    ngrams: int  # that differ from each other
+    line: int  # in the items file, from 1
+    ngrams: int  # distinct
     overlapping_ngrams: int
     example: str
     source: str
-    unit: int  # of `source.units()`, from 0
-    document: int  # of `source.documents(unit)`, from 0
-    file: str | None  # if the source has files
+    unit: int  # index in `source.units()`
+    document: int  # index in `source.documents(unit)`
+    file: str | None  # None if the source is not local files
 
 
 @dataclass
 class FileOverlap:
-    """What was found of the items of a file; its n-grams are the sums over its items."""
+    """The overlap of the items of one file; n-gram counts are summed over the items."""
 
     path: str
     items: int = 0
-    tested: int = 0  # the others are too short: no string of theirs has n words
+    tested: int = 0  # items with at least one string of n words
     overlapping: int = 0
     ngrams: int = 0
     overlapping_ngrams: int = 0
@@ -56,7 +56,7 @@ class FileOverlap:
 
 @dataclass
 class SourceRead:
-    """How much of a source was searched."""
+    """How many documents of a source were searched."""
 
     name: str
     documents: int = 0
@@ -66,31 +66,30 @@ class SourceRead:
 
 @dataclass(frozen=True)
 class OverlapReport:
-    """How much of the items of each file was found in the sources."""
+    """The overlap of each items file with the sources."""
 
-    ngram: int  # words
-    fields: list[str]  # of the items; empty: all
+    ngram: int  # in words
+    fields: list[str]  # fields of the items that were tested; all if empty
     sources: list[SourceRead]
     files: list[FileOverlap]
 
 
 @dataclass(frozen=True)
 class _NGrams:
-    """Numbers, from 1, of the items' words and n-grams; all others have the number 0.
+    """Ids, from 1, for the words and n-grams of the items; any other word or n-gram has id 0.
 
-    Pairs of words are numbered, then pairs of pairs, and so on up to n words. Unlike hashes, two
-    numbers are equal exactly where the words are: no hit needs a second look.
+    Pairs of words get ids, then pairs of pairs, up to n words. Unlike hashes, ids never collide.
     """
 
     ngram: int
     words: dict[str, int] = field(default_factory=dict)
-    levels: list[np.ndarray] = field(default_factory=list)  # pairs of each width: int64, sorted
+    levels: list[np.ndarray] = field(default_factory=list)  # known pairs per level: int64, sorted
 
     def number(self, ids: np.ndarray, *, learn: bool = False) -> np.ndarray:
-        """Return the numbers of the n-grams that begin at each of `ids`: `(words - n + 1,)`."""
+        """Return the id of the n-gram that begins at each word: `(words - n + 1,)`."""
         width = 1
         for level in range((self.ngram - 1).bit_length()):
-            step = min(width, self.ngram - width)  # the halves of the last level may share words
+            step = min(width, self.ngram - width)  # the two halves of the last level may overlap
             left, right = ids[:-step], ids[step:]
             at = np.flatnonzero((left > 0) & (right > 0))
             pairs = left[at] << 32 | right[at]
@@ -116,11 +115,11 @@ def find_overlap(
     workers: int = 1,
     quiet: bool = False,
 ) -> OverlapReport:
-    """Look for the n-grams of items, JSON objects on the lines of files, in documents of sources.
+    """Search the documents of `sources` for n-grams of the items in `items`, JSON Lines files.
 
-    Every string of an item is tested on its own, however deep it lies; with `fields`, only those in
-    these. A part of a document that a source cuts is a document here. Raises ValueError for items
-    that cannot be read or tested, and for a source of which no document can be read.
+    Each string of an item, at any depth, is tested on its own; `fields` restricts the test to these
+    fields. Each part of a document that a source splits counts as a document. Raises ValueError for
+    items that cannot be read or tested, and for a source without a readable document.
     """
     if ngram < 1:
         raise ValueError(f"ngram={ngram} must be at least 1 word")
@@ -146,7 +145,7 @@ def find_overlap(
 
 
 def format_overlap(report: OverlapReport) -> str:
-    """Return what was searched, a table of the items files, and the items that overlap most."""
+    """Format a report: documents searched, a table of items files, the most overlapping items."""
     lines = []
     for source in report.sources:
         rejected = f"; {source.rejected:,} cannot be read, the first: {source.first_rejected}"
@@ -174,7 +173,7 @@ def format_overlap(report: OverlapReport) -> str:
 
 
 def write_overlap(report: OverlapReport, path: Path) -> None:
-    """Write everything that a report holds as JSON."""
+    """Write a report as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(report))
 
@@ -182,9 +181,9 @@ def write_overlap(report: OverlapReport, path: Path) -> None:
 def _read_items(
     paths: Sequence[Path], fields: Sequence[str], known: _NGrams
 ) -> tuple[list[FileOverlap], list[tuple], np.ndarray]:
-    """Return the files, `(file, line, slice of words)` of the items long enough, and their words.
+    """Return the files, a `(file, line, slice of word ids)` per tested item, and all word ids.
 
-    The words are numbers, filled into `known`; behind those of every string stands a 0.
+    New words are added to `known`. The word ids of each string are followed by a 0.
     """
     files, tested, ids, keys = [], [], [], {}
     for path in paths:
@@ -201,7 +200,7 @@ def _read_items(
                 tested.append((file, line, slice(start, len(ids))))
     names = ", ".join(map(str, paths))
     if missing := [key for key in fields if key not in keys]:
-        rule = f"no record of {names} has this; they have {', '.join(keys)}"
+        rule = f"no record of {names} has this field; they have {', '.join(keys)}"
         raise ValueError(f"fields={', '.join(missing)}: {rule}")
     if not tested:
         raise ValueError(
@@ -227,7 +226,7 @@ def _read_records(path: Path) -> Iterator[tuple[int, dict]]:
 
 
 def _strings(value: Any) -> list[str]:
-    """Return the strings of a JSON value, however deep they lie."""
+    """Return all strings within a JSON value, at any depth."""
     if isinstance(value, str):
         return [value]
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -237,7 +236,7 @@ def _strings(value: Any) -> list[str]:
 def _search(
     sources: list[Source], known: _NGrams, *, workers: int, quiet: bool
 ) -> tuple[dict[int, tuple], list[SourceRead]]:
-    """Return the first `(source, unit, document, file)` of the n-grams found, and what was read."""
+    """Return the first `(source, unit, document, file)` of each n-gram found, and what was read."""
     units = [(s, *unit) for s, source in enumerate(sources) for unit in enumerate(source.units())]
     tasks = ((known, sources[s], unit) for s, _, unit in units)
     scans = run_tasks(_scan_unit, tasks, workers=workers)
@@ -258,7 +257,7 @@ def _search(
 
 
 def _scan_unit(task: tuple[_NGrams, Source, Any]) -> tuple[dict[int, tuple], int, list[str]]:
-    """Return a unit's known n-grams with their first `(document, file)`, its documents, rejects."""
+    """Return where known n-grams first occur in a unit, its document count, and the rejected."""
     known, source, unit = task
     first, files, rejected = {}, [], []
     pieces = _read_pieces(source, unit, files, rejected)
@@ -267,7 +266,7 @@ def _scan_unit(task: tuple[_NGrams, Source, Any]) -> tuple[dict[int, tuple], int
         lengths = [len(words) for _, words in batch]
         words = chain.from_iterable(words for _, words in batch)
         new = np.fromiter(map(known.words.get, words, repeat(0)), np.int64, count=sum(lengths))
-        # Behind the last n-1 words of the batch before, so every n-gram is whole in one batch.
+        # Keep the last n - 1 words of the previous batch, so that no n-gram is split.
         start = max(len(ids) - known.ngram + 1, 0)
         ids = np.concatenate([ids[start:], new])
         owners = np.concatenate([owners[start:], np.repeat([n for n, _ in batch], lengths)])
@@ -282,7 +281,7 @@ def _scan_unit(task: tuple[_NGrams, Source, Any]) -> tuple[dict[int, tuple], int
 def _read_pieces(
     source: Source, unit: Any, files: list[str | None], rejected: list[str]
 ) -> Iterator[tuple[int, list[str]]]:
-    """Yield `(document, some of its words)`, the last an empty one; fill `files` and `rejected`."""
+    """Yield `(document, words)` piece by piece, then `[""]`; fill `files` and `rejected`."""
     in_files = isinstance(source, FileSource)
     parts = [((piece,), str(piece.path)) for piece in unit] if in_files else [(unit, None)]
     for part, file in parts:

@@ -1,6 +1,6 @@
-"""Keyed permutations of a range, computed index by index: shuffling without memory.
+"""Shuffle a range with a keyed permutation, computed index by index without storing it.
 
-Documents are shuffled by them when text is prepared, windows when it is read.
+`prepare` shuffles documents with it, and training shuffles windows.
 """
 
 import hashlib
@@ -12,14 +12,14 @@ FEISTEL_ROUNDS = 6
 
 
 def derive_keys(*parts: object) -> np.ndarray:
-    """Return the `(FEISTEL_ROUNDS,)` uint64 round keys named by `parts`."""
+    """Return the Feistel round keys derived from `parts`: uint64, `(FEISTEL_ROUNDS,)`."""
     text = "|".join(["pretrain_lib.order", str(ORDER_VERSION), *map(str, parts)])
     digest = hashlib.blake2b(text.encode(), digest_size=8 * FEISTEL_ROUNDS).digest()
     return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
 
 
 def _scramble(values: np.ndarray, key: np.uint64) -> np.ndarray:
-    """Hash uint64 `values` with `key` (the finalizer of SplitMix64, Steele et al. 2014)."""
+    """Hash uint64 `values` with `key` (the SplitMix64 finalizer, Steele et al. 2014)."""
     x = values + key
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -27,11 +27,11 @@ def _scramble(values: np.ndarray, key: np.uint64) -> np.ndarray:
 
 
 def permute(indices: np.ndarray, *, size: int, keys: np.ndarray) -> np.ndarray:
-    """Map each index in `range(size)` to its place under the bijection that `keys` selects.
+    """Apply the permutation of `range(size)` selected by `keys` to each of `indices`.
 
-    A balanced Feistel network permutes the next power of four; an image beyond `size` is permuted
-    again until it falls inside ("cycle walking", Black and Rogaway 2002), which keeps it a
-    bijection. Needs O(len(indices)) time and memory, whatever `size`.
+    A balanced Feistel network permutes the range up to the next power of four. A result of `size`
+    or more is permuted again until it is below `size` ("cycle walking", Black and Rogaway 2002),
+    which keeps the map a bijection. Takes O(len(indices)) time and memory, whatever `size` is.
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)

@@ -1,4 +1,4 @@
-"""Work shared out to processes, and the bar that shows how far it has come."""
+"""Run tasks in worker processes, with a progress bar."""
 
 import os
 import signal
@@ -18,20 +18,21 @@ from typing import Any
 
 from tqdm import tqdm
 
-REFRESH_SECONDS, LINE_SECONDS = 0.3, 30  # of a bar on a terminal; between lines elsewhere
-# Started once and forked from: a fork of this process would inherit locks that threads hold.
+# How often the bar is redrawn on a terminal, and a progress line is printed elsewhere.
+REFRESH_SECONDS, LINE_SECONDS = 0.3, 30
+# Workers are forked from a fork server: a fork of this process would inherit locks held by threads.
 CONTEXT = get_context("forkserver")
 OWN_CODE = Path(__file__).parents[1]
-_counters: Any = None  # shared with workers: bytes of source and of text, documents, tokens
+_counters: Any = None  # shared with workers: source bytes, text bytes, documents, tokens
 
 
 def count_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of CPU cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def warm_up(function: Callable) -> None:
-    """Start what workers are forked from, which imports meanwhile what `function` needs."""
+    """Start the fork server early, to import the module of `function` in the background."""
     CONTEXT.set_forkserver_preload([function.__module__])
     forkserver.ensure_running()
 
@@ -44,11 +45,13 @@ def run_tasks(
     ahead: int | None = None,
     survive_signals: bool = False,
 ) -> Iterator:
-    """Yield `function(task)` for each task in order, worked on by so many processes.
+    """Yield `function(task)` for each task, in order, computed by `workers` processes.
 
-    One worker is this process itself. At most `ahead` tasks are begun before their turn (default:
-    all). Workers end with this process, even if it is killed, and at the signals that end programs,
-    unless they are to `survive_signals`.
+    With `workers=1` the tasks run in this process. At most `ahead` tasks are submitted before the
+    result of the first pending one is consumed (default: all). Workers exit with this process, even
+    if it is killed. They also exit on SIGINT, SIGTERM and SIGUSR1 unless `survive_signals` is set.
+
+    Raises RuntimeError if a worker process dies.
     """
     if workers == 1:
         yield from map(function, tasks)
@@ -71,19 +74,23 @@ def run_tasks(
         ended = True
     except BrokenProcessPool as error:
         raise RuntimeError(
-            f"one of {workers} worker processes ended. If it was killed for want of memory, start "
+            f"one of {workers} worker processes ended unexpectedly. If it ran out of memory, start "
             f"again with fewer workers; a script that starts workers needs the guard "
             f"`if __name__ == '__main__':`"
         ) from error
     finally:
         for worker in () if ended else set(active_children()) - others:
-            worker.kill()  # what it is at is not wanted any more
+            worker.kill()  # its result is no longer needed
         pool.shutdown(cancel_futures=True)
 
 
 @dataclass
 class _Refusal:
-    """A ValueError that this library raised in a worker: its traceback does not travel."""
+    """A ValueError raised by this library in a worker, to be raised again in the parent.
+
+    A pickled exception has no traceback, which tells a user's mistake from a defect, so the message
+    is sent instead.
+    """
 
     message: str
 
@@ -114,7 +121,7 @@ def _start_worker(counters: Any, survive_signals: bool) -> None:
 
 
 def end_with_parent() -> None:
-    """End this process as soon as its parent is gone, even if that was killed."""
+    """Exit this process as soon as its parent has exited, even if the parent was killed."""
 
     def wait() -> None:
         parent_process().join()
@@ -126,7 +133,7 @@ def end_with_parent() -> None:
 def count(
     *, source_bytes: int = 0, text_bytes: int = 0, documents: int = 0, tokens: int = 0
 ) -> None:
-    """Add to what the bar shows, from whichever process."""
+    """Add to the totals of the progress bar, from any process."""
     if _counters is not None:
         with _counters.get_lock():
             for index, amount in enumerate((source_bytes, text_bytes, documents, tokens)):
@@ -135,9 +142,10 @@ def count(
 
 @contextmanager
 def show_progress(label: str, *, total_bytes: int, done_bytes: int = 0, quiet: bool) -> Iterator:
-    """Show documents, tokens, MB/s and the time left of what calls `count` meanwhile, on stderr.
+    """Show the progress reported through `count` on stderr while the context is open.
 
-    A bar on a terminal, elsewhere a line now and then.
+    Shows documents, tokens, MB/s of text and the time left: as a bar on a terminal, as a line every
+    `LINE_SECONDS` elsewhere.
     """
     global _counters  # handed to the workers when they start
     _counters = CONTEXT.Array("Q", 4)
@@ -157,7 +165,7 @@ def show_progress(label: str, *, total_bytes: int, done_bytes: int = 0, quiet: b
         while not is_last:
             is_last = ended.wait(REFRESH_SECONDS)
             now = time.monotonic()
-            # Not locked: a worker that was killed may have held the lock.
+            # Read without the lock: a worker may have been killed while holding it.
             done, text_bytes, documents, tokens = _counters.get_obj()[:]
             rate = text_bytes / (now - started)
             numbers = f"{documents:,} documents, {tokens:,} tokens, {rate / 1e6:.1f} MB/s of text"

@@ -1,6 +1,6 @@
 """Processes and devices, through Accelerate.
 
-`engine` starts the Accelerator, `guards` refuse launches that would not do what was asked,
-`launched` covers rank 0 and the other processes of a launch, `launch_file` reads the launcher's
-configuration, `sharding` sets up FSDP2.
+`engine` starts the Accelerator, `guards` rejects launches that do not match the recipe, `launched`
+coordinates the ranks of a launch, `launch_file` reads the launcher's configuration, `sharding` sets
+up FSDP2.
 """

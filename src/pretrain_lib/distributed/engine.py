@@ -1,4 +1,4 @@
-"""Builds the Accelerator of a run."""
+"""Create the Accelerator of a run."""
 
 import os
 from datetime import timedelta
@@ -18,37 +18,37 @@ from pretrain_lib.distributed.sharding import build_sharding, check_sharding
 
 
 def start_accelerator(config: Recipe) -> Accelerator:
-    """Return the Accelerator of a run: device, processes, precision, sharding, trackers.
+    """Create the Accelerator of a run: device, processes, precision, sharding, trackers.
 
-    Processes, precision and sharding come from `accelerate launch`; started by plain `python` a run
-    has one process, and bf16 where the device is fast in it. Raises ValueError if what runs is not
-    what was asked for.
+    Processes, precision and sharding are those of `accelerate launch`. Started by plain `python`, a
+    run has one process, and uses bf16 if the device has native bf16 support. Raises ValueError if
+    the actual setup differs from the requested one.
     """
     launched = int(os.environ.get("WORLD_SIZE", 1))
-    check_trackers(config.run.trackers)
-    # Without this, two processes on a machine without CUDA would be two runs of one process.
+    check_trackers(config.log.trackers)
+    # Otherwise two processes on a machine without CUDA would each be a run of one process.
     cpu = launched > 1 and not torch.cuda.is_available()
     precision, remark = choose_precision(os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16"), cpu)
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=precision,
-        fsdp_plugin=build_sharding(gather=config.run.gather),
-        # The step sets the number of micro-batches itself; this keeps the environment's out.
+        fsdp_plugin=build_sharding(param_dtype=config.system.fsdp_param_dtype),
+        # `train_step` handles gradient accumulation itself: ignore the setting of the environment.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=1, sync_with_dataloader=False
         ),
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(seconds=config.run.collective_timeout)),
-            # No weight is used twice in a forward: kept, its copy in bf16 would only take room.
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.system.collective_timeout)),
+            # A forward uses each weight once, so caching bf16 copies would only take memory.
             AutocastKwargs(cache_enabled=False),
         ],
-        log_with=list(config.run.trackers) or None,
+        log_with=list(config.log.trackers) or None,
         project_dir=config.run.dir,
     )
     if remark:
         accelerator.print(remark)
-    check_world(accelerator, launched=launched, expected=config.run.processes)
-    check_sharding(accelerator, gather=config.run.gather)
+    check_world(accelerator, launched=launched, expected=config.system.processes)
+    check_sharding(accelerator, param_dtype=config.system.fsdp_param_dtype)
     check_accumulation(config, processes=accelerator.num_processes)
     if is_elastic():
         meet_main_rank(accelerator)
@@ -59,11 +59,11 @@ def start_accelerator(config: Recipe) -> Accelerator:
 
 
 def choose_precision(wanted: str, cpu: bool) -> tuple[str, str | None]:
-    """Return the precision to train in, "bf16" or "no" (fp32), and a remark if it is another."""
+    """Return the training precision, "bf16" or "no" (fp32), and a remark if it is not `wanted`."""
     if wanted not in ("no", "bf16"):
         raise ValueError(
             f"mixed_precision={wanted} is not supported: set 'no' or 'bf16' in the configuration "
-            f"given to accelerate launch (fp16 would need a loss scaler)"
+            f"of accelerate launch (fp16 would need loss scaling)"
         )
     if wanted == "no":
         return "no", None

@@ -1,4 +1,4 @@
-"""Refuses a world that is not the one asked for."""
+"""Check that the processes and settings of a launch match the recipe."""
 
 import os
 
@@ -22,13 +22,13 @@ def check_trackers(wanted: list[str]) -> None:
     for name in wanted:
         if name not in installed:
             raise ValueError(
-                f"run.trackers={wanted}: {name} is not installed, or unknown to Accelerate; "
-                f"installed: {', '.join(installed) or 'none'} (see the extra 'trackers')"
+                f"log.trackers={wanted}: {name} is not installed, or unknown to Accelerate; "
+                f"installed: {', '.join(installed) or 'none'} (install pretrain_lib[trackers])"
             )
 
 
 def check_world(accelerator: Accelerator, *, launched: int, expected: int | None) -> None:
-    """Raise ValueError if the processes that run are not those started, or not those expected."""
+    """Raise ValueError if the world size is not the number of processes launched or expected."""
     running, kind = accelerator.num_processes, accelerator.distributed_type
     if kind not in SUPPORTED:
         raise ValueError(
@@ -42,18 +42,18 @@ def check_world(accelerator: Accelerator, *, launched: int, expected: int | None
         )
     if expected is not None and running != expected:
         raise ValueError(
-            f"run.processes={expected} but {running} run: check num_processes in the configuration "
-            f"given to accelerate launch (for several processes on CPUs: cpu_2proc.yaml)"
+            f"system.processes={expected} but {running} run: check num_processes in the "
+            f"configuration of accelerate launch (for several processes on CPUs: cpu_2proc.yaml)"
         )
 
 
 def check_accumulation(config: Recipe, *, processes: int) -> None:
-    """Raise ValueError if the launcher was told of another accumulation than the batch's."""
+    """Raise ValueError if the launcher's gradient accumulation differs from the recipe's."""
     batch, told = config.batch, os.environ.get(ACCUMULATION, "1")
     derived = batch.tokens // (processes * batch.micro_batch * batch.sequence_length)
     if told not in ("1", str(derived)):
         raise ValueError(
             f"gradient_accumulation_steps={told} was given to accelerate launch ({ACCUMULATION}) "
             f"but batch.tokens={batch.tokens} makes {derived} micro-batches on {processes} "
-            f"processes: leave it out, and change batch.tokens or batch.micro_batch instead"
+            f"processes: omit it, and change batch.tokens or batch.micro_batch instead"
         )

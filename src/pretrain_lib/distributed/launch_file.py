@@ -1,4 +1,4 @@
-"""Which configuration file `accelerate launch` took, so that none comes in unseen."""
+"""Detect which configuration file `accelerate launch` used, so that a run can report it."""
 
 from pathlib import Path
 
@@ -11,16 +11,16 @@ from pretrain_lib.distributed.launched import find_launcher
 
 
 def launch_configuration() -> dict:
-    """Return the file that the launcher read, whether as the user's default, and what it says.
+    """Return the configuration file of the launcher, whether it is the default one, its settings.
 
-    Without `--config_file` the launcher takes the default file of its user, if there is one,
-    unless it is given `--cpu`. The file is None if there was no launcher, or no file.
+    Without `--config_file` and `--cpu`, the launcher uses the user's default file if there is one.
+    `file` is None if there was no launcher or no file.
     """
     none = {"file": None, "default": False, "settings": {}}
     launcher = find_launcher()
     try:
         words = None if launcher is None else _launch_words(launcher.cmdline())
-    except psutil.Error:  # it has ended
+    except psutil.Error:  # the launcher has ended
         words = None
     if words is None:
         return none
@@ -35,7 +35,7 @@ def launch_configuration() -> dict:
 
 
 def _launch_words(command: list[str]) -> list[str] | None:
-    """Return what follows `accelerate launch` in a command line, None if it is another."""
+    """Return the arguments of `accelerate launch` in a command line, None for another command."""
     names = [Path(word).name for word in command]
     for i, name in enumerate(names):
         if name == "launch" and i and "accelerate" in names[i - 1]:
@@ -47,18 +47,18 @@ def _launch_words(command: list[str]) -> list[str] | None:
 
 def _read_settings(file: str, launcher: psutil.Process) -> dict:
     try:
-        return yaml.safe_load(Path(launcher.cwd(), file).read_text()) or {}  # JSON, too
-    # Changed since the launcher read it, which restarts survive; or the launcher has ended.
+        return yaml.safe_load(Path(launcher.cwd(), file).read_text()) or {}  # also parses JSON
+    # The file may have changed since the launcher read it, or the launcher may have ended.
     except (OSError, psutil.Error, yaml.YAMLError):
         return {}
 
 
 def default_line(configuration: dict) -> str | None:
-    """Return what to say about a file that nobody named, None if there is none."""
+    """Return a remark if the launcher used the user's default file, else None."""
     if not configuration["default"]:
         return None
     settings = ", ".join(f"{name} {value}" for name, value in configuration["settings"].items())
     return (
-        f"launched without --config_file: {configuration['file']} was taken, your default "
+        f"launched without --config_file: your default {configuration['file']} was used "
         f"({settings})"
     )

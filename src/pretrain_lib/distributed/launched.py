@@ -1,4 +1,4 @@
-"""What a process that `accelerate launch` started owes to those beside it."""
+"""Coordinate the processes started by `accelerate launch`: restarts, refusals, errors, signals."""
 
 import ctypes
 import os
@@ -17,64 +17,65 @@ PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
 def is_elastic() -> bool:
-    """Whether any exit code but 0 makes the launcher start all processes again."""
+    """Return whether the launcher restarts all processes after an exit code other than 0."""
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
 
 
 def launch_id() -> str | None:
-    """Return by which name the launchers of all nodes know an elastic launch, if it has one."""
+    """Return the rendezvous id that all nodes of an elastic launch share, None if it has none."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return name if is_elastic() and name != "none" else None
 
 
 def is_restart(begun_by: str | None) -> bool:
-    """Whether the launcher has started these processes again, and this is the run it was.
+    """Return whether the launcher has restarted these processes, and they continue the same run.
 
-    A launcher counts the restarts for which its own node is to blame. On the others the run is
-    known by `begun_by`, the `launch_id` that its folder holds.
+    A launcher counts only the restarts that its own node caused. On the other nodes the run is
+    recognized by `begun_by`, the `launch_id` stored in its folder.
     """
     counted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     return counted or (begun_by is not None and begun_by == launch_id())
 
 
 def launch_time() -> float:
-    """Return when the command was given that started this process, in seconds since the epoch."""
+    """Return when the launcher, or else this process, was started, in seconds since the epoch."""
     return (find_launcher() or psutil.Process()).create_time()
 
 
 def find_launcher() -> psutil.Process | None:
-    """Return the process of `accelerate launch` that started this one, if one did."""
+    """Return the `accelerate launch` process that started this one, or None."""
     parent = psutil.Process().parent()
     if parent is None or "ACCELERATE_MIXED_PRECISION" not in os.environ:
-        return None  # a shell may have set that variable, too
-    try:
+        return None
+    try:  # a shell may have set that variable too, so look at the parent's command line
         words = parent.cmdline()
-    except psutil.Error:  # it has ended, or is another user's
+    except psutil.Error:  # the parent has ended, or belongs to another user
         return None
     return parent if any("accelerate" in Path(word).name for word in words) else None
 
 
 def refuse_together(reason: str) -> bool:
-    """Let the processes of an elastic launch end together; return whether the main one refuses.
+    """Make all processes of an elastic launch exit when the main process refuses to run.
 
-    It ends with 0, lest it be started again, upon which nobody would end the others: they wait for
-    its message, here or when they start (`meet_main_rank`). True where nobody has to be told.
+    Returns whether the main process refuses, or True if no other process has to be told. The main
+    process must exit with 0: any other code would restart it, and the other processes would keep
+    waiting for its message, which they receive here or at startup (`meet_main_rank`).
     """
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
-    if not is_elastic() or alone or PartialState._shared_state:  # they have met
+    if not is_elastic() or alone or PartialState._shared_state:  # the process group exists already
         return True
     PartialState(cpu=not torch.cuda.is_available())
     outcome = [None, reason]
     broadcast_object_list(outcome)
     if outcome[1] is None:
         return False
-    torch.distributed.barrier()  # nobody leaves while another still listens
-    torch.distributed.destroy_process_group()  # or its threads may abort the exit
+    torch.distributed.barrier()  # no process may leave while another still receives
+    torch.distributed.destroy_process_group()  # otherwise its threads may abort the exit
     return True
 
 
 def meet_main_rank(accelerator: Accelerator) -> None:
-    """Raise ValueError with its reason if the main process has refused (`refuse_together`)."""
+    """Raise ValueError with the reason if the main process refused to run (`refuse_together`)."""
     try:
         on_main(accelerator, lambda: None)
     except ValueError:
@@ -84,7 +85,7 @@ def meet_main_rank(accelerator: Accelerator) -> None:
 
 
 def on_main(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
-    """Call `function` on the main process; all processes get its result, or its ValueError."""
+    """Call `function` on the main process; return its result, or raise its ValueError, on all."""
     outcome = [None, None]
     if accelerator.is_main_process:
         try:
@@ -99,7 +100,7 @@ def on_main(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
 
 
 def on_all(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
-    """Call `function` on all processes; a ValueError of one is raised on all of them."""
+    """Call `function` on all processes; a ValueError on one of them is raised on all."""
     result, problem = None, None
     try:
         result = function()
@@ -111,14 +112,14 @@ def on_all(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
 
 
 def stop_with_launcher() -> None:
-    """Get SIGTERM, which saves and stops, when the launcher of this single process has ended.
+    """Make the kernel send SIGTERM (save and stop) to this single process when its launcher exits.
 
-    Accelerate's launcher of one process does not hand a SIGTERM on: it ends and leaves the process
-    behind. Linux only; elsewhere signal the python process itself.
+    Accelerate's single-process launcher does not forward a SIGTERM: it exits and leaves the process
+    running. Linux only; on other systems, signal the Python process itself.
     """
     launcher = find_launcher()
     if sys.platform != "linux" or launcher is None or "TORCHELASTIC_RUN_ID" in os.environ:
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
-    if os.getppid() != launcher.pid:  # it ended before we could say so
+    if os.getppid() != launcher.pid:  # the launcher had exited before the call
         os.kill(os.getpid(), signal.SIGTERM)

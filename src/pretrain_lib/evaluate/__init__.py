@@ -1,7 +1,8 @@
 """Validation loss and lm-eval scores.
 
-`validation` computes the loss on held-out text. `harness` runs lm-eval on a folder or a live model:
-`tasks` finds its tasks, `live_model` is the model as lm-eval sees it, `scoring`, `prefix_trees` and
-`per_token` compute its log-likelihoods, `team` shares the requests among processes, `results` and
-`references` report them beside published figures. `local_tasks` makes tasks from held-out text.
+`validation` computes the loss on held-out sets. `harness` runs lm-eval on a folder or a live model:
+`tasks` finds the tasks, `live_model` implements lm-eval's model interface, `scoring` and
+`prefix_trees` compute log-likelihoods, `per_token` adds an accuracy, `team` distributes requests
+over processes, `results` and `references` report scores with published ones. `suites` lists the
+tasks of each recipe, `local_tasks` makes tasks from held-out text.
 """

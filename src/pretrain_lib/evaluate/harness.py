@@ -1,4 +1,4 @@
-"""Scores by lm-eval-harness, its own tasks, requests and metrics: of a model, of a folder."""
+"""Evaluate a model or a model folder with lm-eval: its tasks, requests and metrics."""
 
 import contextlib
 import io
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from pretrain_lib.evaluate.live_model import Deal
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
-BOOTSTRAP_DRAWS = 1000  # lm-eval's 100,000 take minutes and change the third digit of an error bar
+# The default of lm-eval, 100,000, takes minutes and changes the third digit of an error bar.
+BOOTSTRAP_DRAWS = 1000
 
 
 def evaluate_model(
@@ -37,13 +38,13 @@ def evaluate_model(
     log_samples: bool = False,
     deal: "Deal | None" = None,
 ) -> dict:
-    """Run lm-eval on a model in memory and return its own results, as `evaluate_folder` does.
+    """Run lm-eval on a model in memory and return lm-eval's results, as `evaluate_folder` does.
 
-    They hold `acc_norm_per_token` beside every `acc_norm` (see `add_per_token`). The model computes
-    as it is called: in its own dtype, or under an autocast around this. Its training mode,
-    gradients and the generators of random numbers are left as they were. Weights must be whole on
-    this process (`whole_weights`). `deal` may share the work with others (`team.lead`); lm-eval
-    returns results where LOCAL_RANK is 0.
+    The results have an `acc_norm_per_token` for every `acc_norm` (see `add_per_token`). The model
+    computes in its own dtype, or under the autocast of the caller. Its training mode and gradients
+    and the random number generators are left unchanged. This process must hold the whole weights
+    (`whole_weights`). `deal` distributes the work over processes (`team.lead`). lm-eval returns
+    results only where LOCAL_RANK is 0.
     """
     from pretrain_lib.evaluate.live_model import LiveModel, transformers_tokenizer
 
@@ -74,14 +75,15 @@ def evaluate_folder(
     log_samples: bool = False,
     harness: bool = False,
 ) -> dict:
-    """Run lm-eval on an exported Hugging Face folder and return its own results.
+    """Run lm-eval on a Hugging Face model folder and return lm-eval's results.
 
-    They hold `acc_norm_per_token` beside every `acc_norm` (see `add_per_token`).
-    A folder that `is_ours` is scored by `LiveModel`, any other, and all with `harness`, by
-    lm-eval's own `HFLM`. `tasks` are names or patterns of lm-eval's tasks, or of the YAML files
-    below `include_path`, whose Python is executed: trust them. The first `limit` items of each
-    task are scored; the generators of random numbers are left as they were. Raises ValueError for
-    a folder without a model, an unknown task, or a data set that cannot be reached.
+    The results have an `acc_norm_per_token` for every `acc_norm` (see `add_per_token`). A folder
+    that `is_ours` is scored by `LiveModel`; any other folder, and with `harness` every folder, by
+    lm-eval's own `HFLM`. `tasks` are names or patterns of lm-eval tasks or of tasks in YAML files
+    below `include_path`; the Python code in these is executed, so they must be trusted. `limit`
+    restricts each task to its first items. The random number generators are left unchanged. Raises
+    ValueError for a folder without a model, an unknown `dtype` or task, or a dataset that is not
+    available.
     """
     from transformers import AutoTokenizer
 
@@ -107,7 +109,7 @@ def evaluate_folder(
 
 
 def is_ours(folder: Path) -> bool:
-    """Return whether `load_pretrained` reads a folder."""
+    """Return whether `load_pretrained` can read a folder."""
     try:
         read_config(folder)
     except ValueError:
@@ -116,11 +118,11 @@ def is_ours(folder: Path) -> bool:
 
 
 def _foreign_model(folder: Path, dtype: str) -> dict:
-    """Return what makes lm-eval load a folder itself."""
+    """Return the arguments that make lm-eval load a folder itself."""
     arguments = {
         "pretrained": str(folder),
         "dtype": dtype,
-        # In bfloat16 a score of -140 has no digit after the point.
+        # In bfloat16 a log-likelihood of -140 has no decimal places.
         "softmax_dtype": "float32",
         "use_safetensors": True,
     }
@@ -135,7 +137,7 @@ def _own_model(
     device: str,
     batch_size: int,
 ) -> dict:
-    """Return a folder as our model, and what lm-eval is to note of it."""
+    """Load a folder as a `LiveModel`; return it with the arguments that lm-eval records."""
     from pretrain_lib.evaluate.live_model import LiveModel
 
     if dtype == "auto":
@@ -149,10 +151,10 @@ def _own_model(
 
 @contextlib.contextmanager
 def keep_random_state() -> Iterator[None]:
-    """Put Python's and torch's generators back afterwards.
+    """Restore the random state of Python and torch afterwards.
 
-    lm-eval draws from the first whenever it names a task, a model that is built from the second.
-    NumPy's they leave alone.
+    lm-eval draws from Python's generator when it names a task, and building a model draws from
+    torch's. Neither uses NumPy's.
     """
     state = random.getstate()
     try:
@@ -163,11 +165,11 @@ def keep_random_state() -> Iterator[None]:
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse what transformers would take for the name of a model on the hub."""
+    """Raise ValueError for a path that transformers would take for a model name on the Hub."""
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"{folder} is not a model folder: it has no config.json; give a checkpoint "
-            f"(RUN/checkpoints/step-...) or what `pretrain export` wrote"
+            f"(RUN/checkpoints/step-...) or a folder written by `pretrain export`"
         )
 
 
@@ -178,12 +180,13 @@ def _run(
     log_samples: bool,
     **options: object,
 ) -> dict:
-    """Run lm-eval and return its results with what its CLI notes beside them."""
+    """Run lm-eval and return its results, with the configuration that its CLI adds to them."""
     import lm_eval
     from lm_eval.loggers import EvaluationTracker
 
     tracker = EvaluationTracker()
-    # Else it forks a process per core, of which one draws: too much beside threads and a GPU.
+    # Otherwise lm-eval forks a process per core for bootstrapping, although only one does the work.
+    # Avoid that in a process with threads and a GPU.
     with patch_environment(DISABLE_MULTIPROC="1"), contextlib.redirect_stdout(io.StringIO()):
         results = lm_eval.simple_evaluate(
             tasks=tasks.names,
@@ -204,7 +207,7 @@ def _run(
 
 
 def _default_device() -> str:
-    """Return the device that lm-eval, left alone, takes to be CUDA even where there is none."""
+    """Return the best available device; lm-eval would default to CUDA even without a GPU."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

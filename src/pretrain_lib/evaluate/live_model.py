@@ -1,4 +1,4 @@
-"""Our models as lm-eval sees a model: in memory, and scored as its own `HFLM` would."""
+"""lm-eval's model interface for our models, giving the same scores as lm-eval's own `HFLM`."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # texts, context, ending
-Outcomes = Generator[tuple[int, Any], None, None]  # of items by their numbers
+Outcomes = Generator[tuple[int, Any], None, None]  # (index of the item, outcome)
 Deal = Callable[["LiveModel", str, Sequence], Outcomes]
 
-NEW_TOKENS = 256  # where a task does not say how many: what HFLM takes
+NEW_TOKENS = 256  # default number of tokens to generate, as in HFLM
 SAMPLING = ("temperature", "top_k", "top_p")
 
 
 class LiveModel(TemplateLM):
-    """A GPT-2 or LLaMA of ours for `lm_eval.evaluate`.
+    """A GPT-2 or LLaMA of this library for `lm_eval.evaluate`.
 
-    Tokens, prefixes and truncation are those of `HFLM`. Between calls the model is as it was: its
-    training mode, gradients and the generators of random numbers are left alone. `deal` takes the
-    place of `do`, to have others do a share.
+    Tokenization, prefixes and truncation are those of `HFLM`. The model's training mode and
+    gradients and the random number generators are left unchanged between calls. `deal` replaces
+    `do`, to distribute work over processes.
     """
 
     def __init__(
@@ -56,28 +56,28 @@ class LiveModel(TemplateLM):
         self._deal = deal or LiveModel.do
         self._device = model.head_weight.device
         self._prefix = tokenizer.decode(self.prefix_token_id)
-        self._encoded: dict[str, list[int]] = {}  # the texts of the requests at hand
+        self._encoded: dict[str, list[int]] = {}  # cache of the texts of the current requests
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text."""
+        """The end-of-text token."""
         return self.tokenizer.eos_token_id
 
     @property
     def prefix_token_id(self) -> int:
-        """The token that stands before a text without a context."""
+        """The token used as the context of a text without one."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
     @property
     def max_length(self) -> int:
-        """The longest input in tokens."""
+        """The context length in tokens."""
         return self.model.config.context_length
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: object
     ) -> list[int]:
-        """Return the ids of a text, with what the tokenizer adds unless the text begins with it."""
+        """Tokenize a text, adding special tokens unless it already begins with the prefix token."""
         if add_special_tokens is None:
             if string in self._encoded:
                 return self._encoded[string]
@@ -85,9 +85,10 @@ class LiveModel(TemplateLM):
         return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
 
     def do(self, work: str, items: Sequence) -> Outcomes:
-        """Yield the number of each item and what became of it.
+        """Do some work on each of `items`; yield `(index, outcome)`.
 
-        Work is to "score" a context and ending, in tokens, or to "write" on after a batch of texts.
+        `work` is "score", for items of context and ending in tokens, or "write", which generates a
+        continuation for items that are batches of texts.
         """
         with evaluation_mode(self.model):
             if work == "score":
@@ -99,7 +100,7 @@ class LiveModel(TemplateLM):
     def loglikelihood(self, requests: list["Instance"], disable_tqdm: bool = False) -> list[Score]:
         """Return the log-likelihood in nats of each ending, and whether it is greedy.
 
-        What lm-eval is going to tokenize text by text is tokenized at once, each text once.
+        Tokenizes all distinct texts in one batch first; lm-eval would tokenize them one by one.
         """
         texts = [part for c, e in (r.args for r in requests) for part in (c.rstrip(), c + e) if c]
         self._encoded = self._encode_all(dict.fromkeys(texts))
@@ -134,9 +135,9 @@ class LiveModel(TemplateLM):
     def loglikelihood_rolling(
         self, requests: list["Instance"], disable_tqdm: bool = False
     ) -> list[float]:
-        """Return the log-likelihood of each text in nats, in windows that do not overlap.
+        """Return the log-likelihood of each text in nats, computed over disjoint windows.
 
-        The last window sees as much as there is room for.
+        The last window gets as much context as fits.
         """
         windows: list[Request] = []
         owners = []
@@ -159,8 +160,8 @@ class LiveModel(TemplateLM):
         return totals
 
     def generate_until(self, requests: list["Instance"], disable_tqdm: bool = False) -> list[str]:
-        """Return what the model writes after each context, until a stop sequence of the task."""
-        # Requests of the same settings, the longest context first; put back in order at the end.
+        """Generate a continuation of each context, up to a stop sequence of the task."""
+        # Batches requests of equal settings, longest context first, and restores the order later.
         order = Collator(
             [request.args for request in requests],
             sort_fn=lambda arguments: -len(arguments[0]),
@@ -183,12 +184,15 @@ class LiveModel(TemplateLM):
         return order.get_original([text for number in sorted(texts) for text in texts[number]])
 
     def _read_settings(self, settings: dict) -> tuple[list[str], int, dict[str, float]]:
-        """Return what ends a text, its most new tokens, and how they are drawn."""
+        """Return the stop sequences, the maximum number of new tokens, and the sampling options.
+
+        Raises ValueError for options that are not supported.
+        """
         options = normalize_gen_kwargs(settings, NEW_TOKENS)
         end = self.tokenizer.decode(self.eot_token_id)
         stops = [stop for stop in handle_stop_sequences(options.pop("until"), end) if stop]
         new_tokens = options.pop("max_gen_toks")
-        options.pop("do_sample")  # the temperature is 0 where it is false
+        options.pop("do_sample")  # lm-eval sets the temperature to 0 if it is false
         unknown = sorted(set(options) - set(SAMPLING))
         if unknown or new_tokens >= self.max_length:
             raise ValueError(
@@ -223,7 +227,7 @@ class LiveModel(TemplateLM):
         ]
 
     def get_model_info(self) -> dict:
-        """Return what lm-eval notes about the model, padding rows not counted."""
+        """Return the model information that lm-eval records, without padded vocabulary rows."""
         tensors = hf_tensors(self.model).values()
         return {
             "model_num_parameters": sum(tensor.numel() for tensor in tensors),
@@ -233,7 +237,7 @@ class LiveModel(TemplateLM):
 
 @contextmanager
 def evaluation_mode(model: Model) -> Iterator[None]:
-    """Switch dropout off, and back to what it was."""
+    """Put the model into evaluation mode, and restore its previous mode afterwards."""
     training = model.training
     model.eval()
     try:
@@ -243,7 +247,7 @@ def evaluation_mode(model: Model) -> Iterator[None]:
 
 
 def transformers_tokenizer(tokenizer: Tokenizer) -> "PreTrainedTokenizerFast":
-    """Return a tokenizer as transformers loads it from the folders that we write."""
+    """Convert a tokenizer to the one that transformers loads from the folders written here."""
     from transformers import AutoTokenizer
 
     with TemporaryDirectory() as folder:

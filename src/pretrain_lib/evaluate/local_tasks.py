@@ -1,6 +1,6 @@
-"""Two lm-eval tasks made of a prepared folder's held-out text: they need no network.
+"""Make two lm-eval tasks from the held-out text of a prepared folder; they need no network.
 
-Plain YAML and JSONL, so `lm_eval --include_path FOLDER` runs them as well.
+They are plain YAML and JSONL files, so `lm_eval --include_path FOLDER` runs them too.
 """
 
 import json
@@ -21,9 +21,9 @@ from pretrain_lib.data.tokens.shards import write_atomically
 CHOICE_TASK = "heldout_choice"
 PERPLEXITY_TASK = "heldout_perplexity"
 NUM_ENDINGS = 4
-DOCUMENT_TOKENS = 50_000  # at most so much of one document is read
-STRETCHES_PER_ITEM = 10  # reading stops when so many are there to choose from
-# One space between two words: the delimiter that lm-eval puts between context and ending.
+DOCUMENT_TOKENS = 50_000  # limit on the tokens read from one document
+STRETCHES_PER_ITEM = 10  # enough stretches to choose from: stop reading
+# A single space between two words, as lm-eval puts it between context and ending.
 WORD_GAP = re.compile(r"(?<=\S) (?=\S)")
 METRICS = {
     CHOICE_TASK: ("acc", "acc_mutual_info"),
@@ -33,7 +33,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Stretch:
-    """A piece of a document, cut in two at one space, which belongs to neither part."""
+    """A passage of a document, split into context and ending at a space, which is dropped."""
 
     context: str
     ending: str
@@ -50,15 +50,15 @@ def write_local_tasks(
     documents: int = 50,
     document_characters: int = 4000,
 ) -> list[str]:
-    """Write the task files of a prepared folder's validation split and return the tasks' names.
+    """Write two tasks from the validation split of a prepared folder; return their names.
 
-    `heldout_choice` has `items` contexts with four endings, one of which is the text that follows;
-    the others follow other contexts, so nothing but the context tells them apart, and chance is
-    25 %. Its figure is lm-eval's `acc_mutual_info`, in which an ending wins by what the context
-    adds to its likelihood; in `acc` an ending that is likely anywhere wins. All are equally long,
-    so `acc_norm` would equal `acc`. `heldout_perplexity` has the first
-    `document_characters` of at most `documents` documents. Both depend on the text and the seed
-    alone. Raises ValueError for too little held-out text.
+    `heldout_choice` has `items` contexts with four endings each. One ending is the text that
+    follows; the others follow other contexts, so only the context tells them apart, and chance is
+    25 %. Its main metric is lm-eval's `acc_mutual_info`, which ranks endings by how much the
+    context raises their likelihood; `acc` favors endings that are likely anywhere. All endings have
+    equal length, so `acc_norm` would equal `acc`. `heldout_perplexity` has the first
+    `document_characters` characters of at most `documents` documents. Both depend only on the text
+    and the seed. Raises ValueError for too little held-out text.
     """
     texts, stretches = [], {}
     for text in read_documents(prepared, seed=seed):
@@ -71,8 +71,8 @@ def write_local_tasks(
     if len(stretches) < max(items, NUM_ENDINGS):
         raise ValueError(
             f"items={items} needs {max(items, NUM_ENDINGS)} stretches of "
-            f"{context_characters} + {ending_characters} characters, the held-out text of "
-            f"{prepared} gives {len(stretches)}; hold out more (data.validation) or ask for fewer"
+            f"{context_characters} + {ending_characters} characters, but the held-out text of "
+            f"{prepared} gives {len(stretches)}; hold out more (data.validation) or lower items"
         )
     rows = choice_items(list(stretches.values()), items=items, seed=seed)
     _write_task(out, CHOICE_TASK, rows)
@@ -81,7 +81,7 @@ def write_local_tasks(
 
 
 def read_documents(prepared: Path, *, seed: int) -> Iterator[str]:
-    """Yield the held-out documents of a prepared folder as text, in a shuffled order."""
+    """Yield the text of the held-out documents of a prepared folder, in shuffled order."""
     tokens = open_split(prepared, "validation")
     if not len(tokens):
         raise ValueError(
@@ -93,17 +93,18 @@ def read_documents(prepared: Path, *, seed: int) -> Iterator[str]:
     num_documents = len(bounds) - 1
     keys = derive_keys("local_tasks", seed)
     for document in permute(np.arange(num_documents), size=num_documents, keys=keys):
-        start, end = bounds[document] + 1, bounds[document + 1]  # its first id is end-of-text
+        start, end = bounds[document] + 1, bounds[document + 1]  # the first id is end-of-text
         count = min(int(end - start), DOCUMENT_TOKENS)
-        # A character of several bytes may have been cut in two where reading stopped.
+        # A multi-byte character may be split where reading stops.
         yield tokenizer.decode(tokens.read(int(start), count)).rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 def cut_stretches(text: str, context_characters: int, ending_characters: int) -> Iterator[Stretch]:
-    """Yield stretches of a text that do not overlap.
+    """Yield non-overlapping stretches of a text.
 
-    Context and ending each begin at a word after a single space. The ending has exactly
-    `ending_characters`, the context between half of `context_characters` and all of it.
+    Context and ending each begin with a word after a single space. The ending has exactly
+    `ending_characters` characters, the context between `context_characters // 2` and
+    `context_characters`.
     """
     gaps = np.array([match.start() for match in WORD_GAP.finditer(text)], dtype=np.int64)
     first = 0  # the gap before the context
@@ -119,16 +120,16 @@ def cut_stretches(text: str, context_characters: int, ending_characters: int) ->
 
 
 def choice_items(stretches: Sequence[Stretch], *, items: int, seed: int) -> list[dict]:
-    """Return `items` rows of `context`, `choices` (endings of other stretches too), `label`.
+    """Return `items` rows of `context`, `choices` and `label`.
 
-    Every label is the right one equally often, give or take one.
+    The wrong choices are endings of other stretches. All labels occur equally often, up to one.
     """
     generator = np.random.default_rng(seed)
     labels = (generator.permutation(items) % NUM_ENDINGS).tolist()
     chosen = generator.permutation(len(stretches))[:items]
     rows = []
     for right, label in zip(chosen, labels, strict=True):
-        # Drawn among the others: indices from the right one on move up by one.
+        # Draw among the other stretches: indices from the right one on are shifted by one.
         wrong = generator.choice(len(stretches) - 1, size=NUM_ENDINGS - 1, replace=False)
         endings = [stretches[i + (i >= right)].ending for i in wrong]
         endings.insert(label, stretches[right].ending)
@@ -137,7 +138,7 @@ def choice_items(stretches: Sequence[Stretch], *, items: int, seed: int) -> list
 
 
 def _write_task(out: Path, task: str, rows: Sequence[dict]) -> None:
-    """Write `TASK.jsonl` and `TASK.yaml`, which names it by its absolute path."""
+    """Write `TASK.jsonl`, and `TASK.yaml`, which refers to it by its absolute path."""
     out.mkdir(parents=True, exist_ok=True)
     data = out.resolve() / f"{task}.jsonl"
     write_atomically(data, "".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -153,7 +154,7 @@ def _write_task(out: Path, task: str, rows: Sequence[dict]) -> None:
         fields = {
             "output_type": "loglikelihood_rolling",
             "doc_to_text": "",
-            # The column's name: what a template renders, lm-eval may read as a Python list.
+            # A column name, not a template: lm-eval may parse rendered text as a Python list.
             "doc_to_target": "text",
         }
     aggregation = {"acc": "mean", "acc_mutual_info": "mean", "bits_per_byte": "bits_per_byte"}

@@ -1,7 +1,8 @@
-"""The accuracy by log-likelihood per token of each ending, beside lm-eval's `acc_norm`.
+"""Accuracy by log-likelihood per token, in addition to lm-eval's `acc_norm`.
 
-lm-eval's `acc_norm` divides by the characters of an ending. GPT-3 (Brown et al. 2020, 2.4) and the
-scripts of nanoGPT's kind divide by its tokens and use the same name: other items come out right.
+lm-eval's `acc_norm` divides the log-likelihood of an ending by its number of characters. GPT-3
+(Brown et al. 2020, section 2.4) and scripts like nanoGPT's divide by its number of tokens, under
+the same name, which gives a different accuracy.
 """
 
 import math
@@ -12,14 +13,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 METRIC = "acc_norm_per_token"
-BESIDE = "acc_norm"  # added where lm-eval reports this
+BESIDE = "acc_norm"  # METRIC is added to the tasks for which lm-eval reports this
 
 
 def add_per_token(results: dict, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Add `acc_norm_per_token` and its stderr to the results and samples of lm-eval, in place.
+    """Add `acc_norm_per_token` and its stderr to lm-eval's results and samples, in place.
 
-    It comes from the log-likelihoods that lm-eval has summed, divided by the number of tokens of
-    each ending, for the tasks that have an `acc_norm`.
+    Tasks with an `acc_norm` get it, computed from the log-likelihoods that lm-eval has summed,
+    divided by the number of tokens of each ending.
     """
     for task, samples in results["samples"].items():
         scored = [sample for sample in samples if BESIDE in sample["metrics"]]
@@ -45,9 +46,10 @@ def add_per_token(results: dict, tokenizer: "PreTrainedTokenizerBase") -> None:
 def count_ending_tokens(
     pairs: Sequence[tuple[str, str]], tokenizer: "PreTrainedTokenizerBase"
 ) -> list[int]:
-    """Return how many tokens lm-eval scores of each `(context, ending)`.
+    """Return the number of tokens that lm-eval scores for each `(context, ending)`.
 
-    Those of both together less those of the context without the spaces at its end.
+    It is the number of tokens of the concatenation minus that of the context without its trailing
+    spaces.
     """
     texts = dict.fromkeys(text for c, e in pairs for text in (c.rstrip(), c + e) if text)
     options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
@@ -59,22 +61,22 @@ def count_ending_tokens(
 
 
 def _of_context(sample: dict, part: str) -> list:
-    """Return what belongs to the endings after their context.
+    """Return the entries of `sample[part]` for the endings after their context.
 
-    For `acc_mutual_info` lm-eval has asked for as many again, without it.
+    For `acc_mutual_info` lm-eval adds as many requests without the context.
     """
     return sample[part][: len(sample[part]) // (1 + ("acc_mutual_info" in sample["metrics"]))]
 
 
 def _is_right(sample: dict, choice: int) -> bool:
     target = sample["target"]
-    if isinstance(target, str):  # the ending itself, without the delimiter before it
+    if isinstance(target, str):  # the text of the ending, without the target delimiter
         return sample["arguments"][choice][1].strip() == target.strip()
     return choice in target if isinstance(target, list) else choice == target
 
 
 def _mean_and_error(values: list[float]) -> tuple[float, float | str]:
-    """Return the mean and its standard error as lm-eval estimates it: N/A for a single value."""
+    """Return the mean and its standard error as in lm-eval: N/A for a single value."""
     mean, count = sum(values) / len(values), len(values)
     if count < 2:
         return mean, "N/A"

@@ -1,4 +1,4 @@
-"""Contexts with their endings, those that begin alike in one tree of tokens."""
+"""Prefix trees of requests: contexts and endings with a common prefix share its tokens."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,24 +11,24 @@ from pretrain_lib.models.cache import TokenTrees, key_value_heads
 
 Request = tuple[Sequence[int], Sequence[int]]  # context and ending
 
-OPEN = 2**31 - 1  # the end of a token that the tree still grows below
-MASK_ENTRIES = 2**27  # of a batch at most: four bytes each in fp32
+OPEN = 2**31 - 1  # the end of a token whose subtree is not complete
+MASK_ENTRIES = 2**27  # limit on the attention mask of a batch; an entry is four bytes in fp32
 
 
 @dataclass
 class Tree:
-    """Tokens in depth-first order, as `TokenTrees` reads them, and what they are to predict."""
+    """A prefix tree: tokens in depth-first order, as `TokenTrees` reads them, and endings."""
 
     tokens: list[int] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     endings: list[tuple[int, list[int]]] = field(default_factory=list)
-    """Of each request its number, and the places that predict the tokens of its ending."""
+    """Per request: its index, and the positions that predict the tokens of its ending."""
     path: list[int] = field(default_factory=list)
-    """The places of the sequence that was added last."""
+    """The positions of the sequence that was added last."""
 
     def add(self, tokens: Sequence[int], *, shared: int) -> None:
-        """Add a sequence that has its first `shared` tokens in common with the last."""
+        """Add a sequence that shares its first `shared` tokens with the last one added."""
         first, new = len(self.tokens), len(tokens) - shared
         for place in self.path[shared:]:
             self.ends[place] = first
@@ -39,11 +39,11 @@ class Tree:
 
 
 def grow_trees(requests: Sequence[Request], config: Any) -> list[Tree]:
-    """Return trees that hold all requests of a model of this configuration, the largest first.
+    """Build the prefix trees of all requests for a model with this `config`, largest first.
 
-    The last token of an ending is predicted and never read. A context that is too long with its
-    ending loses its beginning, as in lm-eval's own model. Raises ValueError for a request that
-    cannot be scored.
+    The last token of an ending is only predicted, so it is not in the tree. If context and ending
+    exceed the context length, the context is truncated on the left, as in lm-eval's `HFLM`. Raises
+    ValueError for a request without a context, or an ending that is empty or too long.
     """
     sequences = sorted(
         (_sequence(number, *request, config.context_length), number)
@@ -63,10 +63,10 @@ def grow_trees(requests: Sequence[Request], config: Any) -> list[Tree]:
 
 
 def _pays(tree: Tree, shared: int, new: int, config: Any) -> bool:
-    """Return whether a sequence belongs in a tree, with so many tokens shared and so many new.
+    """Return whether adding a sequence with `shared` and `new` tokens to a tree saves time.
 
-    All tokens of a row are compared with each other, and the matrix products of one take as long as
-    its attention to about `width` others. A row holds at most twice the context.
+    Attention compares all tokens of a row with each other; the matrix products of one token take as
+    long as its attention to about `width` tokens. A row holds at most twice the context length.
     """
     size = len(tree.tokens)
     fits = size + new <= 2 * config.context_length and _rows_of(size + new, config) >= 1
@@ -74,7 +74,7 @@ def _pays(tree: Tree, shared: int, new: int, config: Any) -> bool:
 
 
 def _rows_of(length: int, config: Any) -> int:
-    """Return how many rows of a length have room for their mask."""
+    """Return how many rows of a length fit within the limit on the attention mask."""
     groups = config.num_heads // key_value_heads(config)
     return MASK_ENTRIES // (length**2 * groups)
 
@@ -82,18 +82,18 @@ def _rows_of(length: int, config: Any) -> int:
 def _sequence(
     number: int, context: Sequence[int], ending: Sequence[int], context_length: int
 ) -> list[int]:
-    """Return the tokens that are read for a request."""
+    """Return the input tokens of a request; raises ValueError if it cannot be scored."""
     if not context or not 0 < len(ending) <= context_length:
         raise ValueError(
             f"request {number} has {len(context)} tokens of context, which must be 1 or more, "
-            f"and {len(ending)} to score, which must be 1 to {context_length} "
+            f"and {len(ending)} tokens to score, which must be 1 to {context_length} "
             f"(model.context_length)"
         )
     return [*context, *ending[:-1]][-context_length:]
 
 
 def _count_shared(a: list[int], b: list[int]) -> int:
-    """Return how many tokens two sequences begin with alike, by halving."""
+    """Return the length of the common prefix of two sequences, by bisection."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2
@@ -105,9 +105,10 @@ def _count_shared(a: list[int], b: list[int]) -> int:
 
 
 def batch_trees(trees: Sequence[Tree], batch_size: int, config: Any) -> Iterator[list[Tree]]:
-    """Yield trees in order: at once as many tokens, pads included, as `batch_size` of the mean.
+    """Yield batches of trees, in order.
 
-    But no more than that many rows as long as the context.
+    A batch has at most the tokens of `batch_size` trees of mean size, counting padding, a mean
+    above the context length counting as that length.
     """
     mean = sum(len(tree.tokens) for tree in trees) / max(1, len(trees))
     budget = batch_size * min(mean, config.context_length)
@@ -120,14 +121,14 @@ def batch_trees(trees: Sequence[Tree], batch_size: int, config: Any) -> Iterator
 
 
 def lay_out(trees: Sequence[Tree], config: Any) -> tuple[torch.Tensor, TokenTrees | None]:
-    """Return int64 (B, T), pads on the right, where nothing sees them, and how it is attended to.
+    """Return the tokens of a batch, int64 `(B, T)`, padded on the right, and its attention layout.
 
-    None where no row has branches: then it is as any text.
+    No token attends to padding. The layout is None if no tree branches: causal attention will do.
     """
     tokens = _pad([tree.tokens for tree in trees])
     if all(tree.depths[-1] + 1 == len(tree.depths) for tree in trees):
         return tokens, None
-    # Pads stand at position 0, and see something, or their softmax would have no number.
+    # Padding has depth 0 and must attend to something, or its softmax would be NaN.
     ends = _pad([tree.ends for tree in trees], value=OPEN)
     return tokens, TokenTrees(config, depths=_pad([tree.depths for tree in trees]), ends=ends)
 

@@ -1,7 +1,7 @@
-"""Scores that others published, each with its source, read from `references.json`.
+"""Published scores of other models, each with its source, read from `references.json`.
 
-The figures are zero-shot, in lm-eval's units (shares, perplexities), under its names of tasks and
-metrics. `validation/loss` is in nats per token on the GPT-2 recipe's own validation text.
+The scores are zero-shot, in lm-eval's units (fractions, perplexities), with its task and metric
+names. `validation/loss` is in nats per token on the held-out set of the GPT-2 recipe.
 """
 
 import json
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-SMALL = 500e6  # parameters: up to here a model is compared with the small ones
+SMALL = 500e6  # parameters; models up to this size are compared with each other
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a figure was read."""
+    """The source of a published score."""
 
     title: str
     url: str
     note: str
-    """What differs from a score that is measured now."""
+    """How its setup differs from that of scores measured here."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,20 @@ class Figure:
 
 @cache
 def figures() -> tuple[Figure, ...]:
-    """Return every published figure, by model, the small ones first."""
+    """Return all published scores, grouped by model, small models first."""
     table = _read()
     sources = {name: Source(**source) for name, source in table["sources"].items()}
     return tuple(Figure(**row | {"source": sources[row["source"]]}) for row in table["figures"])
 
 
 def models_near(parameters: int) -> list[str]:
-    """Return the names of the published models that one of so many parameters is compared with."""
+    """Return the published models with which a model of `parameters` parameters is compared."""
     sizes = _read()["models"]
     return [name for name, size in sizes.items() if (size <= SMALL) == (parameters <= SMALL)]
 
 
 def find_figure(model: str, task: str, metric: str, *, shots: int = 0) -> Figure | None:
-    """Return a model's published score, if there is one."""
+    """Return a model's published score, or None."""
     wanted = (model, task, metric, shots)
     found = (f for f in figures() if (f.model, f.task, f.metric, f.shots) == wanted)
     return next(found, None)

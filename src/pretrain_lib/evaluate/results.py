@@ -1,4 +1,4 @@
-"""Results of lm-eval on the disk and as a table."""
+"""Write lm-eval results to disk and format them as a table."""
 
 import json
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ from pretrain_lib.evaluate.references import Source, find_figure, models_near
 
 
 def write_results(results: dict, path: Path) -> None:
-    """Write results as lm-eval's CLI does: one JSON, and `samples_TASK.jsonl` beside it.
+    """Write results as lm-eval's CLI does: one JSON file, and `samples_TASK.jsonl` files beside it.
 
-    The latter only where the results hold samples; log-likelihoods in it are strings, as there.
+    Samples are written only if the results have them, with log-likelihoods as strings.
     """
     from lm_eval.utils import handle_non_serializable, hash_string
 
@@ -37,10 +37,10 @@ def write_results(results: dict, path: Path) -> None:
 
 
 def format_table(results: dict) -> str:
-    """Return the scores as an aligned table: task, metric, value, stderr (empty if not known).
+    """Format the scores as an aligned table: task, metric, value, stderr (empty if unknown).
 
-    Beside them stand the published scores of models of about that size, where there are any, each
-    with a letter; below the table stands where it was read, and what differs.
+    Further columns have published scores of models of similar size, if any. Each has a letter that
+    refers to its source, and how its setup differs, below the table.
     """
     scores = list(iterate_scores(results))
     rows = [("task", "metric", "value", "stderr")]
@@ -58,7 +58,7 @@ def format_table(results: dict) -> str:
 
 
 def format_line(results: dict) -> str:
-    """Return the scores in one line, each with its standard error where that is known."""
+    """Format the scores in one line, each with its standard error if known."""
     parts = []
     for task, metric, value, error in iterate_scores(results):
         spread = f" +- {_number(error)}" if isinstance(error, float) else ""
@@ -67,7 +67,7 @@ def format_line(results: dict) -> str:
 
 
 def iterate_scores(results: dict) -> Iterator[tuple[str, str, float, float | str | None]]:
-    """Yield `(task, metric, value, stderr)` of lm-eval's results, a filter in the metric's name."""
+    """Yield `(task, metric, value, stderr)` of lm-eval's results; `metric` includes a filter."""
     for task, scores in (results["results"] | results.get("groups", {})).items():
         for key, value in scores.items():
             metric, comma, kind = key.partition(",")
@@ -80,7 +80,7 @@ def iterate_scores(results: dict) -> Iterator[tuple[str, str, float, float | str
 def _published(
     results: dict, scores: list[tuple[str, str]]
 ) -> tuple[list[list[str]], dict[Source, str]]:
-    """Return columns of published scores, each under its model's name, and their sources."""
+    """Return a column of published scores per model, headed by its name, and the sources."""
     shots, columns, letters = results.get("n-shot", {}), [], {}
     for model in models_near(results.get("config", {}).get("model_num_parameters", 0)):
         found = [find_figure(model, *score, shots=shots.get(score[0], 0)) for score in scores]
@@ -94,7 +94,7 @@ def _published(
 
 
 def _plain_sample(row: dict) -> dict:
-    """Return a sample in the types that lm-eval's CLI writes, which `datasets` can load."""
+    """Convert a sample to the types that lm-eval's CLI writes, so that `datasets` can load it."""
     from lm_eval.utils import sanitize_list
 
     arguments = {
@@ -112,4 +112,4 @@ def _plain_sample(row: dict) -> dict:
 def _number(value: float | str | None) -> str:
     if not isinstance(value, int | float):
         return ""
-    return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"  # a perplexity at the start
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"  # such as an early perplexity

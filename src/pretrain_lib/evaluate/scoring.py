@@ -1,6 +1,6 @@
-"""Log-likelihoods of endings, all that begins alike read once.
+"""Log-likelihoods of endings given their contexts; a common prefix is computed once.
 
-Shapes: B rows, T positions, D width, V vocabulary, S states, N scored tokens.
+Shapes: B rows, T positions, D width, V vocabulary, S hidden states, N scored tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,20 +12,20 @@ from pretrain_lib.models.hf import Model
 
 Score = tuple[float, bool]
 
-HEAD_BYTES = 2**27  # of logits that exist at once
-BLOCK_LOGITS = 2**20  # on a CPU what is done to them one by one stays in its cache
+HEAD_BYTES = 2**27  # limit on the logits in memory
+BLOCK_LOGITS = 2**20  # on a CPU, elementwise operations on this many logits stay in its cache
 
 
 @torch.no_grad()
 def score_endings(
     model: Model, requests: Sequence[Request], *, batch_size: int
 ) -> Iterator[tuple[int, Score]]:
-    """Yield `(number, (log-likelihood in nats, is greedy))` of each `(context, ending)`.
+    """Yield `(index, (log-likelihood in nats, is greedy))` for each `(context, ending)`.
 
-    Greedy is an ending whose tokens are the likeliest throughout. A context that is too long for
-    the model with its ending loses its beginning, as in lm-eval's own model. `batch_size` contexts
-    of the mean size, with all their endings, are read at once. Raises ValueError for what cannot be
-    scored.
+    An ending is greedy if each of its tokens is the most likely one. If context and ending exceed
+    the context length, the context is truncated on the left, as in lm-eval's `HFLM`. A batch holds
+    about the tokens of `batch_size` contexts of mean size with all their endings. Raises ValueError
+    for a request without a context, or an ending that is empty or too long.
     """
     head, trees = Head(model), grow_trees(requests, model.config)
     for batch in batch_trees(trees, batch_size, model.config):
@@ -45,7 +45,7 @@ def _score_trees(
     ]
     places = torch.tensor([place for _, own in endings for place in own])  # (N,)
     targets = torch.tensor([token for number, _ in endings for token in requests[number][1]])
-    # Endings that part later have states in common.
+    # Endings with a common prefix share hidden states.
     chosen, owners = places.unique(return_inverse=True)
     states = hidden.flatten(0, 1)[chosen.to(hidden.device)]  # (S, D)
     nats, hits = head.score(states, owners.to(hidden.device), targets.to(hidden.device))
@@ -56,7 +56,7 @@ def _score_trees(
 
 
 class Head:
-    """A model's head, which scores tokens without the logits of all existing at once."""
+    """The output head of a model; scores tokens in chunks to bound the memory of the logits."""
 
     def __init__(self, model: Model) -> None:
         weight = model.head_weight
@@ -65,17 +65,17 @@ class Head:
             weight = weight.to(torch.get_autocast_dtype(device))
         self.weight = weight  # (V_padded, D)
         self.vocabulary_size = model.config.vocabulary_size
-        # One buffer for all: fresh pages for each would cost as much as the arithmetic.
+        # Reuse one buffer: allocating one per chunk would cost as much as the arithmetic.
         rows = max(1, HEAD_BYTES // (len(weight) * weight.element_size()))
         self.buffer = weight.new_empty(rows, len(weight))
 
     def score(
         self, states: torch.Tensor, owners: torch.Tensor, targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the log-likelihood (N,) of each token in nats, and whether it is the likeliest.
+        """Return the log-likelihood of each target in nats, and whether it is the argmax.
 
-        `states` (S, D); `owners` (N,) say which of them is to predict which of `targets` (N,).
-        Both results are on the CPU, the first in fp64.
+        `owners` `(N,)` are the indices of the hidden states `(S, D)` that predict `targets` `(N,)`.
+        Both results are `(N,)` and on the CPU, the first in fp64.
         """
         normalizers, likeliest, logits = [], [], targets.new_zeros(len(targets), dtype=torch.float)
         first = 0
@@ -100,7 +100,7 @@ class Head:
 
 
 def _reduce(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the log-sum-exp in fp32 and the likeliest token of each row of logits (S, V)."""
+    """Return the log-sum-exp, in fp32, and the argmax of each row of logits `(S, V)`."""
     logits = logits.float()
     likeliest = logits.argmax(dim=1, keepdim=True)
     top = logits.gather(1, likeliest)

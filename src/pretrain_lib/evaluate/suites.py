@@ -1,4 +1,4 @@
-"""The tasks of lm-eval by which each recipe's model is judged."""
+"""The lm-eval tasks on which the model of each recipe is evaluated."""
 
 SUITES = {
     "gpt2_124m": ("hellaswag", "lambada_openai", "piqa", "arc_easy", "winogrande", "wikitext"),

@@ -1,4 +1,4 @@
-"""Tasks of lm-eval: found by name, their data fetched before anything waits for them."""
+"""Find lm-eval tasks by name and download their data before training starts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,41 +18,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tasks:
-    """Tasks whose data is here."""
+    """Tasks whose data is available locally."""
 
     manager: "TaskManager"
     names: list[str]
 
 
 def open_tasks(tasks: Sequence[str], *, include_path: Path | None = None) -> Tasks:
-    """Find tasks (names or patterns) and fetch their data, so that what is out of reach shows.
+    """Find tasks (names or patterns) and download their data.
 
-    They are lm-eval's own, or those of the YAML files below `include_path`, whose Python is
-    executed: trust them. Raises ValueError for an unknown task, or data that cannot be reached.
+    Tasks come from lm-eval or from YAML files below `include_path`; the Python code in these is
+    executed, so they must be trusted. Raises ValueError for an unknown task, or data that is not
+    available.
     """
     manager, names = find_tasks(tasks, include_path=include_path)
     try:
         manager.load(names)
     except (ConnectionError, FileNotFoundError) as error:
         raise ValueError(
-            f"tasks={','.join(names)}: data is neither in the cache nor in a file, and the hub "
-            f"cannot be reached ({error}); fetch it once on a machine with a network, or give task "
-            f"files whose data_files are local as include_path"
+            f"tasks={','.join(names)}: the data is neither in the cache nor in a local file, and "
+            f"the Hugging Face Hub cannot be reached ({error}); download it once on a machine with "
+            f"a network, or set include_path to task files whose data_files are local"
         ) from error
     return Tasks(manager, names)
 
 
 def open_scored_tasks(config: Recipe, corpus: Corpus, accelerator: Accelerator) -> Tasks | None:
-    """Return what a recipe's model will be scored on, on the main process; None elsewhere.
+    """Return the tasks of `config.scores` on the main process; None on the others.
 
-    Raises ValueError on all of them if it cannot be had.
+    Raises ValueError on all processes if a task is unknown, its data is not available, or the data
+    of the run has no tokenizer.
     """
     if not config.scores.tasks:
         return None
     if corpus.tokenizer is None:
         raise ValueError(
-            f"scores.tasks={config.scores.tasks}: the data came without a tokenizer; give it as "
-            f"data.tokenizer, or no tasks (--scores.tasks [])"
+            f"scores.tasks={config.scores.tasks}: the data has no tokenizer; set data.tokenizer, "
+            f"or give no tasks (--scores.tasks [])"
         )
     opened: list[Tasks] = []
 
@@ -65,7 +67,7 @@ def open_scored_tasks(config: Recipe, corpus: Corpus, accelerator: Accelerator) 
 
 
 def check_task_names(config: Recipe) -> None:
-    """Raise ValueError for a task that a recipe names and nobody knows."""
+    """Raise ValueError if `config.scores` names an unknown task."""
     if config.scores.tasks:
         find_tasks(config.scores.tasks, include_path=_include_path(config))
 
@@ -77,10 +79,10 @@ def _include_path(config: Recipe) -> Path | None:
 def find_tasks(
     tasks: Sequence[str], *, include_path: Path | None = None
 ) -> tuple["TaskManager", list[str]]:
-    """Return lm-eval's task manager and the names that `tasks` (names or patterns) stand for.
+    """Return lm-eval's task manager and the task names that match `tasks` (names or patterns).
 
-    lm-eval's own thousands of tasks take seconds to index, so that waits until one is asked for.
-    Raises ValueError for an unknown task.
+    Indexing the thousands of tasks of lm-eval takes seconds, so it is done only if `include_path`
+    does not have all of them. Raises ValueError for an unknown task.
     """
     from lm_eval.tasks import TaskManager
 
@@ -88,7 +90,7 @@ def find_tasks(
         if not include_path.is_dir():
             raise ValueError(f"include_path={include_path} is not a folder of task files (.yaml)")
         manager = TaskManager(include_path=str(include_path), include_defaults=False)
-        # A group may list tasks that come with lm-eval: only single tasks are known to be whole.
+        # A group may include tasks of lm-eval, so only single tasks can do without the index.
         found = [manager.match_tasks([task]) for task in tasks]
         if tasks and all(names and set(names) <= set(manager.all_subtasks) for names in found):
             return manager, _flatten(found)
@@ -98,8 +100,8 @@ def find_tasks(
     if missing or not tasks:
         raise ValueError(
             f"tasks={','.join(missing) or 'none'} is known neither to lm-eval nor below "
-            f"include_path={include_path}; `lm-eval ls tasks` lists lm-eval's own, and a folder of "
-            f"your own task files is given as include_path"
+            f"include_path={include_path}; `lm-eval ls tasks` lists the tasks of lm-eval, and "
+            f"include_path may name a folder of your own task files"
         )
     return manager, _flatten(found)
 

@@ -1,7 +1,7 @@
-"""Scoring shared by all processes: one leads lm-eval, the others do what it deals out.
+"""Distribute lm-eval over processes: rank 0 runs it and deals out requests to all ranks.
 
-Each must hold the whole weights. lm-eval runs on the first alone, so that a task that fails there
-fails once, and no process waits for another for ever.
+Every process must hold the whole weights. lm-eval runs only on rank 0, so a failing task fails
+once, and no process is left waiting for another.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,16 +16,16 @@ from pretrain_lib.evaluate.prefix_trees import grow_trees
 
 @contextmanager
 def lead(accelerator: Accelerator) -> Iterator[Deal]:
-    """Give the first process what deals work to all of them; the others have to `follow`.
+    """Return, on rank 0, the function that deals out work; the other ranks must call `follow`.
 
-    What a piece of work comes to is known when all have done their share.
+    The outcomes of a piece of work are available once all ranks have done their share.
     """
     listening = True
 
     def deal(live: LiveModel, work: str, items: Sequence) -> Outcomes:
         nonlocal listening
         broadcast_object_list([(work, list(items))])
-        listening = False  # until all have told that they could do it
+        listening = False  # until all ranks have reported success
         outcomes = _do_together(accelerator, live, work, items)
         listening = True
         yield from outcomes
@@ -38,7 +38,7 @@ def lead(accelerator: Accelerator) -> Iterator[Deal]:
 
 
 def follow(accelerator: Accelerator, live: LiveModel) -> None:
-    """Do what the first process deals out, until it ends."""
+    """Do the work that rank 0 deals out, until it has finished."""
     while (message := _receive()) is not None:
         _do_together(accelerator, live, *message)
 
@@ -52,10 +52,10 @@ def _receive() -> tuple[str, Sequence] | None:
 def _do_together(
     accelerator: Accelerator, live: LiveModel, work: str, items: Sequence
 ) -> list[tuple[int, object]]:
-    """Do this process's share of some work; return what became of all items.
+    """Do this process's share of some work; return the outcomes of all items.
 
-    Raises what it met itself, and if another has met something, so that none waits for one that has
-    gone.
+    Raises the error of this process, or RuntimeError with that of another process, so that no
+    process waits for one that has failed.
     """
     outcomes, problem = [], None
     try:
@@ -63,23 +63,24 @@ def _do_together(
         with accelerator.autocast():
             done = live.do(work, [items[i] for i in own])
             outcomes = [(own[place], outcome) for place, outcome in done]
-    except Exception as error:  # met by one: the others must hear of it, or they would wait
+    except Exception as error:  # reported to the other processes, which would wait otherwise
         problem = error
     told = gather_object([(outcomes, None if problem is None else repr(problem))])
     if problem is not None:
         raise problem
     texts = [text for _, text in told if text is not None]
     if texts:
-        raise RuntimeError(f"another process could not do its share: {texts[0]}")
+        raise RuntimeError(f"another process failed in its share of the evaluation: {texts[0]}")
     return [outcome for outcomes, _ in told for outcome in outcomes]
 
 
 def share(
     live: LiveModel, work: str, items: Sequence, process: int, processes: int
 ) -> Sequence[int]:
-    """Return the numbers of the items of a process; what begins alike is scored by one.
+    """Return the indices of the items of one process.
 
-    The next largest goes to the next process, so that each has as much to do.
+    Requests with a common prefix are scored by the same process. Prefix trees are dealt round-robin
+    in order of size, to balance the load.
     """
     if work == "write":
         return range(process, len(items), processes)

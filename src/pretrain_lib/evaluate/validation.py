@@ -1,4 +1,4 @@
-"""Validation: the loss on fixed stretches of held-out tokens."""
+"""Validation loss on the fixed first windows of the held-out sets."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,26 +9,26 @@ from accelerate import Accelerator
 from torch import nn
 
 from pretrain_lib.corpus.stretches import Stretch
-from pretrain_lib.data.windows.batches import to_device
+from pretrain_lib.data.windows.batches import narrow_document_ends, to_device
 from pretrain_lib.data.windows.packing import Windows, fill_window
 from pretrain_lib.run_folder.metrics import perplexity
 
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """What a validation found."""
+    """The losses of one validation."""
 
     loss: float
     """Nats per target token."""
     perplexity: float
     bits_per_byte: float | None
-    """Comparable between tokenizers; None where the size of the text is not known."""
+    """Comparable between tokenizers; None if the size of the text is unknown."""
     targets: int
     by_text: dict[str, "ValidationResult"] = field(default_factory=dict)
-    """The same for each of several texts, by name."""
+    """The results of each held-out set, by name, if there are several."""
 
     def to_row(self) -> dict[str, float | None]:
-        """Return the figures by name, those of each of several texts behind its own."""
+        """Return the metrics by name; those of each of several held-out sets as `METRIC/NAME`."""
         names = ("loss", "perplexity", "bits_per_byte", "targets")
         row = {name: getattr(self, name) for name in names}
         for text, result in self.by_text.items():
@@ -36,7 +36,7 @@ class ValidationResult:
         return row
 
     def format(self) -> str:
-        """Return the figures in one line."""
+        """Format the metrics in one line."""
         bits = "" if self.bits_per_byte is None else f"  bits/byte {self.bits_per_byte:.4f}"
         parts = "".join(f"  {name} {part.loss:.4f}" for name, part in self.by_text.items())
         loss = f"loss {self.loss:.4f}  ppl {self.perplexity:.5g}{bits}{parts}"
@@ -53,13 +53,13 @@ def validate(
     micro_batch: int,
     document_masking: bool = False,
 ) -> ValidationResult:
-    """Return the loss over stretches of text, every target token weighing the same.
+    """Return the mean loss over all target tokens of `stretches`.
 
-    The windows are the same for any number of ranks, which share them out.
+    The windows are distributed over the ranks and do not depend on the world size.
     """
     training = model.training
     model.eval()
-    # In fp32 the sum over a hundred million targets would lose some; MPS has nothing else.
+    # An fp32 sum over a hundred million targets loses precision, but MPS has no fp64.
     dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
     totals = torch.zeros(len(stretches), 2, dtype=dtype, device=accelerator.device)
     for place, stretch in enumerate(stretches):
@@ -95,7 +95,8 @@ def _own_batches(
         batch = Windows.empty(len(rows), sequence_length, document_masking=document_masking)
         for row, window in enumerate(rows):
             fill_window(batch, row, stretch.tokens, window * sequence_length)
-        yield {name: torch.from_numpy(array) for name, array in batch.as_dict().items()}
+        tensors = {name: torch.from_numpy(array) for name, array in batch.as_dict().items()}
+        yield narrow_document_ends(tensors)
 
 
 def _result(

@@ -1,5 +1,5 @@
-"""A checkpoint as a plain Hugging Face folder that other tools load.
+"""Export a checkpoint as a plain Hugging Face model folder that other tools load.
 
-`export` writes it with its model card (`card`), `check` compares it with the model through
-transformers in a fresh process (`reload`), `hub` uploads it.
+`export` writes the folder and its model card (`card`), `check` reloads it with transformers in a
+fresh process (`reload`) and compares it with the model, `hub` uploads it.
 """

@@ -1,4 +1,4 @@
-"""The model card of an export: what is known of a checkpoint, and nothing else."""
+"""The model card of an export, with only the facts known from the checkpoint and its run."""
 
 import json
 import re
@@ -25,7 +25,7 @@ OF_DATA = ("weights", "document_masking", "packing", "streaming")
 
 @dataclass(frozen=True)
 class Score:
-    """A figure of lm-eval."""
+    """A score of lm-eval."""
 
     task: str
     metric: str
@@ -36,18 +36,18 @@ class Score:
 
 @dataclass(frozen=True)
 class Known:
-    """What a checkpoint and the run that it lies in tell; empty where there is nothing."""
+    """What is known from a checkpoint and the run that contains it; empty if unknown."""
 
     manifest: dict = field(default_factory=dict)
     state: dict = field(default_factory=dict)
     rows: Rows = field(default_factory=list)
-    """Those of the run up to the checkpoint."""
+    """The metrics rows of the run up to the checkpoint."""
     scores: tuple[Score, ...] = ()
     scored_by: str = ""
 
 
 def write_card(folder: Path, name: str, model: Model, known: Known) -> None:
-    """Write `README.md` into an export, with front matter that the hub understands."""
+    """Write `README.md` into an export, with the metadata header of the Hub."""
     sections = [
         _front_matter(name, model, known),
         f"# {name}\n\n{_describe(model, known)}",
@@ -61,10 +61,10 @@ def write_card(folder: Path, name: str, model: Model, known: Known) -> None:
 
 
 def gather(checkpoint: Path, model: Model, *, scores: Path | None = None) -> Known:
-    """Return what a checkpoint, the run folder that it lies in, and a file of scores tell.
+    """Collect what is known from a checkpoint, the run folder that contains it, and a scores file.
 
-    `scores` is in lm-eval's own format; without it there are those of the run's last evaluation.
-    Raises ValueError for a file of another format, or scores of another model.
+    `scores` is a file in lm-eval's format; without it, the scores are those of the run's last
+    evaluation. Raises ValueError for a file in another format, or scores of another model.
     """
     manifest, state, rows = {}, {}, []
     if (checkpoint / STATE).is_file():
@@ -85,13 +85,13 @@ def _scores_of_file(path: Path, model: Model) -> tuple[tuple[Score, ...], str]:
         results = {}
     if not {"results", "config"} <= set(results):
         raise ValueError(
-            f"scores={path} holds no results of lm-eval: give what `pretrain eval --out` wrote"
+            f"scores={path} holds no lm-eval results: give a file written by `pretrain eval --out`"
         )
     parameters = results["config"].get("model_num_parameters")
     if parameters not in (None, own := count_parameters(model)):
         raise ValueError(
-            f"scores={path} are of a model of {parameters:,} parameters, this one has {own:,}: "
-            f"give the scores of this model"
+            f"scores={path} has the scores of a model of {parameters:,} parameters, but this one "
+            f"has {own:,}: give the scores of this model"
         )
     shots, limit = results.get("n-shot", {}), results["config"].get("limit")
     found = [
@@ -164,7 +164,7 @@ def _describe(model: Model, known: Known) -> str:
     )
     trained = "" if tokens is None else f", pretrained on {human(tokens)} tokens with pretrain_lib"
     return (
-        f"{text}{trained}. It continues text: it was not taught to follow instructions, and what "
+        f"{text}{trained}. It is a base model: it was not trained to follow instructions, and what "
         f"it writes may be false or harmful."
     )
 
@@ -182,11 +182,11 @@ def _training_section(known: Known) -> str:
         "training loss, last row": _loss(train),
         "validation loss": _loss(validation),
         "lowest validation loss": _lowest(state),
-        "updates left out": f"{state['skipped']:,}" if state["skipped"] else "",
+        "skipped updates": f"{state['skipped']:,}" if state["skipped"] else "",
         "text": "; ".join(_describe_origin(origin) for origin in _origins(known)),
         "fingerprint of the data": f"`{known.manifest['data_fingerprint']}`",
         "continued from": _parent(known.manifest["parent"]),
-        "weights at the start": Path(config["run"].get("initial_weights") or "").name,
+        "initial weights": Path(config["run"].get("initial_weights") or "").name,
         "time": f"{human_time(state['seconds'])} on {world['processes']} x {world['device']}, "
         f"precision {world['precision']}",
         "software": ", ".join(f"{name} {versions[name]}" for name in names if name in versions),
@@ -216,13 +216,13 @@ def _lowest(state: dict) -> str:
 
 
 def _parent(checkpoint: str | None) -> str:
-    """Return the run and the checkpoint that a run began with, if it is a fork."""
+    """Return the run and the checkpoint from which a run was started, if any."""
     path = Path(checkpoint or "")
     return f"{path.parent.parent.name}, {path.name}" if checkpoint else ""
 
 
 def _describe_origin(origin: Origin) -> str:
-    """Return an origin without the folders of the machine."""
+    """Describe an origin without the folder names of this machine."""
     if not origin.sources:
         return f"the tokens of {origin.path}"
     names = ", ".join(Path(s).name if Path(s).exists() else s for s in origin.sources)
@@ -250,7 +250,7 @@ USE = """## Use
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-folder = "."  # where this file lies, or the model's name on the hub
+folder = "."  # the folder of this file, or the model's name on the Hub
 model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ids = tokenizer("Once upon a time", return_tensors="pt")
@@ -262,4 +262,4 @@ Score it with `pretrain eval FOLDER --tasks hellaswag`, or with lm-evaluation-ha
     lm_eval --model hf --model_args pretrained=FOLDER,dtype=float32 --tasks hellaswag"""
 LICENSE = """## License
 
-None is stated: whoever publishes the model names one, as `license:` at the top of this file."""
+None is stated: whoever publishes the model adds one, as `license:` at the top of this file."""

@@ -1,4 +1,4 @@
-"""A model folder loaded again by transformers in a fresh process and compared."""
+"""Reload an exported folder with transformers in a fresh process and compare it with the model."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from pretrain_lib.data.text.tokenizer import Tokenizer
 from pretrain_lib.export.reload import LOGITS, RESULT, TEXTS, WEIGHTS, digest
 from pretrain_lib.models.hf import Model, hf_tensors, write_configuration
 
-ROWS, LENGTH = 2, 128  # of the ids whose logits are compared
+ROWS, LENGTH = 2, 128  # shape of the ids whose logits are compared
 TEXTS_COMPARED = (
     "",
     " ",
@@ -33,12 +33,12 @@ def check_export(
     tokenizer: Tokenizer | None,
     dtype: torch.dtype = torch.float32,
 ) -> float:
-    """Have a fresh process load a folder with transformers; return how far its logits are off.
+    """Load a folder with transformers in a fresh process; return the difference of its logits.
 
-    The figure is the largest difference relative to the largest logit, in fp32 on the CPU. Raises
-    ValueError that names what differs: a setting, a weight, a tensor missing or left over, logits
-    by more than 1e-4, a special token, the ids of a text. `model` holds the weights as they are
-    after `dtype`.
+    This is the maximum absolute difference relative to the largest logit, in fp32 on the CPU.
+    `model` must hold the weights rounded to `dtype`. Raises ValueError naming everything that
+    differs: a setting, a weight, a missing or unexpected tensor, logits by more than 1e-4, a
+    special token, or the ids of a text.
     """
     with tempfile.TemporaryDirectory() as temporary:
         expected = Path(temporary)
@@ -46,14 +46,14 @@ def check_export(
         result = _reload(folder, expected)
     if result["problems"]:
         problems = "; ".join(result["problems"])
-        raise ValueError(f"{folder} is not read as the model that was written: {problems}")
+        raise ValueError(f"{folder} does not load as the model that was exported: {problems}")
     return result["difference"]
 
 
 def write_expected(
     model: Model, expected: Path, *, tokenizer: Tokenizer | None, dtype: torch.dtype
 ) -> None:
-    """Write what `reload` compares a folder with."""
+    """Write the expectations with which `reload` compares a folder."""
     write_configuration(model.config, expected, tokenizer=tokenizer, dtype=dtype)
     _write_weights(model, expected)
     if tokenizer is not None:
@@ -68,12 +68,12 @@ def _reload(folder: Path, expected: Path) -> dict:
         capture_output=True,
         text=True,
     )
-    assert run.returncode == 0, f"the process that reads {folder} again failed: {run.stderr}"
+    assert run.returncode == 0, f"the process that reloads {folder} failed: {run.stderr}"
     return json.loads((expected / RESULT).read_text())
 
 
 def _write_weights(model: Model, expected: Path) -> None:
-    """Write the digests of all tensors, and the logits of ids drawn at random."""
+    """Write the digests of all tensors, and the logits of random ids."""
     digests = {name: digest(tensor) for name, tensor in hf_tensors(model).items()}
     (expected / WEIGHTS).write_text(json.dumps(digests))
     length = min(LENGTH, model.config.context_length)
@@ -87,7 +87,10 @@ def _write_weights(model: Model, expected: Path) -> None:
 
 
 def _describe_tokenizer(tokenizer: Tokenizer, context_length: int) -> dict:
-    """Return what a tokenizer makes of texts: `(text, plain ids, parsed ids, text of the ids)`."""
+    """Return a tokenizer's attributes, and `(text, plain ids, parsed ids, decoded)` of test texts.
+
+    Plain ids treat special tokens in a text as text, parsed ids as special tokens.
+    """
     end = tokenizer.end_of_text
     texts = (*TEXTS_COMPARED, end, f"a{end}b {end}\n{end}{end}", f"{end} c")
     plain = [tokenizer.encode(text) for text in texts]

@@ -1,4 +1,4 @@
-"""A checkpoint as a plain model folder, proven equal to the model."""
+"""Export a checkpoint as a model folder and verify that it equals the model."""
 
 import re
 import shutil
@@ -22,16 +22,17 @@ def export_checkpoint(
     scores: Path | None = None,
     max_shard_bytes: int | None = None,
 ) -> float:
-    """Write the model and tokenizer of a checkpoint to `out` and return `check_export` of it.
+    """Export the model and tokenizer of a checkpoint to `out`; return the result of `check_export`.
 
-    A model card says what is known of it; `scores` is a file of lm-eval's results that it shows.
-    Files of weights hold at most `max_shard_bytes`, or a single larger tensor; default: one file.
-    An earlier export in `out` is replaced, anything else there is refused. `out` appears only once
-    transformers, in a process of its own, has read it as the same model and tokenizer.
+    The export has a model card; `scores` is a file of lm-eval results to show in it. Weight files
+    hold at most `max_shard_bytes`, or a single larger tensor (default: one file). An earlier export
+    in `out` is replaced. `out` appears only after a fresh process has loaded it with transformers
+    as the same model and tokenizer. Raises ValueError if `out` holds anything but an export, or if
+    the check fails.
     """
     out = out.resolve()
     if out.exists() and not _is_replaceable(out):
-        raise ValueError(f"{out} holds something else than an export: give another folder")
+        raise ValueError(f"{out} holds something other than an export: give another folder")
     model = load_pretrained(checkpoint)
     known = gather(checkpoint, model, scores=scores)
     has_tokenizer = (checkpoint / "tokenizer.json").is_file()
@@ -39,7 +40,7 @@ def export_checkpoint(
     staging = out.with_name(out.name + ".tmp")
     if staging.exists():
         shutil.rmtree(staging)
-    # What is compared has been through the dtype on disk, as the export has.
+    # Round the weights to the dtype on disk, so that the comparison is with the exported values.
     model.to(dtype).float()
     files = {"dtype": dtype, "tokenizer": tokenizer}
     save_pretrained(model, staging, max_shard_bytes=max_shard_bytes, **files)
@@ -52,11 +53,11 @@ def export_checkpoint(
 
 
 def _is_replaceable(out: Path) -> bool:
-    """Whether a folder is empty, or holds what an export holds and nothing else."""
+    """Return whether a folder is empty or holds only the files of an export."""
     exported = {"config.json", "generation_config.json", INDEX}
     exported |= {"tokenizer.json", "tokenizer_config.json", CARD}
     if not out.is_dir():
         return False
     found = {path.name for path in out.iterdir() if not WEIGHT_FILE.fullmatch(path.name)}
     weights = len(list(out.iterdir())) > len(found)
-    return found <= exported and (weights or found != {CARD})  # which alone is somebody's own
+    return found <= exported and (weights or found != {CARD})  # a README.md alone is not an export

@@ -1,10 +1,10 @@
-"""An export uploaded to the Hugging Face hub."""
+"""Upload an export to the Hugging Face Hub."""
 
 from pathlib import Path
 
 
 def check_hub(name: str) -> None:
-    """Raise ValueError unless `name` can name a repository and there is a token and a network."""
+    """Raise ValueError for an invalid repository name, a missing token, or offline mode."""
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -12,7 +12,7 @@ def check_hub(name: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise ValueError(f"push_to_hub={name} is no OWNER/NAME: {error}") from error
+        raise ValueError(f"push_to_hub={name} must be OWNER/NAME: {error}") from error
     if constants.HF_HUB_OFFLINE:
         raise ValueError(f"push_to_hub={name}: HF_HUB_OFFLINE is set; unset it to upload")
     if get_token() is None:
@@ -22,10 +22,9 @@ def check_hub(name: str) -> None:
 
 
 def push_to_hub(folder: Path, name: str, *, private: bool) -> str:
-    """Upload all of a folder as one commit, to a repository that is made if there is none.
+    """Upload a folder as one commit, creating the repository if necessary; return its URL.
 
-    Returns its address. `private` is for a repository that is made now. Raises ValueError where the
-    hub is out of reach or refuses.
+    `private` applies only to a new repository. Raises ValueError if the upload fails.
     """
     from huggingface_hub import HfApi
 
@@ -35,10 +34,10 @@ def push_to_hub(folder: Path, name: str, *, private: bool) -> str:
         api.upload_folder(
             repo_id=created.repo_id, folder_path=folder, commit_message="Upload by pretrain_lib"
         )
-    except Exception as error:  # the hub's client raises many kinds, and its HTTP library more
+    except Exception as error:  # huggingface_hub and its HTTP library raise many types
         text = " ".join(str(error).split())
         raise ValueError(
-            f"push_to_hub={name}: the upload of {folder} failed ({text}); the folder is whole: "
-            f"see to the network or the token's rights, then run `hf upload {name} {folder}`"
+            f"push_to_hub={name}: the upload of {folder} failed ({text}); the folder is complete: "
+            f"check the network and the token's permissions, then run `hf upload {name} {folder}`"
         ) from error
     return str(created)

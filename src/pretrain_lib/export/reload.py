@@ -1,8 +1,8 @@
-"""A model folder as transformers alone reads it, held against what it should be.
+"""Load a model folder with transformers alone and compare it with the expectation.
 
     python -m pretrain_lib.export.reload FOLDER EXPECTED
 
-`EXPECTED` is a folder of `export_check`; what is found goes to `result.json` there.
+`EXPECTED` is a folder written by `export.check`; the outcome is written to `result.json` in it.
 """
 
 import json
@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")
 WEIGHTS, LOGITS, TEXTS, RESULT = "weights.json", "logits.safetensors", "texts.json", "result.json"
-TOLERANCE = 1e-4  # of the largest logit, in fp32
-SHOWN = 60  # characters of a value that differs
-NAMED = 3  # tensors of many that differ
+TOLERANCE = 1e-4  # relative to the largest logit, in fp32
+SHOWN = 60  # how many characters of a differing value are shown
+NAMED = 3  # how many differing tensors are named
 
 
 def main() -> None:
-    """Compare the folder named first with the expectation named second."""
+    """Compare the folder given as first argument with the expectation given as second."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -33,9 +33,10 @@ def main() -> None:
 
 
 def find_problems(folder: Path, expected: Path) -> tuple[list[str], float | None]:
-    """Return what in `folder` is not as expected, and how far the logits are from those expected.
+    """Return how `folder` differs from the expectation, and the difference of the logits.
 
-    That is the largest difference relative to the largest logit, None if there are none.
+    The latter is the maximum absolute difference relative to the largest logit, None if the
+    logits could not be compared.
     """
     problems = [p for name in SETTINGS for p in _compare_settings(folder / name, expected / name)]
     found, difference = _compare_model(folder, expected)
@@ -46,11 +47,11 @@ def find_problems(folder: Path, expected: Path) -> tuple[list[str], float | None
 
 
 def _compare_settings(path: Path, expected: Path) -> list[str]:
-    """Return the fields of a JSON file that are not those of another."""
+    """Return the fields that differ between two JSON files."""
     if not expected.is_file() and not path.is_file():
         return []
     if not expected.is_file() or not path.is_file():
-        return [f"{path.name} {'should not be there' if path.is_file() else 'is missing'}"]
+        return [f"{path.name} {'is unexpected' if path.is_file() else 'is missing'}"]
     found, wanted = _read(path), _read(expected)
     return [
         f"{path.name}: {field} is {_show(found, field)}, not {_show(wanted, field)}"
@@ -66,7 +67,7 @@ def _compare_model(folder: Path, expected: Path) -> tuple[list[str], float | Non
         model, report = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
-    except Exception as error:  # it may raise anything
+    except Exception as error:  # any type
         return [f"transformers does not load the model: {_line(error)}"], None
     problems = [
         f"transformers reports {kind.replace('_', ' ')}: {sorted(map(str, names))}"
@@ -101,23 +102,23 @@ def _compare_logits(
 ) -> tuple[list[str], float | None]:
     try:
         found = model.eval()(expected["ids"]).logits
-    except Exception as error:  # ids beyond a table that was cut
+    except Exception as error:  # such as an id beyond a truncated embedding
         return [f"the loaded model does not compute logits: {_line(error)}"], None
     wanted = expected["logits"]
     if found.shape != wanted.shape:
         shapes = f"{tuple(found.shape)}, not {tuple(wanted.shape)}"
-        return [f"its logits under transformers have the shape {shapes}"], None
+        return [f"the logits under transformers have the shape {shapes}"], None
     difference = float((found - wanted).abs().max() / wanted.abs().max())
     if difference <= TOLERANCE:
         return [], difference
     return [
-        f"its logits under transformers differ from the model's by {difference:.2e} of the "
+        f"the logits under transformers differ from the model's by {difference:.2e} of the "
         f"largest, above {TOLERANCE}"
     ], difference
 
 
 def _compare_tokenizer(folder: Path, expected: dict) -> list[str]:
-    """Compare special tokens, the number of tokens, ids of texts, and their text again."""
+    """Compare special tokens, vocabulary size, and the ids of texts and their decoding."""
     from transformers import AutoTokenizer
 
     try:
@@ -133,7 +134,7 @@ def _compare_tokenizer(folder: Path, expected: dict) -> list[str]:
         if found[name] != values[name]
     ]
     for text, plain, parsed, decoded in expected["texts"]:
-        # As lm-eval and everyone else calls it, and as documents are tokenised here.
+        # First as lm-eval and others call the tokenizer, then as documents are tokenized here.
         ids = {"": tokenizer(text)["input_ids"]}
         split = tokenizer(text, split_special_tokens=True, add_special_tokens=False)
         ids[", special tokens as text"] = split["input_ids"]

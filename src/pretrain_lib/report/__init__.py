@@ -1,1 +1,5 @@
-"""Plots of runs: `curves` reads what is drawn, `pictures` draws it, `baselines` adds references."""
+"""Plots of runs.
+
+`pictures` lays out and saves a figure, `curves` draws its lines and marks, `baselines` selects
+published scores for comparison.
+"""

@@ -1,4 +1,4 @@
-"""The published GPT-2 and GPT-3 that a run is drawn beside, where they belong."""
+"""Select the published GPT-2 and GPT-3 scores that are comparable with a run."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,14 @@ from pretrain_lib.data.prepare.holdout import parse_validation
 from pretrain_lib.evaluate.references import Figure, find_figure, models_near
 
 FAMILY = "GPT-"
-# The text behind the published validation loss: the first 100M tokens of this source.
+# The published validation losses are those of the first 100M tokens of this source.
 SOURCE, HELD_OUT, VOCABULARY = "HuggingFaceFW/fineweb-edu:sample-10BT", "first:100e6", 50257
 
 
 def loss_baselines(settings: Sequence[dict]) -> list[Figure]:
-    """Return the published validation losses, if all of the runs validate on the text behind them.
+    """Return the published validation losses, if all runs validate on the same text.
 
-    `settings` are the runs' settings as in their manifests, empty where they are not known.
+    `settings` are those of the runs' manifests, empty if unknown.
     """
     if not settings or not all(_validates_on_recipe_text(each) for each in settings):
         return []
@@ -22,7 +22,7 @@ def loss_baselines(settings: Sequence[dict]) -> list[Figure]:
 
 
 def score_baselines(settings: Sequence[dict], task: str, metric: str) -> list[Figure]:
-    """Return the published scores under a task and a metric of models of the runs' sizes."""
+    """Return the published scores on a task, by one metric, of models of similar size."""
     return _published(settings, task, metric)
 
 
@@ -33,7 +33,7 @@ def _published(settings: Sequence[dict], task: str, metric: str) -> list[Figure]
 
 
 def _rough_size(settings: dict) -> float:
-    """Return about how many parameters a run's model has, both families counted as GPT-2."""
+    """Return the approximate parameter count of a run's model, by the formula for GPT-2."""
     model = settings.get("model", {})
     layers, width = model.get("num_layers", 0), model.get("width", 0)
     return 12 * layers * width**2 + model.get("vocabulary_size", 0) * width
@@ -52,5 +52,5 @@ def _validates_on_recipe_text(settings: dict) -> bool:
 def _is_rule(rule: str, wanted: tuple) -> bool:
     try:
         return parse_validation(rule) == wanted
-    except ValueError:  # the path of other text
+    except ValueError:  # not a rule but the path of another text
         return False

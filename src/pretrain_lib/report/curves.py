@@ -1,6 +1,6 @@
-"""What the pictures of runs are made of: lines, marks, baselines, limits.
+"""Draw the elements of a figure: lines, event marks, baselines, axis limits.
 
-Runs are told apart by colour and, where there is no colour, by the shape of their markers.
+Runs differ by color and, for readers without color, by marker shape.
 """
 
 from collections import Counter
@@ -18,25 +18,26 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-# Okabe and Ito (2008), which the colour-blind tell apart, neighbours of unlike lightness; their
-# yellow is too pale for thin lines.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")
+# The color-blind-safe palette of Okabe and Ito (2008), ordered so that neighbors differ in
+# lightness, without yellow, which is too pale for thin lines.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-VALIDATION_COLOUR = "#D55E00"  # of a single run
+VALIDATION_COLOR = "#D55E00"  # if there is a single run
 GREY = "#555555"
 EVENT_MARKERS = {"skipped": "x", "rollback": "<", "not_saved": "s", "resumed": ">"}
 OTHER_EVENT = "d"
-SMOOTHED_SHARE = 1 / 50  # of a run's rows, averaged into one point of the thick line
-SKIPPED_SHARE = 1 / 20  # of a run, at its start, that does not set the limits of the y axis
-SPIKE_SHARE = 1 / 50  # of the values, the highest, that do not either
+SMOOTHED_SHARE = 1 / 50  # window of the moving average, as a share of a run's rows
+SKIPPED_SHARE = 1 / 20  # share of a run, at its start, ignored for the limits of the y axis
+SPIKE_SHARE = 1 / 50  # share of the highest values ignored for the limits
 SPIKE_SIGMA = 8.0
-FEWEST_LATER = 2  # values that set limits: with fewer, the first share does as well
-FEWEST_WITH_SPIKES = 20  # of fewer values none counts as a spike
-# What is farther off than so many heights of the curves, or such a share of a value, is not shown.
+FEWEST_LATER = 2  # with fewer values after the skipped share, it is not ignored
+FEWEST_WITH_SPIKES = 20  # with fewer values, none is ignored as a spike
+# A baseline is shown if its distance is at most this multiple of the height of the curves, or this
+# share of the highest value.
 FARTHEST_LINE, NEAR_LINE = 4.0, 0.25
-FEW_POINTS = 20  # which are shown as such
-POINTS_BETWEEN = 200  # on the lines of a curve, when a place for a name is sought
-MARKERS_PER_LINE = 12  # about so many: more are a rope
+FEW_POINTS = 20  # with fewer points, each is marked by a dot
+POINTS_BETWEEN = 200  # interpolated points per curve, to find a free place for a label
+MARKERS_PER_LINE = 12  # approximate
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 10.5,
@@ -50,65 +51,67 @@ STYLE = {
     "legend.fontsize": 9,
     "figure.constrained_layout.w_pad": 0.1,  # inches
     "figure.constrained_layout.h_pad": 0.1,
-    "svg.hashsalt": "pretrain_lib",  # the same run gives the same file
+    "svg.hashsalt": "pretrain_lib",  # makes the SVG reproducible
 }
 
-Curves = Iterable[tuple[np.ndarray, np.ndarray]]  # tokens and values
+Curves = Iterable[tuple[np.ndarray, np.ndarray]]  # (tokens, values)
 
 
 @dataclass(frozen=True)
 class Look:
-    """How the lines of one run are drawn."""
+    """The style of the lines of one run."""
 
-    colour: str
-    validation_colour: str
+    color: str
+    validation_color: str
     marker: str
     marks_noisy: bool
-    """Whether lines of training carry markers too: there are other runs."""
+    """Whether training curves have markers too, because there are several runs."""
 
 
 def looks_of(number: int) -> list[Look]:
-    """Return a look for each of so many runs, by colour and marker together."""
+    """Return a style for each of `number` runs, with a color and a marker of its own."""
     if number == 1:
-        return [Look(COLOURS[0], VALIDATION_COLOUR, MARKERS[0], False)]
-    pairs = [(COLOURS[n % len(COLOURS)], MARKERS[n % len(MARKERS)]) for n in range(number)]
-    return [Look(colour, colour, marker, True) for colour, marker in pairs]
+        return [Look(COLORS[0], VALIDATION_COLOR, MARKERS[0], False)]
+    pairs = [(COLORS[n % len(COLORS)], MARKERS[n % len(MARKERS)]) for n in range(number)]
+    return [Look(color, color, marker, True) for color, marker in pairs]
 
 
 def draw_noisy(
     panel: "Axes", tokens: np.ndarray, values: np.ndarray, look: Look, *, spikes: bool = True
 ) -> None:
-    """Draw the values thin and pale, their moving average over it.
+    """Draw the values as a thin, pale line and their moving average as a thick one.
 
-    `spikes` says that some values may be far too high, which the average then leaves out.
+    With `spikes`, extreme values are left out of the average.
     """
-    # As an image within the SVG: a hundred thousand points would make it megabytes large.
+    # Rasterized: as vector graphics, a hundred thousand points would take megabytes of SVG.
     pale = {"linewidth": 0.6, "alpha": 0.3, "rasterized": True}
-    panel.plot(tokens, values, color=look.colour, **pale)
+    panel.plot(tokens, values, color=look.color, **pale)
     window = max(1, round(len(values) * SMOOTHED_SHARE))
     usual = without_spikes(tokens, values, window) if spikes else values
     draw_line(panel, tokens, smooth(usual, window), look)
 
 
 def without_spikes(tokens: np.ndarray, values: np.ndarray, window: int) -> np.ndarray:
-    """Return the values, nan for those that would lift their moving average to a plateau.
+    """Return the values with spikes, which would distort the moving average, replaced by NaN.
 
-    They are `SPIKE_SIGMA` robust standard deviations above it, and none of the run's first share.
+    A spike is more than `SPIKE_SIGMA` robust standard deviations above the average, and not within
+    the first `SKIPPED_SHARE` of the run.
     """
     above = values - smooth(values, window)
     known = np.abs(above[np.isfinite(above)])
-    sigma = 1.4826 * np.median(known) if len(known) else 0.0  # of a normal distribution, its MAD
+    # The standard deviation of a normal distribution is 1.4826 times its MAD.
+    sigma = 1.4826 * np.median(known) if len(known) else 0.0
     is_spike = (above > SPIKE_SIGMA * sigma) & _is_later(tokens)
     return np.where(is_spike, np.nan, values) if sigma else values
 
 
 def draw_line(panel: "Axes", tokens: np.ndarray, values: np.ndarray, look: Look) -> None:
-    """Draw a thick line, with a marker here and there if there are other runs."""
-    dot = "." if len(values) < FEW_POINTS else None  # a line of one point shows nothing
+    """Draw a thick line, with sparse markers if there are several runs."""
+    dot = "." if len(values) < FEW_POINTS else None  # a line of one point would be invisible
     panel.plot(
         tokens,
         values,
-        color=look.colour,
+        color=look.color,
         linewidth=1.6,
         marker=look.marker if look.marks_noisy else dot,
         markersize=5,
@@ -124,16 +127,16 @@ def draw_measured(
     *,
     errors: np.ndarray | None = None,
 ) -> None:
-    """Draw what was measured now and then, hollow markers on a thin line, its error as a band."""
-    colour = look.validation_colour
+    """Draw periodic measurements as hollow markers on a thin line, with errors as a band."""
+    color = look.validation_color
     if errors is not None:
         known = np.nan_to_num(errors)
-        band = {"color": colour, "alpha": 0.15, "linewidth": 0}
+        band = {"color": color, "alpha": 0.15, "linewidth": 0}
         panel.fill_between(tokens, values - known, values + known, **band)
     panel.plot(
         tokens,
         values,
-        color=colour,
+        color=color,
         linewidth=1.2,
         marker=look.marker,
         markersize=5,
@@ -147,11 +150,11 @@ def draw_measured(
 def draw_baselines(
     panel: "Axes", published: Sequence[Published], curves: Curves, *, label: tuple[float, float]
 ) -> None:
-    """Draw published figures as dashed lines, each with its name where the fewest points are.
+    """Draw published scores as dashed lines, each labeled where it covers the fewest points.
 
-    The limits of the axes must have been set; `label` is the size of a name as shares of them.
+    The axis limits must be set before. `label` is the size of a label in axes fractions.
     """
-    scale = panel.transScale + panel.transLimits  # to shares of the axes
+    scale = panel.transScale + panel.transLimits  # from data to axes fractions
     points = np.concatenate([scale.transform(_densely(*curve)) for curve in curves])
     low, high = panel.get_ylim()
     for figure in (figure for figure in published if low < figure.value < high):
@@ -173,7 +176,7 @@ def draw_baselines(
 
 
 def _densely(tokens: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return the points (N, 2) of a curve, with some on the lines between them."""
+    """Return the points of a curve, and interpolated ones between them: `(N, 2)`."""
     known = np.isfinite(values)
     if not known.any():
         return np.zeros((0, 2))
@@ -186,7 +189,7 @@ def _densely(tokens: np.ndarray, values: np.ndarray) -> np.ndarray:
 def _emptiest_side(
     points: np.ndarray, height: float, label: tuple[float, float]
 ) -> tuple[bool, bool]:
-    """Return whether a line's name belongs to its right end, and whether below it."""
+    """Return whether a line's label should be at its right end, and whether below the line."""
 
     def covered(side: tuple[bool, bool]) -> int:
         right, below = side
@@ -198,7 +201,7 @@ def _emptiest_side(
 
 
 def draw_events(panel: "Axes", rows: Rows, look: Look, *, place: int) -> None:
-    """Draw what happened to a run as marks above the x axis, those of run `place` in its row."""
+    """Draw the events of a run as marks above the x axis; run number `place` has its own height."""
     events = [row for row in rows if row["kind"] == "event"]
     for name in dict.fromkeys(row["event"] for row in events):
         tokens = [row["tokens"] for row in events if row["event"] == name]
@@ -206,7 +209,7 @@ def draw_events(panel: "Axes", rows: Rows, look: Look, *, place: int) -> None:
             tokens,
             [0.03 + 0.05 * place] * len(tokens),
             transform=panel.get_xaxis_transform(),
-            color=look.colour,
+            color=look.color,
             marker=EVENT_MARKERS.get(name, OTHER_EVENT),
             markersize=6,
             linestyle="none",
@@ -215,7 +218,7 @@ def draw_events(panel: "Axes", rows: Rows, look: Look, *, place: int) -> None:
 
 
 def event_entries(runs: Iterable[Rows]) -> list["Line2D"]:
-    """Return the legend's entries of the events, each with its number."""
+    """Return the legend entries of the events, each with its count."""
     from matplotlib.lines import Line2D
 
     names = Counter(row["event"] for rows in runs for row in rows if row["kind"] == "event")
@@ -229,9 +232,9 @@ def event_entries(runs: Iterable[Rows]) -> list["Line2D"]:
 def robust_limits(
     curves: Curves, lines: Iterable[float] = (), *, spike_share: float = SPIKE_SHARE
 ) -> tuple[float, float]:
-    """Return the y limits that hold the curves but for their first share and their spikes.
+    """Return y limits that fit the curves without the first `SKIPPED_SHARE` and spikes.
 
-    Those of `lines` that are not too far off are held as well.
+    Values in `lines` are included unless they are too far away.
     """
     kept = [np.zeros(0)]
     for tokens, values in curves:
@@ -248,7 +251,7 @@ def robust_limits(
     reach = max(FARTHEST_LINE * (high - low), NEAR_LINE * abs(high))
     near = [line for line in lines if low - reach <= line <= high + reach]
     low, high = min([low, *near]), max([high, *near])
-    share = 0.12 if near else 0.06  # room for the name of a line at the edge
+    share = 0.12 if near else 0.06  # leaves room for the label of a line at the edge
     margin = share * (high - low) or 0.05 * abs(high) or 1.0
     return low - margin, high + margin
 
@@ -258,5 +261,5 @@ def _is_later(tokens: np.ndarray) -> np.ndarray:
 
 
 def tick(value: float, _position: object = None) -> str:
-    """Return the text of a tick: 2.5B."""
+    """Format a tick label: 2.5B."""
     return human(value)

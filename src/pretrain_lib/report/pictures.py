@@ -1,4 +1,4 @@
-"""Pictures of runs, drawn from their `metrics.jsonl`."""
+"""Plot runs from their `metrics.jsonl`."""
 
 import json
 from collections.abc import Sequence
@@ -42,12 +42,12 @@ TITLES = {
     "grad_norm": "Gradient norm",
     "tokens_per_second": "Tokens per second",
 }
-MAIN_METRICS = ("acc_norm", "acc")  # of a task, the first that there is
+MAIN_METRICS = ("acc_norm", "acc")  # in order of preference
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A metric of a task, and what others reached in it."""
+    """A metric of a task, with published scores for comparison."""
 
     task: str
     metric: str
@@ -59,12 +59,13 @@ class Panel:
 
 
 def plot_runs(runs: Sequence[Path], out: Path | None = None) -> list[Path]:
-    """Draw the curves of one or several runs as one picture and return its PNG and its SVG.
+    """Plot one or several runs in one figure; return the paths of its PNG and SVG.
 
-    Loss (nats per token), learning rate, gradient norm, speed and scores over tokens; what happened
-    to the runs as marks; GPT-2 and GPT-3 as dashed lines where they belong. `out` is the picture's
-    path, its suffix ignored; by default `plots/curves` in the run's folder, for several runs
-    `plots/comparison` in the first. Raises ValueError for a run without train rows.
+    Shows loss (nats per token), learning rate, gradient norm, speed and scores over tokens, the
+    events of the runs as marks, and GPT-2 and GPT-3 as dashed lines where they are comparable.
+    `out` is the path of the figure, with or without suffix; by default `plots/curves` in the run's
+    folder, or `plots/comparison` in that of the first of several runs. Raises ValueError for a run
+    without train rows.
     """
     if not runs:
         raise ValueError("runs is empty: name at least one run folder")
@@ -87,7 +88,7 @@ def plot_runs(runs: Sequence[Path], out: Path | None = None) -> list[Path]:
 
 
 def _settle(figure: "Figure") -> None:
-    """Round where the panels lie: the solver's last digits differ from call to call."""
+    """Round the panel positions: the last digits of the layout solver differ from call to call."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for panel in figure.axes:
@@ -95,9 +96,9 @@ def _settle(figure: "Figure") -> None:
 
 
 def choose_panels(runs: Sequence[Rows], settings: Sequence[dict]) -> list[Panel]:
-    """Return what is shown of the scores: of each task one metric, if it can one with a baseline.
+    """Choose one metric per task, preferring one with a baseline.
 
-    `acc_norm_per_token` is shown beside it where a baseline is known under that name.
+    `acc_norm_per_token` is added where it has a baseline of its own.
     """
     panels = []
     for task, metrics in scored_tasks(runs).items():
@@ -182,7 +183,7 @@ def _fill_score(panel: "Axes", score: Panel, runs: list[Rows], looks: list[Look]
         curves.append((tokens, values))
         bounds += [(tokens, values - errors), (tokens, values + errors)]
     lines = [figure.value for figure in score.published]
-    if "perplexity" in score.metric:  # it falls by powers of ten
+    if "perplexity" in score.metric:  # falls by orders of magnitude
         _use_logarithm(panel)
         powers = [(tokens, np.log10(values)) for tokens, values in curves]
         limits = robust_limits(powers, np.log10(lines), spike_share=0.0)
@@ -202,7 +203,7 @@ def _use_logarithm(panel: "Axes") -> None:
 
 
 def _labels(runs: Sequence[Path]) -> list[str]:
-    """Return the runs' folder names, with their parents' where two are the same."""
+    """Return the folder names of the runs, prefixed by their parents' if two are equal."""
     names = [run.resolve().name for run in runs]
     if len(set(names)) == len(names):
         return names
@@ -210,22 +211,22 @@ def _labels(runs: Sequence[Path]) -> list[str]:
 
 
 def _add_legend(figure: "Figure", runs: list[Rows], names: list[str], looks: list[Look]) -> None:
-    """Put above the panels what lines and marks mean, and which run is which."""
+    """Add a legend of lines, marks and runs above the panels."""
     from matplotlib.lines import Line2D
 
     entries, first = [], looks[0]
     if len(runs) > 1:
         first = Look(GREY, GREY, "o", True)
         for name, look in zip(names, looks, strict=True):
-            style = {"color": look.colour, "marker": look.marker, "markersize": 6}
+            style = {"color": look.color, "marker": look.marker, "markersize": 6}
             entries.append(Line2D([], [], linewidth=2.5, label=name, **style))
     marker = first.marker if first.marks_noisy else None
-    train = {"color": first.colour, "linewidth": 1.6, "marker": marker}
+    train = {"color": first.color, "linewidth": 1.6, "marker": marker}
     entries.append(Line2D([], [], label="train, average without spikes", **train))
     hollow = {"marker": "o", "markerfacecolor": "white", "linewidth": 1.2, "markersize": 5}
     scored = any(row["kind"] == "evaluation" for rows in runs for row in rows)
     label = "validation; scores, ± stderr" if scored else "validation"
-    entries.append(Line2D([], [], color=first.validation_colour, label=label, **hollow))
+    entries.append(Line2D([], [], color=first.validation_color, label=label, **hollow))
     entries += event_entries(runs)
     figure.legend(
         handles=entries,
@@ -238,5 +239,5 @@ def _add_legend(figure: "Figure", runs: list[Rows], names: list[str], looks: lis
 
 
 def _width(label: str) -> float:
-    """Return about how many inches an entry of the legend takes."""
+    """Return the approximate width of a legend entry in inches."""
     return 0.4 + 0.068 * len(label)

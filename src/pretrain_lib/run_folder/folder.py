@@ -1,4 +1,4 @@
-"""The folder of a run: locked while in use, with its settings, manifest and status."""
+"""The folder of a run: its lock, settings, manifest and status."""
 
 import json
 import os
@@ -23,14 +23,19 @@ from pretrain_lib.run_folder.metrics import drop_rows_after
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
-SCORES = "scores"  # lm-eval's own results, a file for each step that was scored
+SCORES = "scores"  # lm-eval results, one file per evaluated step
 STATUS = "status.json"
 PACKAGES = ("pretrain_lib", "torch", "accelerate", "transformers", "tokenizers", "safetensors")
-# What may differ when a run is resumed: where and how it runs, never what it computes.
+# Settings that may change on resume: they affect where and how a run executes, not its result.
 FREE_SETTINGS = (
     "run.",
+    "log.",
+    "checkpoint.",
+    "validation.",
     "samples.",
     "scores.",
+    "system.",
+    "stability.max_skipped",
     "batch.micro_batch",
     "data.source",
     "data.path",
@@ -41,23 +46,24 @@ FREE_SETTINGS = (
     "data.tokenizer",
     "data.train_tokenizer",
 )
-SHARED_SECONDS = 60  # within which a network file system shows a new file to all
+SHARED_SECONDS = 60  # how long a new file may take to appear on a network file system
+# Exceptions to FREE_SETTINGS.
 FIXED_SETTINGS = (
     "run.seed",
     "run.initial_weights",
-    "run.spike_sigma",
-    "run.spike_window",
-    "run.spike_action",
 )
 
 
 @contextmanager
 def open_run_folder(folder: Path, *, resume: str) -> Iterator[None]:
-    """Make and hold a run folder; raises ValueError if it is in use, unwritable or unwanted."""
+    """Create a run folder and hold its lock.
+
+    Raises ValueError if the folder is in use or not writable, or is not empty under `resume=never`.
+    """
     if resume == "never" and not was_begun_here(folder) and _is_used(folder):
         raise ValueError(
-            f"run.dir={folder} is not empty and run.resume=never; give another folder, or "
-            f"run.resume=auto to continue it"
+            f"run.dir={folder} is not empty and run.resume=never; give another folder, or set "
+            f"run.resume=auto to continue the run"
         )
     with lock_folder(folder, setting="run.dir"):
         (folder / CHECKPOINTS).mkdir(exist_ok=True)
@@ -65,24 +71,27 @@ def open_run_folder(folder: Path, *, resume: str) -> Iterator[None]:
 
 
 def await_run_folder(folder: Path) -> None:
-    """Wait for what the main process has written; raises ValueError if it does not appear."""
+    """Wait for the manifest written by the main process.
+
+    Raises ValueError if it does not appear within `SHARED_SECONDS`.
+    """
     deadline = time.monotonic() + SHARED_SECONDS
     while not (folder / "manifest.json").is_file():
         if time.monotonic() > deadline:
             raise ValueError(
-                f"run.dir={folder} is not seen by every process, and each writes its part of a "
-                f"checkpoint: give a folder on a disk that all of them share"
+                f"run.dir={folder} is not visible to every process, and each writes its part of a "
+                f"checkpoint: give a folder on a file system that all of them share"
             )
         time.sleep(0.1)
 
 
 def was_begun_here(folder: Path) -> bool:
-    """Whether the run in a folder was begun by this very launch, which has started it again."""
+    """Return whether this launch began the run in `folder` and has restarted its processes."""
     return is_restart(read_status(folder).get("launch"))
 
 
 def _is_used(folder: Path) -> bool:
-    """Whether a folder holds more than a refused start leaves behind."""
+    """Return whether a folder holds more than the files left by a refused start."""
     if not folder.is_dir():
         return False
     entries = {path.name for path in folder.iterdir()} - {LOCK}
@@ -95,7 +104,7 @@ def _is_used(folder: Path) -> bool:
 
 
 def begin_run(folder: Path, config: Recipe, manifest: dict, *, step: int, last_row: int) -> None:
-    """Write `config.yaml`, `manifest.json` and the status; cut rows of steps after `last_row`."""
+    """Write `config.yaml`, `manifest.json` and the status; drop the rows after step `last_row`."""
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.to_dict(), sort_keys=False)
     write_atomically(folder / "config.yaml", text.encode())
@@ -106,24 +115,24 @@ def begin_run(folder: Path, config: Recipe, manifest: dict, *, step: int, last_r
 
 
 def write_status(folder: Path, state: str, *, step: int | None = None, reason: str = "") -> None:
-    """Write `status.json`: running, done, resumable, failed or refused."""
+    """Write `status.json`; `state` is running, done, resumable, failed or refused."""
     assert state in ("running", "done", "resumable", "failed", "refused"), state
     launch = {} if launch_id() is None else {"launch": launch_id()}
     write_json(folder / STATUS, {"state": state, "step": step, "reason": reason} | launch)
 
 
 def read_status(folder: Path) -> dict:
-    """Return `status.json`, empty if there is none."""
+    """Return the content of `status.json`, empty if there is none."""
     path = folder / STATUS
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def build_manifest(config: Recipe, fingerprint: str, accelerator: Accelerator) -> dict:
-    """Return what a run depends on: settings, data, versions, revision, machine."""
+    """Return everything that a run depends on: settings, data, versions, git revision, machine."""
     return {
         "config": config.to_dict(),
         "data_fingerprint": fingerprint,
-        # torch's own says for which device it was built.
+        # torch.__version__ includes the build (+cpu, +cu126), unlike the package metadata.
         "versions": {name: version(name) for name in PACKAGES}
         | {"torch": torch.__version__, "python": platform.python_version()},
         "git": _git_revision(),
@@ -141,7 +150,7 @@ def build_manifest(config: Recipe, fingerprint: str, accelerator: Accelerator) -
 
 
 def _git_revision() -> dict | None:
-    """Return the revision of the checkout that the run was started in, and whether it was clean."""
+    """Return the git revision of the working directory, and whether it has uncommitted changes."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -155,7 +164,7 @@ def _git_revision() -> dict | None:
 
 
 def setting_changes(before: dict, now: dict, prefix: str = "") -> dict[str, tuple]:
-    """Return every setting that differs, by dotted name: `(value before, value now)`."""
+    """Return the settings that differ, by dotted name: `(value before, value now)`."""
     changes = {}
     for key in before.keys() | now.keys():
         old, new = before.get(key), now.get(key)
@@ -167,7 +176,7 @@ def setting_changes(before: dict, now: dict, prefix: str = "") -> dict[str, tupl
 
 
 def unsafe_changes(changes: dict[str, tuple], *, allowed: list[str]) -> dict[str, tuple]:
-    """Return the changes with which a resumed run would not be the run that was saved."""
+    """Return the changes that would make the resumed run a different run than the saved one."""
     return {
         name: values
         for name, values in changes.items()
@@ -176,5 +185,5 @@ def unsafe_changes(changes: dict[str, tuple], *, allowed: list[str]) -> dict[str
 
 
 def is_main_rank() -> bool:
-    """Whether this is the process that writes, known before the processes meet."""
+    """Return whether this is rank 0; works before the process group is initialized."""
     return int(os.environ.get("RANK", 0)) == 0

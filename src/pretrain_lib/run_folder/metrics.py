@@ -1,4 +1,4 @@
-"""What a run says: a row a step on the console and in `metrics.jsonl`, and to trackers."""
+"""Log the metrics of a run to `metrics.jsonl`, the console and experiment trackers."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from pretrain_lib.data.tokens.shards import write_atomically
 
 
 class Metrics:
-    """Writes the rows of a run on the main process; on the others every method does nothing.
+    """Writes the metrics rows of a run on the main process; does nothing on the others.
 
     A row is a dict with `kind` (train, validation, evaluation, event), `step` and `tokens`.
     """
@@ -36,10 +36,10 @@ class Metrics:
         )
 
     def write(self, row: dict) -> None:
-        """Append a row to `metrics.jsonl` and hand its numbers to the trackers."""
+        """Append a row to `metrics.jsonl` and log its numbers to the trackers."""
         if not self.is_main:
             return
-        # JSON has no NaN; null says the same.
+        # JSON has neither NaN nor infinity: write null.
         finite = {
             k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
         }
@@ -53,7 +53,7 @@ class Metrics:
         self.accelerator.log(numbers, step=row["step"])
 
     def say(self, text: str) -> None:
-        """Print a line above the progress bar."""
+        """Print text above the progress bar."""
         if self.is_main:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
@@ -63,7 +63,7 @@ class Metrics:
         self._bar.update()
 
     def rewind(self, step: int) -> None:
-        """Drop the rows after `step`, from which the run goes on again."""
+        """Drop the rows after `step`, to which the run has rolled back."""
         self._bar.n = step
         self._bar.refresh()
         if self.is_main:
@@ -72,19 +72,19 @@ class Metrics:
             self._file = self.path.open("a", encoding="utf-8")
 
     def sync(self) -> None:
-        """Flush the rows to disk: a checkpoint must not outlive the rows before it."""
+        """Fsync the rows: a checkpoint must not survive a crash that loses the rows before it."""
         if self.is_main:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close file and progress bar."""
+        """Close the file and the progress bar."""
         self._bar.close()
         if self.is_main:
             self._file.close()
 
 
 def drop_rows_after(path: Path, step: int) -> None:
-    """Cut from a file of JSON rows what was written after `step`, from which a run resumes."""
+    """Drop the rows after `step`, from which a run resumes, from a file of JSON rows."""
     if not path.exists():
         return
     kept = []
@@ -92,16 +92,16 @@ def drop_rows_after(path: Path, step: int) -> None:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
-            continue  # the last line of a killed run
+            continue  # an incomplete last line, left by a killed run
         if row["step"] <= step:
             kept.append(line)
     write_atomically(path, "".join(kept).encode())
 
 
 def start_trackers(accelerator: Accelerator, settings: dict, *, run_id: str) -> None:
-    """Start Accelerate's trackers, if any were chosen, with a run's settings by dotted name.
+    """Start Accelerate's trackers, if any are configured, and log the settings by dotted name.
 
-    Those that know runs by an id go on with the one that has `run_id`.
+    Trackers that identify runs by an id (wandb, trackio) continue the run `run_id`.
     """
 
     def flatten(values: dict, prefix: str = "") -> dict[str, str | float]:
@@ -115,7 +115,7 @@ def start_trackers(accelerator: Accelerator, settings: dict, *, run_id: str) -> 
 
     if accelerator.log_with:
         own = {
-            # wandb would write into the current folder.
+            # By default wandb writes into the working directory.
             "wandb": {"dir": settings["run"]["dir"], "id": run_id, "resume": "allow"},
             "trackio": {"name": run_id, "resume": "allow"},
         }
@@ -123,7 +123,7 @@ def start_trackers(accelerator: Accelerator, settings: dict, *, run_id: str) -> 
 
 
 def format_train_row(row: dict, row_tokens: int, step_tokens: int, total_steps: int) -> str:
-    """Return the console line of a train row: of `row_tokens`, `step_tokens` in its last step."""
+    """Format a train row of `row_tokens` tokens; `step_tokens` of its last step give the ETA."""
     mfu = "" if row["mfu"] is None else f"  mfu {row['mfu']:.1%}"
     left = (total_steps - row["step"]) * step_tokens / row["tokens_per_second"]
     return (
@@ -136,12 +136,12 @@ def format_train_row(row: dict, row_tokens: int, step_tokens: int, total_steps: 
 
 
 def perplexity(loss: float) -> float:
-    """Return e to the loss in nats; infinite where that overflows."""
+    """Return exp(loss) of a loss in nats; infinity if that overflows."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
 def human(number: float) -> str:
-    """Return a count with a unit: 1.31M."""
+    """Format a count with a unit suffix: 1.31M."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
         if abs(number) >= size:
             return f"{number / size:.4g}{unit}"
@@ -149,7 +149,7 @@ def human(number: float) -> str:
 
 
 def human_time(seconds: float) -> str:
-    """Return a duration: 2d03h, 1h05m, 2m10s, 45s."""
+    """Format a duration: 2d03h, 1h05m, 2m10s, 45s."""
     seconds = round(seconds)
     for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "m", 60)):
         if seconds >= size:

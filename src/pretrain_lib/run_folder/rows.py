@@ -1,4 +1,4 @@
-"""The rows that a run has written to its `metrics.jsonl`, as arrays."""
+"""Read the rows of a run's `metrics.jsonl`, and their columns as arrays."""
 
 import json
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ COMMON = ("kind", "step", "tokens")
 def read_metrics(run: Path) -> Rows:
     """Return every row of a run's `metrics.jsonl`, in order.
 
-    Raises ValueError for a missing file, a line that is no JSON object, or no train row.
+    Raises ValueError for a missing file, a line that is not JSON, or a file without a train row.
     """
     path = run / METRICS
     if not path.is_file():
@@ -27,7 +27,10 @@ def read_metrics(run: Path) -> Rows:
 
 
 def read_rows(path: Path) -> Rows:
-    """Return the rows of a file of them; a last line without its end is being written by a run."""
+    """Return the rows of a file, ignoring an incomplete last line.
+
+    Raises ValueError for a line that is not JSON.
+    """
     *lines, _ = path.read_text(encoding="utf-8").split("\n")
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -39,14 +42,17 @@ def read_rows(path: Path) -> Rows:
 
 
 def column(rows: Rows, kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return `(tokens, values)` of the rows of a kind, float64; a missing value is nan."""
+    """Return `(tokens, values)` of the rows of one kind, float64; a missing value is NaN."""
     chosen = [row for row in rows if row["kind"] == kind]
     tokens = np.array([row["tokens"] for row in chosen], dtype=np.float64)
     return tokens, np.array([row.get(name) for row in chosen], dtype=np.float64)
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Return the centred moving average over `window` values, nan and the ends left out of it."""
+    """Return the centered moving average over `window` values, ignoring NaN.
+
+    At the ends it averages the values that there are.
+    """
     finite, ones = np.isfinite(values), np.ones(window)
     sums = np.convolve(np.where(finite, values, 0.0), ones)
     counts = np.convolve(finite.astype(np.float64), ones)
@@ -56,7 +62,7 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def scored_tasks(runs: Iterable[Rows]) -> dict[str, list[str]]:
-    """Return the metrics of each task that the runs were evaluated on, in the order of rows."""
+    """Return the metrics of each task in the runs' evaluation rows, in order of appearance."""
     tasks: dict[str, list[str]] = {}
     for row in (row for rows in runs for row in rows if row["kind"] == "evaluation"):
         for name in (name for name in row if name not in COMMON):

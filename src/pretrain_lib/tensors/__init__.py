@@ -1,5 +1,5 @@
-"""Tensors that are spread over processes, and tensors in safetensors files.
+"""Sharded tensors, and tensors in safetensors files.
 
-`pieces` is the part of a parameter that a process holds under FSDP2, `files` reads and writes
-safetensors files, `piece_files` reads pieces of tensors from them.
+`pieces` is the local shard of a parameter under FSDP2, `files` writes and hashes safetensors files,
+`piece_files` stores shards in them and reads them back.
 """

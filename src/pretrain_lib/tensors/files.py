@@ -1,6 +1,7 @@
-"""Safetensors files, written tensor by tensor and hashed on the way.
+"""Write safetensors files tensor by tensor, hashing them in the same pass.
 
-`safetensors.torch.save_file` copies all tensors first, and hashing afterwards reads them again.
+`safetensors.torch.save_file` copies all tensors first, and a hash afterwards would read the file
+again.
 """
 
 import errno
@@ -33,12 +34,12 @@ def write_tensors(
     dtype: torch.dtype | None = None,
     metadata: dict[str, str] | None = None,
 ) -> str:
-    """Write a safetensors file; return its xxh3_128.
+    """Write a safetensors file, optionally converted to `dtype`; return its xxh3_128.
 
-    Tensors on other devices are fetched, views made contiguous and `dtype` applied one at a time,
-    so memory grows by the largest of them.
+    Tensors are moved to the CPU, made contiguous and converted one at a time, so peak memory grows
+    only by the largest tensor.
     """
-    # Wide ones first, so that each begins at a multiple of its width.
+    # Wide dtypes first, so that every tensor is aligned to its item size.
     ordered = sorted(tensors.items(), key=lambda item: -(dtype or item[1].dtype).itemsize)
     header, position = {"__metadata__": metadata} if metadata else {}, 0
     for name, tensor in ordered:
@@ -72,14 +73,15 @@ def _bytes_of(tensor: torch.Tensor, dtype: torch.dtype | None) -> memoryview:
 
 
 def _write_through(path: Path, contents: Iterable[memoryview]) -> str:
-    """Write a file past the page cache where the system can; return its xxh3_128.
+    """Write a file with O_DIRECT where the system supports it; return its xxh3_128.
 
-    The cache would take several times the processor time, from training that needs it, and memory.
+    Writing through the page cache would take memory and several times the CPU time, both of which
+    training needs.
     """
     digest, used = xxhash.xxh3_128(), 0
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     descriptor = _open_direct(path, flags)
-    chunk = memoryview(mmap.mmap(-1, CHUNK_BYTES))  # aligned, as what goes past the cache must be
+    chunk = memoryview(mmap.mmap(-1, CHUNK_BYTES))  # page-aligned, as O_DIRECT requires
     try:
         for content in contents:
             while content:
@@ -90,10 +92,10 @@ def _write_through(path: Path, contents: Iterable[memoryview]) -> str:
                     digest.update(chunk)
                     _write_all(descriptor, chunk)
                     used = 0
-        _leave_direct(descriptor)  # the rest is no whole block
+        _leave_direct(descriptor)  # O_DIRECT writes whole blocks only, the rest is shorter
         digest.update(chunk[:used])
         _write_all(descriptor, chunk[:used])
-        os.fsync(descriptor)  # here, where it was written: another node cannot do it
+        os.fsync(descriptor)  # on the node that wrote the file: another one cannot flush it
     finally:
         os.close(descriptor)
     return digest.hexdigest()
@@ -105,7 +107,7 @@ def _open_direct(path: Path, flags: int) -> int:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        return os.open(path, flags, 0o644)  # a file system in memory, and others
+        return os.open(path, flags, 0o644)  # tmpfs and others have no O_DIRECT
 
 
 def _leave_direct(descriptor: int) -> None:
@@ -113,12 +115,12 @@ def _leave_direct(descriptor: int) -> None:
 
 
 def _write_all(descriptor: int, content: memoryview) -> None:
-    while content:  # a disk that fills up, or a limit, takes a part of it first
+    while content:  # a write may be partial, as when the disk fills up
         try:
             content = content[os.write(descriptor, content) :]
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            _leave_direct(descriptor)  # no whole block is left, or they are larger than a page
-            os.write(descriptor, content[:1])  # raises what is wrong, if that was not it
+            _leave_direct(descriptor)  # less than a block is left, or blocks exceed a page
+            os.write(descriptor, content[:1])  # raises the actual error if O_DIRECT was not it
             content = content[1:]

@@ -1,8 +1,7 @@
-"""Safetensors files that hold pieces of tensors, in the layout of torch's own reader.
+"""Safetensors files of sharded tensors, in the layout of torch.distributed.checkpoint.
 
-Each file's header says where its pieces lie (`HuggingFaceStorageReader` of
-torch.distributed.checkpoint reads the same), so that any number of processes reads what any other
-number wrote.
+The header of each file holds the offsets of its pieces in the whole tensors, in the format of
+`HuggingFaceStorageReader`, so any number of processes can read what any other number wrote.
 """
 
 import json
@@ -22,7 +21,7 @@ WHERE = "DCP_SHARDING_INFO"
 
 @dataclass(frozen=True)
 class StoredPiece:
-    """A piece in a file; its tensor is read from the disk where it is used."""
+    """A piece in a file; its tensor is memory-mapped and read on use."""
 
     path: Path
     name: str
@@ -30,7 +29,7 @@ class StoredPiece:
 
 
 def write_pieces(path: Path, pieces: Mapping[str, Piece]) -> str:
-    """Write pieces by the names of their tensors; return the file's xxh3_128."""
+    """Write pieces, by tensor name, to a safetensors file; return its xxh3_128."""
     where = {
         name: {"saved_offsets": list(piece.offsets), "shape": list(piece.shape)}
         for name, piece in pieces.items()
@@ -41,7 +40,7 @@ def write_pieces(path: Path, pieces: Mapping[str, Piece]) -> str:
 
 
 def read_pieces(paths: Iterable[Path]) -> dict[str, list[StoredPiece]]:
-    """Return by name what the files hold; nothing is read from the disk yet but their headers."""
+    """Return the pieces of each tensor in the files, by name; only headers are read yet."""
     stored = defaultdict(list)
     for path in sorted(paths):
         with safe_open(path, framework="pt") as tensors:
@@ -54,27 +53,28 @@ def read_pieces(paths: Iterable[Path]) -> dict[str, list[StoredPiece]]:
 
 
 def fill_piece(own: Piece, stored: list[StoredPiece]) -> None:
-    """Set a piece of a tensor to what is stored of it.
+    """Copy the stored pieces of a tensor into the piece held here.
 
-    Raises ValueError if shapes differ, or if more or fewer elements are stored than it has.
+    Raises ValueError if the shapes of the whole tensors differ, or if the stored pieces hold more
+    or fewer elements of this piece than it has.
     """
     copied = 0
     for part in stored:
         if part.piece.shape != own.shape:
             raise ValueError(
-                f"{part.path}: {part.name} is of a tensor of shape {part.piece.shape}, the model "
-                f"needs {own.shape}"
+                f"{part.path}: {part.name} has the shape {part.piece.shape}, the model needs "
+                f"{own.shape}"
             )
         copied += _copy_overlap(own, part.piece)
     if copied != own.tensor.numel():
         raise ValueError(
-            f"{stored[0].path.parent}: of {stored[0].name} {copied:,} elements are stored where "
+            f"{stored[0].path.parent}: {copied:,} elements of {stored[0].name} are stored where "
             f"{own.tensor.numel():,} are needed"
         )
 
 
 def _copy_overlap(target: Piece, source: Piece) -> int:
-    """Copy what two pieces of a tensor have in common; return how many elements that is."""
+    """Copy the overlap of two pieces of a tensor; return its number of elements."""
     begin = [max(pair) for pair in zip(target.offsets, source.offsets, strict=True)]
     ends = [
         min(t + t_size, s + s_size)

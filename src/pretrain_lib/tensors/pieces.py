@@ -1,4 +1,4 @@
-"""The part of a tensor that this process holds, where FSDP2 has cut it; else all of it."""
+"""The local shard of a tensor under FSDP2, or the whole tensor if it is not sharded."""
 
 from dataclasses import dataclass
 
@@ -8,34 +8,34 @@ from torch.distributed.tensor import DTensor, Replicate
 
 @dataclass(frozen=True)
 class Piece:
-    """A box of a tensor."""
+    """A rectangular slice of a tensor."""
 
     tensor: torch.Tensor
     offsets: tuple[int, ...]
-    """Where the box begins in the whole."""
+    """Where the slice begins in the whole tensor."""
     shape: tuple[int, ...]
-    """The whole's."""
+    """The shape of the whole tensor."""
 
 
 def local_piece(tensor: torch.Tensor) -> Piece:
-    """Return the piece that this process holds; it shares its memory with `tensor`."""
+    """Return the piece of `tensor` held by this process; it shares memory with `tensor`."""
     beginning = (0,) * tensor.dim()
     if not isinstance(tensor, DTensor):
         return Piece(tensor.detach(), beginning, tuple(tensor.shape))
     local = tensor.to_local().detach()
-    # With fewer rows than processes some hold nothing, which begins nowhere.
+    # With fewer rows than ranks some ranks hold an empty piece, which has no offsets.
     offsets = tensor.__create_chunk_list__()[0].offsets if local.numel() else beginning
     return Piece(local, tuple(offsets), tuple(tensor.shape))
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Return all of a tensor on every process; they have to call it together."""
+    """Return the whole tensor on every process; a collective call if it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
 def fill(tensor: torch.Tensor, whole: torch.Tensor) -> None:
-    """Set a tensor, or the piece of it held here, to `whole`; rows that it lacks become zero."""
+    """Copy `whole` into a tensor, or its slice into the local piece; missing rows become zero."""
     piece = local_piece(tensor)
     box = whole[box_slices(piece.offsets, piece.tensor.shape)]
     if box.shape != piece.tensor.shape:
@@ -44,26 +44,26 @@ def fill(tensor: torch.Tensor, whole: torch.Tensor) -> None:
 
 
 def box_slices(offsets: tuple[int, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """Return what cuts a box out of a tensor."""
+    """Return the slices that select the box of `shape` at `offsets`."""
     return tuple(slice(o, o + size) for o, size in zip(offsets, shape, strict=True))
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Which of the processes that hold a model between them this one is."""
+    """The position of this process among those that hold the shards of a model."""
 
     index: int
     count: int
     is_copy: bool = False
-    """Whether other processes hold the same: of HSDP's groups all but the first."""
+    """Whether this process holds a replica: under DDP and HSDP, all but the first group do."""
     group: torch.distributed.ProcessGroup | None = None
-    """All of them; None if this process holds everything."""
+    """The process group of the shards; None if this process holds the whole model."""
     first_ranks: tuple[int, ...] = (0,)
-    """The ranks of those that hold the model, or its first copy."""
+    """The ranks that hold the model, or the first of its replicas."""
 
 
 def find_holder(model: torch.nn.Module) -> Holder:
-    """Return this process's share in a model, whether one process, DDP, FSDP2 or HSDP."""
+    """Return which shard of a model this process holds, under one process, DDP, FSDP2 or HSDP."""
     tensor = next(model.parameters())
     if not isinstance(tensor, DTensor):
         distributed = torch.distributed.is_initialized()

@@ -9,6 +9,8 @@ from accelerate import Accelerator
 
 from pretrain_lib.checkpoint.folders import find_newest, verify_checkpoint
 from pretrain_lib.checkpoint.state import TrainingState, load_checkpoint, read_state
+from pretrain_lib.config.renamed import with_new_names
+from pretrain_lib.config.rules import DATA
 from pretrain_lib.config.settings import Recipe
 from pretrain_lib.data.permutation import ORDER_VERSION
 from pretrain_lib.distributed.launched import on_all, on_main
@@ -79,10 +81,10 @@ def _load(
             f"{path}: order_version={state.order_version}; this version of pretrain_lib reads the "
             f"data in order {ORDER_VERSION}"
         )
-    changes = setting_changes(before["config"], manifest["config"])
+    changes = setting_changes(with_new_names(before["config"]), manifest["config"])
     fingerprints = [m["data_fingerprint"][:12] for m in (before, manifest)]
     if fingerprints[0] != fingerprints[1]:
-        changes["data"] = tuple(fingerprints)
+        changes[DATA] = tuple(fingerprints)
     refused = unsafe_changes(changes, allowed=config.run.allow_changes)
     if fork:
         refused = {name: pair for name, pair in refused.items() if name.startswith("model.")}
@@ -93,7 +95,7 @@ def _load(
             f"run.allow_changes, or start another run.dir from it with run.resume={path}"
         )
     load_checkpoint(path, model, optimizer)
-    if "data" in changes:
+    if DATA in changes:
         state.windows = 0
     for key in ("versions", "git", "world"):
         changes |= setting_changes({key: before[key]}, {key: manifest[key]})

@@ -73,8 +73,8 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
     tasks = open_scored_tasks(config, corpus, accelerator)
     set_up_model(
         model,
-        compiled=choose_compile(config.run.compile, accelerator.device),
-        recompute=config.run.recompute,
+        compiled=choose_compile(config.system.compile, accelerator.device),
+        activation_checkpointing=config.system.activation_checkpointing,
         z_loss=config.optimizer.z_loss,
     )
     has_weights = not next(model.parameters()).is_meta
@@ -105,7 +105,7 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
         stretches=choose_stretches(
             corpus.validation,
             config.batch.sequence_length,
-            max_tokens=config.run.evaluate_tokens,
+            max_tokens=config.validation.tokens,
             tokenizer=corpus.tokenizer,
         ),
         tasks=tasks,
@@ -142,11 +142,11 @@ def _build_writer(
         Path(config.run.dir) / CHECKPOINTS,
         model,
         by_one=writes_by_one(accelerator),
-        timeout=config.run.collective_timeout,
+        timeout=config.system.collective_timeout,
         tokenizer=corpus.tokenizer,
         manifest=manifest,
-        keep_last=config.run.keep_last,
-        keep_every=config.run.keep_every,
+        keep_last=config.checkpoint.keep_last,
+        keep_every=config.checkpoint.keep_every,
     )
 
 

@@ -111,8 +111,8 @@ def _remark_on(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and PEER_LOST.search(str(error)):
         return (
             f"process {os.environ.get('RANK', 0)} lost another one, or waited for it longer than "
-            f"run.collective_timeout: what that one printed tells why. Started again, the run goes "
-            f"on from its newest checkpoint"
+            f"system.collective_timeout: what that one printed tells why. Started again, the run "
+            f"goes on from its newest checkpoint"
         )
     return None
 

@@ -1,5 +1,6 @@
-"""Text into shards of tokens, restartable, with bytes that do not depend on the workers.
+"""Tokenize text into shards: restartable, with output that does not depend on the workers.
 
-`job` is what was asked for, `groups` cuts its sources into units of work, `holdout` chooses the
-validation documents, `prepare` runs the units, `manifest` records the result.
+`job` describes the work, `holdout` selects the validation documents, `groups` batches the documents
+of a unit of work, `prepare` runs the units, `manifest` records the result, and `spool` does the
+same continuously for streaming.
 """

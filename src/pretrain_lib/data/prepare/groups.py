@@ -1,6 +1,6 @@
-"""A unit of a source as groups of documents, each small enough for memory, and their ids.
+"""Split a unit of a source into groups of documents that fit in memory, and tokenize them.
 
-What a group holds depends on the unit alone, so it can be made anywhere, and made again.
+The content of a group depends only on the unit, so any process can produce it, any number of times.
 """
 
 from collections.abc import Iterator
@@ -18,18 +18,18 @@ from pretrain_lib.data.text.formats import Document, Rejected
 from pretrain_lib.data.text.sources import Source
 
 GROUP_BYTES = 64 * 2**20  # of text
-COUNT_EVERY_BYTES = 2**20
-EXAMPLES = 3  # of rejected documents, kept to be shown
+COUNT_EVERY_BYTES = 2**20  # of text, between updates of the progress bar
+EXAMPLES = 3  # how many rejected documents are reported
 
 
 @dataclass(frozen=True)
 class UnitTask:
-    """What is needed to encode one unit."""
+    """What a worker needs to tokenize one unit."""
 
     source: Source
     unit: Any
     name: str
-    """Keys the order of the documents in it."""
+    """Part of the key that shuffles the unit's documents."""
     tokenizer_folder: Path
     fast: bool
     cuts_text: bool
@@ -38,37 +38,37 @@ class UnitTask:
     max_rejected: int
 
     def load_encoder(self) -> Encoder:
-        """Return this process's encoder."""
+        """Load the encoder, which each process caches."""
         return load_encoder(self.tokenizer_folder, fast=self.fast, cuts_text=self.cuts_text)
 
 
 @dataclass
 class Group:
-    """Some documents of a unit and split, in the order in which they are written."""
+    """Documents of one unit and one split, in the order in which they are written."""
 
     split: str
     name: str
     documents: list[Document]
     text_bytes: int
     skipped_tokens: int = 0
-    """Of the first document, which are held out."""
+    """How many tokens of the first document are held out."""
 
     @property
     def last_ends(self) -> bool:
-        """Whether the last document ends here: not if it is a part of a large file."""
+        """Whether the last document is complete, rather than a part of a large file."""
         return self.documents[-1].ends
 
 
 @dataclass
 class Report:
-    """What became of documents that are not written."""
+    """Counts of the documents that are not written, with examples."""
 
     empty: int = 0
     rejected: int = 0
     examples: list[str] = field(default_factory=list)
 
     def add(self, other: "Report") -> None:
-        """Add what another unit reports."""
+        """Add the report of another unit."""
         self.empty += other.empty
         self.rejected += other.rejected
         self.examples = (self.examples + other.examples)[:EXAMPLES]
@@ -77,13 +77,17 @@ class Report:
         """Raise ValueError if more documents than `max_rejected` could not be read."""
         if self.rejected > max_rejected:
             raise ValueError(
-                f"{self.rejected} documents could not be read, data.max_rejected={max_rejected} "
-                f"may be left out; mend them or raise it. {'; '.join(self.examples)}"
+                f"{self.rejected} documents could not be read, more than data.max_rejected="
+                f"{max_rejected}; fix them or raise the limit. {'; '.join(self.examples)}"
             )
 
 
 def gather_groups(task: UnitTask, report: Report) -> Iterator[Group]:
-    """Yield the documents with text of a unit, in groups of bounded size; count the others."""
+    """Yield the documents of a unit in groups of bounded size.
+
+    Blank and unreadable documents are left out and counted in `report`. Raises ValueError if more
+    than `task.max_rejected` cannot be read.
+    """
     kind, share = parse_validation(task.validation)
     open_groups: dict[str, Group] = {}
     numbers = {"train": 0, "validation": 0}
@@ -116,7 +120,7 @@ def _has_text(document: Document | Rejected, report: Report) -> bool:
 
 
 def _shuffled(group: Group) -> Group:
-    """Shuffle a group's documents, but for one that is cut, which stays first."""
+    """Shuffle a group's documents; a first document whose start is held out stays first."""
     first = 1 if group.skipped_tokens else 0
     rest = group.documents[first:]
     order = permute(np.arange(len(rest)), size=len(rest), keys=derive_keys("documents", group.name))
@@ -126,7 +130,7 @@ def _shuffled(group: Group) -> Group:
 
 
 def encode_group(task: UnitTask, group: Group) -> list[np.ndarray]:
-    """Return the ids of each document of a group, counting them for the progress bar."""
+    """Tokenize the documents of a group, updating the progress bar."""
     encoded, tokens, text_bytes, documents = [], 0, 0, 0
     for document, ids in zip(
         group.documents, task.load_encoder().encode(group.documents), strict=True
@@ -146,7 +150,7 @@ def encode_group(task: UnitTask, group: Group) -> list[np.ndarray]:
 
 
 def describe_left_out(report: dict) -> Iterator[str]:
-    """Yield which documents `pretrain prepare` did not write, if there were any."""
+    """Yield lines about the documents that `pretrain prepare` left out, if any."""
     if report["empty"] or report["rejected"]:
         yield f"left out    {report['empty']:,} empty documents, {report['rejected']:,} unreadable"
     for example in report["examples"]:

@@ -1,4 +1,4 @@
-"""What is held out for validation: some documents by their text, or the first tokens."""
+"""The held-out validation set: documents chosen by a hash of their text, or the first tokens."""
 
 import contextlib
 import hashlib
@@ -14,11 +14,14 @@ from pretrain_lib.data.text.formats import Document, Rejected
 from pretrain_lib.data.text.sources import Source
 from pretrain_lib.data.tokens.shards import write_shard
 
-HASH_SHARE = 0.01  # of the documents, held out by `hash`
+HASH_SHARE = 0.01  # share of documents held out by `hash`
 
 
 def parse_validation(rule: str) -> tuple[str, float]:
-    """Return `("hash", share)`, `("first", tokens)` or `("none", 0)`."""
+    """Parse a rule into `("hash", share)`, `("first", tokens)` or `("none", 0)`.
+
+    Raises ValueError for any other rule.
+    """
     kind, _, amount = rule.partition(":")
     with contextlib.suppress(ValueError, OverflowError):
         if kind == "hash" and 0 < (share := float(amount or HASH_SHARE)) < 1:
@@ -34,7 +37,7 @@ def parse_validation(rule: str) -> tuple[str, float]:
 
 
 def hash_fraction(document: Document) -> float:
-    """Return a number in [0, 1) that depends on the text alone: duplicates share a side."""
+    """Hash the text of a document to [0, 1): duplicates fall into the same split."""
     key = document.digest or document.text.encode()
     digest = hashlib.blake2b(key, digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64
@@ -42,16 +45,19 @@ def hash_fraction(document: Document) -> float:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a unit gave to the validation split of `first:TOKENS`."""
+    """How much of a unit is in the validation split of `first:TOKENS`."""
 
-    documents: int = 0
-    tokens: int = 0  # of the document after those, which is cut
+    documents: int = 0  # whole ones
+    tokens: int = 0  # of the next document, which is split between validation and training
 
 
 def write_first_tokens(
     validation: str, units: Iterable[tuple[Source, object]], encoder: Encoder, folder: Path
 ) -> dict[int, HeldOut]:
-    """Write the validation split of `first:TOKENS`, exactly so many: what each unit gave to it."""
+    """Write the validation split of `first:TOKENS`: exactly the first TOKENS tokens.
+
+    Returns how much of each unit is held out, by unit index. Does nothing under other rules.
+    """
     kind, missing = parse_validation(validation)
     held_out: dict[int, HeldOut] = {}
     if kind != "first":
@@ -65,7 +71,7 @@ def write_first_tokens(
         whole = len(part) == len(ids)
         held_out[index] = HeldOut(position + 1) if whole else HeldOut(position, len(part))
         if len(part):
-            if goes_on and not document.begins:  # a later part of a large file
+            if goes_on and not document.begins:  # the next part of a large file
                 documents[-1] = np.concatenate([documents[-1], part])
             else:
                 documents.append(part)
@@ -77,7 +83,7 @@ def write_first_tokens(
             count(documents=1, tokens=len(part), text_bytes=len(held_text.encode()))
         if not missing:
             break
-    # The rest of a document that is cut here is another.
+    # The rest of a document that is split here becomes a document of the training split.
     write_shard(folder, "validation-first", documents, dtype=encoder.dtype, text_bytes=text_bytes)
     return held_out
 
@@ -85,7 +91,7 @@ def write_first_tokens(
 def _enumerate(
     units: Iterable[tuple[Source, object]],
 ) -> Iterator[tuple[int, int, Document | Rejected]]:
-    """Yield `(unit, position in it, document)` for all documents."""
+    """Yield `(unit index, position in the unit, document)` for all documents."""
     for index, (source, unit) in enumerate(units):
         for position, document in enumerate(source.documents(unit)):
             yield index, position, document

@@ -1,4 +1,4 @@
-"""The job that decides every byte of a prepared folder: sources, tokenizer, split."""
+"""The job, which determines every byte of a prepared folder: sources, tokenizer, split."""
 
 import json
 import shutil
@@ -21,20 +21,24 @@ from pretrain_lib.data.tokens.shards import FORMAT_VERSION, write_atomically
 
 JOB = "job.json"
 TOKENIZER_FOLDER = "tokenizer"
-SAMPLE_CHARACTERS = 2**16  # of each source, on which encoders are compared
-TRAINING_TEXT_BYTES = 200 * 2**20  # at most so much text trains a tokenizer
+SAMPLE_CHARACTERS = 2**16  # size of the sample of each source on which encoders are compared
+TRAINING_TEXT_BYTES = 200 * 2**20  # limit on the text that a tokenizer is trained on
 
 
 @dataclass(frozen=True)
 class Job:
-    """What decides every byte of a prepared folder."""
+    """The settings that determine every byte of a prepared folder.
+
+    Raises ValueError unless exactly one of `tokenizer` and `train_tokenizer` is given, and for an
+    invalid vocabulary size or validation rule.
+    """
 
     sources: tuple[str | Source, ...]
-    tokenizer: str | None = None  # folder, tokenizer.json or hub id
-    train_tokenizer: int | None = None  # or: train one with so many ids
+    tokenizer: str | None = None  # folder, tokenizer.json or Hub id
+    train_tokenizer: int | None = None  # vocabulary size of a tokenizer to train instead
     validation: str = "hash"  # hash, hash:SHARE, first:TOKENS, or none
     text_field: str = "text"
-    max_rejected: int = 100  # documents that may be left out because they cannot be read
+    max_rejected: int = 100  # limit on unreadable documents, which are left out
 
     def __post_init__(self) -> None:
         if (self.tokenizer is None) == (self.train_tokenizer is None):
@@ -47,20 +51,20 @@ class Job:
         parse_validation(self.validation)
 
     def open_sources(self) -> list[Source]:
-        """Open the sources, checking that they can be read."""
+        """Open the sources; raises ValueError for one that cannot be read."""
         return [
             open_source(source, text_field=self.text_field) if isinstance(source, str) else source
             for source in self.sources
         ]
 
     def source_names(self) -> list[str]:
-        """Return what the sources are called."""
+        """Return the names of the sources."""
         return [s if isinstance(s, str) else s.name for s in self.sources]
 
     def record(self, *, content: bool = True) -> dict:
-        """Return the job as stored beside the data and compared when it is run again.
+        """Return the record of the job that is stored with the data and compared on a later run.
 
-        `content` is whether the content of local files is part of it, or only their sizes.
+        `content` says whether local files are identified by their content, or only by their sizes.
         """
         tokenizer = f"trained, {self.train_tokenizer} ids"
         if self.tokenizer is not None:
@@ -75,12 +79,12 @@ class Job:
 
 
 def check_same_job(folder: Path, record: dict) -> None:
-    """Raise ValueError, naming the differences, if `folder` was prepared by another job."""
+    """Raise ValueError naming the differences if `folder` was prepared by another job."""
     if not (folder / JOB).is_file() or not has_shards(folder):
         return
     before = json.loads((folder / JOB).read_text())
     differences = [
-        f"{key}: {before.get(key)} there, {record.get(key)} asked for"
+        f"{key}: {before.get(key)} there, {record.get(key)} requested"
         for key in {**record, **before}
         if before.get(key) != record.get(key)
     ]
@@ -101,7 +105,7 @@ def open_units(sources: list[Source], *, cut_text: bool = True) -> list[tuple[So
 
 
 def find_encoder(sources: list[Source], tokenizer: Tokenizer) -> Encoder:
-    """Return the fastest encoder that gives a tokenizer's ids on a sample of each source."""
+    """Choose the fastest exact encoder for a tokenizer, tested on a sample of each source."""
     sample: list[str] = []
     for source in sources:
         documents, missing = _texts([source]), SAMPLE_CHARACTERS
@@ -112,7 +116,7 @@ def find_encoder(sources: list[Source], tokenizer: Tokenizer) -> Encoder:
 
 
 def write_tokenizer(job: Job, sources: list[Source], folder: Path) -> Tokenizer:
-    """Return the tokenizer in `folder`, put or trained there first if there is none."""
+    """Return the tokenizer in `folder`, after copying or training it there if there is none."""
     target = folder / TOKENIZER_FOLDER
     if target.is_dir():
         return load_tokenizer(target)
@@ -126,7 +130,7 @@ def write_tokenizer(job: Job, sources: list[Source], folder: Path) -> Tokenizer:
     shutil.rmtree(staging, ignore_errors=True)
     tokenizer.save(staging)
     for path in list(staging.iterdir()):
-        write_atomically(path, path.read_bytes())  # on disk before the name that says so
+        write_atomically(path, path.read_bytes())  # fsync before the rename that commits the folder
     staging.rename(target)
     return tokenizer
 
@@ -134,7 +138,7 @@ def write_tokenizer(job: Job, sources: list[Source], folder: Path) -> Tokenizer:
 def _training_texts(sources: list[Source]) -> Iterator[str]:
     size = 0
     for text in _texts(sources):
-        yield from cut_text(text, PIECE_CHARACTERS)  # the same words: the trainer splits there too
+        yield from cut_text(text, PIECE_CHARACTERS)  # the trainer splits words there anyway
         size += len(text)
         if size > TRAINING_TEXT_BYTES:
             return

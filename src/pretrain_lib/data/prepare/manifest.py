@@ -1,4 +1,4 @@
-"""The manifest of a prepared folder: what it holds, written last."""
+"""The manifest of a prepared folder: a record of its content, written last."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ def write_manifest(
     *,
     fingerprint: str,
 ) -> None:
-    """Write `manifest.json`, which makes a folder whole."""
+    """Write `manifest.json`, which commits the folder."""
     tokenizer = encoder.tokenizer
     write_json(
         folder / MANIFEST,
@@ -45,7 +45,7 @@ def write_manifest(
 
 
 def summarize(folder: Path, names: list[str]) -> dict:
-    """Return the totals of a split and what the manifest keeps of each shard."""
+    """Return the manifest's entry for a split: totals, and the counts and hashes of each shard."""
     records = []
     for name in names:
         raw = (folder / f"{name}.json").read_bytes()

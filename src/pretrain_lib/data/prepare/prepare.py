@@ -1,6 +1,6 @@
-"""Source to shards: tokenised in units, each committed on its own, so a restart skips whole units.
+"""Tokenize sources into shards, unit by unit; each unit is committed, and skipped after a restart.
 
-The bytes written depend on the job (sources, tokenizer, split), never on the number of processes or
+The output depends only on the job (sources, tokenizer, split), not on the number of processes or
 the order in which they finish.
 """
 
@@ -35,22 +35,22 @@ from pretrain_lib.data.tokens.shards import (
     write_shard,
 )
 
-UNIT = "unit"  # begins the names of files that commit a unit
+UNIT = "unit"  # prefix of the files that commit a unit
 SPLITS = ("train", "validation")
-WORKER_BYTES = 8 * 2**20  # of text, for which starting a process pays
+WORKER_BYTES = 8 * 2**20  # text per worker for which starting a process pays off
 
 
 def prepare(job: Job, folder: Path, *, workers: int | None = None, quiet: bool = False) -> dict:
-    """Tokenise a job's sources into `folder` and return its manifest; done already: only return.
+    """Tokenize the sources of a job into `folder` and return the manifest.
 
-    `workers` processes at most share the work (default: one per core). Killed at any instant and
-    called again, it continues with the units that are not committed. Raises ValueError if the
-    folder holds another job, or is being prepared by another process.
+    Uses at most `workers` processes (default: one per core). If it is killed at any time and called
+    again, it continues with the units that are not committed; a finished folder is left unchanged.
+    Raises ValueError if the folder holds another job, or is being prepared by another process.
     """
     record = job.record()
     with lock_folder(folder, setting="data.path"):
         check_same_job(folder, record)
-        if not has_shards(folder):  # what an attempt left that failed before its first unit
+        if not has_shards(folder):  # clean up after an attempt that failed before its first unit
             shutil.rmtree(folder / TOKENIZER_FOLDER, ignore_errors=True)
             for path in folder.glob(f"{UNIT}-*.json"):
                 path.unlink()
@@ -71,7 +71,7 @@ def _write_units(job: Job, folder: Path, *, workers: int | None, quiet: bool) ->
     done = [(folder / f"{_unit_name(index)}.json").is_file() for index in range(len(units))]
     done_bytes = sum(size for size, is_done in zip(sizes, done, strict=True) if is_done)
     missing = [size for size, is_done in zip(sizes, done, strict=True) if not is_done]
-    # Text of unknown size, as that of the hub, is taken to be large.
+    # Units of unknown size, such as those of the Hub, are assumed to be large.
     worthwhile = sum(missing) // WORKER_BYTES if all(missing) else len(missing)
     workers = max(1, min(workers or count_cores(), len(missing), worthwhile))
     progress = show_progress(
@@ -91,7 +91,7 @@ def _write_units(job: Job, folder: Path, *, workers: int | None, quiet: bool) ->
     if not splits["train"]["documents"]:
         raise ValueError(
             f"data.source={', '.join(job.source_names())} leaves no document with text to train "
-            f"on (validation={job.validation} took {splits['validation']['documents']}; "
+            f"on (data.validation={job.validation} holds out {splits['validation']['documents']}; "
             f"{report.empty} are empty, {report.rejected} could not be read"
             + f"{': ' if report.examples else ''}{'; '.join(report.examples)})"
         )
@@ -124,7 +124,7 @@ def _unit_name(index: int) -> str:
 
 
 def _write_unit(task: tuple[Path, int, UnitTask]) -> Report:
-    """Write the shards of one unit, and last its JSON, which names them and commits it."""
+    """Write the shards of one unit, then its JSON, which lists them and commits the unit."""
     folder, index, unit = task
     path = folder / f"{_unit_name(index)}.json"
     if path.is_file():
@@ -152,7 +152,7 @@ def _write_unit(task: tuple[Path, int, UnitTask]) -> Report:
 
 
 def _collect_splits(job: Job, folder: Path, num_units: int) -> dict[str, dict]:
-    """Return what the manifest keeps of the shards of all units."""
+    """Return the manifest's entry for each split, from the shards of all units."""
     shards = [
         json.loads((folder / f"{_unit_name(index)}.json").read_text())["shards"]
         for index in range(num_units)
@@ -164,7 +164,7 @@ def _collect_splits(job: Job, folder: Path, num_units: int) -> dict[str, dict]:
 
 
 def _fingerprint(encoder: Encoder, splits: dict[str, dict]) -> str:
-    """Return a hash of the tokens and documents of all splits, and of what they mean."""
+    """Return a hash of the tokens and document ends of all splits, and of the tokenizer."""
     hashes = [
         [split, shard["sha256"], shard["ends_sha256"]]
         for split, summary in splits.items()

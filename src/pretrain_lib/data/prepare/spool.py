@@ -1,9 +1,9 @@
-"""The producer of a stream: prepare running ahead of training into bounded spool shards.
+"""Tokenize a stream ahead of training into a bounded number of shards, the spool.
 
-The documents of a source, unit after unit and epoch after epoch, are one endless row of tokens. It
-is cut into segments of equal size, each a shard, each depending on the job and the sizes alone. A
-few lie ahead of training, consumed ones are deleted, and a cursor beside each says where in the
-source it begins, from which it can be made again.
+The documents of a source, unit after unit and epoch after epoch, form one endless stream of tokens.
+It is split into segments of equal size, each a shard whose content depends only on the job and the
+segment size. A few segments are written ahead of training and consumed ones are deleted. A cursor
+for each segment records where in the source it begins, so that it can be produced again.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ from pretrain_lib.data.prepare.job import (
 from pretrain_lib.data.prepare.manifest import summarize, write_manifest
 from pretrain_lib.data.tokens.shards import MANIFEST, lock_folder, write_json, write_shard
 
-SEGMENTS_AHEAD, SEGMENTS_BEHIND = 2, 1  # of the one being read: on disk at the same time
+SEGMENTS_AHEAD, SEGMENTS_BEHIND = 2, 1  # kept on disk, relative to the segment being read
 POLL_SECONDS = 0.05
 END_SIGNAL = signal.SIGUSR2
 ERROR, SETTINGS, UNITS = "error.json", "spool.json", "units.tmp"
@@ -46,20 +46,20 @@ ERROR, SETTINGS, UNITS = "error.json", "spool.json", "units.tmp"
 
 @dataclass(frozen=True)
 class Cursor:
-    """A place in the endless row of tokens."""
+    """A position in the endless stream of tokens."""
 
     epoch: int = 0
     unit: int = 0
-    """Units of the epoch before it, in the epoch's order."""
+    """Index of the unit in the epoch's order."""
     group: int = 0
-    """Groups of the unit before it."""
+    """Index of the group in the unit."""
     tokens: int = 0
-    """Tokens of the group before it."""
+    """Index of the token in the group."""
 
 
 @dataclass(frozen=True)
 class Spool:
-    """A spool folder, and what decides its content."""
+    """A spool folder and the settings that determine its content."""
 
     job: Job
     folder: Path
@@ -67,45 +67,45 @@ class Spool:
     cuts_text: bool
     held_out: dict[int, HeldOut]
     segment_tokens: int
-    """Tokens that a segment adds; it also holds the first one of the next."""
+    """Tokens per segment, not counting the first token of the next one, which it holds too."""
 
     def segment_name(self, segment: int) -> str:
         """Return the name of a segment's shard."""
         return f"segment-{segment:08d}"
 
     def cursor_path(self, segment: int) -> Path:
-        """Return where it is noted where a segment begins."""
+        """Return the path of a segment's cursor file."""
         return self.folder / f"cursor-{segment:08d}.json"
 
     def read_cursor(self, segment: int) -> Cursor | None:
-        """Return where a segment begins, if it is known."""
+        """Return where a segment begins in the source, or None if unknown."""
         if segment == 0:
             return Cursor()
         known = _read(self.cursor_path(segment))
         return Cursor(**known["begins"]) if known else None
 
     def has_segment(self, segment: int) -> bool:
-        """Return whether a segment is there, whole."""
+        """Return whether a segment is on disk and complete."""
         return (self.folder / f"{self.segment_name(segment)}.json").is_file()
 
 
 def open_spool(job: Job, folder: Path, *, segment_tokens: int, quiet: bool = False) -> Spool:
-    """Make a spool folder ready: tokenizer, the text held out, and a manifest that says so.
+    """Prepare a spool folder: write the tokenizer, the held-out set and the manifest.
 
-    The sources' sizes are looked at, not their content. Raises ValueError if the folder holds
-    another job, or if text is to be held out by its hash.
+    Sources are compared by size, not by content. Raises ValueError if the folder holds another job,
+    or if `validation` is `hash`.
     """
     if parse_validation(job.validation)[0] == "hash":
         raise ValueError(
             f"data.validation={job.validation} needs the whole source, which data.streaming=true "
-            f"never has: give first:TOKENS, the path of a prepared folder or array, or none"
+            f"never reads: give first:TOKENS, the path of a prepared folder or array, or none"
         )
     record = job.record(content=False) | {"segment_tokens": segment_tokens}
-    # Held for an instant where all is ready: the processes of a machine come here at once.
+    # All processes of a machine call this at once; if the folder is ready, each holds it briefly.
     with lock_folder(folder, setting="data.path"):
         check_same_job(folder, record)
         (folder / ERROR).unlink(missing_ok=True)
-        if _read(folder / JOB) != record:  # and no tokens: what is left of another job is obsolete
+        if _read(folder / JOB) != record:  # remove what is left of another job without segments
             shutil.rmtree(folder / TOKENIZER_FOLDER, ignore_errors=True)
             for path in (folder / SETTINGS, folder / MANIFEST, *folder.glob("cursor-*.json")):
                 path.unlink(missing_ok=True)
@@ -121,7 +121,7 @@ def open_spool(job: Job, folder: Path, *, segment_tokens: int, quiet: bool = Fal
 
 
 def _make_ready(job: Job, folder: Path, record: dict) -> None:
-    """Write a spool's tokenizer, the text held out, what else is decided once, and the manifest."""
+    """Write the tokenizer, the held-out set, the encoder settings and the manifest of a spool."""
     sources = job.open_sources()
     encoder = find_encoder(sources, write_tokenizer(job, sources, folder))
     units = open_units(sources, cut_text=encoder.cuts_text)
@@ -141,13 +141,13 @@ def _read(path: Path) -> dict:
 
 
 def produce(spool: Spool, first: int, hint: dict | None, position: Any, workers: int) -> None:
-    """Keep the spool filled, until the process that started this one is gone.
+    """Keep the spool filled until the parent process exits.
 
-    `first` is the segment that training begins in, `hint` where a segment begins if its checkpoint
-    knows, `position` the shared number of the segment that training reads.
+    `first` is the segment in which training begins, `hint` the cursor of a segment if a checkpoint
+    has one, and `position` the shared number of the segment that training is reading.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # training decides when it is over, by another
+        signal.signal(number, signal.SIG_IGN)  # the training process ends this one by END_SIGNAL
     signal.signal(END_SIGNAL, lambda *_: sys.exit())
     end_with_parent()
     try:
@@ -159,7 +159,7 @@ def produce(spool: Spool, first: int, hint: dict | None, position: Any, workers:
             for segment in _write_segments(spool, first, workers):
                 while segment >= _delete_far_from(spool, position.value) + SEGMENTS_AHEAD:
                     time.sleep(POLL_SECONDS)
-    except Exception as error:  # for those who wait, in other processes
+    except Exception as error:  # recorded for the processes that wait for a segment
         origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         refused = isinstance(error, ValueError) and OWN_CODE in origin.parents
         said = {"refused": refused, "message": str(error) if refused else traceback.format_exc()}
@@ -167,11 +167,12 @@ def produce(spool: Spool, first: int, hint: dict | None, position: Any, workers:
 
 
 def _delete_far_from(spool: Spool, position: int) -> int:
-    """Delete the segments that are not needed at `position`, and return it."""
-    # Resumed, training may have read on through what lay ahead before it was asked where it is.
+    """Delete the segments that are not needed at segment `position`, and return `position`."""
+    # `position` may lag: a resumed run may already have read the segments that lay ahead of it.
     last = position + SEGMENTS_BEHIND + SEGMENTS_AHEAD
     kept = range(position - SEGMENTS_BEHIND, last + 1)
-    # Their .json first: without it there is no segment. What a kill left of one goes too.
+    # Delete the .json first, without which a segment does not exist. This also removes the files of
+    # a segment whose writing was interrupted.
     for path in sorted(spool.folder.glob("segment-*"), key=lambda path: path.suffix != ".json"):
         if int(path.name.split(".")[0].removeprefix("segment-")) not in kept:
             path.unlink()
@@ -179,22 +180,22 @@ def _delete_far_from(spool: Spool, position: int) -> int:
 
 
 def _write_segments(spool: Spool, first: int, workers: int) -> Iterator[int]:
-    """Write the segments that are missing from `first` on; yield the number of each one passed."""
+    """Write the missing segments from `first` on; yield each segment number once it is on disk."""
     segment = first
     while spool.has_segment(segment):
         yield segment
         segment += 1
     start = segment
     while (begins := spool.read_cursor(start)) is None:
-        start -= 1  # where the spool was lost: what lies before is made again, and not kept
+        start -= 1  # without a cursor, start at an earlier segment and discard what comes before
     for number, (tokens, ends, after) in enumerate(_cut(spool, begins, workers), start=start):
         cursor_path = spool.cursor_path(number + 1)
         sha256 = hashlib.sha256(tokens.tobytes()).hexdigest()
         if _read(cursor_path).get("sha256_before") not in (None, sha256):
             raise ValueError(
                 f"data.source={', '.join(spool.job.source_names())} has changed: its segment "
-                f"{number} is not what it was; bring the source back as it was, or start another "
-                f"run from a checkpoint of this one (run.resume=PATH)"
+                f"{number} is not what it was before; restore the source, or start another run "
+                f"from a checkpoint of this one (run.resume=PATH)"
             )
         if number >= segment:
             name, is_end = spool.segment_name(number), len(tokens) in ends
@@ -208,7 +209,7 @@ def _write_segments(spool: Spool, first: int, workers: int) -> Iterator[int]:
 def _cut(
     spool: Spool, begins: Cursor, workers: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Cursor]]:
-    """Yield `(tokens, document ends, where the next begins)` of each segment from a cursor on."""
+    """Yield `(tokens, document ends, cursor of the next)` for each segment from a cursor on."""
     size, skip = spool.segment_tokens, begins.tokens
     row, row_ends, places = None, np.empty(0, dtype=np.int64), []
     for place, tokens, ends in _groups(spool, begins, workers):
@@ -239,7 +240,7 @@ def _groups(
     for cursor, paths, unit_report in run_tasks(
         _encode_unit, tasks, workers=workers, ahead=workers, survive_signals=True
     ):
-        if cursor.epoch != epoch:  # the same documents again
+        if cursor.epoch != epoch:  # each epoch rejects the same documents: count them once
             report, epoch = Report(), cursor.epoch
         report.add(unit_report)
         report.check(spool.job.max_rejected)
@@ -256,7 +257,7 @@ def _groups(
 
 
 def _unit_tasks(spool: Spool, begins: Cursor) -> Iterator[tuple[Path, Cursor, UnitTask]]:
-    """Yield what workers need to encode each unit from a cursor on, for ever."""
+    """Yield the task of each unit from a cursor on, forever."""
     units = open_units(spool.job.open_sources(), cut_text=spool.cuts_text)
     epoch, position, group = begins.epoch, begins.unit, begins.group
     while units:
@@ -281,7 +282,7 @@ def _unit_tasks(spool: Spool, begins: Cursor) -> Iterator[tuple[Path, Cursor, Un
 
 
 def _encode_unit(task: tuple[Path, Cursor, UnitTask]) -> tuple[Cursor, list[Path], Report]:
-    """Write the ids of each group of a unit from the cursor's on, and return where they lie."""
+    """Write the ids of each group of a unit from the cursor's group on, and return the paths."""
     folder, cursor, unit = task
     paths, report = [], Report()
     groups = (group for group in gather_groups(unit, report) if group.split == "train")
@@ -290,7 +291,7 @@ def _encode_unit(task: tuple[Path, Cursor, UnitTask]) -> tuple[Cursor, list[Path
         path = folder / f"{group.name}.npy"
         ends = np.cumsum([len(document) for document in documents], dtype=np.int64)
         np.save(path, np.concatenate(documents))
-        # A part of a large file ends here too: what follows it in the stream is another unit.
+        # A part of a large file counts as a document: what follows in the stream is another unit.
         np.save(path.with_suffix(".ends.npy"), ends)
         paths.append(path)
     return cursor, paths, report

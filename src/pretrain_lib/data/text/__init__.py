@@ -1,5 +1,6 @@
 """Documents and tokenizers.
 
 `sources` finds files and datasets, `formats` and `rows` read documents from them, `tokenizer`
-loads or trains a tokenizer, `encoder` turns documents into ids with the fastest exact library.
+loads or trains a tokenizer, and `encoder` tokenizes documents with the fastest library that gives
+the same ids.
 """

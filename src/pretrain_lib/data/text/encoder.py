@@ -1,7 +1,9 @@
-"""Documents to ids at full speed: `tiktoken` where it gives the tokenizer's own ids.
+"""Tokenize documents with `tiktoken` where it gives the same ids as the tokenizer.
 
-`tiktoken` is two to four times as fast as `tokenizers`. It is used for a byte-level BPE whose every
-merge it is proven to make, on a split into words that it knows, and if a sample comes out equal.
+`tiktoken` is two to four times as fast as `tokenizers`. It is used if three conditions hold: the
+tokenizer is a byte-level BPE whose merges are proven to be those that `tiktoken` makes, its
+pre-tokenizer pattern is known to match alike in both libraries, and both give equal ids on a
+sample.
 """
 
 import json
@@ -20,15 +22,14 @@ from pretrain_lib.data.text.formats import CUT, Document
 from pretrain_lib.data.text.tokenizer import Tokenizer, load_tokenizer
 from pretrain_lib.data.tokens.shards import token_dtype
 
-# What `tokenizers` splits into words by if a ByteLevel pre-tokenizer is given no pattern of its own
-# (GPT-2's, Radford et al. 2019).
+# The default pattern of the ByteLevel pre-tokenizer of `tokenizers` (GPT-2, Radford et al. 2019).
 GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT4_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Patterns that both libraries split every text alike by. By others they need not: in their dialects
-# of regular expressions `^` and `$` differ, and `tiktoken` drops text that no match covers.
+# Patterns by which both libraries split every text alike. Other patterns may differ: `^` and `$`
+# mean different things in their regex dialects, and `tiktoken` drops text outside of all matches.
 KNOWN_WORDS = {
     GPT2_WORDS,
     GPT2_WORDS.replace("'(?:[sdmt]|ll|ve|re)", "'s|'t|'re|'ve|'m|'ll|'d"),
@@ -36,22 +37,23 @@ KNOWN_WORDS = {
     GPT4_WORDS.replace(r"\p{N}{1,3}", r"\p{N}{1,2}"),
     GPT4_WORDS.replace(r"\p{N}{1,3}", r"\p{N}"),
 }
-PIECE_CHARACTERS = 2**15  # of a longer document, so many are encoded at once
-BATCH_CHARACTERS = 2**20  # of several documents at once, by `tokenizers`
+PIECE_CHARACTERS = 2**15  # longer documents are tokenized in pieces of this size
+BATCH_CHARACTERS = 2**20  # size of a batch of documents for `tokenizers`
 SAMPLE_PIECE_CHARACTERS = 64
-# Cut at each of its words: a sample may hold no place to cut.
+# Tested besides the sample, which may have no place to cut.
 CUT_PROBE = "One of the 12 words, in 1999 \n\nor the other\n  of the 30\n" * 40
 CUT_TEXT = re.compile(CUT.pattern.decode())
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns documents into ids of the dtype on disk."""
+    """Tokenizes documents into ids of the on-disk dtype."""
 
     tokenizer: Tokenizer
     fast: tiktoken.Encoding | None
+    """The equivalent `tiktoken` encoding, or None to use `tokenizers`."""
     cuts_text: bool
-    """Whether a text may be encoded in pieces (cut where `CUT` says) without moving a token."""
+    """Whether tokenizing a text in pieces, split at matches of `CUT`, gives the same ids."""
 
     @cached_property
     def dtype(self) -> np.dtype:
@@ -59,7 +61,7 @@ class Encoder:
         return token_dtype(self.tokenizer.vocabulary_size)
 
     def encode(self, documents: Iterable[Document]) -> Iterator[np.ndarray]:
-        """Yield the ids of each document, the end-of-text id before the beginning of one."""
+        """Yield the ids of each document; the beginning of a document gets an end-of-text id."""
         if self.fast is None:
             for batch in _batches(documents):
                 yield from self._encode_batch(batch)
@@ -74,7 +76,7 @@ class Encoder:
     def _encode_fast(self, text: str) -> np.ndarray:
         try:
             return self.fast.encode_to_numpy(text, disallowed_special=())
-        except ValueError:  # its regular expressions give up on a long stretch of white space
+        except ValueError:  # its regex engine overflows on a long run of white space
             return self.tokenizer.encode_documents([text])[0][1:]
 
     def _encode_batch(self, batch: Sequence[Document]) -> Iterator[np.ndarray]:
@@ -93,7 +95,7 @@ class Encoder:
 
 
 def cut_text(text: str, size: int) -> Iterator[str]:
-    """Yield a text in pieces of `size` characters or more, cut where no token is moved."""
+    """Split a text into pieces of at least `size` characters, at places that change no token."""
     start = 0
     while len(text) - start > size and (cut := CUT_TEXT.search(text, start + size - 1)):
         yield text[start : cut.end()]
@@ -102,7 +104,7 @@ def cut_text(text: str, size: int) -> Iterator[str]:
 
 
 def choose_encoder(tokenizer: Tokenizer, sample: Sequence[str]) -> Encoder:
-    """Return the fastest encoder whose ids are the tokenizer's own, held against it on `sample`."""
+    """Return the fastest encoder that gives the ids of `tokenizer`, checked on `sample`."""
     fast, expected = _as_tiktoken(tokenizer), [tokenizer.encode(text) for text in sample]
     encoder = Encoder(tokenizer, fast, cuts_text=False)
     if fast is not None:
@@ -121,8 +123,8 @@ def _can_cut(tokenizer: Tokenizer, sample: Sequence[str]) -> bool:
 
 
 def load_encoder(folder: Path, *, fast: bool, cuts_text: bool) -> Encoder:
-    """Return the encoder that was chosen for a tokenizer folder, loaded once per process."""
-    # Another tokenizer lies there if the folder was deleted and prepared anew.
+    """Load the encoder that `choose_encoder` chose for a tokenizer folder, once per process."""
+    # The cache key includes the file's inode and mtime: the folder may have been prepared again.
     status = (folder / "tokenizer.json").stat()
     return _load_encoder(folder, (status.st_ino, status.st_mtime_ns), fast, cuts_text)
 
@@ -150,7 +152,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def _as_tiktoken(tokenizer: Tokenizer) -> tiktoken.Encoding | None:
-    """Return the same BPE for `tiktoken`, or None where it cannot be shown to be the same."""
+    """Convert a BPE to `tiktoken`, or return None if it cannot be proven equivalent."""
     settings = json.loads(tokenizer.backend.to_str())
     model, added = settings["model"], settings["added_tokens"]
     plain = (
@@ -173,14 +175,14 @@ def _build_tiktoken(
     tokenizer: Tokenizer, settings: dict, ranks: dict[bytes, int]
 ) -> tiktoken.Encoding:
     pattern = _word_pattern(settings["pre_tokenizer"])
-    # Told of no special token, tiktoken looks for one at every character, at half the speed. One
-    # that a text spells is plain text, since none is allowed when encoding.
+    # Without any special token tiktoken searches for one at every character, at half the speed. The
+    # token is still plain text in a document, since `encode` allows no special tokens.
     special = {tokenizer.end_of_text: tokenizer.end_of_text_id}
     return tiktoken.Encoding("own", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
 
 
 def _word_pattern(pre_tokenizer: dict | None) -> str | None:
-    """Return the pattern by which a byte-level pre-tokenizer splits words, if it is one."""
+    """Return the split pattern of a byte-level pre-tokenizer, None if unknown or another kind."""
     steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {"type": None}])
     last = steps[-1]
     if last["type"] != "ByteLevel" or last["add_prefix_space"]:
@@ -196,7 +198,7 @@ def _word_pattern(pre_tokenizer: dict | None) -> str | None:
 
 
 def _byte_ranks(settings: dict) -> dict[bytes, int] | None:
-    """Return the id of each token's bytes; None if a token is not spelled in bytes."""
+    """Return the id of each token by its bytes; None if a token is not made of byte characters."""
     names = {token["content"] for token in settings["added_tokens"]}
     spelled = _spelled_bytes()
     try:
@@ -212,7 +214,7 @@ def _byte_ranks(settings: dict) -> dict[bytes, int] | None:
 def _spelled_bytes() -> dict[str, int]:
     """Return the byte that each character of a byte-level vocabulary stands for.
 
-    Bytes that are printable stand for themselves, the others for the characters from 256 on.
+    Printable bytes are represented by themselves, the others by the characters from 256 on.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -221,11 +223,11 @@ def _spelled_bytes() -> dict[str, int]:
 
 
 def _makes_the_same_merges(model: dict, ranks: dict[bytes, int]) -> bool:
-    """Return whether merging by rank of the result (tiktoken) is merging by the list (tokenizers).
+    """Return whether merging by token rank (tiktoken) equals merging by merge list (tokenizers).
 
-    It is if the list has one merge for each token of several bytes, in order of their ids, and each
-    is the last merge that ranks alone make of that token's bytes. For whatever stands around them,
-    the merges inside a token's span are those that its bytes undergo alone.
+    Both are equal if the list has exactly one merge for each multi-byte token, in order of token
+    ids, and each merge is the last one that ranks make when applied to the token's bytes alone. The
+    context does not matter: the merges within a token's span are those of its bytes alone.
     """
     spelled = _spelled_bytes()
     pairs = [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
@@ -241,7 +243,7 @@ def _makes_the_same_merges(model: dict, ranks: dict[bytes, int]) -> bool:
 
 
 def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, ...]:
-    """Return the two parts that merging by rank leaves of a token's bytes before the last merge."""
+    """Return the two parts left before the last merge when a token's bytes are merged by rank."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         joined = [ranks.get(a + b, math.inf) for a, b in zip(parts, parts[1:], strict=False)]

@@ -1,6 +1,6 @@
-"""How text files are cut into slices and read: `.txt`, JSON lines, `.parquet`.
+"""Split text files into slices and read their documents: `.txt`, JSON Lines, `.parquet`.
 
-A slice is read without knowing of the others, so slices can be shared out to processes.
+Each slice is read independently, so slices can be distributed over processes.
 """
 
 import codecs
@@ -13,35 +13,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import orjson
-
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 LINE_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
 SUFFIXES = (".txt", ".parquet", *LINE_SUFFIXES)
-EXPANSION = 4  # text is about so many times as large as its compressed form
-ROWS_AT_ONCE = 256  # of a .parquet file
-# Where a text may be cut without moving a token: every pre-tokenizer of the GPT family ends a match
-# between a letter or digit and the white space behind it.
+EXPANSION = 4  # assumed ratio of the size of a text to its compressed size
+ROWS_AT_ONCE = 256  # batch size for reading a .parquet file
+# A text may be split here without changing its tokens: every pre-tokenizer of the GPT family splits
+# between a letter or digit and the space or newline that follows it.
 CUT = re.compile(rb"[A-Za-z0-9](?=[ \n])")
 CUT_SEARCH_BYTES = 2**16
-DIGEST_BYTES = 2**20  # of a cut file, by which it is told from others
-LINE_PART_BYTES = 2**20  # of a line that is skipped, so many are read at once
+DIGEST_BYTES = 2**20  # how much of a split file is hashed to identify it
+LINE_PART_BYTES = 2**20  # how much of a skipped line is read at once
 
 
 class Document(NamedTuple):
-    """A document, or a part of one whose file is so large that it was cut."""
+    """A document, or a part of one whose file was so large that it was split."""
 
     text: str
     begins: bool = True
-    """Whether the document's beginning is in `text`."""
+    """Whether `text` includes the beginning of the document."""
     ends: bool = True
-    """Whether its end is."""
+    """Whether `text` includes the end of the document."""
     digest: bytes | None = None
-    """What tells the whole document from others, where `text` is a part of it."""
+    """Identifies the whole document if `text` is a part of it."""
 
     @property
     def is_blank(self) -> bool:
-        """Whether it is a document without text; white space in the midst of a cut one is text."""
+        """Whether this is a whole document of white space only; a part of one is never blank."""
         return self.begins and self.ends and not self.text.strip()
 
 
@@ -54,19 +52,19 @@ class Rejected(NamedTuple):
 
 @dataclass(frozen=True)
 class FileSlice:
-    """A part of a file: bytes `[start, stop)`, or row groups of a `.parquet`.
+    """A part of a file: bytes `[start, stop)`, or row groups `[start, stop)` of a `.parquet`.
 
-    A line belongs to the slice that it begins in; a compressed file is one slice.
+    A line belongs to the slice in which it begins; a compressed file is a single slice.
     """
 
     path: Path
     start: int
     stop: int
-    text_bytes: int  # about so much text
+    text_bytes: int  # approximate
 
 
 def is_readable(path: Path) -> bool:
-    """Return whether the name of a file says that it holds text in a known form."""
+    """Return whether a file has the suffix of a supported format."""
     return path.name.endswith(SUFFIXES)
 
 
@@ -76,9 +74,9 @@ def is_one_document(path: Path) -> bool:
 
 
 def cut_file(path: Path, size: int, *, text_field: str, cut_text: bool) -> list[FileSlice]:
-    """Cut a file into slices of about `size` bytes of text, as far as its form allows.
+    """Split a file into slices of about `size` bytes of text, as far as its format allows.
 
-    `cut_text` is whether a file that is one document may be cut too.
+    `cut_text` says whether a file that is one document may be split too.
     """
     end = path.stat().st_size
     if path.suffix == ".parquet":
@@ -92,7 +90,7 @@ def cut_file(path: Path, size: int, *, text_field: str, cut_text: bool) -> list[
 
 
 def read_documents(piece: FileSlice, text_field: str) -> Iterator[Document | Rejected]:
-    """Yield the documents of a slice, empty ones included."""
+    """Yield the documents of a slice, including empty ones."""
     if piece.path.suffix == ".parquet":
         yield from _parquet_rows(piece, text_field)
     elif is_one_document(piece.path):
@@ -102,7 +100,10 @@ def read_documents(piece: FileSlice, text_field: str) -> Iterator[Document | Rej
 
 
 def is_text(value: object) -> bool:
-    """Return whether a value is text: JSON and Python can spell halves of characters too."""
+    """Return whether a value is a string that UTF-8 can encode.
+
+    JSON and Python strings may contain lone surrogates, which it cannot.
+    """
     try:
         value.encode()
     except (AttributeError, UnicodeEncodeError):
@@ -115,7 +116,7 @@ def _text(piece: FileSlice) -> Iterator[Document | Rejected]:
         size = file.seek(0, io.SEEK_END)
         start, stop = _next_cut(file, piece.start, size), _next_cut(file, piece.stop, size)
         if start == stop and size:
-            return  # no place to cut within the slice: the one before holds its text
+            return  # no cut within this slice: its text belongs to the previous slice
         file.seek(start)
         raw = file.read(stop - start)
         is_part = (start, stop) != (0, size)
@@ -132,7 +133,7 @@ def _text(piece: FileSlice) -> Iterator[Document | Rejected]:
 
 
 def _next_cut(file: io.BufferedReader, position: int, size: int) -> int:
-    """Return the first place from `position` on where the text may be cut: 0 and its end always."""
+    """Return the first offset from `position` on where a file may be split, or its end."""
     while 0 < position < size:
         file.seek(position - 1)
         if match := CUT.search(file.read(CUT_SEARCH_BYTES)):
@@ -162,7 +163,7 @@ def _lines_of_slice(
     file: io.BufferedReader, piece: FileSlice, text_field: str
 ) -> Iterator[Document | Rejected]:
     offset = piece.start
-    if piece.start:  # what is left of a line that began in the slice before
+    if piece.start:  # skip the rest of a line that began in the previous slice
         offset, rest = file.seek(piece.start - 1), b""
         while offset < piece.stop and not rest.endswith(b"\n"):
             rest = file.readline(LINE_PART_BYTES)
@@ -174,16 +175,18 @@ def _lines_of_slice(
 
 
 def _parse_line(line: bytes, where: str, text_field: str) -> Document | Rejected:
+    import orjson  # training on tokens that are there does without it
+
     with contextlib.suppress(ValueError, KeyError, TypeError):
         if is_text(text := orjson.loads(line.removeprefix(codecs.BOM_UTF8))[text_field]):
             return Document(text)
-    reason = f"no JSON object with a text in data.text_field={text_field!r}, in UTF-8"
+    reason = f"not a UTF-8 JSON object with text in data.text_field={text_field!r}"
     return Rejected(where, f"{reason}: {line[:60]!r}")
 
 
 def _cut_parquet(path: Path, size: int, text_field: str) -> list[FileSlice]:
     groups = _open_parquet(path, text_field).metadata
-    # A field within another column may have the same name, but not the same path.
+    # A field nested in another column may have the same name, but not the same path.
     paths = [groups.schema.column(i).path for i in range(groups.num_columns)]
     index = paths.index(text_field)
     slices, start, filled = [], 0, 0
@@ -206,12 +209,14 @@ def _open_parquet(path: Path, text_field: str):  # noqa: ANN202 (imported lazily
     schema = file.schema_arrow
     if text_field not in schema.names:
         raise ValueError(
-            f"data.text_field={text_field!r} is no column of {path}; it has "
+            f"data.text_field={text_field!r} is not a column of {path}; its columns are "
             f"{', '.join(schema.names)}"
         )
     kind = schema.field(text_field).type
     if kind not in (pa.string(), pa.large_string(), pa.string_view()):
-        raise ValueError(f"data.text_field={text_field!r} of {path} holds {kind}, not text")
+        raise ValueError(
+            f"data.text_field={text_field!r}: this column of {path} holds {kind}, not strings"
+        )
     return file
 
 

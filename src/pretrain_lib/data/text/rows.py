@@ -1,4 +1,4 @@
-"""Text from rows of a dataset: one of `datasets`, or one of the Hugging Face hub."""
+"""Text from the rows of a `datasets` dataset, as an object or a name on the Hugging Face Hub."""
 
 import re
 from collections.abc import Iterator
@@ -15,11 +15,12 @@ UNIT_ROWS, MAX_UNITS = 50_000, 4096
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """A `datasets.Dataset` or `IterableDataset`: one document a row, in order.
+    """A `datasets.Dataset` or `IterableDataset`: one document per row, in order.
 
-    Its shards are its units. What `take` or `skip` gives is one unit: shard by shard it would be
-    other rows; `interleave_datasets` interleaves the shards. Raises ValueError for one with a
-    shuffle buffer: after a restart it would give other rows, and windows are shuffled here anyway.
+    Each shard of the dataset is a unit of work. A dataset with `take` or `skip` is a single unit,
+    since sharding it would select other rows; `interleave_datasets` interleaves the shards. Raises
+    ValueError for a dataset with a shuffle buffer: after a restart it would give other rows, and
+    documents and windows are shuffled by this library anyway.
     """
 
     dataset: Any
@@ -29,35 +30,35 @@ class DatasetSource:
     def __post_init__(self) -> None:
         if (columns := self.dataset.column_names) and self.text_field not in columns:
             raise ValueError(
-                f"data.text_field={self.text_field!r} is no column of {self.name}; it has "
-                f"{', '.join(columns)}"
+                f"data.text_field={self.text_field!r} is not a column of {self.name}; its columns "
+                f"are {', '.join(columns)}"
             )
         if self._has_steps("BufferShuffled"):
             raise ValueError(
-                f"data.source={self.name} was shuffled with a buffer of `datasets`, which gives "
-                f"other rows after a restart; leave .shuffle(buffer_size=...) out: documents and "
-                f"windows are shuffled by pretrain_lib"
+                f"data.source={self.name} was shuffled with a shuffle buffer of `datasets`, which "
+                f"gives other rows after a restart; remove .shuffle(buffer_size=...): pretrain_lib "
+                f"shuffles documents and windows itself"
             )
 
-    def identity(self, *, content: bool = True) -> dict:  # noqa: ARG002 (the content is its name's)
-        """Return what this source's documents depend on."""
+    def identity(self, *, content: bool = True) -> dict:  # noqa: ARG002 (identified by its name)
+        """Return what determines the documents of this source."""
         return {"name": self.name}
 
     def estimated_bytes(self) -> int | None:
-        """Return the size of the text in bytes, if the dataset states it."""
+        """Return the size of the text in bytes as stated by the dataset, or None."""
         return self.dataset.info.dataset_size or self.dataset.info.download_size
 
     def units(self, *, cut_text: bool = True) -> list[tuple[int, int]]:  # noqa: ARG002 (no files)
-        """Return `(shard, number of shards)` of each unit."""
+        """Return `(shard, number of shards)` for each unit."""
         count = 1 if self._has_steps("Take", "Skip") else min(self._rows().num_shards, MAX_UNITS)
         return [(index, count) for index in range(count)]
 
     def unit_bytes(self, unit: tuple[int, int]) -> int:
-        """Return about how much text a unit holds, in bytes; 0 if that is not known."""
+        """Return the approximate size of a unit's text in bytes, 0 if unknown."""
         return (self.estimated_bytes() or 0) // unit[1]
 
     def documents(self, unit: tuple[int, int]) -> Iterator[Document | Rejected]:
-        """Yield each document of a unit, empty ones included, and rows that hold no text."""
+        """Yield the documents of a unit, including empty ones; a row without text is `Rejected`."""
         index, count = unit
         rows = self._rows().shard(num_shards=count, index=index, contiguous=True)
         for number, row in enumerate(rows):
@@ -68,7 +69,7 @@ class DatasetSource:
             yield Document(text) if is_text(text) else Rejected(where, reason)
 
     def _has_steps(self, *kinds: str) -> bool:
-        """Return whether rows pass through a step of `datasets` of such a kind, however deep."""
+        """Return whether the dataset's chain of iterables has a step of one of these kinds."""
         steps = [getattr(self.dataset, "_ex_iterable", None)]
         for step in steps:
             inner = getattr(step, "ex_iterable", None), *(getattr(step, "ex_iterables", None) or ())
@@ -85,51 +86,51 @@ class DatasetSource:
 
 @dataclass(frozen=True)
 class HubSource:
-    """A dataset of the hub, `OWNER/NAME[:CONFIG][@REVISION]`: its `train` split, read as it comes.
+    """The `train` split of a Hub dataset, `OWNER/NAME[:CONFIG][@REVISION]`, in streaming mode.
 
-    Nothing but tokens is written to disk. Give a revision where a restart may fall on another day.
+    Only tokens are written to disk. Pin a revision if the dataset may change before a restart.
     """
 
     name: str
     text_field: str
 
-    def identity(self, *, content: bool = True) -> dict:  # noqa: ARG002 (the content is its name's)
-        """Return what this source's documents depend on."""
+    def identity(self, *, content: bool = True) -> dict:  # noqa: ARG002 (identified by its name)
+        """Return what determines the documents of this source."""
         return {"name": self.name, "split": "train"}
 
     def estimated_bytes(self) -> int | None:
-        """Return the size of the text in bytes as the hub states it; None if it does not."""
+        """Return the size of the text in bytes as stated by the Hub, or None."""
         return self._open().estimated_bytes()
 
     def units(self, *, cut_text: bool = True) -> list[tuple[int, int]]:
-        """Return `(shard, number of shards)` of each unit."""
+        """Return `(shard, number of shards)` for each unit."""
         return self._open().units(cut_text=cut_text)
 
-    def unit_bytes(self, unit: tuple[int, int]) -> int:  # noqa: ARG002 (asking costs a request)
-        """Return 0: how much text a unit holds is not known."""
+    def unit_bytes(self, unit: tuple[int, int]) -> int:  # noqa: ARG002 (would cost a request)
+        """Return 0: the size of a unit's text is unknown."""
         return 0
 
     def documents(self, unit: tuple[int, int]) -> Iterator[Document | Rejected]:
-        """Yield each document of a unit, empty ones included, and rows that hold no text."""
+        """Yield the documents of a unit, including empty ones; a row without text is `Rejected`."""
         return self._open().documents(unit)
 
     def _open(self) -> DatasetSource:
         return _load_from_hub(self.name, self.text_field)
 
 
-@lru_cache  # a request or several, once per process
+@lru_cache  # loading sends requests to the Hub
 def _load_from_hub(name: str, text_field: str) -> DatasetSource:
     from datasets import load_dataset
 
     path, config, revision = HUB_NAME.fullmatch(name).groups()
     try:
         rows = load_dataset(path, config, split="train", revision=revision, streaming=True)
-    except Exception as error:  # datasets and the hub client raise many kinds
+    except Exception as error:  # datasets and huggingface_hub raise many types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"data.source={name} could not be loaded from the hub ({reason}). Without a network "
-            f"use local files (--data.source corpus.jsonl), a folder made by `pretrain prepare` "
-            f"elsewhere (--data.path FOLDER), or the embedded corpus "
+            f"data.source={name} could not be loaded from the Hugging Face Hub ({reason}). Without "
+            f"a network, use local files (--data.source corpus.jsonl), a folder that `pretrain "
+            f"prepare` made elsewhere (--data.path FOLDER), or the embedded corpus "
             f"(--data.source {EMBEDDED_CORPUS})"
         ) from error
     return DatasetSource(rows, name, text_field)

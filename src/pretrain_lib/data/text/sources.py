@@ -1,7 +1,7 @@
-"""Where text comes from: the embedded corpus, local files, or rows of a dataset (`data.rows`).
+"""Sources of text: the embedded corpus, local files, or the rows of a dataset (`data.text.rows`).
 
-A source is cut into units of work before any work starts, so what is written later does not depend
-on how many processes write it.
+A source is divided into units of work before any work starts, so the output does not depend on the
+number of processes.
 """
 
 import sysconfig
@@ -28,14 +28,14 @@ UNIT_BYTES = (4 * 2**20, 64 * 2**20)  # smallest and largest unit of local text
 
 @dataclass(frozen=True)
 class FileSource:
-    """Local files: a `.txt` is one document; every JSON line and every `.parquet` row is one."""
+    """Local files: a document per `.txt` file, per JSON line, and per `.parquet` row."""
 
     name: str
     files: tuple[Path, ...]
     text_field: str
 
     def identity(self, *, content: bool = True) -> dict:
-        """Return what this source's documents depend on: names, sizes and hashes of its files."""
+        """Return what determines the documents of this source: file names, sizes and hashes."""
         digest = xxhash.xxh3_128()
         for path in self.files:
             digest.update(f"{path.name}|{path.stat().st_size}|".encode())
@@ -46,15 +46,15 @@ class FileSource:
         return {"name": name, "files": len(self.files), "xxh3_128": digest.hexdigest()}
 
     def estimated_bytes(self) -> int:
-        """Return the size of the text in bytes, for compressed files a guess."""
+        """Return the size of the text in bytes; a guess for compressed files."""
         whole = {"text_field": self.text_field, "cut_text": False}
         pieces = (piece for path in self.files for piece in cut_file(path, 2**62, **whole))
         return sum(piece.text_bytes for piece in pieces)
 
     def units(self, *, cut_text: bool = True) -> list[tuple[FileSlice, ...]]:
-        """Cut the files into units of near-equal size, in an order that depends on them alone.
+        """Divide the files into units of similar size, in an order that depends only on the files.
 
-        `cut_text` is whether large `.txt` files, one document each, may be cut too.
+        `cut_text` says whether a large `.txt` file, which is one document, may be split too.
         """
         smallest, largest = UNIT_BYTES
         size = min(max(self.estimated_bytes() // 256, smallest), largest)
@@ -72,11 +72,11 @@ class FileSource:
         return [tuple(unit) for unit in units]
 
     def unit_bytes(self, unit: tuple[FileSlice, ...]) -> int:
-        """Return about how much text a unit holds, in bytes."""
+        """Return the approximate size of a unit's text in bytes."""
         return sum(piece.text_bytes for piece in unit)
 
     def documents(self, unit: tuple[FileSlice, ...]) -> Iterator[Document | Rejected]:
-        """Yield each document of a unit, empty ones included, and those that cannot be read."""
+        """Yield the documents of a unit, including empty ones; an unreadable one is `Rejected`."""
         for piece in unit:
             yield from read_documents(piece, self.text_field)
 
@@ -85,9 +85,9 @@ Source = FileSource | DatasetSource | HubSource
 
 
 def open_source(name: str, *, text_field: str = "text") -> Source:
-    """Return the source called `name`: the embedded corpus, a file, a folder, or a hub dataset.
+    """Open the source `name`: the embedded corpus, a file, a folder, or a Hub dataset.
 
-    Raises ValueError for a missing path, a kind of file that is not read, or a source without text.
+    Raises ValueError for a missing path, an unsupported file type, or a source without text.
     """
     path = Path(name).expanduser()
     known = ", ".join(SUFFIXES)
@@ -100,22 +100,22 @@ def open_source(name: str, *, text_field: str = "text") -> Source:
     elif path.is_file():
         if not is_readable(path):
             raise ValueError(
-                f"data.source={name}: the file must end in one of {known} (a .txt is one document, "
-                f"a line or row of the others is one, in the field {text_field!r}); token arrays "
-                f"(.npy, .bin, .ds) are given as --data.path"
+                f"data.source={name}: the file must end in one of {known} (a .txt file is one "
+                f"document; the others have one per line or row, in the field {text_field!r}); "
+                f"pass token arrays (.npy, .bin, .ds) as --data.path"
             )
         files = (path,)
     elif path.exists():
         raise ValueError(
             f"data.source={name} is a pipe or device, which cannot be read again after a restart; "
-            f"write it to a file first"
+            f"write its content to a file first"
         )
     elif HUB_NAME.fullmatch(name) and not name.startswith("."):
         return HubSource(name, text_field)
     else:
         raise ValueError(
             f"data.source={name}: there is no such file or folder, and it is neither "
-            f"{EMBEDDED_CORPUS} nor a hub dataset OWNER/NAME[:CONFIG][@REVISION]"
+            f"{EMBEDDED_CORPUS} nor a Hub dataset OWNER/NAME[:CONFIG][@REVISION]"
         )
     if not sum(file.stat().st_size for file in files):
         raise ValueError(f"data.source={name} is empty: it needs at least one document with text")
@@ -123,7 +123,7 @@ def open_source(name: str, *, text_field: str = "text") -> Source:
 
 
 def _standard_library_files() -> tuple[Path, ...]:
-    """Return the sources of the running interpreter's standard library, tests left out."""
+    """Return the source files of this interpreter's standard library, without its tests."""
     root = Path(sysconfig.get_paths()["stdlib"])
     left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
     files = sorted(

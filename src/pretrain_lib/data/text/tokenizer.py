@@ -1,4 +1,4 @@
-"""The tokenizer: loaded from a folder, a `tokenizer.json` or the hub, or trained on the source."""
+"""The tokenizer: loaded from a folder, a `tokenizer.json` or the Hub, or trained on the source."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import tokenizers
 
 END_OF_TEXT = "<|endoftext|>"
 DECODED_AT_ONCE = 2**14
-SMALLEST_VOCABULARY = 257  # every byte, and the end of text
+SMALLEST_VOCABULARY = 257  # 256 bytes and the end-of-text token
 KNOWN_ENDS_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 
 
@@ -24,7 +24,7 @@ class Tokenizer:
 
     @property
     def vocabulary_size(self) -> int:
-        """One more than the largest id."""
+        """The largest id plus one."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
@@ -34,26 +34,26 @@ class Tokenizer:
 
     @property
     def sha256(self) -> str:
-        """A hash of everything that decides which ids a text gets."""
+        """A hash of everything that determines the ids of a text."""
         return hashlib.sha256((self.backend.to_str() + self.end_of_text).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, nothing added; special tokens written in it are plain text."""
+        """Tokenize a text, adding no tokens; special tokens spelled in it are treated as text."""
         return self.encode_documents([text])[0][1:].tolist()
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return one int64 array per document: the end-of-text id, then the ids of the text."""
-        # What a text spells is never taken for a special token.
+        # The spelling of a special token in a text is plain text.
         self.backend.encode_special_tokens = True
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array([self.end_of_text_id, *e.ids], dtype=np.int64) for e in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, special tokens spelled out."""
+        """Return the text of `ids`, including special tokens."""
         return self.backend.decode(list(ids), skip_special_tokens=False)
 
     def count_bytes(self, ids: np.ndarray) -> int:
-        """Return the size in bytes of the text of many ids, as UTF-8, special tokens left out."""
+        """Return the UTF-8 size in bytes of the text of `ids`, without special tokens."""
         pieces = [
             ids[i : i + DECODED_AT_ONCE].tolist() for i in range(0, len(ids), DECODED_AT_ONCE)
         ]
@@ -61,9 +61,9 @@ class Tokenizer:
         return sum(len(text.encode()) for text in texts)
 
     def save(self, folder: Path, *, context_length: int | None = None) -> None:
-        """Write the files from which transformers 4 and 5 load a tokenizer with the same ids."""
+        """Save a folder that transformers 4 and 5 load as a tokenizer with the same ids."""
         folder.mkdir(parents=True, exist_ok=True)
-        # save() keeps the property out of the file: a loaded tokenizer parses special tokens again.
+        # `encode_special_tokens` is not serialized: a reloaded tokenizer parses special tokens.
         (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -79,9 +79,9 @@ class Tokenizer:
 
 
 def load_tokenizer(name: str | Path) -> Tokenizer:
-    """Load a tokenizer from a folder, a bare `tokenizer.json`, or the hub (`OWNER/NAME`, `gpt2`).
+    """Load a tokenizer from a folder, a `tokenizer.json` file, or the Hub (`OWNER/NAME`, `gpt2`).
 
-    A folder holds `tokenizer.json`, or `vocab.json` and `merges.txt` of a byte-level BPE.
+    A folder holds `tokenizer.json`, or the `vocab.json` and `merges.txt` of a byte-level BPE.
     """
     path = Path(name).expanduser()
     if path.is_file():
@@ -99,7 +99,7 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int) -> Tokenizer:
-    """Train a byte-level BPE of at most `vocabulary_size` ids on `texts`."""
+    """Train a byte-level BPE tokenizer with at most `vocabulary_size` ids on `texts`."""
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     check_vocabulary_size(vocabulary_size)
     backend = _byte_level(tokenizers.models.BPE())
@@ -114,11 +114,11 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int) -> Tokenizer:
 
 
 def check_vocabulary_size(vocabulary_size: int) -> None:
-    """Raise ValueError if a byte-level BPE cannot be so small."""
+    """Raise ValueError if `vocabulary_size` is too small for a byte-level BPE."""
     if vocabulary_size < SMALLEST_VOCABULARY:
         raise ValueError(
             f"train_tokenizer={vocabulary_size} must be at least {SMALLEST_VOCABULARY}: "
-            f"256 bytes and {END_OF_TEXT} come first"
+            f"256 bytes and {END_OF_TEXT}"
         )
 
 
@@ -132,7 +132,7 @@ def _byte_level(model: tokenizers.models.Model) -> tokenizers.Tokenizer:
 def _read(path: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust side raises plain Exception
+    except Exception as error:  # tokenizers raises a bare Exception
         raise ValueError(f"data.tokenizer={path} is not a tokenizer.json: {error}") from error
 
 
@@ -147,15 +147,15 @@ def _declared_end(folder: Path) -> str | None:
 def _with_end_of_text(
     backend: tokenizers.Tokenizer, declared: str | None, name: str | Path
 ) -> Tokenizer:
-    # Settings for inference that a file may carry: here they would cut and pad documents.
+    # A tokenizer.json may set truncation and padding for inference; both would alter documents.
     backend.no_truncation()
     backend.no_padding()
     if backend.num_special_tokens_to_add(False):
-        # A folder with it would give every text, also within a document, a start of its own.
+        # A post-processor adds special tokens to every text, even to a piece of a document.
         backend.post_processor = None
     for token in (declared,) if declared else KNOWN_ENDS_OF_TEXT:
         if backend.token_to_id(token) is not None:
-            # Special, or a text that spells it would forge the boundary of a document.
+            # Make it special: otherwise a text that spells it would forge a document boundary.
             backend.add_special_tokens([tokenizers.AddedToken(token, special=True)])
             return Tokenizer(backend, token)
     raise ValueError(
@@ -169,10 +169,10 @@ def _load_from_hub(name: str) -> Tokenizer:
 
     try:
         loaded = AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # transformers and the hub client raise many kinds
+    except Exception as error:  # transformers and huggingface_hub raise many types
         raise ValueError(
-            f"data.tokenizer={name} is no file or folder here, and could not be loaded from the "
-            f"hub; without a network give a folder or a tokenizer.json, or train one with "
-            f"--data.train_tokenizer VOCABULARY"
+            f"data.tokenizer={name} is not a local file or folder and could not be loaded from the "
+            f"Hugging Face Hub; without a network, give a folder or a tokenizer.json, or train a "
+            f"tokenizer with --data.train_tokenizer VOCABULARY"
         ) from error
     return _with_end_of_text(loaded.backend_tokenizer, loaded.eos_token, name)

@@ -1,5 +1,5 @@
 """Token ids on disk.
 
-`shards` is the format of a prepared folder, `arrays` reads its splits as one array of tokens,
-`foreign` reads the files of other projects, `handle` is an open file that threads can share.
+`shards` is the format of a prepared folder, `arrays` reads a split as one array of tokens,
+`foreign` reads the token files of other projects, `handle` is a file handle shared by threads.
 """

@@ -1,4 +1,4 @@
-"""Tokens read from disk: several files as one long array."""
+"""Read the token ids of several files as one long array."""
 
 import hashlib
 import json
@@ -19,13 +19,15 @@ ENDS_PER_FENCE = 256
 
 
 class EndsTable:
-    """Where the documents of a file end, looked up on disk: memory holds one end in many."""
+    """The document ends of a file, read from disk; memory holds one in `ENDS_PER_FENCE`."""
 
     def __init__(self, path: Path, *, sha256: str | None = None) -> None:
-        """Open a `.npy` or a raw file of uint64, checking its hash where there is one."""
+        """Open a `.npy` or raw uint64 file; raises ValueError if `sha256` does not match."""
         raw = path.read_bytes()
         if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
-            raise ValueError(f"{path}: the data differ from what was written; prepare it again")
+            raise ValueError(
+                f"{path}: the data differ from what was written; prepare the folder again"
+            )
         if path.suffix == ".npy":
             ends = np.load(BytesIO(raw), allow_pickle=False)
         else:
@@ -35,7 +37,7 @@ class EndsTable:
         self._fences: list[int] = ends[::ENDS_PER_FENCE].tolist()
 
     def between(self, low: int, high: int) -> np.ndarray:
-        """Return the ends above `low` and up to `high`, int64, rising."""
+        """Return the ends in `(low, high]`, int64, ascending."""
         first = max(0, bisect_right(self._fences, low) - 1) * ENDS_PER_FENCE
         last = min(bisect_right(self._fences, high) * ENDS_PER_FENCE, self.count)
         raw = self._handle.read(self._header_bytes + 8 * first, 8 * (last - first))
@@ -45,7 +47,7 @@ class EndsTable:
 
 @dataclass
 class TokenFile:
-    """One file of ids: a shard written here, or an array that others wrote."""
+    """A file of token ids: a shard of a prepared folder, or an array written by another project."""
 
     path: Path
     num_tokens: int
@@ -53,12 +55,12 @@ class TokenFile:
     header_bytes: int = 0
     is_shard: bool = False
     ends_file: Path | None = None
-    """Where an array of others says where its documents end; a shard's is known."""
+    """The file of document ends of a foreign array; None for a shard, which has its own."""
     _checked: bytearray = field(default_factory=bytearray, repr=False)
 
     @property
     def has_documents(self) -> bool:
-        """Whether it is known where documents end."""
+        """Whether document ends are known."""
         return self.is_shard or self.ends_file is not None
 
     @cached_property
@@ -67,7 +69,7 @@ class TokenFile:
 
     @cached_property
     def ends(self) -> EndsTable:
-        """Where documents end."""
+        """The document ends."""
         if self.ends_file is not None:
             return EndsTable(self.ends_file)
         path, record = self.path.with_suffix(".ends.npy"), self._read_record()
@@ -84,13 +86,13 @@ class TokenFile:
         return json.loads(self.path.with_suffix(".json").read_text())
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """Return ids `[start, start + count)`; raises ValueError if a block was damaged."""
+        """Return ids `[start, start + count)`; raises ValueError if a block is damaged."""
         first_byte = self.header_bytes + start * self.dtype.itemsize
         last_byte = first_byte + count * self.dtype.itemsize
         begin, end = first_byte, last_byte
         blocks = slice(first_byte // BLOCK_BYTES, -(-last_byte // BLOCK_BYTES))
         unchecked = self.is_shard and not (len(self._checksums) and all(self._checked[blocks]))
-        if unchecked:  # whole blocks, since their checksums are of the whole
+        if unchecked:  # read whole blocks, since a checksum covers a whole block
             begin, end = blocks.start * BLOCK_BYTES, blocks.stop * BLOCK_BYTES
         raw = self._handle.read(begin, end - begin)
         if unchecked:
@@ -109,9 +111,10 @@ class TokenFile:
 
 
 class TokenArray:
-    """One split as one long array of ids, whatever files it lies in.
+    """The token ids of several files as one long array.
 
-    `vocabulary_size`, when given, is checked on every read of a file that others wrote.
+    If `vocabulary_size` is given, every read checks that the ids are in `[0, vocabulary_size)` and
+    raises ValueError otherwise.
     """
 
     def __init__(self, files: Sequence[TokenFile], *, vocabulary_size: int | None = None) -> None:
@@ -124,17 +127,17 @@ class TokenArray:
 
     @property
     def has_documents(self) -> bool:
-        """Whether it is known where documents end."""
+        """Whether document ends are known."""
         return all(file.has_documents for file in self.files)
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """Return ids `[start, start + count)` as int64 `(count,)`."""
+        """Return ids `[start, start + count)`: int64, `(count,)`."""
         tokens = np.empty(count, dtype=np.int64)
         self.read_into(start, tokens)
         return tokens
 
     def read_into(self, start: int, tokens: np.ndarray) -> None:
-        """Fill `tokens` (count,) with the ids from `start` on."""
+        """Fill `tokens` `(count,)` with the ids from `start` on."""
         count = len(tokens)
         assert start >= 0 and start + count <= len(self), f"{start}+{count} is outside the array"
         for file, low, high, base in self._overlaps(start, count):
@@ -149,14 +152,14 @@ class TokenArray:
             raise ValueError(
                 f"token id {lowest if lowest < 0 else highest} in {path} (tokens {start} to "
                 f"{start + len(tokens)} of the array) is outside the vocabulary of "
-                f"{self.vocabulary_size}; set model.vocabulary_size to that of the tokenizer which "
+                f"{self.vocabulary_size}; set model.vocabulary_size to that of the tokenizer that "
                 f"made the file"
             )
 
     def document_ends(self, start: int, count: int) -> np.ndarray:
-        """Return where documents end within `[start, start + count)`, relative to `start`.
+        """Return the document ends within `[start, start + count)`, relative to `start`.
 
-        Each is the index after a document's last token: int64, rising, in `(0, count)`.
+        An end is the index after a document's last token: int64, ascending, in `(0, count)`.
         """
         last = start + count - 1
         found = [
@@ -166,14 +169,14 @@ class TokenArray:
         return found[0] if len(found) == 1 else np.concatenate([np.empty(0, np.int64), *found])
 
     def iterate_ends(self) -> Iterator[np.ndarray]:
-        """Yield where all documents end, int64 indices of the array, file by file."""
+        """Yield the document ends of each file: int64 indices into the array, ascending."""
         for file, end in zip(self.files, self._ends, strict=True):
             yield file.ends.between(-1, file.num_tokens) + (end - file.num_tokens)
 
     def _overlaps(self, start: int, count: int) -> Iterator[tuple[TokenFile, int, int, int]]:
-        """Yield `(file, low, high, base)` for every file that `[start, start + count)` touches.
+        """Yield `(file, low, high, base)` for every file that overlaps `[start, start + count)`.
 
-        `[low, high)` is the part within the file, `base` the place of its first token.
+        `[low, high)` is the overlap within the file, `base` the array index of its first token.
         """
         position, end = start, start + count
         index = bisect_right(self._ends, start)
@@ -186,7 +189,10 @@ class TokenArray:
 
 
 def open_split(folder: Path, split: str) -> TokenArray:
-    """Open the `train` or `validation` split of a prepared folder, checking sizes, not hashes."""
+    """Open the `train` or `validation` split of a prepared folder, checking file sizes only.
+
+    Raises ValueError if a shard is missing or has the wrong size.
+    """
     manifest = read_manifest(folder)
     dtype = np.dtype(manifest["dtype"])
     files = []

@@ -1,4 +1,4 @@
-"""Arrays of tokens that others wrote: `.npy`, nanoGPT's and llm.c's `.bin`, datatrove's `.ds`."""
+"""Token arrays of other projects: `.npy`, `.bin` of nanoGPT and llm.c, `.ds` of datatrove."""
 
 from pathlib import Path
 
@@ -8,27 +8,29 @@ from pretrain_lib.data.tokens.arrays import TokenArray, TokenFile
 
 FOREIGN_SUFFIXES = (".npy", ".bin", ".ds")
 LLMC_HEADER_BYTES = 1024  # 256 int32: magic, version, tokens, zeros
-LLMC_DTYPES = {(20240520, 1): "<u2", (20240801, 7): "<u4"}  # GPT-2's ids, LLaMA 3's
+# By (magic, version): GPT-2 ids, LLaMA 3 ids.
+LLMC_DTYPES = {(20240520, 1): "<u2", (20240801, 7): "<u4"}
 
 
 def is_foreign(path: str | Path) -> bool:
-    """Return whether a path, or pattern, names arrays of tokens."""
+    """Return whether a path or glob pattern has the suffix of a token array."""
     return str(path).endswith(FOREIGN_SUFFIXES)
 
 
 def names_tokens(validation: str) -> bool:
-    """Return whether `data.validation` names arrays or a prepared folder, not a rule."""
+    """Return whether `data.validation` names token arrays or a folder rather than a rule."""
     return is_foreign(validation) or Path(validation).expanduser().is_dir()
 
 
 def open_foreign(path: str | Path, *, vocabulary_size: int | None) -> TokenArray:
-    """Open an array of tokens, or those that a pattern such as `data/train_*.bin` matches as one.
+    """Open a token array, or all files that match a pattern (`data/train_*.bin`) as one array.
 
-    Read are one-dimensional `.npy` of any integer type, nanoGPT's `.bin` (uint16), llm.c's `.bin`
-    and datatrove's `.ds`, the last with its documents.
+    Supported are one-dimensional `.npy` of any integer type, `.bin` of nanoGPT (uint16) and llm.c,
+    and `.ds` of datatrove, which also has document ends. Raises ValueError for any other file, a
+    missing one, or one whose size does not fit its tokens.
     """
     if not is_foreign(path):
-        raise ValueError(f"{path}: an array of tokens must end in {', '.join(FOREIGN_SUFFIXES)}")
+        raise ValueError(f"{path}: a token array must end in {', '.join(FOREIGN_SUFFIXES)}")
     folder, pattern = Path(path).parent, Path(path).name
     paths = [Path(path)] if Path(path).is_file() else sorted(folder.glob(pattern))
     if not paths:
@@ -51,7 +53,7 @@ def _open_npy(path: Path) -> TokenFile:
         raise ValueError(f"{path} is not a .npy array: {error}") from error
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ValueError(
-            f"{path}: needs one dimension of integers, has {array.dtype} {array.shape}"
+            f"{path}: must be a one-dimensional integer array, is {array.dtype} {array.shape}"
         )
     return TokenFile(path, len(array), array.dtype, header_bytes=array.offset)
 
@@ -61,21 +63,21 @@ def _open_bin(path: Path) -> TokenFile:
     if header[:1] and header[0] in {magic for magic, _ in LLMC_DTYPES}:
         if (dtype := LLMC_DTYPES.get(tuple(header[:2]))) is None:
             raise ValueError(
-                f"{path}: of llm.c's formats (magic, version) these are read: "
-                f"{', '.join(map(str, LLMC_DTYPES))}; this is {tuple(header[:2])}"
+                f"{path}: the llm.c format (magic, version) {tuple(header[:2])} is not supported; "
+                f"supported are {', '.join(map(str, LLMC_DTYPES))}"
             )
         return TokenFile(path, header[2], np.dtype(dtype), header_bytes=LLMC_HEADER_BYTES)
     if path.with_suffix(".json").is_file():
         raise ValueError(f"{path} is a shard of a prepared folder: give the folder {path.parent}")
     if size % 2:
-        raise ValueError(f"{path}: {size} bytes are not whole uint16 ids")
+        raise ValueError(f"{path}: {size} bytes are not a whole number of uint16 ids")
     return TokenFile(path, size // 2, np.dtype("<u2"))
 
 
 def _open_datatrove(path: Path) -> TokenFile:
-    """Open a file of tokens with its index, which says where documents end, and by that their size.
+    """Open a datatrove file with its index of document ends.
 
-    The table counts tokens, so the last entry tells ids of two bytes from ids of four.
+    The last document end is the number of tokens, which tells 2-byte ids from 4-byte ids.
     """
     index, size = path.with_name(f"{path.name}.index"), path.stat().st_size
     if not index.is_file():

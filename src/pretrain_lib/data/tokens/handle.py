@@ -1,4 +1,4 @@
-"""A file that is read at any place, from any thread."""
+"""A file handle for positioned reads from several threads."""
 
 import os
 import weakref
@@ -11,10 +11,10 @@ MAX_OPEN = 512
 
 
 class Handle:
-    """A file to be read at any place, from any thread, and kept open while few others are.
+    """A file for positioned reads from several threads, kept open while few others are.
 
-    Opening costs as much as reading a window. A handle that falls out of the `MAX_OPEN` opened last
-    lets go of its file, which closes when the last thread has read from it.
+    Opening a file costs as much as reading a window. Only the `MAX_OPEN` most recently opened files
+    stay open; an older one is closed once no thread is reading from it.
     """
 
     _opened: ClassVar[deque[weakref.ref["Handle"]]] = deque()
@@ -27,7 +27,7 @@ class Handle:
         return {"path": self.path, "_file": None}  # another process opens its own
 
     def read(self, start: int, count: int) -> bytes:
-        """Return bytes `[start, start + count)`, fewer at the file's end."""
+        """Return bytes `[start, start + count)`, fewer at the end of the file."""
         file = self._file or self._open()
         return os.pread(file.fileno(), count, start)
 

@@ -1,9 +1,9 @@
-"""Tokens on disk: the format of a shard and of a prepared folder, written and verified.
+"""The on-disk format of shards and prepared folders: write, read the manifest, verify.
 
-A shard NAME is `NAME.bin` (little-endian uint16 or uint32 ids), `NAME.ends.npy` (uint64: where each
-document ends) and `NAME.json` (counts, hashes), written last: a shard without it does not exist.
-`manifest.json`, written last of all, names the shards of each split. A document may go on in the
-next shard: then the table of the first does not name its end.
+A shard NAME consists of `NAME.bin` (little-endian uint16 or uint32 ids), `NAME.ends.npy` (uint64
+document ends) and `NAME.json` (counts, hashes). The JSON is written last and commits the shard: a
+shard without it does not exist. `manifest.json`, written last of all, lists the shards of each
+split. A document may continue in the next shard; the first shard then has no end for it.
 """
 
 import fcntl
@@ -22,17 +22,17 @@ import xxhash
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 LOCK, LOCK_ATTEMPTS = ".lock", 5
-BLOCK_BYTES = 64 * 1024  # of a .bin, checked as one at the first read that touches it
+BLOCK_BYTES = 64 * 1024  # unit of checksums in a .bin, verified at the first read that touches it
 SHARD_HASHES = {".bin": "sha256", ".ends.npy": "ends_sha256", ".json": "json_sha256"}
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype:
-    """Return the narrowest dtype on disk that holds every id of a vocabulary."""
+    """Return the smallest on-disk dtype that holds every id of a vocabulary."""
     return np.dtype("<u2" if vocabulary_size <= 2**16 else "<u4")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash it is there whole or not at all."""
+    """Write a file by fsync and atomic rename: after a crash it is complete or absent."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         file.write(content)
@@ -47,13 +47,13 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` as JSON, atomically."""
+    """Write `value` as JSON, atomically (`write_atomically`)."""
     write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 @contextmanager
 def lock_folder(folder: Path, *, setting: str) -> Iterator[None]:
-    """Make and hold a folder; raises ValueError, naming `setting`, if it cannot be had."""
+    """Create and lock a folder; raises ValueError, naming `setting`, if it cannot be locked."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")
@@ -70,7 +70,7 @@ def lock_folder(folder: Path, *, setting: str) -> Iterator[None]:
                         f"{setting}={folder} is in use by another process; wait for it, or give "
                         f"another folder"
                     ) from error
-                time.sleep(0.1)  # a process that only looks whether it is locked lets go at once
+                time.sleep(0.1)  # a process that only tests the lock releases it at once
         yield
 
 
@@ -85,8 +85,8 @@ def write_shard(
 ) -> dict:
     """Write one shard and return the content of its JSON.
 
-    `documents` are integer arrays of ids, `last_ends` is whether the last of them ends here;
-    `text_bytes` is the size of their UTF-8 text, if that is known.
+    `documents` are integer arrays of ids. `last_ends` says whether the last document ends in this
+    shard, `text_bytes` is the UTF-8 size of their text if known.
     """
     tokens = np.concatenate(documents) if documents else np.empty(0, dtype=dtype)
     assert not len(tokens) or 0 <= tokens.min() <= tokens.max() <= np.iinfo(dtype).max
@@ -121,24 +121,24 @@ def _npy_bytes(array: np.ndarray) -> bytes:
 
 
 def read_manifest(folder: Path) -> dict:
-    """Return the manifest of a prepared folder."""
+    """Return the manifest of a prepared folder; raises ValueError if it is missing or outdated."""
     path = folder / MANIFEST
     if not path.is_file():
         raise ValueError(
             f"data.path={folder} holds no {MANIFEST}: it is not a prepared folder, or `pretrain "
-            f"prepare` did not finish; run it (again) on this folder"
+            f"prepare` did not finish; run `pretrain prepare` on it (again)"
         )
     manifest = json.loads(path.read_text())
     if manifest.get("format_version") != FORMAT_VERSION:
         raise ValueError(
-            f"{path}: format_version={manifest.get('format_version')} is not the "
-            f"{FORMAT_VERSION} that this version reads"
+            f"{path}: format_version={manifest.get('format_version')} is not supported, this "
+            f"version reads {FORMAT_VERSION}; prepare the data again, into another folder"
         )
     return manifest
 
 
 def verify_folder(folder: Path) -> list[str]:
-    """Check every hash of a prepared folder and return what is wrong, one line a file."""
+    """Verify every hash of a prepared folder; return one line per missing or damaged file."""
     manifest, problems = read_manifest(folder), []
     expected = {
         f"tokenizer/{Path(name).name}": sha256

@@ -1,6 +1,6 @@
-"""Training examples out of token ids.
+"""Training windows from token ids.
 
-`order` decides which window comes when, `packing` and `best_fit` what is in a window, `batches`
-hands a rank its micro-batches. `spool` and `streaming` do the same while the text is still being
+`order` determines which window comes when, `packing` and `best_fit` what a window contains, and
+`batches` gives each rank its micro-batches. `streaming` does the same while the text is still being
 tokenized.
 """

@@ -1,4 +1,4 @@
-"""Batches: a torch Dataset whose item k is window k, and this rank's micro-batches of each step."""
+"""A torch Dataset whose item k is window k of the run, and the micro-batches of a rank per step."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,28 +14,27 @@ from pretrain_lib.data.windows.order import WindowOrder
 from pretrain_lib.data.windows.packing import Windows, fill_planned_window, fill_window
 
 Batch = dict[str, torch.Tensor]
-USUAL_DOCUMENT = 16  # tokens that documents of a window have on average, at least
 
 
 class WindowSource(Protocol):
-    """What training reads: window k of the run, for every k."""
+    """The windows that training reads, by their position in the run."""
 
     def batch(self, positions: Sequence[int]) -> Batch:
         """Return the windows at `positions`, stacked: `(B, T)` per tensor."""
 
     def cursor(self, windows: int) -> dict | None:
-        """Return where in its source the window lies, if another number is needed to find it."""
+        """Return what a resume after `windows` windows needs besides that number, or None."""
 
     def close(self) -> None:
-        """End what reads ahead."""
+        """Stop prefetching."""
 
 
 class PackedDataset(Dataset):
-    """The shuffled windows of one or several token arrays: item k is the k-th of the run.
+    """The shuffled windows of one or several token arrays: item k is window k of the run.
 
-    Its length is one epoch; items beyond it exist and are the epochs that follow, each in an order
-    of its own. Items are dicts of `input_ids` and `targets` (T,) int64, and `document_ends` (T,)
-    int32 with `document_masking`. `plans`, one for each array, pack whole documents into windows.
+    Its length is one epoch; larger indices continue into the next epochs, each shuffled anew. Items
+    are dicts of `input_ids` and `targets`, int64 `(T,)`, and with `document_masking` also of
+    `document_ends`, int32 `(T,)`. `plans`, one per array, select best-fit packing.
     """
 
     def __init__(
@@ -51,8 +50,8 @@ class PackedDataset(Dataset):
         self.sources = [tokens] if isinstance(tokens, TokenArray) else list(tokens)
         if document_masking and not all(source.has_documents for source in self.sources):
             raise ValueError(
-                "data.document_masking=true needs to know where documents end, which .npy and .bin "
-                "arrays do not say; prepare the text with `pretrain prepare`"
+                "data.document_masking=true needs document ends, which .npy and .bin arrays do not "
+                "have; prepare the text with `pretrain prepare`"
             )
         assert plans is None or [p.sequence_length for p in plans] == (
             [sequence_length] * len(self.sources)
@@ -75,7 +74,7 @@ class PackedDataset(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Batch]:
-        """Return several windows at once, which a DataLoader prefers to one by one."""
+        """Return several windows; a DataLoader calls this instead of `__getitem__`."""
         batch = self.batch(indices)
         return [{name: rows[i] for name, rows in batch.items()} for i in range(len(indices))]
 
@@ -94,11 +93,11 @@ class PackedDataset(Dataset):
                 fill_planned_window(windows, row, self.sources[s], self.plans[s], first)
         return {name: torch.from_numpy(array) for name, array in windows.as_dict().items()}
 
-    def cursor(self, windows: int) -> None:  # noqa: ARG002 (the number of a window is enough)
-        """Return None: the number of a window is all that is needed to find it."""
+    def cursor(self, windows: int) -> None:  # noqa: ARG002 (the number of windows is enough)
+        """Return None: the number of windows is all that a resume needs."""
 
     def close(self) -> None:
-        """Do nothing: nothing is read ahead."""
+        """Do nothing, since nothing is prefetched."""
 
 
 def rank_micro_batches(
@@ -110,10 +109,10 @@ def rank_micro_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> list[Batch]:
-    """Return what one rank runs of the step that consumes windows `[first, first + count)`.
+    """Return one rank's micro-batches of the step that reads windows `[first, first + count)`.
 
-    Micro-batch m of the step is its windows `[m * b, (m + 1) * b)`, on rank m mod `world_size`:
-    each is the same tensor whatever the number of ranks. `(b, T)` per tensor.
+    Micro-batch m of the step holds its windows `[m * b, (m + 1) * b)`, whatever the world size, and
+    goes to rank m mod `world_size`. `(b, T)` per tensor, b being `micro_batch`.
     """
     assert count % (micro_batch * world_size) == 0, f"{count} windows do not divide"
     starts = range(first + rank * micro_batch, first + count, world_size * micro_batch)
@@ -134,9 +133,9 @@ def iterate_steps(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[list[Batch]]:
-    """Yield this rank's micro-batches of each step `(first, count)` in `steps`, on `device`.
+    """Yield this rank's micro-batches of each step `(first window, windows)`, on `device`.
 
-    The next step is read, and pinned for CUDA, while the current one computes.
+    Prefetches the next step, into pinned memory for CUDA, while the current one is computed.
     """
 
     def load(step: tuple[int, int]) -> list[Batch]:
@@ -160,19 +159,19 @@ def iterate_steps(
 
 
 def narrow_document_ends(batch: Batch) -> Batch:
-    """Cut `document_ends` (B, T) to T / USUAL_DOCUMENT columns, where that is room enough.
+    """Cut `document_ends` (B, T) to as many columns as a row has documents at most.
 
-    Kernels launch work for each, and a compiler makes a graph for each width: two will do.
+    Kernels launch work for each column, so it should be no wider; rounded up to a power of two, a
+    run has few widths.
     """
     ends = batch.get("document_ends")
     if ends is None:
         return batch
-    length = ends.shape[1]
-    width = max(1, length // USUAL_DOCUMENT)
-    fits = bool((ends[:, width - 1] >= length).all())
-    return batch | {"document_ends": ends[:, :width].contiguous()} if fits else batch
+    documents = 1 + int((ends < ends.shape[1]).sum(dim=1).max())
+    width = min(ends.shape[1], 1 << (documents - 1).bit_length())
+    return batch | {"document_ends": ends[:, :width].contiguous()}
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch, without waiting for the copy where it is pinned."""
+    """Move a batch to `device`; the copy is asynchronous if the batch is pinned."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

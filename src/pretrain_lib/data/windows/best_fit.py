@@ -1,9 +1,9 @@
-"""The plan of best-fit packing: which documents share a window, so that only long ones are cut.
+"""Best-fit packing: plan which documents share a window, so that only long ones are cut.
 
 After Ding et al. 2024, "Fewer Truncations Improve Language Modeling" (arXiv 2404.10830). A document
-of more than T tokens is cut into chunks of T and a remainder; these pieces, which nothing cuts any
-further, fill windows of T tokens, and what stays empty is padding. A plan is made once and kept on
-disk as two arrays: the pieces, window after window, and where each window ends in them.
+of more than T tokens is cut into pieces of T tokens and a remainder. The pieces, which are never
+cut again, are packed into windows of T tokens, and the rest of a window is padding. A plan is made
+once and kept on disk as two arrays: the pieces in window order, and the end of each window in them.
 """
 
 import hashlib
@@ -14,15 +14,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from pretrain_lib.data.tokens.handle import Handle
 from pretrain_lib.data.tokens.shards import lock_folder, write_json
 
-PACKINGS = ("concat", "best_fit")
+Packing = Literal["concat", "best_fit"]
 FORMAT_VERSION = 1
-GROUP_PIECES = 2**20  # packed at a time, to bound memory; another number makes other plans
+GROUP_PIECES = 2**20  # packed at a time, to bound memory; changing it changes the plans
 PIECE = np.dtype([("start", "<u8"), ("length", "<u4")])
 BIN_END = np.dtype("<u8")
 
@@ -30,24 +31,24 @@ BIN_END = np.dtype("<u8")
 def pack_best_fit(lengths: np.ndarray, *, capacity: int) -> tuple[np.ndarray, np.ndarray]:
     """Pack pieces into bins by best-fit decreasing (Ding et al. 2024, arXiv 2404.10830).
 
-    Longest first, and of equal ones the first in `lengths` first, each piece goes to the bin with
-    the least room that fits it, of equal ones the oldest, or else to a new bin. Returns `order`,
-    int64 `(pieces,)`: indices into `lengths`, bin after bin and rising within a bin; and
-    `bin_ends`, int64 `(bins,)`: the index in `order` after each bin's last piece.
+    Pieces are placed in order of decreasing length, ties by index, each into the bin with the least
+    remaining room that fits it, ties to the oldest bin, or into a new bin. Returns `order`, int64
+    `(pieces,)`: indices into `lengths`, bin by bin and ascending within a bin; and `bin_ends`,
+    int64 `(bins,)`: the index in `order` after each bin's last piece.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     assert not len(lengths) or 1 <= lengths.min() <= lengths.max() <= capacity
     longest_first = np.argsort(-lengths, kind="stable")
     bin_of, num_bins = np.empty(len(lengths), dtype=np.int64), 0
-    bins_with = defaultdict(list)  # room -> arrays of bins
-    exists = np.zeros(capacity + 1, dtype=bool)  # whether any bin has such room; new ones always
+    bins_with = defaultdict(list)  # remaining room -> arrays of bins
+    exists = np.zeros(capacity + 1, dtype=bool)  # whether a bin has this room; a new one always can
     exists[capacity] = True
     for pieces in np.split(longest_first, np.flatnonzero(np.diff(lengths[longest_first])) + 1):
         while len(pieces):
             length = int(lengths[pieces[0]])
             room = length + int(exists[length:].argmax())
-            # A bin that takes one of them has less room than before, so it is the best for the
-            # next one too: it takes all that fit before another bin takes any.
+            # After taking one of these equal pieces a bin has even less room, so it is also the
+            # best fit for the next: it takes as many as fit before another bin takes any.
             each = room // length
             used = -(-len(pieces) // each)
             if room == capacity:
@@ -70,24 +71,24 @@ def pack_best_fit(lengths: np.ndarray, *, capacity: int) -> tuple[np.ndarray, np
 
 @dataclass(frozen=True)
 class PackingReport:
-    """What a plan comes to."""
+    """The totals of a plan."""
 
     sequence_length: int
     windows: int
     tokens: int  # each in exactly one window
     padded_tokens: int
-    documents: int  # without empty ones
+    documents: int  # not counting empty ones
     cut_documents: int
     pieces: int
 
     @property
     def padded_share(self) -> float:
-        """The share of the windows' places that is padding."""
+        """The share of positions that are padding."""
         return self.padded_tokens / (self.windows * self.sequence_length)
 
     @property
     def cut_share(self) -> float:
-        """The share of documents that are cut, being longer than a window."""
+        """The share of documents that are longer than a window, and so cut."""
         return self.cut_documents / self.documents
 
 
@@ -101,21 +102,21 @@ class BestFitPlan:
 
     @property
     def sequence_length(self) -> int:
-        """How many tokens a window has room for."""
+        """The number of tokens in a window."""
         return self.report.sequence_length
 
     @property
     def num_windows(self) -> int:
-        """How many windows there are."""
+        """The number of windows."""
         return self.report.windows
 
     def pieces(self, window: int) -> np.ndarray:
-        """Return the `start` and `length` of a window's pieces in tokens, `PIECE` `(pieces,)`.
+        """Return the `start` and `length` in tokens of a window's pieces: `PIECE`, `(pieces,)`.
 
-        Starts rise; lengths sum to at most `sequence_length`. Nothing is kept in memory.
+        Starts ascend; lengths sum to at most `sequence_length`. Read from disk on every call.
         """
         assert 0 <= window < self.num_windows, f"window {window} is outside the plan"
-        before = min(window, 1)  # the first window begins where nothing ends
+        before = min(window, 1)  # no window ends where the first one begins
         raw = self.bins_file.read((window - before) * BIN_END.itemsize, 2 * BIN_END.itemsize)
         ends = [0, *np.frombuffer(raw, BIN_END).tolist()]
         first, last = ends[before : before + 2]
@@ -138,9 +139,10 @@ def open_plan(
 ) -> BestFitPlan:
     """Open the best-fit plan (Ding et al. 2024, arXiv 2404.10830) of a token array, or make it.
 
-    `document_ends()` yields integer arrays of the rising indices after each document's last token;
-    tokens after the last are one more document. `fingerprint` names the array: a plan for it and
-    for `sequence_length` that is in `folder` is checked against its hashes and used as it is.
+    `document_ends()` yields integer arrays of ascending indices, each after a document's last
+    token; tokens after the last end are one more document. `fingerprint` identifies the array. A
+    plan in `folder` for this fingerprint and `sequence_length` is verified by its hashes and
+    reused. Raises ValueError if there are no tokens, or if a plan in `folder` is damaged.
     """
     if num_tokens == 0:
         raise ValueError("data.packing=best_fit needs documents with tokens: data.path has none")
@@ -154,7 +156,7 @@ def open_plan(
     }
     if not all(path.is_file() for path in paths):
         with lock_folder(folder, setting="data.path"):
-            if not all(path.is_file() for path in paths):  # nobody has made it meanwhile
+            if not all(path.is_file() for path in paths):  # not made by another process meanwhile
                 _build(document_ends(), *paths, identity)
     return _open_checked(*paths, identity)
 
@@ -176,7 +178,7 @@ def _build(
     counts.update(padded_tokens=counts["windows"] * length - identity["tokens"])
     record = identity | dict(counts)
     record["sha256"] = {path.suffix: _sha256(temporary[path]) for path in temporary}
-    # Of these names a crash may keep any: whatever is missing then, open_plan builds all again.
+    # A crash may leave any subset of these files: open_plan rebuilds the plan if one is missing.
     for path in temporary:
         temporary[path].replace(path)
     write_json(record_path, record | {"record_sha256": _record_sha256(record)})
@@ -185,9 +187,10 @@ def _build(
 def _piece_groups(
     document_ends: Iterator[np.ndarray], num_tokens: int, sequence_length: int, counts: Counter
 ) -> Iterator[np.ndarray]:
-    """Yield the pieces of all documents in their order, `GROUP_PIECES` at a time.
+    """Yield the pieces of all documents in order, `GROUP_PIECES` at a time.
 
-    The groups do not depend on how many ends come at a time. Adds to `counts` of documents.
+    The groups do not depend on how `document_ends` is split into arrays. Adds the numbers of
+    documents and of cut documents to `counts`.
     """
     group, missing, last_end = [], GROUP_PIECES, 0
     for ends in chain(document_ends, [np.array([num_tokens])]):
@@ -197,7 +200,8 @@ def _piece_groups(
         starts, lengths = starts[lengths > 0], lengths[lengths > 0]
         num_cut = int((lengths > sequence_length).sum())
         counts.update(documents=len(lengths), cut_documents=num_cut)
-        until = np.append(0, np.cumsum(-(-lengths // sequence_length)))  # pieces before a document
+        # The number of pieces before each document.
+        until = np.append(0, np.cumsum(-(-lengths // sequence_length)))
         done = 0
         while done < until[-1]:
             index = np.arange(done, min(done + missing, until[-1]))
@@ -223,7 +227,7 @@ def _open_checked(pieces: Path, bins: Path, record_path: Path, identity: dict) -
     except (ValueError, KeyError):
         intact = False
     if not intact or not identity.items() <= record.items():
-        raise ValueError(f"{record_path}: damaged, or not of {identity}; {remedy}")
+        raise ValueError(f"{record_path}: damaged, or not a plan for {identity}; {remedy}")
     for path in (pieces, bins):
         if _sha256(path) != record["sha256"][path.suffix]:
             raise ValueError(f"{path}: its bytes differ from what was written; {remedy}")

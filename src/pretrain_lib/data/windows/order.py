@@ -1,7 +1,7 @@
-"""The order of the data: which window comes k-th, as a pure function of (token counts, seed, k).
+"""The order of the data: window k of the run as a pure function of (token counts, seed, k).
 
-Nothing here holds state and nothing depends on ranks, workers or how far a run has come, so a run
-resumes anywhere, on any number of processes, from one integer.
+There is no state, and nothing depends on ranks, workers or the progress of the run, so a run
+resumes at any window, on any number of processes, from one integer.
 """
 
 import math
@@ -12,12 +12,12 @@ import numpy as np
 
 from pretrain_lib.data.permutation import derive_keys, permute
 
-BLOCK_WINDOWS = 4096  # a mixture holds its proportions exactly in every block of this many windows
-CHUNK_WINDOWS = 512  # located at a time, since a few windows cost as much as hundreds
+BLOCK_WINDOWS = 4096  # every block of this many windows has exactly the mixture's proportions
+CHUNK_WINDOWS = 512  # located at a time: a few windows cost as much as hundreds
 
 
 def block_quotas(weights: tuple[float, ...]) -> tuple[int, ...]:
-    """Split `BLOCK_WINDOWS` in proportion to `weights` (largest remainders), in whole windows."""
+    """Apportion `BLOCK_WINDOWS` windows to `weights` by the largest-remainder method."""
     if not weights or not 0 < sum(weights) < math.inf or min(weights) < 0:
         raise ValueError(f"data.weights={list(weights)} must be non-negative with a positive sum")
     shares = [weight / sum(weights) * BLOCK_WINDOWS for weight in weights]
@@ -38,17 +38,17 @@ def block_quotas(weights: tuple[float, ...]) -> tuple[int, ...]:
 class WindowOrder:
     """The endless shuffled order of windows over one or several token sources.
 
-    A window is `sequence_length + 1` tokens: inputs, and targets one further; neighbours overlap by
-    one token, so no target is lost between them. In epoch e of a source its windows start at
-    `offset(e) + i * sequence_length`, so their boundaries move every epoch, and each is drawn once.
-    With `planned_windows` a window is an entry of a plan instead, which is the same in every epoch.
+    A window is `sequence_length + 1` tokens: inputs, and targets shifted by one. Adjacent windows
+    overlap by one token, so no target is lost. In epoch e, windows start at
+    `offset(source, e) + i * sequence_length`, so boundaries move every epoch; each is drawn once.
+    With `planned_windows` a window is an entry of a best-fit plan, the same in every epoch.
     """
 
-    num_tokens: tuple[int, ...]  # of each source
+    num_tokens: tuple[int, ...]  # per source
     sequence_length: int
     seed: int
-    weights: tuple[float, ...] | None = None  # shares of the windows; default: by num_tokens
-    planned_windows: tuple[int, ...] | None = None  # of each source, where a plan packs them
+    weights: tuple[float, ...] | None = None  # mixture weights; default: proportional to num_tokens
+    planned_windows: tuple[int, ...] | None = None  # per source, with best-fit packing
 
     def __post_init__(self) -> None:
         for tokens in self.num_tokens:
@@ -66,22 +66,22 @@ class WindowOrder:
         block_quotas(self.weights or self.num_tokens)
 
     def windows_per_epoch(self, source: int) -> int:
-        """Return how many windows one epoch of `source` has (the same in every epoch)."""
+        """Return the number of windows in an epoch of `source`, the same for every epoch."""
         if self.planned_windows is not None:
             return self.planned_windows[source]
         tokens, length = self.num_tokens[source], self.sequence_length
         return max(1, (tokens - length) // length)
 
     def offset(self, source: int, epoch: int) -> int:
-        """Return the token at which the windows of `source` begin in `epoch`."""
+        """Return the first token of the first window of `source` in `epoch`."""
         spare = self.num_tokens[source] - self.windows_per_epoch(source) * self.sequence_length
         keys = derive_keys("offset", self.seed, source, epoch)
         return int(keys[0] % np.uint64(min(self.sequence_length, spare)))
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return `(source, epoch, start)` of the windows at `positions` in the run, int64 each.
+        """Return `(source, epoch, start)`, int64 each, of the windows at `positions` in the run.
 
-        `start` is the first token of the window within its source, or its number in the plan.
+        `start` is the index in the source of the window's first token, or its index in the plan.
         """
         chunk, slot = np.divmod(np.asarray(positions, dtype=np.int64), CHUNK_WINDOWS)
         located = np.empty((3, len(slot)), dtype=np.int64)
@@ -91,7 +91,7 @@ class WindowOrder:
         return tuple(located)
 
     def planned_epochs(self, num_windows: int) -> list[float]:
-        """Return how often the first `num_windows` of the run go through each source."""
+        """Return the epochs over each source in the first `num_windows` windows of the run."""
         quotas = np.array(block_quotas(self.weights or self.num_tokens))
         block, slot = divmod(num_windows, BLOCK_WINDOWS)
         sources, _ = _mixture_block(tuple(quotas.tolist()), self.seed, block)
@@ -101,12 +101,12 @@ class WindowOrder:
 
 @lru_cache(maxsize=64)
 def _located_chunk(order: WindowOrder, number: int) -> np.ndarray:
-    """Return `(source, epoch, start)` of the windows of a chunk, `(3, CHUNK_WINDOWS)`."""
+    """Return `(source, epoch, start)` of each window of a chunk: int64, `(3, CHUNK_WINDOWS)`."""
     quotas = block_quotas(order.weights or order.num_tokens)
     block, slot = divmod(number * CHUNK_WINDOWS, BLOCK_WINDOWS)
     here = slice(slot, slot + CHUNK_WINDOWS)
     source, before = (array[here] for array in _mixture_block(quotas, order.seed, block))
-    drawn = block * np.array(quotas)[source] + before  # how many windows the source gave earlier
+    drawn = block * np.array(quotas)[source] + before  # windows drawn from the source before
     size = np.array([order.windows_per_epoch(s) for s in range(len(quotas))])[source]
     epoch, start = drawn // size, np.empty_like(drawn)
     for s, e in sorted(set(zip(source.tolist(), epoch.tolist(), strict=True))):
@@ -120,7 +120,7 @@ def _located_chunk(order: WindowOrder, number: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _mixture_block(quotas: tuple[int, ...], seed: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the source of each slot of a block, and how often it stood earlier in the block."""
+    """Return the source of each slot of a block, and how many earlier slots have that source."""
     keys = derive_keys("mixture", seed, block)
     shuffled = permute(np.arange(BLOCK_WINDOWS), size=BLOCK_WINDOWS, keys=keys)
     sources = np.repeat(np.arange(len(quotas)), quotas)[shuffled]

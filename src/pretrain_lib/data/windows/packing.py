@@ -1,8 +1,8 @@
-"""Windows of packed documents: from a place in the token stream to inputs, targets, documents.
+"""Sequence packing: fill windows with inputs, targets and document ends from a token array.
 
-Documents follow one another without padding ("concat"), or a plan packs whole documents into
-windows ("best_fit", `data.best_fit`). By default a window is one stretch of text, as GPT-2 was
-trained; with document masking a document in it sees only itself.
+Documents are concatenated without padding ("concat"), or a plan packs whole documents into windows
+("best_fit", `data.windows.best_fit`). By default attention crosses document boundaries within a
+window, as in GPT-2; with document masking each document attends only to itself.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ import numpy as np
 from pretrain_lib.data.tokens.arrays import TokenArray
 from pretrain_lib.data.windows.best_fit import BestFitPlan
 
-IGNORED_TARGET = -100  # the target of a position that does not count, as in transformers
+IGNORED_TARGET = -100  # the target of a position that is left out of the loss, as in transformers
 
 
 @dataclass
 class Windows:
-    """B windows of T tokens, to be filled one by one."""
+    """Arrays for B windows of T tokens, filled one by one."""
 
     input_ids: np.ndarray
     """int64 (B, T)."""
@@ -25,17 +25,17 @@ class Windows:
     """int64 (B, T): the token that follows each input, or `IGNORED_TARGET`."""
     document_ends: np.ndarray | None
     """int32 (B, T), with document masking: the index after the last token of each document in the
-    window, rising, filled up with T."""
+    window, ascending, padded with T."""
 
     @classmethod
     def empty(cls, count: int, sequence_length: int, *, document_masking: bool) -> "Windows":
-        """Return room for `count` windows."""
+        """Allocate `count` windows."""
         shape = (count, sequence_length)
         ends = np.full(shape, sequence_length, dtype=np.int32) if document_masking else None
         return cls(np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int64), ends)
 
     def as_dict(self) -> dict[str, np.ndarray]:
-        """Return the arrays by the names under which the models take them."""
+        """Return the arrays by the names of the models' arguments."""
         arrays = {"input_ids": self.input_ids, "targets": self.targets}
         if self.document_ends is not None:
             arrays["document_ends"] = self.document_ends
@@ -43,16 +43,16 @@ class Windows:
 
 
 def fill_window(windows: Windows, row: int, tokens: TokenArray, start: int) -> None:
-    """Fill a row with the stretch of text that begins at token `start`.
+    """Fill a row with the tokens from `start` on.
 
-    The target that lies in the next document is ignored under document masking.
+    With document masking, targets that belong to the next document are ignored.
     """
     length = windows.input_ids.shape[1]
     ids = np.empty(length + 1, dtype=np.int64)
     tokens.read_into(start, ids)
     windows.input_ids[row], windows.targets[row] = ids[:-1], ids[1:]
     if windows.document_ends is not None:
-        ends = tokens.document_ends(start, length + 1)  # the last may be that of the window
+        ends = tokens.document_ends(start, length + 1)  # may include the end of the window
         windows.targets[row, ends - 1] = IGNORED_TARGET
         windows.document_ends[row, : len(ends)] = ends
 
@@ -60,17 +60,17 @@ def fill_window(windows: Windows, row: int, tokens: TokenArray, start: int) -> N
 def fill_planned_window(
     windows: Windows, row: int, tokens: TokenArray, plan: BestFitPlan, window: int
 ) -> None:
-    """Fill a row with the whole documents, or parts of long ones, that a plan put together.
+    """Fill a row with the whole documents, or pieces of long ones, that a plan assigns to it.
 
-    The last token of a document has the next one of the array as its target, the token that begins
-    every document; under document masking it has none. Padding is token 0 without a target.
+    The target of a document's last token is the next token of the array, an end-of-text token; with
+    document masking it is ignored. Padding is token 0 with an ignored target.
     """
     input_ids, targets = windows.input_ids[row], windows.targets[row]
     length, position, ends = len(input_ids), 0, []
     masking = windows.document_ends is not None
     ids = np.empty(length + 1, dtype=np.int64)
     for start, count in plan.pieces(window).tolist():
-        # A piece that is shorter than a window is the end of its document.
+        # A piece shorter than a window is the last of its document.
         masked = masking and (count < length or _ends_at(tokens, start + count))
         read = count if masked or start + count == len(tokens) else count + 1
         tokens.read_into(start, ids[:read])
@@ -89,14 +89,14 @@ def _ends_at(tokens: TokenArray, position: int) -> bool:
 
 
 def validation_windows(tokens: TokenArray, sequence_length: int, *, max_tokens: int | None) -> int:
-    """Return how many whole windows a validation over at most `max_tokens` (None: all) reads."""
+    """Return the number of whole windows in the first `max_tokens` (None: all) of `tokens`."""
     windows = (len(tokens) - 1) // sequence_length
     if max_tokens is not None:
         windows = min(windows, max_tokens // sequence_length)
     if windows < 1:
         raise ValueError(
             f"validation needs one window of batch.sequence_length + 1 = {sequence_length + 1} "
-            f"tokens: the set has {len(tokens)}, run.evaluate_tokens={max_tokens}; hold out more "
-            f"(data.validation) or shorten the sequence"
+            f"tokens: the set has {len(tokens)}, validation.tokens={max_tokens}; hold out more "
+            f"(data.validation) or lower batch.sequence_length"
         )
     return windows

@@ -1,8 +1,8 @@
-"""Windows of a stream: the same order and reader, over the segments of a spool.
+"""Training windows from a stream of text, read from the segments of a spool.
 
-Window k of a run lies in segment k // S of the stream, S windows each, and is shuffled with the
-others of that segment: a pure function of (source, seed, k, S), so a run resumes at any k, on any
-number of processes. A segment that was deleted is made again.
+A segment holds S windows. Window k of the run lies in segment k // S and is shuffled within that
+segment. It is a pure function of (source, seed, k, S), so a run resumes at any k, on any number of
+processes. A segment that was deleted is produced again.
 """
 
 import atexit
@@ -34,16 +34,20 @@ from pretrain_lib.data.windows.batches import Batch
 from pretrain_lib.data.windows.packing import Windows, fill_window
 
 KEPT_OPEN = 3  # segments
-WINDOWS_AT_ONCE = 64  # read when iterated
+WINDOWS_AT_ONCE = 64  # read at a time by `__iter__`
 
 
 class StreamingDataset(IterableDataset):
     """The shuffled windows of a stream, from `first_window` on.
 
-    Iterated, it yields dicts as `PackedDataset` does, for ever; `state_dict` says how many windows
-    were taken out. Loaders that read ahead (Accelerate's, that of transformers' Trainer) take out
-    more than they hand on: with them, count the windows that were trained on. With `produces` this
-    process starts the one that fills the spool; the others of a machine wait for it.
+    Iterating yields the same dicts as `PackedDataset`, endlessly, and `state_dict` holds the number
+    of windows yielded so far. Loaders that prefetch (those of Accelerate and of the transformers
+    Trainer) consume more windows than they return: with them, count the windows trained on. With
+    `produces` this process starts the producer that fills the spool, of which there is one per
+    machine; the other processes wait for its segments.
+
+    Raises ValueError for a source that cannot be read or has changed, and RuntimeError if the
+    producer fails.
     """
 
     def __init__(
@@ -59,20 +63,21 @@ class StreamingDataset(IterableDataset):
         workers: int | None = None,
     ) -> None:
         self._producer, self._open = None, {}
-        assert spool.segment_tokens % sequence_length == 0, "a segment is whole windows"
+        assert spool.segment_tokens % sequence_length == 0, "a segment must be whole windows"
         self.spool, self.sequence_length = spool, sequence_length
         self.seed, self.document_masking = seed, document_masking
         self.windows_per_segment = spool.segment_tokens // sequence_length
         self.dtype = np.dtype(read_manifest(spool.folder)["dtype"])
         self.produces, self.workers = produces, workers or count_cores()
-        self._position = CONTEXT.Value("q", 0)  # the segment being read
+        self._position = CONTEXT.Value("q", 0)  # the segment being read, shared with the producer
         self.load_state_dict({"windows": first_window, "cursor": cursor})
         atexit.register(_close, weakref.ref(self))
 
     def __iter__(self) -> Iterator[Batch]:
         if get_worker_info() is not None:
             raise ValueError(
-                "a stream is read ahead by processes of its own: give the DataLoader num_workers=0"
+                "a StreamingDataset prefetches in processes of its own: give the DataLoader "
+                "num_workers=0"
             )
         for first in itertools.count(self._windows, WINDOWS_AT_ONCE):
             batch = self.batch(range(first, first + WINDOWS_AT_ONCE))
@@ -81,17 +86,17 @@ class StreamingDataset(IterableDataset):
                 yield {name: rows[row] for name, rows in batch.items()}
 
     def state_dict(self) -> dict:
-        """Return the number of windows taken out, and where in the source the next one lies."""
+        """Return the number of windows yielded, and the cursor of the next one in the source."""
         return {"windows": self._windows, "cursor": self.cursor(self._windows)}
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue behind the windows that a state counts, on any number of processes."""
+        """Continue after the windows counted in `state`, on any number of processes."""
         self.close()
         self._windows, self._hint = state["windows"], state.get("cursor")
         self._position.value = state["windows"] // self.windows_per_segment
 
     def cursor(self, windows: int) -> dict | None:
-        """Return where in the source the segment of a window begins, if this process knows it."""
+        """Return where in the source the segment of window `windows` begins, or None if unknown."""
         segment = windows // self.windows_per_segment
         begins = self.spool.read_cursor(segment)
         return None if begins is None else {"segment": segment, "begins": vars(begins)}
@@ -114,10 +119,10 @@ class StreamingDataset(IterableDataset):
         return {name: torch.from_numpy(array) for name, array in windows.as_dict().items()}
 
     def _read_segment(self, segment: int) -> TokenArray:
-        """Return a segment, waiting until it is there."""
+        """Return the tokens of a segment, waiting until it is on disk."""
         behind = self._position.value - segment
         if behind > SEGMENTS_BEHIND or (behind > 0 and not self.spool.has_segment(segment)):
-            self.close()  # it was deleted: it is made again
+            self.close()  # the segment was deleted: restart the producer there
             self._position.value = segment
         self._position.value = max(self._position.value, segment)
         self._start_producer()
@@ -145,7 +150,7 @@ class StreamingDataset(IterableDataset):
 
     def _check_producer(self) -> None:
         path, own = self.spool.folder / ERROR, self._producer
-        ended = own is not None and not own.is_alive()  # looked at first: it may have said why
+        ended = own is not None and not own.is_alive()  # raised last: an error file says why
         error = json.loads(path.read_text()) if path.is_file() else None
         if error is not None and (own is None or error["process"] == own.pid):
             if error["refused"]:
@@ -153,13 +158,13 @@ class StreamingDataset(IterableDataset):
             raise RuntimeError(f"the stream's producer failed: {error['message']}")
         if ended:
             raise RuntimeError(
-                f"the process that fills {self.spool.folder} ended. If it was killed for want of "
+                f"the process that fills {self.spool.folder} ended unexpectedly. If it ran out of "
                 f"memory, start again with fewer data.workers; a script of your own needs the "
                 f"guard `if __name__ == '__main__':`"
             )
 
     def close(self) -> None:
-        """End the producer; what it wrote stays."""
+        """Stop the producer; the segments on disk are kept."""
         if self._producer is not None:
             if self._producer.is_alive():
                 with contextlib.suppress(ProcessLookupError):
@@ -168,7 +173,7 @@ class StreamingDataset(IterableDataset):
             self._producer = None
         self._open.clear()  # their files may be deleted before they are read again
 
-    __del__ = close  # or a dataset that is dropped would hold the folder
+    __del__ = close  # otherwise a discarded dataset would keep the folder locked
 
 
 def _close(dataset: weakref.ref) -> None:
