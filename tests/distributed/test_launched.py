@@ -126,7 +126,8 @@ def test_a_signal_to_the_launcher_of_two_processes_saves_the_run(prepared, tmp_p
 def test_a_group_that_lost_a_process_starts_again_and_is_the_run_that_never_did(prepared, tmp_path):
     flags = ["--checkpoint.every", "3", "--schedule.tokens", "4096"]
     command = ["accelerate", "launch", *TWO, "recipes/gpt2_124m.py"]
-    whole = start(*command, *tiny_flags(prepared, tmp_path / "whole"), *flags)
+    whole_flags = [*tiny_flags(prepared, tmp_path / "whole"), *flags]
+    whole = start(*command, *whole_flags, variables=forked_workers())
     whole.stdout.read()
     assert whole.wait(60) == 0
     folder = tmp_path / "killed"
