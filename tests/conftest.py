@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import types
+from collections import Counter
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -38,6 +39,12 @@ from tests.forks import forked_python  # noqa: E402
 ROOT = Path(__file__).parent.parent
 VOCABULARY = 512
 WORDS = ("sun", "moon", "cloud", "rain", "wind", "river", "stone", "élan", "naïve", "字", "été")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files of most slow tests: no process is left alone with them at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)
