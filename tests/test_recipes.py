@@ -329,9 +329,9 @@ def test_trackers_get_the_rows(prepared, tmp_path, tracker):
 def test_max_time_is_kept_save_included(prepared, tmp_path):
     started = time.monotonic()
     flags = [*tiny_flags(prepared, tmp_path / "run"), "--schedule.tokens", "1e9"]
-    result = run_recipe_script(*flags, "--run.max_time", "12s")
+    result = run_recipe_script(*flags, "--run.max_time", "5s")
     assert result.returncode == 75, result.stderr
-    assert time.monotonic() - started < 30  # the interpreter's own start comes before the clock
+    assert time.monotonic() - started < 20
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["state"] == "resumable"
 
