@@ -24,7 +24,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 
 from pretrain_lib import GPT2, GPT2Config, Llama, LlamaConfig
 from pretrain_lib.config.arguments import parse_recipe
-from tests.conftest import ROOT, read_rows, run_command, tiny_flags
+from tests.conftest import ROOT, forked_workers, read_rows, run_command, tiny_flags
 from tests.distributed.test_nodes import NODES, environment_of
 from tests.test_recipes import gpt2_124m, llama_1_3b
 
@@ -238,7 +238,7 @@ def test_a_slurm_job_is_requeued_as_long_as_its_run_gets_on(prepared, tmp_path, 
     said, _ = job.communicate()
     assert f"resumable at step {status['step']}, was at {status['step']}" in said
     assert job.returncode == 1
-    job = start_job(slurm, *flags, "--run.max_steps", str(status["step"] + 2))
+    job = start_job(slurm | forked_workers(), *flags, "--run.max_steps", str(status["step"] + 2))
     said, _ = job.communicate()
     assert job.returncode == 0, said
     assert f"resumed at step {status['step']}," in said

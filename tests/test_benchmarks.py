@@ -1,25 +1,24 @@
 """The README says what the benchmarks measured, and each of them can be started."""
 
 import json
-import sys
 
 import pytest
 
 from pretrain_lib import GPT2, GPT2Config, save_pretrained, train_tokenizer
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, run_python
 
 SCRIPTS = [path for path in (ROOT / "benchmarks").glob("*.py") if "def main(" in path.read_text()]
 
 
 def test_the_table_of_the_readme_is_that_of_the_results():
-    result = run_command(sys.executable, "benchmarks/table.py", "--check")
+    result = run_python("benchmarks/table.py", "--check")
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_a_benchmark_starts_and_explains_its_flags(script):
-    result = run_command(sys.executable, script, "--help")
+    result = run_python(script, "--help")
     assert result.returncode == 0 and "--" in result.stdout, result.stderr
 
 
@@ -37,7 +36,7 @@ def test_scores_agree_with_the_command_line_of_lm_eval(tmp_path):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ["--model", tmp_path / "model", "--out", tmp_path / "out.json", "--items", "2"]
     flags += ["--hellaswag", tmp_path / "items", "--lambada", tmp_path / "words"]
-    result = run_command(sys.executable, "benchmarks/agreement.py", *flags, "--dtypes", "float32")
+    result = run_python("benchmarks/agreement.py", *flags, "--dtypes", "float32")
     assert result.returncode == 0, result.stdout + result.stderr
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [row["note"] for row in rows if row["name"] == "largest difference"] == [

@@ -16,12 +16,15 @@ from pretrain_lib.config.arguments import parse_recipe
 from pretrain_lib.models.flops import count_parameters
 from tests.conftest import (
     ROOT,
+    forked_workers,
     launch,
     read_rows,
     run_command,
+    run_python,
     run_recipe_script,
     tiny_flags,
 )
+from tests.forks import forked_python
 
 sys.path.insert(0, str(ROOT / "recipes"))
 import gpt2_124m  # noqa: E402
@@ -114,7 +117,7 @@ def test_launched_killed_and_started_again_it_is_the_run_that_was_never_killed(p
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_ends_with_75(prepared, tmp_path, number):
-    command = [sys.executable, "recipes/gpt2_124m.py", *tiny_flags(prepared, tmp_path / "run")]
+    command = [forked_python(), "recipes/gpt2_124m.py", *tiny_flags(prepared, tmp_path / "run")]
     command += ["--schedule.tokens", "1e9"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
@@ -136,7 +139,9 @@ def test_two_processes_compute_what_one_computes(prepared, tmp_path):
     assert one.returncode == 0, one.stderr
     command = ["accelerate", "launch", "--config_file", "accelerate_configs/cpu_2proc.yaml"]
     command += ["--mixed_precision", "no", "recipes/gpt2_124m.py", "--system.processes", "2"]
-    two = run_command(*command, *tiny_flags(prepared, tmp_path / "two"), *flags)
+    two = run_command(
+        *command, *tiny_flags(prepared, tmp_path / "two"), *flags, environment=forked_workers()
+    )
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("done at step 8") == 1  # the other rank is quiet
     rows = [read_rows(tmp_path / name) for name in ("one", "two")]
@@ -197,7 +202,7 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(prepared, tmp_path):
             "        print('exit', end.code, file=sys.stderr)",
         ]
     )
-    result = run_command(sys.executable, "-W", "ignore", "-c", script)
+    result = run_python("-W", "ignore", "-c", script)
     errors = [part.strip() for part in result.stderr.split("exit 2") if part.strip()]
     assert len(errors) == len(cases), result.stderr
     for (expected, flags), error in zip(cases.items(), errors, strict=True):
@@ -207,7 +212,7 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(prepared, tmp_path):
 
 
 def test_a_run_folder_in_use_is_refused(prepared, tmp_path):
-    command = [sys.executable, "recipes/gpt2_124m.py", *tiny_flags(prepared, tmp_path / "run")]
+    command = [forked_python(), "recipes/gpt2_124m.py", *tiny_flags(prepared, tmp_path / "run")]
     command += ["--schedule.tokens", "1e9"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         while "step 3/" not in " ".join(process.stdout.readline().split()):
@@ -324,9 +329,9 @@ def test_trackers_get_the_rows(prepared, tmp_path, tracker):
 def test_max_time_is_kept_save_included(prepared, tmp_path):
     started = time.monotonic()
     flags = [*tiny_flags(prepared, tmp_path / "run"), "--schedule.tokens", "1e9"]
-    result = run_recipe_script(*flags, "--run.max_time", "12s")
+    result = run_recipe_script(*flags, "--run.max_time", "5s")
     assert result.returncode == 75, result.stderr
-    assert time.monotonic() - started < 30  # the interpreter's own start comes before the clock
+    assert time.monotonic() - started < 20
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["state"] == "resumable"
 
@@ -348,7 +353,7 @@ def test_a_run_moves_between_one_process_and_two_with_the_same_curve(prepared, t
     assert begun.returncode == 0, begun.stderr
     command = ["accelerate", "launch", "--config_file", "accelerate_configs/cpu_2proc.yaml"]
     command += ["--mixed_precision", "no", "recipes/gpt2_124m.py", "--run.max_steps", "5"]
-    middle = run_command(*command, *flags)
+    middle = run_command(*command, *flags, environment=forked_workers())
     assert middle.returncode == 0, middle.stderr
     assert "changed since: world.processes was 1, is 2" in middle.stdout
     ended = run_recipe_script(*flags, environment=fp32)

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from accelerate.utils.other import get_free_port
 
-from tests.conftest import ROOT, read_rows, tiny_flags
+from tests.conftest import ROOT, forked_workers, read_rows, tiny_flags
 
 NODES = ("127.0.0.1", "127.0.0.2")
 
@@ -26,7 +26,7 @@ def environment_of(node, **variables):
 
 
 @contextmanager
-def two_nodes(folder, *flags):
+def two_nodes(folder, *flags, **variables):
     """Hold a launcher on each node, as ddp_multi_node.yaml says; what it prints goes to files."""
     folder.mkdir()
     port, launchers = get_free_port(), []
@@ -42,7 +42,7 @@ def two_nodes(folder, *flags):
             process = subprocess.Popen(
                 [str(word) for word in command],
                 cwd=ROOT,
-                env=environment_of(node, PET_RDZV_ID=str(folder)),
+                env=environment_of(node, PET_RDZV_ID=str(folder), **variables),
                 stdout=said,
                 stderr=subprocess.STDOUT,
             )
@@ -71,7 +71,8 @@ def wait_for(condition, launchers, folder):
 def test_two_nodes_that_each_lost_a_process_are_those_that_never_did(prepared, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     flags = ["--checkpoint.every", "3", "--schedule.tokens", "10240"]
-    with two_nodes(whole, *tiny_flags(prepared, whole / "run"), *flags) as launchers:
+    arguments = [*tiny_flags(prepared, whole / "run"), *flags]
+    with two_nodes(whole, *arguments, **forked_workers()) as launchers:
         assert [launcher.wait(120) for launcher in launchers] == [0, 0], said_by(whole)
     flags += ["--run.resume", "never"]  # which speaks of the first start
     with two_nodes(killed, *tiny_flags(prepared, killed / "run"), *flags) as launchers:

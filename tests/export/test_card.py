@@ -12,6 +12,9 @@ from pretrain_lib.export.export import export_checkpoint
 from pretrain_lib.models.hf import load_pretrained
 from tests.conftest import change, read_rows
 
+# What is read back is not the point here (tests/export/test_check.py).
+pytestmark = pytest.mark.usefixtures("forked_reload")
+
 
 def run(config):
     corpus = open_corpus(config)

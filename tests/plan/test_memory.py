@@ -238,7 +238,8 @@ STEPS_OF_TWO = 4
 @pytest.mark.parametrize("world", [World(2), World(2, 2)], ids=["DDP", "FSDP2"])
 def test_a_process_of_two_allocates_what_is_estimated(world, tmp_path):
     step = Step(2, 512, micro_batches=2, on_cuda=False)
-    torch.multiprocessing.spawn(step_of_two, (step, world, str(tmp_path)), nprocs=2)
+    arguments = (step, world, str(tmp_path))
+    torch.multiprocessing.start_processes(step_of_two, arguments, 2, start_method="forkserver")
     measured = int((tmp_path / "bytes").read_text())
     estimate = estimate_memory(BUILDERS["llama"](), step, world)
     # gloo also holds what it is sending: up to all gradients, if the other process is late.
