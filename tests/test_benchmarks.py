@@ -1,11 +1,12 @@
 """The README says what the benchmarks measured, and each of them can be started."""
 
 import json
+import sys
 
 import pytest
 
 from pretrain_lib import GPT2, GPT2Config, save_pretrained, train_tokenizer
-from tests.conftest import ROOT, run_python
+from tests.conftest import ROOT, run_command, run_python
 
 SCRIPTS = [path for path in (ROOT / "benchmarks").glob("*.py") if "def main(" in path.read_text()]
 

@@ -105,8 +105,8 @@ def find_tasks(
     if missing or not tasks:
         raise ValueError(
             f"{section}tasks={','.join(missing) or 'none'} is known neither to lm-eval nor below "
-            f"{section}include_path={include_path}; `lm-eval ls tasks` lists the tasks of lm-eval, and "
-            f"{section}include_path may name a folder of your own task files"
+            f"{section}include_path={include_path}; `lm-eval ls tasks` lists the tasks of lm-eval, "
+            f"and {section}include_path may name a folder of your own task files"
         )
     return manager, _flatten(found)
 
