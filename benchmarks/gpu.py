@@ -84,9 +84,10 @@ def stages(options: argparse.Namespace) -> list[Stage]:
         replace(gpt2, batch=b // 2, contender=f"transformers{COMPILED}"),
         replace(llama, batch=llama.batch // 2),
     ]
-    speed = [Stage(name_of(trial), 25, trial) for trial in trials if is_here(trial)]
+    seconds = 2 if options.tiny else 25
+    speed = [Stage(name_of(trial), seconds, trial) for trial in trials if is_here(trial)]
     profiles = [
-        Stage(f"profile of {name_of(trial)}", 25, replace(trial, steps=3), profiled=True)
+        Stage(f"profile of {name_of(trial)}", seconds, replace(trial, steps=3), profiled=True)
         for trial in (gpt2, llama)
     ]
     tests = [] if options.no_tests else [Stage("correctness", 150)]

@@ -16,6 +16,8 @@ import pytest
 # Before anything imports the hub's client: no test may reach for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+# As lm-eval sets it when it is imported: commands would have it or not by what ran before.
+os.environ.setdefault("HF_XET_HIGH_PERFORMANCE", "1")
 
 from pretrain_lib import (  # noqa: E402
     BatchConfig,

@@ -256,7 +256,7 @@ def test_a_run_says_how_it_saves_time_and_memory_and_resumes(prepared, tmp_path)
     first = run_recipe_script(*flags, "--run.max_steps", "3")
     assert first.returncode == 0, first.stderr
     assert "compiled blocks and loss (the first step waits for the compiler)" in first.stdout
-    assert "activations computed again: full, moments in bf16, z-loss 0.0001" in first.stdout
+    assert "activation checkpointing: full, moments in bf16, z-loss 0.0001" in first.stdout
     again = run_recipe_script(*flags)
     assert again.returncode == 0, again.stderr
     whole = run_recipe_script(*flags, "--run.dir", tmp_path / "whole")

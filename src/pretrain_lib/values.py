@@ -7,6 +7,7 @@ A setting of a recipe is a dataclass field made by `setting`; a flag of the `pre
 import dataclasses
 import difflib
 import math
+import os
 import types
 from collections.abc import Iterable
 from dataclasses import dataclass, field, is_dataclass
@@ -187,15 +188,19 @@ def _read_one(kind: Any, written: Any) -> Any:
         return _read_dataclass(kind, written) if isinstance(written, dict) else UNREADABLE
     if get_origin(kind) in (list, tuple):
         return _read_items(kind, written)
-    if not isinstance(written, str) or not written.strip() or "\0" in written:
+    if not isinstance(written, str) or "\0" in written:
         return UNREADABLE
     if get_origin(kind) is Literal:
         return written if written in get_args(kind) else UNREADABLE
     if kind is bool:
         return {"true": True, "false": False}.get(written.lower(), UNREADABLE)
+    if kind in (str, Path) and not written.strip():
+        return UNREADABLE
+    if kind is Path:
+        return Path(os.path.expanduser(written))  # noqa: PTH111 (leaves an unknown ~name alone)
     try:
         return kind.parse(written) if hasattr(kind, "parse") else kind(written)
-    except (ValueError, OverflowError):
+    except ValueError:
         return UNREADABLE
 
 
@@ -203,8 +208,13 @@ def _read_items(kind: Any, written: Any) -> Any:
     kinds, is_pair = get_args(kind), get_origin(kind) is tuple
     if not isinstance(written, list) or (is_pair and len(written) != len(kinds)):
         return UNREADABLE
-    items = [_read_one(kinds[0], item) for item in written]
+    items = [_read_item(kinds[0], item) for item in written]
     return UNREADABLE if any(i is UNREADABLE for i in items) else get_origin(kind)(items)
+
+
+def _read_item(kind: Any, written: Any) -> Any:
+    is_text = kind is str and isinstance(written, str)  # a prompt may be empty
+    return written if is_text else _read_one(kind, written)
 
 
 def _read_dataclass(kind: type, written: dict) -> Any:

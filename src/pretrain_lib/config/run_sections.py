@@ -231,5 +231,5 @@ def _expand_home(section: object, *names: str) -> None:
     """Let `~` stand for the home folder in the paths of a section."""
     for name in names:
         path = getattr(section, name)
-        if path is not None:
+        if isinstance(path, str | os.PathLike):
             object.__setattr__(section, name, os.path.expanduser(path))  # noqa: PTH111 (keeps "./")

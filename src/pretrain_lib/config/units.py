@@ -50,3 +50,27 @@ class ByteCount(int):
             raise ValueError(f"{value!r} is not {cls.noun}")
         unit = (1024 if match[3] else 1000) ** ("KMGT".index(match[2]) + 1)
         return cls(Decimal(match[1]) * unit)
+
+
+class Text(str):
+    """Text that may be empty, such as a prompt."""
+
+    noun = "text"
+
+    @classmethod
+    def parse(cls, value: Any) -> "Text":
+        """Take text as it is."""
+        return cls(value)
+
+
+class DeviceName(str):
+    """A device of torch."""
+
+    noun = "a device such as cpu, cuda, cuda:1 or mps"
+
+    @classmethod
+    def parse(cls, value: Any) -> "DeviceName":
+        """Read a device's name; whether there is such a device is not known here."""
+        if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", str(value), re.ASCII):
+            raise ValueError(f"{value!r} is not {cls.noun}")
+        return cls(value)

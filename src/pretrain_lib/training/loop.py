@@ -37,7 +37,7 @@ def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator
             step = run.state.step
             ended, is_new = step >= run.last_step, step != run.continued_at
             if is_new:
-                evaluate_if_due(run)
+                _evaluate(run)
             reason = run.watch.reason(evaluation_next=is_due(run, step + 1))
             if is_new:
                 _save(run, due=ended or reason is not None)
@@ -117,6 +117,15 @@ def _record(run: Run, result: StepResult, *, seconds: float) -> None:
     run.metrics.write(row)
     run.metrics.say(format_train_row(row, state.row_tokens, tokens, run.last_step))
     state.begin_row()
+
+
+def _evaluate(run: Run) -> None:
+    """Validate, score and write samples; if that fails, what was trained is saved first."""
+    try:
+        evaluate_if_due(run)
+    except Exception:
+        _save(run, due=True)
+        raise
 
 
 def _save(run: Run, *, due: bool) -> None:

@@ -21,6 +21,9 @@ from pretrain_lib.run_folder.folder import (
     unsafe_changes,
     was_begun_here,
 )
+from pretrain_lib.values import did_you_mean
+
+CHOICES = ("auto", "never")  # of `run.resume`; anything else is a path
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,24 @@ def _load(
     )
 
 
+def check_resume(config: Recipe) -> None:
+    """Raise ValueError if `run.resume` is the path of nothing."""
+    wanted = config.run.resume
+    if wanted not in CHOICES and not Path(wanted).is_dir():
+        raise ValueError(
+            f"run.resume={wanted} is not a whole checkpoint, there is no such folder; give "
+            f"{', '.join(CHOICES)}, RUN/checkpoints/step-NNNNNNNN or a run folder"
+            f"{did_you_mean(wanted, CHOICES)}"
+        )
+
+
 def _choose(config: Recipe) -> tuple[Path | None, bool]:
     """Return the checkpoint to load, if any, and whether it makes this run a fork."""
     own, wanted = Path(config.run.dir) / CHECKPOINTS, config.run.resume
     restarted = was_begun_here(own.parent)
     if wanted == "never" and not restarted:
         return None, False
-    named = None if wanted in ("auto", "never") else Path(wanted)
+    named = None if wanted in CHOICES else Path(wanted)
     if named is not None and (named / CHECKPOINTS).is_dir():
         named = find_newest(named / CHECKPOINTS) or named
     if named is not None and named.resolve().parent == own.resolve() and not restarted:
