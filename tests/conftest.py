@@ -171,6 +171,11 @@ def forked_reload(monkeypatch):
     monkeypatch.setattr(check, "sys", types.SimpleNamespace(executable=forked_python()))
 
 
+def accelerate_script():
+    """Return the script that the command `accelerate` runs."""
+    return str(Path(sys.executable).with_name("accelerate"))
+
+
 def forked_workers():
     """Return the variables by which a launcher of several processes starts them as forks."""
     return {"PYTHON_EXEC": forked_python()}
@@ -179,7 +184,7 @@ def forked_workers():
 def launcher_environment():
     """Return what `subprocess.run` takes to start several processes from the repository.
 
-    The launcher is a fresh process, the processes that it starts are forks.
+    These are forks, as their launcher is with `forked_python()` and `accelerate_script()`.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **forked_workers()}

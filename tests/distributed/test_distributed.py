@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import launcher_environment
 from tests.distributed_worker import LENGTH, MICRO_BATCHES, MODELS, STEPS, VOCABULARY
+from tests.forks import forked_python
 
 WAYS = {2: ("ddp", "fsdp"), 4: ("ddp", "fsdp")}
 OPTIONS = {
@@ -22,7 +22,7 @@ OPTIONS = {
 
 
 def work(out, processes, cases):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    command = [forked_python(), "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
     command += ["tests/distributed_worker.py", str(out), *cases]
     result = subprocess.run(command, **launcher_environment(), timeout=400)

@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM
 from pretrain_lib import GPT2, load_pretrained, start_accelerator, verify_checkpoint
 from pretrain_lib.distributed.sharding import _read_one_token, build_sharding, check_sharding
 from pretrain_lib.export.export import export_checkpoint
-from tests.conftest import change, launcher_environment, read_rows, tiny_flags
+from tests.conftest import accelerate_script, change, launcher_environment, read_rows, tiny_flags
 from tests.distributed.test_launched import processes_of, start, wait_for_step
+from tests.forks import forked_python
 from tests.models.test_models import SMALL
 
 CONFIG = ["--config_file", "accelerate_configs/cpu_2proc.yaml", "--mixed_precision", "no"]
@@ -37,7 +38,8 @@ def command(script, flags, *, processes=2):
 def run(script, flags, *, processes=2, resumable=False, **environment):
     options = launcher_environment()
     options["env"] |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment}
-    given = [str(part) for part in command(script, flags, processes=processes)]
+    _, *rest = command(script, flags, processes=processes)
+    given = [forked_python(), accelerate_script(), *map(str, rest)]
     result = subprocess.run(given, **options, timeout=300)
     assert result.returncode == (1 if resumable else 0), result.stderr[-4000:]
     return result.stdout

@@ -13,9 +13,10 @@ import yaml
 from pretrain_lib import evaluate_folder
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
 from pretrain_lib.evaluate.team import share
-from tests.conftest import change, launcher_environment, read_rows
+from tests.conftest import accelerate_script, change, launcher_environment, read_rows
 from tests.distributed.test_sharding import SHARDED, command, flags_of
 from tests.distributed.test_sharding import run as run_processes
+from tests.forks import forked_python
 from tests.models.test_models import SMALL
 from tests.training.test_loop import elsewhere, run
 
@@ -125,7 +126,8 @@ def test_what_fails_on_one_process_is_said_and_waited_for_by_none(prepared, task
     options = launcher_environment()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     options["env"] |= {"PATH": path, "FAILS": fails}
-    given = [str(part) for part in command([script, SHARDED[1]], flags)]
+    _, *rest = command([script, SHARDED[1]], flags)
+    given = [forked_python(), accelerate_script(), *map(str, rest)]
     result = subprocess.run(given, **options, timeout=90)
     assert result.returncode == 1
     assert "no memory is left" in result.stderr
