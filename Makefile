@@ -1,4 +1,5 @@
 # make quickstart: from text to a scored model, in one go.   make test: every check.
+# make test-fast: the checks that take a minute.
 PYTHON ?= python3
 # The index to take torch from, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
@@ -12,7 +13,10 @@ LAUNCH = $(BIN)/accelerate launch --quiet --num_cpu_threads_per_process $(THREAD
 	--config_file accelerate_configs/$(DEVICE).yaml \
 	recipes/gpt2_124m.py --config recipes/quickstart.yaml
 
-.PHONY: quickstart test format clean
+# Two processes of one thread each: most tests keep no more than one core busy.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: quickstart test test-fast format clean
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
@@ -64,7 +68,10 @@ test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo --no-cache
-	$(BIN)/pytest
+	$(PYTEST)
+
+test-fast: $(VENV)/.installed
+	$(PYTEST) -m "not slow and not cuda"
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

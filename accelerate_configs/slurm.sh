@@ -44,7 +44,7 @@ srun --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-b
         --rdzv_conf "is_host=$((SLURM_NODEID == 0)),read_timeout=600" \
         --parallelism_config_dp_replicate_size "$SLURM_NNODES" \
         --parallelism_config_dp_shard_size "$SLURM_GPUS_ON_NODE" \
-        "$@" --run.processes "$PROCESSES" --run.dir "$RUN_DIR"' launcher "$@"
+        "$@" --system.processes "$PROCESSES" --run.dir "$RUN_DIR"' launcher "$@"
 
 state="$(status state)"
 echo "$RUN_DIR: $state at step $(status step), was at ${before:-the start}"

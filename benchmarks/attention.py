@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from contenders import DTYPES, device, measure_calls
 from measuring import Row, begin, build_parser, in_turn, ready, run_child, write_report
 
+from pretrain_lib.data.windows.batches import narrow_document_ends
 from pretrain_lib.models.attention import causal_attention, document_index
+from pretrain_lib.models.document_attention import document_boundaries
 
 SHAPE = (2, 12, 64)  # B, H, D of GPT-2
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
@@ -75,14 +77,18 @@ def build_call(
     torch.manual_seed(0)
     q, k, v = (torch.randn(batch, heads, length, width, **options) for _ in range(3))
     output_grad = torch.randn(batch, heads, length, width, dtype=dtype, device=where)
-    layout, ends = build_layouts(length)[name], None
-    if layout is not None:  # as wide as batches have it: an entry for every position
+    layout, options = build_layouts(length)[name], {}
+    if layout is not None:
         filled = [row + [length] * (length - len(row)) for row in layout]
-        ends = torch.tensor(filled, device=where)
-    attend = dense_attention if name == DENSE else causal_attention
+        batch = narrow_document_ends({"document_ends": torch.tensor(filled)})
+        ends = batch["document_ends"].to(where)
+        options = {"boundaries": document_boundaries(ends, length)}
+    attend = causal_attention
+    if name == DENSE:
+        attend, options = dense_attention, {"document_ends": ends}
 
     def call() -> None:
-        attend(q, k, v, document_ends=ends).backward(output_grad)
+        attend(q, k, v, **options).backward(output_grad)
         q.grad[0, 0, 0, 0].item()
         q.grad = k.grad = v.grad = None
 

@@ -25,9 +25,9 @@ from pretrain_lib.optim.groups import build_adamw
 # `ours.build` puts them to use.
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
-    "ours lean": {"run.recompute": "selective"},
-    "ours leanest": {"run.recompute": "full", "optimizer.moments": "bf16"},
-    "ours compiled": {"run.compile": True},
+    "ours lean": {"system.activation_checkpointing": "selective"},
+    "ours leanest": {"system.activation_checkpointing": "full", "optimizer.moments": "bf16"},
+    "ours compiled": {"system.compile": True},
 }
 
 COMPILED = " compiled"  # behind a peer's name: through torch.compile
@@ -51,6 +51,8 @@ class Trial:
     length: int
     shape: dict[str, int] = field(default_factory=dict)
     """Fields of our configuration of the model that differ from its defaults."""
+    documents: int = 0
+    """In each window, kept apart, of about the same length; 0: one text, as the peers have it."""
     warmup: int = 2
     steps: int = 3
     paths: dict[str, str] = field(default_factory=dict)
@@ -142,7 +144,8 @@ def matrix_rate(where: torch.device, dtype: torch.dtype, *, repeats: int = 5) ->
 def build_peer(trial: Trial) -> Step:
     """Return the step of a plain loop around a peer's model: masters in fp32, bf16 by autocast."""
     where = device()
-    model, loss_of = PEERS[peer_name(trial.contender)].build(trial)
+    with where:  # weights are drawn where they are needed
+        model, loss_of = PEERS[peer_name(trial.contender)].build(trial)
     model.to(where).train()
     optimizer = build_adamw(model, learning_rate=LEARNING_RATE)  # fused, also on the CPU
     called = torch.compile(model) if trial.contender.endswith(COMPILED) else model

@@ -53,7 +53,7 @@ class Setting:
     family: str
     dtype: str
     batch: int
-    recompute: str
+    activation_checkpointing: str
     moments: str
     length: int = 1024
 
@@ -65,8 +65,8 @@ class Setting:
 
     def __str__(self) -> str:
         return (
-            f"{self.batch} x {self.length}, {self.dtype}, recompute {self.recompute}, "
-            f"moments {self.moments}"
+            f"{self.batch} x {self.length}, {self.dtype}, activation checkpointing "
+            f"{self.activation_checkpointing}, moments {self.moments}"
         )
 
 
@@ -92,8 +92,8 @@ def make_steps(trial: Trial, setting: Setting, where: torch.device) -> None:
     import ours
 
     changes = {
-        "run.recompute": setting.recompute,
-        "run.compile": False,
+        "system.activation_checkpointing": setting.activation_checkpointing,
+        "system.compile": False,
         "optimizer.moments": setting.moments,
     }
     step = ours.build(trial, changes)
@@ -111,7 +111,7 @@ def estimate(setting: Setting) -> float:
         sequences=setting.batch,
         length=setting.length,
         precision=setting.dtype,
-        recompute=setting.recompute,
+        activation_checkpointing=setting.activation_checkpointing,
         moments=setting.moments,
         on_cuda=device().type == "cuda",
     )

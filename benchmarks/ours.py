@@ -10,12 +10,8 @@ from contenders import CLIP, FAMILIES, LEARNING_RATE, OURS, Step, Trial
 
 from pretrain_lib.config.settings import (
     BatchConfig,
-    DataConfig,
     OptimizerConfig,
     Recipe,
-    RunConfig,
-    SampleConfig,
-    ScheduleConfig,
 )
 from pretrain_lib.distributed.engine import start_accelerator
 from pretrain_lib.optim.groups import build_adamw
@@ -33,20 +29,30 @@ def build(trial: Trial, changes: dict[str, Any] | None = None) -> Step:
     accelerator = start_accelerator(recipe)
     if trial.dtype == "bf16" and accelerator.mixed_precision != "bf16":
         sys.exit("error: our engine does not train in bf16 on this machine: measure fp32")
-    model = FAMILIES[trial.family][0](recipe.model).initialize(0).to(accelerator.device)
+    with torch.device("meta"):
+        model = FAMILIES[trial.family][0](recipe.model)
+    model.to_empty(device=accelerator.device)
+    with torch.no_grad():  # on the device: a billion numbers take a CPU a while
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.02)
     # A variant's settings count only as far as they are handed on here.
     set_up_model(
         model,
-        compiled=choose_compile(recipe.run.compile, accelerator.device),
-        recompute=recipe.run.recompute,
+        compiled=choose_compile(recipe.system.compile, accelerator.device),
+        activation_checkpointing=recipe.system.activation_checkpointing,
         z_loss=recipe.optimizer.z_loss,
     )
     options = {"learning_rate": LEARNING_RATE, "moments": recipe.optimizer.moments}
     optimizer = build_adamw(model, **options)
     prepared = accelerator.prepare(model, optimizer)
+    documents = {}
+    if trial.documents:
+        ends = torch.linspace(0, trial.length, trial.documents + 1).int()[1:]
+        ends = ends.expand(trial.batch, -1).contiguous()
+        documents = {"document_ends": ends.to(accelerator.device)}
 
     def step(ids: torch.Tensor, targets: torch.Tensor) -> float:
-        batches = [{"input_ids": ids, "targets": targets}]
+        batches = [{"input_ids": ids, "targets": targets} | documents]
         options = {"learning_rate": LEARNING_RATE, "max_grad_norm": CLIP}
         return train_step(accelerator, *prepared, batches, **options, seed=0, step=0).loss
 
@@ -58,12 +64,10 @@ def build_recipe(trial: Trial, changes: dict[str, Any]) -> Recipe:
     length = trial.length
     recipe = Recipe(
         model=trial.config,
-        data=DataConfig(),
-        batch=BatchConfig(trial.batch * length, trial.batch, length),
+        batch=BatchConfig(
+            tokens=trial.batch * length, micro_batch=trial.batch, sequence_length=length
+        ),
         optimizer=OptimizerConfig(learning_rate=LEARNING_RATE, max_grad_norm=CLIP),
-        schedule=ScheduleConfig(),
-        samples=SampleConfig(),
-        run=RunConfig(),
     )
     for name, value in changes.items():
         section, _, setting = name.partition(".")

@@ -19,7 +19,7 @@ from measuring import Row, build_parser, in_turn, timed, write_report
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "gpt2_124m.py"
 # Ours with options: a name, and flags of the recipe. As in contenders.OURS.
-OURS = {"ours": ["--run.compile", "false"], "ours compiled": ["--run.compile", "true"]}
+OURS = {"ours": ["--system.compile", "false"], "ours compiled": ["--system.compile", "true"]}
 T, TOKENS = 1024, 20_000
 SMALL = f"--batch.tokens {T} --batch.micro_batch 1 --schedule.warmup_tokens {T} "
 SMALL += "--data.validation none --samples.prompts [] --scores.tasks []"

@@ -12,6 +12,7 @@ from presets import GPT2_PRESETS
 from pretrain_lib import (
     GPT2,
     BatchConfig,
+    CheckpointConfig,
     DataConfig,
     GPT2Config,
     OptimizerConfig,
@@ -20,6 +21,7 @@ from pretrain_lib import (
     SampleConfig,
     ScheduleConfig,
     ScoreConfig,
+    ValidationConfig,
     open_corpus,
     run_recipe,
     start_accelerator,
@@ -53,13 +55,9 @@ RECIPE = Recipe(
     samples=SampleConfig(
         prompts=["Hello, I'm a language model,"], per_prompt=4, tokens=32, top_k=50, every=250
     ),
-    run=RunConfig(
-        dir="runs/gpt2_124m",
-        seed=1337,
-        save_every=5000,
-        evaluate_every=250,
-        evaluate_tokens=20 * 2**19,  # 20 batches
-    ),
+    run=RunConfig(dir="runs/gpt2_124m", seed=1337),
+    checkpoint=CheckpointConfig(every=5000),
+    validation=ValidationConfig(every=250, tokens=20 * 2**19),  # 20 batches
     scores=ScoreConfig(tasks=["hellaswag"], every=250),  # all of its 10,042 items
 )
 

@@ -10,6 +10,7 @@ import torch
 
 from pretrain_lib import (
     BatchConfig,
+    CheckpointConfig,
     DataConfig,
     Llama,
     LlamaConfig,
@@ -19,6 +20,7 @@ from pretrain_lib import (
     SampleConfig,
     ScheduleConfig,
     ScoreConfig,
+    ValidationConfig,
     open_corpus,
     run_recipe,
     start_accelerator,
@@ -71,13 +73,9 @@ RECIPE = Recipe(
         every=250,
         growth=1.1,
     ),
-    run=RunConfig(
-        dir="runs/llama_1_3b",
-        seed=89,
-        save_every_tokens=1_000_000_000,
-        evaluate_every=1000,
-        evaluate_tokens=20 * 2**19,  # 20 batches
-    ),
+    run=RunConfig(dir="runs/llama_1_3b", seed=89),
+    checkpoint=CheckpointConfig(every_tokens=1_000_000_000),
+    validation=ValidationConfig(every=1000, tokens=20 * 2**19),  # 20 batches
     scores=ScoreConfig(tasks=["hellaswag", "arc_easy", "piqa"], every=2000),
 )
 

@@ -6,6 +6,9 @@ import os
 import random
 import subprocess
 import sys
+import types
+from collections import Counter
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,12 @@ import pytest
 # Before anything imports the hub's client: no test may reach for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+# As lm-eval sets it when it is imported: commands would have it or not by what ran before.
+os.environ.setdefault("HF_XET_HIGH_PERFORMANCE", "1")
 
 from pretrain_lib import (  # noqa: E402
     BatchConfig,
+    CheckpointConfig,
     DataConfig,
     GPT2Config,
     Job,
@@ -24,15 +30,23 @@ from pretrain_lib import (  # noqa: E402
     RunConfig,
     SampleConfig,
     ScheduleConfig,
+    ValidationConfig,
     prepare,
 )
 from pretrain_lib.data.prepare.job import TOKENIZER_FOLDER  # noqa: E402
 from pretrain_lib.data.text.tokenizer import load_tokenizer  # noqa: E402
 from pretrain_lib.evaluate.local_tasks import write_local_tasks  # noqa: E402
+from tests.forks import forked_python  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 VOCABULARY = 512
 WORDS = ("sun", "moon", "cloud", "rain", "wind", "river", "stone", "élan", "naïve", "字", "été")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files of most slow tests: no process is left alone with them at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +57,13 @@ def fresh_accelerate():
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_workers():
+    """Fork the worker processes of all tests from one that has imported what they import."""
+    forkserver.set_forkserver_preload(["tests.conftest", "datasets", "hypothesis"])
+    forkserver.ensure_running()
 
 
 @pytest.fixture(scope="session")
@@ -74,9 +95,9 @@ def recipe(prepared, tmp_path):
         optimizer=OptimizerConfig(learning_rate=1e-2),
         schedule=ScheduleConfig(tokens=8 * 256, warmup_tokens=2 * 256),
         samples=SampleConfig(prompts=["def "], per_prompt=1, tokens=8, every=4),
-        run=RunConfig(
-            dir=str(tmp_path / "run"), evaluate_every=4, evaluate_tokens=512, save_every=3
-        ),
+        run=RunConfig(dir=str(tmp_path / "run")),
+        checkpoint=CheckpointConfig(every=3),
+        validation=ValidationConfig(every=4, tokens=512),
     )
 
 
@@ -97,7 +118,7 @@ def tiny_flags(prepared, folder):
         *("--model.num_layers", "2", "--model.num_heads", "2", "--model.width", "32"),
         *("--batch.tokens", "256", "--batch.micro_batch", "2", "--batch.sequence_length", "32"),
         *("--schedule.tokens", "2048", "--schedule.warmup_tokens", "512"),
-        *("--run.evaluate_every", "4", "--run.evaluate_tokens", "512", "--samples.prompts", "[]"),
+        *("--validation.every", "4", "--validation.tokens", "512", "--samples.prompts", "[]"),
         *("--scores.tasks", "[]"),
     ]
 
@@ -131,16 +152,43 @@ def run_command(*arguments, environment=None, timeout=300):
     )
 
 
+def run_python(*arguments, environment=None, timeout=300):
+    """Run `python ARGUMENTS` as `run_command` does, in a fork that has imported the library."""
+    command = [forked_python(), *arguments]
+    return run_command(*command, environment=environment, timeout=timeout)
+
+
+def run_pretrain(*arguments):
+    """Run the installed command `pretrain` in a fork that has imported the library."""
+    return run_python(Path(sys.executable).with_name("pretrain"), *arguments)
+
+
+@pytest.fixture
+def forked_reload(monkeypatch):
+    """Have a fork reload what is exported, where the point is not that the process is fresh."""
+    from pretrain_lib.export import check
+
+    monkeypatch.setattr(check, "sys", types.SimpleNamespace(executable=forked_python()))
+
+
+def forked_workers():
+    """Return the variables by which a launcher of several processes starts them as forks."""
+    return {"PYTHON_EXEC": forked_python()}
+
+
 def launcher_environment():
-    """Return what `subprocess.run` takes to start several processes from the repository."""
+    """Return what `subprocess.run` takes to start several processes from the repository.
+
+    The launcher is a fresh process, the processes that it starts are forks.
+    """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **forked_workers()}
     return {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
 
 
 def run_recipe_script(*flags, script="recipes/gpt2_124m.py", environment=None):
-    """Run a recipe with plain python."""
-    return run_command(sys.executable, script, *flags, environment=environment)
+    """Run a recipe with plain python, in a fork that has imported the library."""
+    return run_python(script, *flags, environment=environment)
 
 
 def launch(*flags, config="cpu", script="recipes/gpt2_124m.py", environment=None):

@@ -19,15 +19,16 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
-from pretrain_lib import GPT2, IGNORED_TARGET, GPT2Config, Llama, LlamaConfig, build_adamw
-from pretrain_lib.config.settings import (
+from pretrain_lib import (
+    GPT2,
+    IGNORED_TARGET,
     BatchConfig,
-    DataConfig,
-    OptimizerConfig,
+    GPT2Config,
+    Llama,
+    LlamaConfig,
     Recipe,
-    RunConfig,
-    SampleConfig,
-    ScheduleConfig,
+    SystemConfig,
+    build_adamw,
 )
 from pretrain_lib.distributed import engine as engine_module
 from pretrain_lib.distributed.sharding import is_sharded, share_weights
@@ -65,16 +66,12 @@ def micro_batches(step):
 
 
 def recipe_of(model, **options):
-    """Return a recipe of which all but the model and the run's options is small."""
+    """Return a recipe of which all but the model and how the machine is used is small."""
     batch = {"tokens": MICRO_BATCHES * 2 * LENGTH, "micro_batch": 2, "sequence_length": LENGTH}
     return Recipe(
         model=model,
-        data=DataConfig(),
         batch=BatchConfig(**batch),
-        optimizer=OptimizerConfig(),
-        schedule=ScheduleConfig(),
-        samples=SampleConfig(),
-        run=RunConfig(**options),
+        system=SystemConfig(**options),
     )
 
 
@@ -85,8 +82,8 @@ def start(way, precision, options):
     os.environ["ACCELERATE_USE_FSDP"] = str(sharded).lower()
     os.environ["FSDP_VERSION"] = "2"
     engine_module.Accelerator = sharding_accelerator if sharded else PLAIN_ACCELERATOR
-    gather = "bf16" if "gather" in options else "fp32"
-    config = recipe_of(GPT2Config(**SHAPE, width=32), gather=gather)
+    dtype = "bf16" if "gather" in options else "fp32"
+    config = recipe_of(GPT2Config(**SHAPE, width=32), fsdp_param_dtype=dtype)
     return engine_module.start_accelerator(config)
 
 
@@ -99,7 +96,7 @@ def run_case(case, out):
     # Processes that disagree about the beginning must not disagree about the run.
     model = MODELS[name]().initialize(accelerator.process_index if "share" in options else 0)
     recompute = next((o for o in options if o in ("selective", "full")), "none")
-    set_up_model(model, compiled="compile" in options, recompute=recompute)
+    set_up_model(model, compiled="compile" in options, activation_checkpointing=recompute)
     if is_sharded(accelerator):
         share_weights(model, accelerator)
     optimizer = build_adamw(

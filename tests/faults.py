@@ -129,15 +129,15 @@ def draw_shots(kills, seed, aims, seconds):
 def build_recipe(prepared, folder, *, keep_last=KEEP_LAST):
     """Return a run whose checkpoints are large enough to be hit while they are written."""
     shape = {"num_layers": 4, "num_heads": 4, "width": 256}
-    often = {"evaluate_every": 4, "evaluate_tokens": 512, "save_every": SAVE_EVERY}
     return pl.Recipe(
         model=pl.GPT2Config(vocabulary_size=VOCABULARY, context_length=32, **shape),
         data=pl.DataConfig(path=str(prepared)),
         batch=pl.BatchConfig(tokens=128, micro_batch=2, sequence_length=32),
         optimizer=pl.OptimizerConfig(learning_rate=1e-3),
         schedule=pl.ScheduleConfig(tokens=STEPS * 128, warmup_tokens=2 * 128),
-        samples=pl.SampleConfig(),
-        run=pl.RunConfig(dir=str(folder), keep_last=keep_last, **often),
+        run=pl.RunConfig(dir=str(folder)),
+        checkpoint=pl.CheckpointConfig(every=SAVE_EVERY, keep_last=keep_last),
+        validation=pl.ValidationConfig(every=4, tokens=512),
     )
 
 

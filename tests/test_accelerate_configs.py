@@ -24,7 +24,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 
 from pretrain_lib import GPT2, GPT2Config, Llama, LlamaConfig
 from pretrain_lib.config.arguments import parse_recipe
-from tests.conftest import ROOT, read_rows, run_command, tiny_flags
+from tests.conftest import ROOT, forked_workers, read_rows, run_command, tiny_flags
 from tests.distributed.test_nodes import NODES, environment_of
 from tests.test_recipes import gpt2_124m, llama_1_3b
 
@@ -89,7 +89,7 @@ def test_every_file_says_when_to_choose_it_and_how_to_start_it():
         defaults = {"gpt2_124m": gpt2_124m, "llama_1_3b": llama_1_3b}
         recipe = defaults[Path(arguments.training_script).stem].RECIPE
         config, _ = parse_recipe(recipe, arguments=arguments.training_script_args)
-        assert config.run.processes == (PROCESSES[name] if PROCESSES[name] > 1 else None)
+        assert config.system.processes == (PROCESSES[name] if PROCESSES[name] > 1 else None)
         config.check(processes=PROCESSES[name])
 
 
@@ -167,7 +167,7 @@ def test_what_a_sharding_process_makes_of_it(name):
 def test_what_is_made_for_gpus_runs_on_a_cpu(prepared, tmp_path):
     flags = [*tiny_flags(prepared, tmp_path), "--run.max_steps", "2"]
     command = ["accelerate", "launch", "--config_file", "accelerate_configs/ddp_8gpu.yaml"]
-    command += ["--num_processes", "2", "recipes/gpt2_124m.py", *flags, "--run.processes", "2"]
+    command += ["--num_processes", "2", "recipes/gpt2_124m.py", *flags, "--system.processes", "2"]
     result = run_command(*command)
     assert result.returncode == 0, result.stderr
     assert [row["step"] for row in read_rows(tmp_path) if row["kind"] == "train"] == [1, 2]
@@ -232,13 +232,13 @@ def test_a_slurm_job_is_requeued_as_long_as_its_run_gets_on(prepared, tmp_path, 
     assert f"resumable at step {status['step']}, was at the start" in said
     assert (tmp_path / "log").read_text() == "requeue 77\n"
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert manifest["world"]["processes"] == manifest["config"]["run"]["processes"] == 2
+    assert manifest["world"]["processes"] == manifest["config"]["system"]["processes"] == 2
 
     job = start_job(slurm | {"NOTHING_RUNS": "1"}, *flags)  # status.json is that of the job before
     said, _ = job.communicate()
     assert f"resumable at step {status['step']}, was at {status['step']}" in said
     assert job.returncode == 1
-    job = start_job(slurm, *flags, "--run.max_steps", str(status["step"] + 2))
+    job = start_job(slurm | forked_workers(), *flags, "--run.max_steps", str(status["step"] + 2))
     said, _ = job.communicate()
     assert job.returncode == 0, said
     assert f"resumed at step {status['step']}," in said

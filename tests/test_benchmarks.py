@@ -6,20 +6,20 @@ import sys
 import pytest
 
 from pretrain_lib import GPT2, GPT2Config, save_pretrained, train_tokenizer
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, run_command, run_python
 
 SCRIPTS = [path for path in (ROOT / "benchmarks").glob("*.py") if "def main(" in path.read_text()]
 
 
 def test_the_table_of_the_readme_is_that_of_the_results():
-    result = run_command(sys.executable, "benchmarks/table.py", "--check")
+    result = run_python("benchmarks/table.py", "--check")
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_a_benchmark_starts_and_explains_its_flags(script):
-    result = run_command(sys.executable, script, "--help")
+    result = run_python(script, "--help")
     assert result.returncode == 0 and "--" in result.stdout, result.stderr
 
 
@@ -37,7 +37,7 @@ def test_scores_agree_with_the_command_line_of_lm_eval(tmp_path):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ["--model", tmp_path / "model", "--out", tmp_path / "out.json", "--items", "2"]
     flags += ["--hellaswag", tmp_path / "items", "--lambada", tmp_path / "words"]
-    result = run_command(sys.executable, "benchmarks/agreement.py", *flags, "--dtypes", "float32")
+    result = run_python("benchmarks/agreement.py", *flags, "--dtypes", "float32")
     assert result.returncode == 0, result.stdout + result.stderr
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [row["note"] for row in rows if row["name"] == "largest difference"] == [
@@ -46,6 +46,36 @@ def test_scores_agree_with_the_command_line_of_lm_eval(tmp_path):
         "2 items",
     ]
     assert all(row["met"] for row in rows if row["goal"])
+
+
+ABSENT = ("datasets", "lm_eval", "jsonargparse", "orjson")  # on a machine lent for a GPU day
+WITHOUT = f"""
+import importlib.abc, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {ABSENT}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+"""
+
+
+@pytest.mark.slow
+def test_the_gpu_script_runs_on_a_bare_machine_and_names_what_it_left_out(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT)
+    check = run_command(
+        sys.executable, "-c", "import orjson", environment={"PYTHONPATH": str(tmp_path)}
+    )
+    assert "No module named 'orjson'" in check.stderr
+    flags = ["--tiny", "--no_tests", "--minutes", "0.4", "--out", tmp_path / "out"]
+    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT / 'src'}"}
+    command = [sys.executable, "benchmarks/gpu.py", *flags]
+    result = run_command(*command, environment=environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").open()]
+    assert [row["stage"] for row in rows if row["stage"] not in result.stdout] == []
+    ran = [row for row in rows if "left_out" not in row]
+    assert ran and all(row["tokens_per_second"] > 0 for row in ran if "kernels" not in row), rows
+    assert rows[-1]["left_out"] == "no time was left"
 
 
 def test_scores_that_do_not_agree_miss_their_goals(monkeypatch):

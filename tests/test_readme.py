@@ -1,11 +1,10 @@
 """The README's scripts run as they stand there, and its commands exist."""
 
 import re
-import sys
 
 import pytest
 
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, run_pretrain, run_python
 
 TEXT = (ROOT / "README.md").read_text()
 SCRIPTS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
@@ -19,7 +18,7 @@ def test_scripts_run_and_learn(number, tmp_path):
     script.write_text(SCRIPTS[number])
     call = f"runpy.run_path({str(script)!r}, run_name='__main__')"
     code = f"import os, runpy; os.chdir({str(tmp_path)!r}); {call}"
-    result = run_command(sys.executable, "-c", code)
+    result = run_python("-c", code)
     assert result.returncode == 0, result.stderr
     losses = re.findall(r"(?<!_)loss'?:? '?(\d+(?:\.\d+)?)", result.stdout)
     losses = [float(loss) for loss in losses]
@@ -40,7 +39,7 @@ def test_every_file_that_is_named_exists():
 
 
 def test_every_setting_that_is_named_exists():
-    shown = run_command(sys.executable, "recipes/gpt2_124m.py", "--help").stdout
+    shown = run_python("recipes/gpt2_124m.py", "--help").stdout
     flags = set(
         re.findall(r"--(?:data|batch|run|model|schedule|optimizer|scores|samples)\.\w+", TEXT)
     )
@@ -50,6 +49,6 @@ def test_every_setting_that_is_named_exists():
 
 
 def test_every_subcommand_that_is_named_exists():
-    shown = run_command("pretrain", "--help").stdout
+    shown = run_pretrain("--help").stdout
     for name in set(re.findall(r"^    pretrain (\w+)", TEXT, re.MULTILINE)):
         assert re.search(rf"^ +{name} ", shown, re.MULTILINE), name

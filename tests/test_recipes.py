@@ -16,12 +16,15 @@ from pretrain_lib.config.arguments import parse_recipe
 from pretrain_lib.models.flops import count_parameters
 from tests.conftest import (
     ROOT,
+    forked_workers,
     launch,
     read_rows,
     run_command,
+    run_python,
     run_recipe_script,
     tiny_flags,
 )
+from tests.forks import forked_python
 
 sys.path.insert(0, str(ROOT / "recipes"))
 import gpt2_124m  # noqa: E402
@@ -96,7 +99,7 @@ def test_plan_costs_nothing():
 
 
 def test_launched_killed_and_started_again_it_is_the_run_that_was_never_killed(prepared, tmp_path):
-    flags = ["--run.save_every", "2", "--schedule.tokens", "6144"]
+    flags = ["--checkpoint.every", "2", "--schedule.tokens", "6144"]
     whole = launch(*tiny_flags(prepared, tmp_path / "whole"), *flags)
     assert whole.returncode == 0, whole.stderr
     command = [sys.executable, "recipes/gpt2_124m.py"]
@@ -114,7 +117,7 @@ def test_launched_killed_and_started_again_it_is_the_run_that_was_never_killed(p
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_ends_with_75(prepared, tmp_path, number):
-    command = [sys.executable, "recipes/gpt2_124m.py", *tiny_flags(prepared, tmp_path / "run")]
+    command = [forked_python(), "recipes/gpt2_124m.py", *tiny_flags(prepared, tmp_path / "run")]
     command += ["--schedule.tokens", "1e9"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
@@ -135,8 +138,10 @@ def test_two_processes_compute_what_one_computes(prepared, tmp_path):
     )
     assert one.returncode == 0, one.stderr
     command = ["accelerate", "launch", "--config_file", "accelerate_configs/cpu_2proc.yaml"]
-    command += ["--mixed_precision", "no", "recipes/gpt2_124m.py", "--run.processes", "2"]
-    two = run_command(*command, *tiny_flags(prepared, tmp_path / "two"), *flags)
+    command += ["--mixed_precision", "no", "recipes/gpt2_124m.py", "--system.processes", "2"]
+    two = run_command(
+        *command, *tiny_flags(prepared, tmp_path / "two"), *flags, environment=forked_workers()
+    )
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("done at step 8") == 1  # the other rank is quiet
     rows = [read_rows(tmp_path / name) for name in ("one", "two")]
@@ -147,10 +152,10 @@ def test_two_processes_compute_what_one_computes(prepared, tmp_path):
 
 
 def test_a_world_that_was_not_asked_for_is_refused(prepared, tmp_path):
-    flags = [*tiny_flags(prepared, tmp_path / "run"), "--run.processes", "2"]
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--system.processes", "2"]
     result = run_recipe_script(*flags)
     assert result.returncode == 2
-    assert "error: run.processes=2 but 1 run" in result.stderr
+    assert "error: system.processes=2 but 1 run" in result.stderr
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["state"] == "refused"
 
@@ -174,7 +179,7 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(prepared, tmp_path):
             *("--data.path", f"{bad}/ids.bin", "--data.validation", "none"),
         ],
         "nearest: 384": ["--batch.tokens", "400"],
-        "run.trackers=['nothing']: nothing is not installed": ["--run.trackers", "[nothing]"],
+        "log.trackers=['nothing']: nothing is not installed": ["--log.trackers", "[nothing]"],
         "--batch.toke": ["--batch.toke", "1"],
         "longer than model.context_length=32": ["--batch.sequence_length", "64"],
         "is not the tokenizer that": ["--data.tokenizer", f"{bad}/tokenizer.json"],
@@ -197,7 +202,7 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(prepared, tmp_path):
             "        print('exit', end.code, file=sys.stderr)",
         ]
     )
-    result = run_command(sys.executable, "-W", "ignore", "-c", script)
+    result = run_python("-W", "ignore", "-c", script)
     errors = [part.strip() for part in result.stderr.split("exit 2") if part.strip()]
     assert len(errors) == len(cases), result.stderr
     for (expected, flags), error in zip(cases.items(), errors, strict=True):
@@ -207,7 +212,7 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(prepared, tmp_path):
 
 
 def test_a_run_folder_in_use_is_refused(prepared, tmp_path):
-    command = [sys.executable, "recipes/gpt2_124m.py", *tiny_flags(prepared, tmp_path / "run")]
+    command = [forked_python(), "recipes/gpt2_124m.py", *tiny_flags(prepared, tmp_path / "run")]
     command += ["--schedule.tokens", "1e9"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         while "step 3/" not in " ".join(process.stdout.readline().split()):
@@ -227,7 +232,7 @@ QUIET = ["--samples.prompts", "[]", "--scores.tasks", "[]"]
 def test_the_whole_gpt2_takes_a_real_step(prepared, tmp_path):
     flags = ["--data.path", prepared, "--run.dir", tmp_path / "run", "--run.max_steps", "1"]
     flags += ["--batch.tokens", "1024", "--batch.micro_batch", "1", *QUIET]
-    flags += ["--run.evaluate_tokens", "1024", "--schedule.warmup_tokens", "1024"]
+    flags += ["--validation.tokens", "1024", "--schedule.warmup_tokens", "1024"]
     result = launch(*flags)
     assert result.returncode == 0, result.stderr
     assert "GPT2, 124,439,808 parameters" in result.stdout
@@ -239,12 +244,19 @@ def test_the_whole_gpt2_takes_a_real_step(prepared, tmp_path):
 @pytest.mark.slow
 def test_a_run_says_how_it_saves_time_and_memory_and_resumes(prepared, tmp_path):
     flags = tiny_flags(prepared, tmp_path / "run")
-    flags += ["--run.compile", "true", "--run.recompute", "full", "--optimizer.moments", "bf16"]
+    flags += [
+        "--system.compile",
+        "true",
+        "--system.activation_checkpointing",
+        "full",
+        "--optimizer.moments",
+        "bf16",
+    ]
     flags += ["--optimizer.z_loss", "1e-4"]
     first = run_recipe_script(*flags, "--run.max_steps", "3")
     assert first.returncode == 0, first.stderr
     assert "compiled blocks and loss (the first step waits for the compiler)" in first.stdout
-    assert "activations computed again: full, moments in bf16, z-loss 0.0001" in first.stdout
+    assert "activation checkpointing: full, moments in bf16, z-loss 0.0001" in first.stdout
     again = run_recipe_script(*flags)
     assert again.returncode == 0, again.stderr
     whole = run_recipe_script(*flags, "--run.dir", tmp_path / "whole")
@@ -263,7 +275,7 @@ def test_llama_at_its_full_width_takes_a_real_step(prepared, tmp_path):
     flags = ["--data.path", prepared, "--run.dir", tmp_path / "run", "--run.max_steps", "1"]
     flags += ["--model.num_layers", "1", "--model.vocabulary_size", "8192"]
     flags += ["--batch.tokens", "2048", "--batch.micro_batch", "1", *QUIET]
-    flags += ["--run.evaluate_tokens", "2048", "--schedule.warmup_tokens", "2048"]
+    flags += ["--validation.tokens", "2048", "--schedule.warmup_tokens", "2048"]
     flags += [
         "--optimizer.learning_rate",
         "1e-4",
@@ -288,7 +300,7 @@ def test_trackers_get_the_rows(prepared, tmp_path, tracker):
         "GRADIO_ANALYTICS_ENABLED": "False",
         **SECRETS,
     }
-    flags = [*tiny_flags(prepared, tmp_path / "run"), "--run.trackers", f"[{tracker}]"]
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--log.trackers", f"[{tracker}]"]
     for part in (["--run.max_steps", "4"], []):  # resumed, it is the same run to a tracker
         result = run_recipe_script(*flags, *part, environment=environment)
         assert result.returncode == 0, result.stderr
@@ -317,18 +329,18 @@ def test_trackers_get_the_rows(prepared, tmp_path, tracker):
 def test_max_time_is_kept_save_included(prepared, tmp_path):
     started = time.monotonic()
     flags = [*tiny_flags(prepared, tmp_path / "run"), "--schedule.tokens", "1e9"]
-    result = run_recipe_script(*flags, "--run.max_time", "12s")
+    result = run_recipe_script(*flags, "--run.max_time", "5s")
     assert result.returncode == 75, result.stderr
-    assert time.monotonic() - started < 30  # the interpreter's own start comes before the clock
+    assert time.monotonic() - started < 20
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["state"] == "resumable"
 
 
 def test_under_elastic_restarts_bad_input_does_not_restart(prepared, tmp_path):
-    flags = [*tiny_flags(prepared, tmp_path / "run"), "--run.processes", "7"]
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--system.processes", "7"]
     result = run_recipe_script(*flags, environment={"TORCHELASTIC_MAX_RESTARTS": "3"})
     assert result.returncode == 0
-    assert "error: run.processes=7" in result.stderr
+    assert "error: system.processes=7" in result.stderr
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "refused"
 
 
@@ -341,7 +353,7 @@ def test_a_run_moves_between_one_process_and_two_with_the_same_curve(prepared, t
     assert begun.returncode == 0, begun.stderr
     command = ["accelerate", "launch", "--config_file", "accelerate_configs/cpu_2proc.yaml"]
     command += ["--mixed_precision", "no", "recipes/gpt2_124m.py", "--run.max_steps", "5"]
-    middle = run_command(*command, *flags)
+    middle = run_command(*command, *flags, environment=forked_workers())
     assert middle.returncode == 0, middle.stderr
     assert "changed since: world.processes was 1, is 2" in middle.stdout
     ended = run_recipe_script(*flags, environment=fp32)

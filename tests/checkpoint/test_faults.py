@@ -3,7 +3,6 @@
 import functools
 import json
 import shutil
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from pretrain_lib.checkpoint.folders import FILES, checkpoint_path
 from pretrain_lib.models.hf import WEIGHTS
 from pretrain_lib.tensors import piece_files
 from tests.checkpoint.test_checkpoint import GPT2_SHAPE, build, build_adamw, save, steps
-from tests.conftest import run_command
+from tests.conftest import run_python
 from tests.faults import (
     COMMITTED,
     FLUSHING,
@@ -74,7 +73,7 @@ def print_report(folder, prepared, *, fault=None, **options):
 def inject_in_process(folder, prepared, **options):
     """Return the report of `inject`, called in a process that has computed nothing."""
     code = INJECT.format(str(folder), str(prepared), options)
-    result = run_command(sys.executable, "-c", code)
+    result = run_python("-c", code)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 

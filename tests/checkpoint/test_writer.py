@@ -21,7 +21,7 @@ from pretrain_lib.checkpoint.state import TrainingState
 from pretrain_lib.checkpoint.writer import CheckpointWriter
 from pretrain_lib.training.step import accumulate_gradients, apply_update
 from tests.checkpoint.test_checkpoint import GPT2_SHAPE, batch, save, steps
-from tests.conftest import ROOT, change, read_rows, run_command
+from tests.conftest import ROOT, change, read_rows, run_command, run_python
 from tests.training.test_loop import run, status
 
 
@@ -113,7 +113,8 @@ def test_too_little_room_is_said_before_anything_is_written(model, tmp_path, mon
     saved = background.wait()
     assert saved.path is None
     assert saved.error.errno == errno.ENOSPC
-    assert "are free: make room, or keep fewer checkpoints (run.keep_last)" in str(saved.error)
+    message = "are free: make room, or keep fewer checkpoints (checkpoint.keep_last)"
+    assert message in str(saved.error)
     assert [path.name for path in tmp_path.iterdir()] == [older.name]
 
 
@@ -158,7 +159,7 @@ run(recipe)
 def run_limited(recipe, tmp_path, limit):
     """Train where no file may grow beyond `limit` bytes, which the kernel sees to."""
     (tmp_path / "arguments").write_bytes(pickle.dumps((recipe, limit)))
-    return run_command(sys.executable, "-c", LIMITED, str(tmp_path / "arguments"))
+    return run_python("-c", LIMITED, str(tmp_path / "arguments"))
 
 
 def test_a_disk_that_fills_up_costs_no_checkpoint_and_the_run_goes_on(recipe, tmp_path):
@@ -189,8 +190,8 @@ def test_no_room_for_the_metrics_stops_a_run_resumable(prepared, tmp_path):
     from tests.test_recipes import tiny_flags
 
     folder = tmp_path / "run"
-    flags = [*tiny_flags(prepared, folder), "--run.save_every", "2"]
-    first = run_command(sys.executable, "recipes/gpt2_124m.py", *flags, "--run.max_steps", "2")
+    flags = [*tiny_flags(prepared, folder), "--checkpoint.every", "2"]
+    first = run_python("recipes/gpt2_124m.py", *flags, "--run.max_steps", "2")
     assert first.returncode == 0, first.stderr
     limit = (folder / "metrics.jsonl").stat().st_size + 100
 
@@ -206,7 +207,7 @@ def test_no_room_for_the_metrics_stops_a_run_resumable(prepared, tmp_path):
     assert "Traceback" not in result.stderr
     state = json.loads((folder / "status.json").read_text())
     assert (state["state"], state["step"]) == ("resumable", 2)
-    again = run_command(sys.executable, "recipes/gpt2_124m.py", *flags)
+    again = run_python("recipes/gpt2_124m.py", *flags)
     assert again.returncode == 0, again.stderr
     steps_told = [row["step"] for row in read_rows(folder) if row["kind"] == "train"]
     assert steps_told == list(range(1, 9))

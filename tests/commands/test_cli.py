@@ -50,7 +50,7 @@ def test_prepare_counts_what_it_leaves_out_and_stops_at_the_limit(tmp_path, caps
     flags = ["--train_tokenizer", "300", "--validation", "none", "--out", tmp_path / "out"]
     assert call("prepare", tmp_path / "a.jsonl", *flags, "--max_rejected", "5") == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: 6 documents could not be read, more than data.max_rejected=5")
+    assert error.startswith("error: 6 documents could not be read, more than --max_rejected 5")
     assert call("prepare", tmp_path / "a.jsonl", *flags) == 0
     shown = capsys.readouterr().out
     assert "3 empty documents, 6 unreadable" in shown
@@ -71,7 +71,7 @@ def test_overlap_names_the_item_and_where_it_stands(tmp_path, capsys):
     assert call("overlap", tmp_path / "text.txt", "--items", tmp_path / "none.jsonl") == 2
 
 
-def test_export_sample_plot(recipe, tmp_path, capsys):
+def test_export_sample_plot(recipe, tmp_path, capsys, forked_reload):
     run(recipe)
     capsys.readouterr()
     out = tmp_path / "export"
@@ -100,7 +100,7 @@ def test_export_sample_plot(recipe, tmp_path, capsys):
     assert (tmp_path / "run" / "plots" / "curves.png").stat().st_size > 10_000
     for taken in (tmp_path / "run", checkpoint):
         assert call("export", recipe.run.dir, "--out", taken) == 2
-        assert "holds something other" in capsys.readouterr().err
+        assert "holds something other than an export" in capsys.readouterr().err
     assert verify_checkpoint(checkpoint) == []
     (checkpoint / "config.json").write_text("{}")
     assert call("export", checkpoint, "--out", tmp_path / "more") == 2
@@ -152,8 +152,11 @@ def test_a_checkpoint_is_scored_as_the_installed_command_does(recipe, prepared, 
         (["eval", "{dir}", "--tasks", "x"], "neither a model folder"),
         (["plot", "{dir}"], "metrics.jsonl"),
         (["prepare", "{dir}/no.txt", "--train_tokenizer", "300", "--out", "{dir}/o"], "no such"),
-        (["prepare", "{dir}", "--out", "{dir}/out"], "exactly one of tokenizer"),
-        (["prepare", "x", "--train_tokenizer", "9", "--out", "{dir}/out"], "must be at least 257"),
+        (["prepare", "{dir}", "--out", "{dir}/out"], "exactly one of --tokenizer NAME"),
+        (
+            ["prepare", "x", "--train_tokenizer", "9", "--out", "{dir}/out"],
+            "number of at least 257",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):

@@ -118,7 +118,7 @@ def test_a_prepared_folder_can_be_what_another_is_validated_on(recipe, prepared,
     flags = {"tokenizer": str(prepared / "tokenizer"), "validation": "none"}
     prepare(Job((str(tmp_path / "text.txt"),), **flags), tmp_path / "held_out")
     config = change(recipe, data={"validation": str(tmp_path / "held_out")})
-    found = open_corpus(change(config, run={"evaluate_tokens": 64}))
+    found = open_corpus(change(config, validation={"tokens": 64}))
     train = open_split(tmp_path / "held_out", "train")
     assert np.array_equal(found.validation[0].tokens.read(0, len(train)), train.read(0, len(train)))
     flags = {"train_tokenizer": 300, "validation": "none"}
@@ -137,12 +137,12 @@ def test_a_job_that_failed_does_not_stand_in_the_way_of_the_next(tmp_path):
     assert prepare(right, tmp_path / "out")["splits"]["train"]["documents"] == 1
 
 
-@pytest.mark.parametrize("changes", [{"run": {"evaluate_tokens": 10}}, {"data": {"path": "{a}"}}])
+@pytest.mark.parametrize("changes", [{"validation": {"tokens": 10}}, {"data": {"path": "{a}"}}])
 def test_lengths_are_checked_before_anything_starts(recipe, tmp_path, changes):
     np.save(tmp_path / "short.npy", np.arange(20))
     if "data" in changes:
         changes = {"data": {"path": f"{tmp_path}/short.npy", "validation": "none"}}
-    with pytest.raises(ValueError, match=r"run\.evaluate_tokens=10|20 tokens is too short"):
+    with pytest.raises(ValueError, match=r"validation\.tokens=10|20 tokens is too short"):
         open_corpus(change(recipe, **changes))
 
 

@@ -19,11 +19,12 @@ import pytest
 from datasets import Dataset, IterableDataset, interleave_datasets, load_dataset
 from tokenizers import normalizers
 
-from pretrain_lib.data.prepare import groups, prepare
+from pretrain_lib.data.prepare import groups
 from pretrain_lib.data.prepare import job as job_module
 from pretrain_lib.data.prepare import prepare as prepare_module
 from pretrain_lib.data.prepare.holdout import parse_validation
 from pretrain_lib.data.prepare.job import Job
+from pretrain_lib.data.prepare.prepare import prepare
 from pretrain_lib.data.text import sources
 from pretrain_lib.data.text.rows import DatasetSource, HubSource
 from pretrain_lib.data.text.tokenizer import load_tokenizer, train_tokenizer

@@ -24,15 +24,15 @@ def test_precision_follows_the_launcher_and_the_device(recipe, monkeypatch):
 def test_a_world_other_than_asked_for_is_refused(recipe):
     accelerator = Accelerator(cpu=True)
     check_world(accelerator, launched=1, expected=1)
-    with pytest.raises(ValueError, match="run.processes=8 but 1 run"):
+    with pytest.raises(ValueError, match="system.processes=8 but 1 run"):
         check_world(accelerator, launched=1, expected=8)
     with pytest.raises(ValueError, match="2 processes were started but Accelerate runs 1"):
         check_world(accelerator, launched=2, expected=None)
 
 
 def test_a_world_other_than_expected_is_refused_at_the_start(recipe):
-    with pytest.raises(ValueError, match="run.processes=3"):
-        start_accelerator(change(recipe, run={"processes": 3}))
+    with pytest.raises(ValueError, match="system.processes=3"):
+        start_accelerator(change(recipe, system={"processes": 3}))
 
 
 def test_accumulation_is_left_to_the_step(recipe, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 from pretrain_lib.data.tokens.shards import lock_folder
 from pretrain_lib.distributed.launched import launch_time
 from pretrain_lib.run_folder.folder import was_begun_here, write_status
-from tests.conftest import ROOT, read_rows, run_command
+from tests.conftest import ROOT, forked_workers, read_rows, run_command
 from tests.test_recipes import tiny_flags
 
 TWO = ["--config_file", "accelerate_configs/cpu_2proc.yaml", "--mixed_precision", "no"]
@@ -21,10 +21,11 @@ TWO = ["--config_file", "accelerate_configs/cpu_2proc.yaml", "--mixed_precision"
 ELASTIC = ["accelerate_configs/with_restarts.sh", *TWO]
 
 
-def start(*command, shutdown_seconds=60, **options):
+def start(*command, shutdown_seconds=60, variables=None, **options):
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     environment |= {"OMP_NUM_THREADS": "1", "MAX_RESTARTS": "2"}
     environment |= {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(shutdown_seconds)}
+    environment |= variables or {}
     return subprocess.Popen(
         [str(part) for part in command],
         cwd=ROOT,
@@ -123,9 +124,10 @@ def test_a_signal_to_the_launcher_of_two_processes_saves_the_run(prepared, tmp_p
 
 @pytest.mark.slow
 def test_a_group_that_lost_a_process_starts_again_and_is_the_run_that_never_did(prepared, tmp_path):
-    flags = ["--run.save_every", "3", "--schedule.tokens", "4096"]
+    flags = ["--checkpoint.every", "3", "--schedule.tokens", "4096"]
     command = ["accelerate", "launch", *TWO, "recipes/gpt2_124m.py"]
-    whole = start(*command, *tiny_flags(prepared, tmp_path / "whole"), *flags)
+    whole_flags = [*tiny_flags(prepared, tmp_path / "whole"), *flags]
+    whole = start(*command, *whole_flags, variables=forked_workers())
     whole.stdout.read()
     assert whole.wait(60) == 0
     folder = tmp_path / "killed"
@@ -150,7 +152,13 @@ def test_a_group_that_lost_a_process_starts_again_and_is_the_run_that_never_did(
 def test_what_only_the_main_process_refuses_ends_all_of_an_elastic_launch(prepared, tmp_path):
     flags = tiny_flags(prepared, tmp_path / "run")
     with lock_folder(tmp_path / "run", setting="run.dir"):
-        process = start(*ELASTIC, "recipes/gpt2_124m.py", *flags, stderr=subprocess.PIPE)
+        process = start(
+            *ELASTIC,
+            "recipes/gpt2_124m.py",
+            *flags,
+            variables=forked_workers(),
+            stderr=subprocess.PIPE,
+        )
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert errors.count("error: run.dir=") == 1
@@ -160,7 +168,9 @@ def test_what_only_the_main_process_refuses_ends_all_of_an_elastic_launch(prepar
 @pytest.mark.slow
 def test_what_all_processes_refuse_ends_an_elastic_launch_at_once(prepared, tmp_path):
     flags = [*tiny_flags(prepared, tmp_path / "run"), "--batch.tokens", "96"]
-    process = start(*ELASTIC, "recipes/gpt2_124m.py", *flags, stderr=subprocess.PIPE)
+    process = start(
+        *ELASTIC, "recipes/gpt2_124m.py", *flags, variables=forked_workers(), stderr=subprocess.PIPE
+    )
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert errors.count("error: batch.tokens=96 must be a multiple of 2 processes") == 1
@@ -177,7 +187,7 @@ def test_what_only_another_process_refuses_is_said_and_ends_an_elastic_launch(pr
         "runpy.run_path('recipes/gpt2_124m.py', run_name='__main__')\n"
     )
     flags = tiny_flags(prepared, tmp_path / "run")
-    process = start(*ELASTIC, script, *flags, stderr=subprocess.PIPE)
+    process = start(*ELASTIC, script, *flags, variables=forked_workers(), stderr=subprocess.PIPE)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1, errors
     assert errors.count("error: batch.tokens=96 must be a multiple of 2 processes") == 3
@@ -187,7 +197,7 @@ def test_what_only_another_process_refuses_is_said_and_ends_an_elastic_launch(pr
 @pytest.mark.slow
 def test_a_process_that_does_not_answer_is_not_waited_for_for_ever(prepared, tmp_path):
     flags = [*tiny_flags(prepared, tmp_path / "run"), "--schedule.tokens", "1e9"]
-    flags += ["--run.collective_timeout", "5s"]
+    flags += ["--system.collective_timeout", "5s"]
     command = ["accelerate", "launch", *TWO, "recipes/gpt2_124m.py", *flags]
     with (tmp_path / "errors").open("w") as errors:
         process = start(*command, stderr=errors, shutdown_seconds=1)
@@ -196,7 +206,7 @@ def test_a_process_that_does_not_answer_is_not_waited_for_for_ever(prepared, tmp
         process.stdout.read()
         assert process.wait(90) != 0
     told = (tmp_path / "errors").read_text()
-    assert "process 0 lost another one, or waited for it longer than run.collective_ti" in told
+    assert "process 0 lost another one, or waited for it longer than system.collective_ti" in told
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
     assert processes_of(tmp_path / "run") == []
 

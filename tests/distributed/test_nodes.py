@@ -13,7 +13,7 @@ import psutil
 import pytest
 from accelerate.utils.other import get_free_port
 
-from tests.conftest import ROOT, read_rows, tiny_flags
+from tests.conftest import ROOT, forked_workers, read_rows, tiny_flags
 
 NODES = ("127.0.0.1", "127.0.0.2")
 
@@ -26,7 +26,7 @@ def environment_of(node, **variables):
 
 
 @contextmanager
-def two_nodes(folder, *flags):
+def two_nodes(folder, *flags, **variables):
     """Hold a launcher on each node, as ddp_multi_node.yaml says; what it prints goes to files."""
     folder.mkdir()
     port, launchers = get_free_port(), []
@@ -37,12 +37,12 @@ def two_nodes(folder, *flags):
         command += ["--rdzv_conf", f"is_host={int(rank == 0)}"]
         # What stands for the sixteen GPUs, and for a port that is free on a machine of one's own.
         command += ["--num_processes", 2, "--main_process_port", port, "--mixed_precision", "no"]
-        command += ["recipes/gpt2_124m.py", "--run.processes", 2, *flags]
+        command += ["recipes/gpt2_124m.py", "--system.processes", 2, *flags]
         with (folder / f"node-{rank}").open("w") as said:
             process = subprocess.Popen(
                 [str(word) for word in command],
                 cwd=ROOT,
-                env=environment_of(node, PET_RDZV_ID=str(folder)),
+                env=environment_of(node, PET_RDZV_ID=str(folder), **variables),
                 stdout=said,
                 stderr=subprocess.STDOUT,
             )
@@ -70,8 +70,9 @@ def wait_for(condition, launchers, folder):
 @pytest.mark.slow
 def test_two_nodes_that_each_lost_a_process_are_those_that_never_did(prepared, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    flags = ["--run.save_every", "3", "--schedule.tokens", "10240"]
-    with two_nodes(whole, *tiny_flags(prepared, whole / "run"), *flags) as launchers:
+    flags = ["--checkpoint.every", "3", "--schedule.tokens", "10240"]
+    arguments = [*tiny_flags(prepared, whole / "run"), *flags]
+    with two_nodes(whole, *arguments, **forked_workers()) as launchers:
         assert [launcher.wait(120) for launcher in launchers] == [0, 0], said_by(whole)
     flags += ["--run.resume", "never"]  # which speaks of the first start
     with two_nodes(killed, *tiny_flags(prepared, killed / "run"), *flags) as launchers:

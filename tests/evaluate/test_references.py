@@ -8,7 +8,7 @@ from pretrain_lib.evaluate.per_token import BESIDE, METRIC
 from pretrain_lib.evaluate.references import figures, find_figure, models_near
 from pretrain_lib.evaluate.results import format_table
 from pretrain_lib.evaluate.suites import SUITES
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, run_command, run_pretrain
 
 OWN = ("validation", "loss")  # not a task of lm-eval: the recipe's validation
 
@@ -143,5 +143,5 @@ def test_a_suite_stands_for_its_tasks(tmp_path):
     assert (
         f"tasks={','.join(SUITES['llama_1_3b'])}: the data is neither in the cache" in result.stderr
     )
-    both = run_command("pretrain", "eval", tmp_path, "--suite", "gpt2_124m", "--tasks", "piqa")
+    both = run_pretrain("eval", tmp_path, "--suite", "gpt2_124m", "--tasks", "piqa")
     assert both.returncode == 2 and "not allowed with" in both.stderr

@@ -56,7 +56,7 @@ def evaluations(folder):
 
 def test_scores_are_those_of_the_checkpoints_folder(recipe, tasks, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    run(scored(change(recipe, run={"save_every": 4}), tasks))
+    run(scored(change(recipe, checkpoint={"every": 4}), tasks))
     rows = evaluations(recipe.run.dir)
     assert [row["step"] for row in rows] == [0, 4, 8]
     for row in rows[1:]:

@@ -90,5 +90,5 @@ def test_several_texts_are_told_apart_and_read_by_weight(tokens, tmp_path):
 
 
 def test_too_little_text_is_refused(tokens):
-    with pytest.raises(ValueError, match=r"needs one window .* run\.evaluate_tokens=8"):
+    with pytest.raises(ValueError, match=r"needs one window .* validation\.tokens=8"):
         choose_stretches([HeldOut("all", tokens, "")], 16, max_tokens=8)

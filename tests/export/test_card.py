@@ -12,6 +12,9 @@ from pretrain_lib.export.export import export_checkpoint
 from pretrain_lib.models.hf import load_pretrained
 from tests.conftest import change, read_rows
 
+# What is read back is not the point here (tests/export/test_check.py).
+pytestmark = pytest.mark.usefixtures("forked_reload")
+
 
 def run(config):
     corpus = open_corpus(config)
@@ -76,7 +79,7 @@ def test_the_card_of_a_run_tells_what_its_rows_tell(recipe, tmp_path):
 
 
 def test_an_earlier_checkpoint_has_the_figures_of_its_step(recipe, tmp_path):
-    run(change(recipe, run={"save_every": 4}))
+    run(change(recipe, checkpoint={"every": 4}))
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000004"
     model = load_pretrained(checkpoint)
     write_card(tmp_path, "name", model, gather(checkpoint, model))

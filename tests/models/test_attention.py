@@ -12,6 +12,7 @@ from pretrain_lib.models.attention import (
     document_index,
     document_positions,
 )
+from pretrain_lib.models.document_attention import document_boundaries
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.llama import Llama, LlamaConfig
 
@@ -74,11 +75,11 @@ def test_attention_equals_a_softmax_by_hand(packed, groups, with_documents, seed
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(len(rows), heads, length, 6, generator=generator)
     k, v = torch.randn(2, len(rows), key_value_heads, length, 6, generator=generator)
-    ends, document = None, [[0] * length for _ in rows]
+    boundaries, document = None, [[0] * length for _ in rows]
     if with_documents:
-        ends = ends_tensor(rows, length)
+        boundaries = document_boundaries(ends_tensor(rows, length), length)
         document = [[i for i, size in enumerate(row) for _ in range(size)] for row in rows]
-    result = causal_attention(q, k, v, document_ends=ends)
+    result = causal_attention(q, k, v, boundaries=boundaries)
     torch.testing.assert_close(result.double(), by_hand(q, k, v, document), rtol=1e-5, atol=1e-5)
 
 
@@ -102,7 +103,9 @@ def test_document_index_and_positions_equal_a_count(packed, filling, dtype):
 def test_one_document_over_the_whole_window_changes_nothing():
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 2, 3, 20, 8, generator=generator)
-    whole = causal_attention(q, k, v, document_ends=torch.tensor([[20], [25]]))
+    whole = causal_attention(
+        q, k, v, boundaries=document_boundaries(torch.tensor([[20], [25]]), 20)
+    )
     torch.testing.assert_close(whole, causal_attention(q, k, v))
 
 
@@ -110,11 +113,15 @@ def test_isolation_holds_across_the_blocks_of_long_windows():
     generator = torch.Generator().manual_seed(1)
     length, cut = 1200, 1037  # whole blocks of keys lie in the other document
     q, k, v = torch.randn(3, 1, 1, length, 8, generator=generator)
-    packed = causal_attention(q, k, v, document_ends=torch.tensor([[cut, length]]))
+    packed = causal_attention(
+        q, k, v, boundaries=document_boundaries(torch.tensor([[cut, length]]), length)
+    )
     alone = causal_attention(q[:, :, cut:], k[:, :, cut:], v[:, :, cut:])
     torch.testing.assert_close(packed[:, :, cut:], alone, rtol=1e-5, atol=1e-5)
     k[:, :, :cut], v[:, :, :cut] = 1e4, -1e4
-    again = causal_attention(q, k, v, document_ends=torch.tensor([[cut, length]]))
+    again = causal_attention(
+        q, k, v, boundaries=document_boundaries(torch.tensor([[cut, length]]), length)
+    )
     assert torch.equal(packed[:, :, cut:], again[:, :, cut:])
 
 
@@ -178,7 +185,9 @@ def test_gradients_within_documents_equal_those_of_a_dense_mask(packed, groups, 
     mask = (document[:, :, None] == document[:, None, :]).tril()[:, None]
     dense = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
     expected = torch.autograd.grad(dense, (q, k, v), out_grad)
-    found = torch.autograd.grad(causal_attention(q, k, v, document_ends=ends), (q, k, v), out_grad)
+    found = torch.autograd.grad(
+        causal_attention(q, k, v, boundaries=document_boundaries(ends, length)), (q, k, v), out_grad
+    )
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
@@ -186,8 +195,8 @@ def test_gradients_within_documents_equal_those_of_a_dense_mask(packed, groups, 
 def test_the_operator_keeps_what_it_promises_to_the_compiler():
     generator = torch.Generator().manual_seed(6)
     q, k, v = (torch.randn(2, 3, 12, 8, generator=generator).requires_grad_() for _ in range(3))
-    ends = torch.tensor([[5, 12, 12], [1, 4, 12]])
-    library.opcheck(torch.ops.pretrain_lib.document_attention, (q, k, v, ends))
+    boundaries = document_boundaries(torch.tensor([[5, 12, 12], [1, 4, 12]]), 12)
+    library.opcheck(torch.ops.pretrain_lib.document_attention, (q, k, v, boundaries))
 
 
 def test_with_dropout_documents_are_kept_apart_all_the_same():
@@ -195,9 +204,9 @@ def test_with_dropout_documents_are_kept_apart_all_the_same():
     q, k, v = torch.randn(3, 1, 2, 10, 8, generator=generator)
     ends = torch.tensor([[4, 10]])
     torch.manual_seed(0)
-    packed = causal_attention(q, k, v, document_ends=ends, dropout=0.5)
+    packed = causal_attention(q, k, v, boundaries=document_boundaries(ends, 10), dropout=0.5)
     k[:, :, :4], v[:, :, :4] = 9.0, -9.0
     torch.manual_seed(0)
-    again = causal_attention(q, k, v, document_ends=ends, dropout=0.5)
+    again = causal_attention(q, k, v, boundaries=document_boundaries(ends, 10), dropout=0.5)
     assert torch.equal(packed[:, :, 4:], again[:, :, 4:])
     assert not torch.equal(packed[:, :, :4], again[:, :, :4])

@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain_lib.models.flops import count_parameters, device_peak, model_flops
+from pretrain_lib.models.flops import count_parameters, device_peak, known_peak, model_flops
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.llama import Llama, LlamaConfig
 
@@ -77,3 +77,25 @@ def test_a_cpu_has_a_positive_peak():
 
 def test_a_device_without_a_data_sheet_has_no_peak():
     assert device_peak(torch.device("mps"), torch.float32) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", 835),
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A10", 125),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA GeForce RTX 3090 Ti", 80),
+        ("NVIDIA GeForce RTX 4090 D", 147),
+        ("NVIDIA RTX 6000 Ada Generation", 364),
+        ("AMD Instinct MI300X", 1307),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("Some other GPU", None),
+    ],
+)
+def test_a_gpu_is_known_by_the_name_of_its_driver(name, tflops):
+    assert known_peak(name) == (tflops and tflops * 1e12)

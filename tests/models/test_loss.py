@@ -59,7 +59,7 @@ def test_loss_and_gradients_equal_torch_in_float64(
 ):
     hidden, weight, targets = random_problem(rows, width, vocabulary, padding, ignored, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss_module, "CHUNK_BYTES", 8 * chunk_logits)
+        patch.setitem(loss_module.CHUNK_BYTES, "cpu", 8 * chunk_logits)
         patch.setattr(loss_module, "BLOCK_LOGITS", block_logits)
         loss, count = linear_cross_entropy(
             hidden, weight, targets, vocabulary_size=vocabulary, z_loss=z_loss
@@ -98,7 +98,7 @@ def test_leading_shape_of_hidden_and_targets_does_not_matter():
 
 @pytest.mark.parametrize("chunk_logits", [1, 3000, 2**26])
 def test_fp32_is_within_1e_6_of_float64(monkeypatch, chunk_logits):
-    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * chunk_logits)
+    monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", 4 * chunk_logits)
     hidden, weight, targets = random_problem(64, 32, 1000, 24, 0.1, 2, torch.float32)
     loss, _ = linear_cross_entropy(hidden, weight, targets, vocabulary_size=1000)
     loss.backward()
@@ -110,7 +110,7 @@ def test_fp32_is_within_1e_6_of_float64(monkeypatch, chunk_logits):
 
 @pytest.mark.parametrize("chunk_logits", [1024 * 16, 2**26])
 def test_bf16_autocast_is_within_one_per_cent_of_float64(monkeypatch, chunk_logits):
-    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * chunk_logits)
+    monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", 4 * chunk_logits)
     hidden, weight, targets = random_problem(64, 32, 1000, 24, 0.1, 3, torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, _ = linear_cross_entropy(hidden, weight, targets, vocabulary_size=1000)
@@ -137,7 +137,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_no_tensor_larger_than_a_chunk_is_made(monkeypatch):
-    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * 8 * 200)
+    monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", 4 * 8 * 200)
     hidden, weight, targets = random_problem(96, 4, 200, 0, 0.1, 4, torch.float32)
     with LargestTensor() as plain:
         F.cross_entropy(hidden @ weight.T, targets, reduction="sum").backward()
@@ -148,7 +148,7 @@ def test_no_tensor_larger_than_a_chunk_is_made(monkeypatch):
 
 
 def test_only_the_two_gradients_are_saved_for_backward(monkeypatch):
-    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * 8 * 200)
+    monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", 4 * 8 * 200)
     hidden, weight, targets = random_problem(96, 4, 200, 0, 0.1, 5, torch.float32)
     shapes = []
     with torch.autograd.graph.saved_tensors_hooks(

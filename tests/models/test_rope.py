@@ -104,8 +104,8 @@ def test_linear_scaling_is_that_of_positions():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "longrope"}, "kind=longrope must be one of linear, dynamic, llama3, yarn"),
-        ({"factor": 0.5}, "factor=0.5 must be at least 1"),
+        ({"kind": "longrope"}, "kind=longrope must be linear, llama3, yarn or dynamic"),
+        ({"factor": 0.5}, "factor=0.5 must be a number of at least 1"),
         ({"beta_fast": 2.0}, "beta_fast=2.0 has no meaning for linear"),
         ({"kind": "yarn"}, "original_context_length must be given for yarn"),
         (

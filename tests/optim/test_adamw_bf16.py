@@ -6,6 +6,7 @@ from accelerate import Accelerator
 
 from pretrain_lib import GPT2, GPT2Config, build_adamw, load_checkpoint, save_checkpoint
 from pretrain_lib.checkpoint.state import TrainingState
+from pretrain_lib.optim import adamw_bf16
 from pretrain_lib.optim.adamw_bf16 import AdamWBf16
 
 OPTIONS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "fused": True}
@@ -27,7 +28,7 @@ def set_gradients(tensors, step):
 
 @pytest.mark.parametrize("chunk", [7, 2**18])
 def test_a_step_is_torchs_but_for_the_rounding_of_the_moments(monkeypatch, chunk):
-    monkeypatch.setattr("pretrain_lib.optim.adamw_bf16.CHUNK", chunk)
+    monkeypatch.setitem(adamw_bf16.CHUNK, "cpu", chunk)
     ours, theirs = parameters(), parameters()
     optimizers = AdamWBf16(ours, **OPTIONS), torch.optim.AdamW(theirs, **OPTIONS)
     for step in range(6):

@@ -1,12 +1,13 @@
 """Learning rates equal their closed forms; batch sizes, their sums and inverses agree."""
 
 import math
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain_lib.optim.schedule import KINDS, BatchSizes, LearningRate
+from pretrain_lib.optim.schedule import BatchSizes, LearningRate, ScheduleKind
 
 GPT2_RECIPE = LearningRate(
     kind="cosine", peak=6e-4, floor=6e-5, warmup_steps=715, total_steps=19_073
@@ -33,7 +34,7 @@ def test_gpt2_recipe_has_the_published_values_at_its_corners():
 
 @st.composite
 def schedules(draw):
-    kind = draw(st.sampled_from(KINDS))
+    kind = draw(st.sampled_from(get_args(ScheduleKind)))
     warmup = draw(st.integers(0, 30))
     decay = draw(st.integers(0, 30)) if kind == "wsd" else 0
     total = warmup + decay + draw(st.integers(0, 60))

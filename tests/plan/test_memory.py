@@ -12,12 +12,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from pretrain_lib.models.blocks import TrainingOptions
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.llama import Llama, LlamaConfig
 from pretrain_lib.optim.groups import build_adamw
 from pretrain_lib.plan.memory import Step, estimate_memory, model_sizes
 from pretrain_lib.plan.network import World, sent_bytes
+from pretrain_lib.training.speed import set_up_model
 
 SHAPE = {"vocabulary_size": 8192, "context_length": 512, "num_layers": 4, "num_heads": 4}
 LLAMA = {"num_key_value_heads": 2, "mlp_width": 704}
@@ -74,46 +74,64 @@ LLAMA_ACTIVATIONS = {
     "selective": 24 * 8192 * LLAMA_SELECTED + 8192 * 4 * 2048,
     "full": 25 * 8192 * 4 * 2048,
 }
-# Hidden states in fp32, in bf16, their gradient; the table in bf16; logits in bf16 and fp32. Of
-# GPT-2's 2^28 bytes of logits are 2,668 rows, so 7 chunks of 2,341; the sum of their gradients of
-# the table is in fp32.
-GPT2_LOSS = 16_384 * 768 * 8 + 2 * GPT2_TABLE + 6 * 2341 * 50_304 + 4 * GPT2_TABLE
-LLAMA_LOSS = 8192 * 2048 * 8 + 2 * 8192 * 2048 + 6 * 8192 * 8192
+# Hidden states in fp32, in bf16, their gradient; the table in bf16; the logits, which are one
+# chunk, in bf16; the gradient of the table in fp32.
+GPT2_LOSS = 16_384 * 768 * 8 + 2 * GPT2_TABLE + 2 * 16_384 * 50_304 + 4 * GPT2_TABLE
+LLAMA_LOSS = 8192 * 2048 * 8 + 2 * 8192 * 2048 + 2 * 8192 * 8192 + 4 * 8192 * 2048
 # A layer's backward is highest at the product of gate and up: its gradient in fp32, theirs in bf16;
 # and the gradient of a matrix in fp32.
 LLAMA_WORKING = 8192 * (4 * 2048 + 2 * 2 * 5632) + 4 * 2048 * 5632
 
 
-@pytest.mark.parametrize("recompute", ["none", "selective"])
-def test_gpt2_124m_takes_what_a_sum_by_hand_says(recompute):
-    step = Step(sequences=16, length=1024, micro_batches=32, recompute=recompute)
+@pytest.mark.parametrize("activation_checkpointing", ["none", "selective"])
+def test_gpt2_124m_takes_what_a_sum_by_hand_says(activation_checkpointing):
+    step = Step(
+        sequences=16,
+        length=1024,
+        micro_batches=32,
+        activation_checkpointing=activation_checkpointing,
+    )
     memory = estimate_memory(on_meta(GPT2, GPT2Config()), step)
     assert GPT2_ALL == 124_439_808 + 47 * 768
     state = (4 * GPT2_ALL, 4 * GPT2_ALL, 8 * GPT2_ALL)
     assert (memory.weights, memory.gradients, memory.moments, memory.buffers) == (*state, 0)
-    assert memory.activations == GPT2_ACTIVATIONS[recompute]
-    assert memory.loss == GPT2_LOSS == 1_039_034_112
-    assert memory.peak == 16 * GPT2_ALL + GPT2_ACTIVATIONS[recompute] + GPT2_LOSS
+    assert memory.activations == GPT2_ACTIVATIONS[activation_checkpointing]
+    assert memory.loss == GPT2_LOSS == 1_980_825_600
+    assert memory.peak == 16 * GPT2_ALL + GPT2_ACTIVATIONS[activation_checkpointing] + GPT2_LOSS
 
 
-@pytest.mark.parametrize("recompute", ["none", "selective"])
-def test_llama_1_3b_takes_what_a_sum_by_hand_says(recompute):
-    step = Step(sequences=4, length=2048, micro_batches=64, recompute=recompute, moments="bf16")
+def test_without_a_compiler_the_logits_are_there_in_fp32_too():
+    step = Step(sequences=16, length=1024, micro_batches=32, compiled=False)
+    loss = estimate_memory(on_meta(GPT2, GPT2Config()), step).loss
+    assert loss == GPT2_LOSS - 4 * GPT2_TABLE + 4 * 16_384 * 50_304
+
+
+@pytest.mark.parametrize("activation_checkpointing", ["none", "selective"])
+def test_llama_1_3b_takes_what_a_sum_by_hand_says(activation_checkpointing):
+    step = Step(4, 2048, 64, activation_checkpointing=activation_checkpointing, moments="bf16")
     memory = estimate_memory(on_meta(Llama, LlamaConfig()), step)
     assert LLAMA_ALL == 1_266_780_160
     assert (memory.weights, memory.gradients, memory.moments) == (4 * LLAMA_ALL,) * 3
-    assert memory.activations == LLAMA_ACTIVATIONS[recompute]
-    assert memory.loss == LLAMA_LOSS == 570_425_344
+    assert memory.activations == LLAMA_ACTIVATIONS[activation_checkpointing]
+    assert memory.loss == LLAMA_LOSS == 369_098_752
     # The loss is small: where much is computed again, the backward of the last layer is higher.
     again = 8192 * (LLAMA_KEPT + 2 * 2 * 2048 - LLAMA_SELECTED) + 2 * LLAMA_MATRICES
-    highest = {"none": LLAMA_LOSS, "selective": again + LLAMA_WORKING}[recompute]
-    assert memory.peak == 12 * LLAMA_ALL + LLAMA_ACTIVATIONS[recompute] + highest
+    highest = {"none": LLAMA_LOSS, "selective": again + LLAMA_WORKING}[activation_checkpointing]
+    assert memory.peak == 12 * LLAMA_ALL + LLAMA_ACTIVATIONS[activation_checkpointing] + highest
 
 
 def test_full_recomputation_keeps_the_inputs_of_the_layers_and_one_layer_at_work():
     for model, step, kept in (
-        (on_meta(GPT2, GPT2Config()), Step(16, 1024, 32, recompute="full"), GPT2_ACTIVATIONS),
-        (on_meta(Llama, LlamaConfig()), Step(4, 2048, 64, recompute="full"), LLAMA_ACTIVATIONS),
+        (
+            on_meta(GPT2, GPT2Config()),
+            Step(16, 1024, 32, activation_checkpointing="full"),
+            GPT2_ACTIVATIONS,
+        ),
+        (
+            on_meta(Llama, LlamaConfig()),
+            Step(4, 2048, 64, activation_checkpointing="full"),
+            LLAMA_ACTIVATIONS,
+        ),
     ):
         memory = estimate_memory(model, step)
         assert memory.activations == kept["full"]
@@ -146,7 +164,7 @@ def test_what_several_devices_hold_is_a_sum_by_hand():
 
 def test_evaluation_gathers_the_whole_of_a_sharded_model():
     model = on_meta(Llama, LlamaConfig())
-    step = Step(1, 8, recompute="full")
+    step = Step(1, 8, activation_checkpointing="full")
     memory = estimate_memory(model, step, World(1024, 1024))
     assert memory.peak == memory.weights + memory.moments + 4 * LLAMA_ALL
 
@@ -198,14 +216,17 @@ def saved_bytes(model, precision, *, sequences, length):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recompute", "micro_batches"), [("none", 1), ("selective", 2), ("full", 1), ("full", 2)]
+    ("activation_checkpointing", "micro_batches"),
+    [("none", 1), ("selective", 2), ("full", 1), ("full", 2)],
 )
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_a_step_allocates_what_is_estimated(name, precision, recompute, micro_batches):
+def test_a_step_allocates_what_is_estimated(
+    name, precision, activation_checkpointing, micro_batches
+):
     model = BUILDERS[name]().initialize(0)
-    moments = "bf16" if recompute == "full" else "fp32"
-    step = Step(2, 512, micro_batches, precision, recompute, moments, on_cuda=False)
+    moments = "bf16" if activation_checkpointing == "full" else "fp32"
+    step = Step(2, 512, micro_batches, precision, activation_checkpointing, moments, on_cuda=False)
     measured = allocated_at_most(model, step)
     assert estimate_memory(model, step).peak == pytest.approx(measured, rel=0.03)
 
@@ -217,7 +238,8 @@ STEPS_OF_TWO = 4
 @pytest.mark.parametrize("world", [World(2), World(2, 2)], ids=["DDP", "FSDP2"])
 def test_a_process_of_two_allocates_what_is_estimated(world, tmp_path):
     step = Step(2, 512, micro_batches=2, on_cuda=False)
-    torch.multiprocessing.spawn(step_of_two, (step, world, str(tmp_path)), nprocs=2)
+    arguments = (step, world, str(tmp_path))
+    torch.multiprocessing.start_processes(step_of_two, arguments, 2, start_method="forkserver")
     measured = int((tmp_path / "bytes").read_text())
     estimate = estimate_memory(BUILDERS["llama"](), step, world)
     # gloo also holds what it is sending: up to all gradients, if the other process is late.
@@ -250,7 +272,7 @@ def step_of_two(rank, step, world, folder):
 
 def allocated_at_most(model, step):
     """Return the bytes of all tensors at the height of a second step, by torch's allocator."""
-    model.options = TrainingOptions(recompute=step.recompute)
+    set_up_model(model, compiled=False, activation_checkpointing=step.activation_checkpointing)
     optimizer = build_adamw(model, learning_rate=1e-4, moments=step.moments)
     make_step(model, optimizer, step)
     state = [t for values in optimizer.state.values() for t in values.values()]

@@ -37,7 +37,7 @@ def test_gpt2_124m_on_one_node_and_on_four():
     # 12 bytes x 124,439,808 each; every 5,000 steps and at the end, the last three kept
     assert facts["disk"].startswith("5.97 GB: checkpoints of 1.49 GB, 3 ")
     assert facts["activations"].startswith("none 5.67, selective 3.68, full 0.65 GB")
-    assert facts["head and loss"].startswith("1.04 GB")
+    assert facts["head and loss"].startswith("1.98 GB")
     assert list(rows) == ["1 none", "8 DDP", "8 FSDP2", "32 DDP", "32 FSDP2", "32 HSDP 4 x 8"]
     # 524,288 = 32 x 16 x 1,024; 4, 4 and 8 bytes a parameter of 124,475,904 with the padding;
     # activations and loss on top; 8.55e18 / (0.4 x 989e12) seconds
@@ -57,7 +57,7 @@ def test_gpt2_124m_on_one_node_and_on_four():
 
 def test_llama_1_3b_on_24_devices_where_its_batch_does_not_divide():
     hardware = Hardware("A100", mfu=0.5)
-    facts, rows, warnings = plan(llama_1_3b.RECIPE, hardware, run={"processes": 24})
+    facts, rows, warnings = plan(llama_1_3b.RECIPE, hardware, system={"processes": 24})
     # 6 x (1,266,780,160 - 8,192 x 2,048) + 12 x 24 x 2,048 x 2,048 a token, 85,830 x 524,288 tokens
     assert facts["FLOPs"] == "3.92e+20; per token 8.708B (6N + 12LdT), 7.5B (6N)"
     assert facts["activations"].startswith("none 21.9, selective 11.0, full 1.68 GB")
@@ -72,12 +72,17 @@ def test_llama_1_3b_on_24_devices_where_its_batch_does_not_divide():
 
 def test_memory_that_does_not_fit_is_marked_and_warned_of():
     small = Hardware("L4", node=4)
-    _, rows, warnings = plan(llama_1_3b.RECIPE, small, run={"processes": 4})
+    _, rows, warnings = plan(llama_1_3b.RECIPE, small, system={"processes": 4})
     assert [cell.endswith("!") for cell in rows["4 DDP"][5:8]] == [True, True, True]
     assert [cell.endswith("!") for cell in rows["4 FSDP2"][5:8]] == [True, False, False]
     (warning,) = warnings
-    assert "run.recompute=none" in warning and "24 GB of L4 on 4 (DDP), 4 (FSDP2)" in warning
-    _, _, warnings = plan(llama_1_3b.RECIPE, small, run={"processes": 4, "recompute": "selective"})
+    assert (
+        "system.activation_checkpointing=none" in warning
+        and "24 GB of L4 on 4 (DDP), 4 (FSDP2)" in warning
+    )
+    _, _, warnings = plan(
+        llama_1_3b.RECIPE, small, system={"processes": 4, "activation_checkpointing": "selective"}
+    )
     assert "24 GB of L4 on 4 (DDP):" in warnings[0]
     halved = {"optimizer": {"moments": "bf16"}, "batch": {"micro_batch": 1}}
     _, rows, warnings = plan(llama_1_3b.RECIPE, Hardware("H100"), **halved)
@@ -101,17 +106,23 @@ def test_data_that_is_read_more_than_once_is_warned_of(recipe, prepared):
 
 
 @pytest.mark.parametrize(
-    ("run", "expected"),
+    ("checkpoint", "expected"),
     [
-        ({"keep_last": 0}, "4 (run.keep_last)"),  # at steps 5,000, 10,000, 15,000, and at the end
-        ({"keep_last": 8}, "4 (run.keep_last)"),
-        ({"save_every": None}, "1 (run.keep_last)"),
-        ({"keep_last": 2, "keep_every": 5000}, "2 (run.keep_last) and 3 (run.keep_every)"),
-        ({"save_every": None, "save_every_tokens": 10**9}, "3 (run.keep_last)"),
+        (
+            {"keep_last": 0},
+            "4 (checkpoint.keep_last)",
+        ),  # at steps 5,000, 10,000, 15,000, and at the end
+        ({"keep_last": 8}, "4 (checkpoint.keep_last)"),
+        ({"every": None}, "1 (checkpoint.keep_last)"),
+        (
+            {"keep_last": 2, "keep_every": 5000},
+            "2 (checkpoint.keep_last) and 3 (checkpoint.keep_every)",
+        ),
+        ({"every": None, "every_tokens": 10**9}, "3 (checkpoint.keep_last)"),
     ],
 )
-def test_checkpoints_on_disk_are_counted(run, expected):
-    facts, _, _ = plan(gpt2_124m.RECIPE, run=run)
+def test_checkpoints_on_disk_are_counted(checkpoint, expected):
+    facts, _, _ = plan(gpt2_124m.RECIPE, checkpoint=checkpoint)
     assert f"of 1.49 GB, {expected} and one more while saving" in facts["disk"]
 
 
@@ -129,9 +140,9 @@ def test_every_size_has_a_plan():
 def test_the_flags_of_a_plan():
     assert parse_recipe(gpt2_124m.RECIPE, arguments=[])[1] is None
     assert parse_recipe(gpt2_124m.RECIPE, arguments=["--plan"])[1] == Hardware()
-    with pytest.raises(ValueError, match="plan_mfu=40 must be above 0 and at most 1"):
+    with pytest.raises(ValueError, match="--plan_mfu 40 must be a number above 0 and at most 1"):
         parse_recipe(gpt2_124m.RECIPE, arguments=["--plan", "--plan_mfu", "40"])
-    with pytest.raises(ValueError, match="plan_node=0 must be at least 1"):
+    with pytest.raises(ValueError, match="--plan_node 0 must be a whole number of at least 1"):
         parse_recipe(gpt2_124m.RECIPE, arguments=["--plan", "--plan_node", "0"])
     refused = run_recipe_script("--plan", "H10")
     assert refused.returncode == 2 and "'H100 NVL'" in refused.stderr

@@ -90,7 +90,7 @@ def first_loss(recipe, folder):
 @pytest.mark.parametrize("on_meta", [True, False])
 @pytest.mark.parametrize("name", THEIRS)
 def test_the_first_loss_is_that_of_transformers(
-    name, on_meta, recipe, folders, tmp_path, monkeypatch
+    name, on_meta, recipe, folders, tmp_path, monkeypatch, forked_reload
 ):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     recipe = continuing(recipe, folders, name)

@@ -113,7 +113,7 @@ def test_evaluation_and_samples_do_not_touch_the_training(recipe, tmp_path):
         elsewhere(dropout, tmp_path / "quiet"),
         data={"validation": "none"},
         samples={"prompts": []},
-        run={"save_every": None},
+        checkpoint={"every": None},
     )
     run(quiet)
     rows = [[r for r in read_rows(c.run.dir) if r["kind"] == "train"] for c in (dropout, quiet)]
@@ -142,8 +142,8 @@ def test_a_ramp_consumes_what_it_says(recipe):
 
 
 def test_checkpoints_by_tokens(recipe):
-    every = {"save_every": None, "save_every_tokens": TokenCount(700)}
-    config = change(recipe, run={**every, "keep_last": 0})
+    every = {"every": None, "every_tokens": TokenCount(700)}
+    config = change(recipe, checkpoint={**every, "keep_last": 0})
     run(config)
     assert checkpoints(config) == [f"step-{step:08d}" for step in (3, 6, 8)]  # past 700, 1400
 
@@ -185,7 +185,7 @@ def test_a_fork_names_its_parent_and_may_change_the_schedule(recipe, tmp_path):
 
 
 def test_gradients_that_stay_infinite_end_the_run_with_a_reason(recipe):
-    config = change(recipe, run={"max_skipped": 2, "dir": recipe.run.dir})
+    config = change(recipe, stability={"max_skipped": 2})
     model = GPT2(config.model).initialize(0)
     with torch.no_grad():
         model.transformer["ln_f"].bias[0] = torch.inf
@@ -198,7 +198,10 @@ def test_gradients_that_stay_infinite_end_the_run_with_a_reason(recipe):
 def test_the_clock_ends_a_run_with_a_checkpoint(recipe, tmp_path, monkeypatch):
     monkeypatch.delenv("PRETRAIN_LIB_STARTED", raising=False)
     long = change(
-        recipe, schedule={"tokens": TokenCount(10**9)}, run={"max_time": 4.0, "save_every": None}
+        recipe,
+        schedule={"tokens": TokenCount(10**9)},
+        run={"max_time": 4.0},
+        checkpoint={"every": None},
     )
     run(long)
     assert status(long)["state"] == "resumable"
@@ -262,8 +265,8 @@ def test_a_row_is_the_mean_over_its_steps_also_across_a_resume(recipe, tmp_path)
     masked = change(recipe, data={"document_masking": True})  # uneven numbers of targets
     run(masked)
     steps = [row for row in read_rows(recipe.run.dir) if row["kind"] == "train"]
-    coarse = change(elsewhere(masked, tmp_path / "coarse"), run={"log_every": 5, "max_steps": 3})
-    run(change(coarse, run={"log_every": 50}))
+    coarse = change(elsewhere(masked, tmp_path / "coarse"), log={"every": 5}, run={"max_steps": 3})
+    run(change(coarse, log={"every": 50}))
     run(change(coarse, run={"max_steps": None}))
     rows = [row for row in read_rows(coarse.run.dir) if row["kind"] == "train"]
     assert [row["step"] for row in rows] == [3, 5, 8]
@@ -275,7 +278,7 @@ def test_a_row_is_the_mean_over_its_steps_also_across_a_resume(recipe, tmp_path)
 
 
 def test_a_row_that_was_begun_goes_on_after_a_kill(recipe, tmp_path):
-    coarse = change(recipe, run={"log_every": 4})
+    coarse = change(recipe, log={"every": 4})
     run(coarse)
     resumed = elsewhere(coarse, tmp_path / "resumed")
     shutil.copytree(recipe.run.dir, resumed.run.dir)
@@ -286,7 +289,7 @@ def test_a_row_that_was_begun_goes_on_after_a_kill(recipe, tmp_path):
 
 
 def test_the_best_so_far_survives_a_resume(recipe, tmp_path, capsys):
-    rising = change(recipe, optimizer={"learning_rate": 3.0}, run={"evaluate_every": 2})
+    rising = change(recipe, optimizer={"learning_rate": 3.0}, validation={"every": 2})
     parts = change(rising, run={"dir": str(tmp_path / "parts")})
     run(rising)
     run(change(parts, run={"max_steps": 5}))

@@ -17,7 +17,7 @@ import xxhash
 from pretrain_lib import GPT2, Job, open_corpus, prepare, start_accelerator
 from pretrain_lib import train as train_function
 from pretrain_lib.config.units import TokenCount
-from tests.conftest import change, read_rows, run_command
+from tests.conftest import change, read_rows, run_python
 
 STEPS, KILLS = 40, 20
 KILLED = (
@@ -108,12 +108,12 @@ def test_a_run_killed_twenty_times_is_the_run_that_was_never_killed(
 ):
     settings = request.getfixturevalue(data) if data == "mixture" else {}
     whole = change(recipe, data=settings, schedule={"tokens": TokenCount(STEPS * 256)})
-    whole = change(whole, run={"save_every": 2, "evaluate_every": 8}, samples={"every": 16})
+    whole = change(whole, checkpoint={"every": 2}, validation={"every": 8}, samples={"every": 16})
     killed = change(whole, run={"dir": str(tmp_path / "killed")})
     (tmp_path / "recipes").write_bytes(pickle.dumps((whole, killed)))
     environment = {"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}
     code = KILLED.format(str(tmp_path))
-    result = run_command(sys.executable, "-c", code, environment=environment)
+    result = run_python("-c", code, environment=environment)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1]) == [0, *[-signal.SIGKILL] * KILLS, 0]
     expected, seen = read_log(tmp_path / "whole.log"), read_log(tmp_path / "killed.log")

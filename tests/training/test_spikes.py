@@ -1,6 +1,5 @@
 """Spikes: told from the steps before, left out or turned back from, on all ranks alike."""
 
-import dataclasses
 import json
 import math
 import random
@@ -63,10 +62,11 @@ class Spiking(GPT2):
         return (1000 * loss if hit else loss), count
 
 
-def spiking_recipe(recipe, folder, **run):
-    settings = {"dir": str(folder), "spike_sigma": 500.0, "spike_window": WINDOW, "save_every": 5}
-    recipe = change(recipe, schedule={"tokens": TokenCount(STEPS * 256)}, run=settings | run)
-    return change(recipe, samples={"prompts": []})
+def spiking_recipe(recipe, folder, *, every=5, **stability):
+    recipe = change(recipe, schedule={"tokens": TokenCount(STEPS * 256)}, samples={"prompts": []})
+    recipe = change(recipe, run={"dir": str(folder)}, checkpoint={"every": every})
+    limits = {"spike_sigma": 500.0, "spike_window": WINDOW}
+    return change(recipe, stability=limits | stability)
 
 
 def spike_at(recipe, steps):
@@ -167,7 +167,7 @@ def test_a_run_that_ended_after_it_turned_back_tells_it_once(recipe, tmp_path, c
 
 
 def test_without_a_checkpoint_a_spike_is_left_out(recipe, tmp_path):
-    config = spiking_recipe(recipe, tmp_path / "run", spike_action="rollback", save_every=None)
+    config = spiking_recipe(recipe, tmp_path / "run", spike_action="rollback", every=None)
     end, _ = run(config, steps=[9])
     assert end == "done"
     assert [event["event"] for event in events(config)] == ["skipped"]
@@ -189,14 +189,14 @@ def test_spikes_in_a_row_end_the_run(recipe, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("run", "text"),
+    ("stability", "text"),
     [
-        ({"spike_action": "wait"}, "run.spike_action=wait must be skip or rollback"),
-        ({"spike_window": 1}, "run.spike_window=1 must be at least 2"),
+        ({"spike_action": "wait"}, "stability.spike_action=wait must be skip or rollback"),
+        ({"spike_window": 1}, "stability.spike_window=1 must be a whole number of at least 2"),
     ],
 )
-def test_bad_settings_are_refused(recipe, run, text):
-    config = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, **run))
+def test_bad_settings_are_refused(recipe, stability, text):
+    config = change(recipe, stability=stability)
     with pytest.raises(ValueError, match=text):
         config.check(processes=1)
     assert not Path(recipe.run.dir).exists()

@@ -160,7 +160,7 @@ def _check_free_space(folder: Path, needed: int) -> None:
         raise OSError(
             errno.ENOSPC,
             f"a checkpoint takes {needed / 1e9:.2f} GB but only {free / 1e9:.2f} GB are free: make "
-            f"room, or keep fewer checkpoints (run.keep_last)",
+            f"room, or keep fewer checkpoints (checkpoint.keep_last)",
             str(folder),
         )
 

@@ -1,24 +1,57 @@
 """The `pretrain` command: prepare, verify, inspect, overlap, export, eval and more."""
 
-import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any, Literal
 
-from pretrain_lib.data.windows.best_fit import PACKINGS
-from pretrain_lib.errors import DONE, INTERRUPTED, report_errors
+from pretrain_lib.config.flags import Parser, add_argument
+from pretrain_lib.config.units import ByteCount, DeviceName, Text, TokenCount
+from pretrain_lib.data.windows.best_fit import Packing
+from pretrain_lib.errors import DONE, INTERRUPTED, raised_here, report_errors
 from pretrain_lib.evaluate.suites import SUITES
+from pretrain_lib.values import Rule
+
+AddCommand = Callable[..., Callable[..., None]]
+SOURCE = Rule(str, help="python-stdlib, files, folders, or a hub name")
+TEXT_FIELD = Rule(str, help="the column or JSON field with the text")
+SEED = Rule(int, minimum=0, maximum=2**63 - 1, help="of the random draws")
+WORKERS = Rule(int, minimum=1, maximum=4096, unit="processes", help="by default one per core")
+MODEL = Rule(Path, help="a model folder, a checkpoint, or a run folder: its newest")
+INCLUDE_PATH = Rule(Path, help="a folder with task files of your own")
+# What the library's messages call a setting, and what the user of a command wrote instead.
+FLAGS = {
+    "prepare": {
+        "data.path": "--out",
+        "data.source": "SOURCE",
+        "data.tokenizer": "--tokenizer",
+        "data.train_tokenizer": "--train_tokenizer",
+        "tokenizer": "--tokenizer",
+        "train_tokenizer": "--train_tokenizer",
+        "data.validation": "--validation",
+        "data.text_field": "--text_field",
+        "data.max_rejected": "--max_rejected",
+    },
+    "overlap": {"data.source": "SOURCE", "data.text_field": "--text_field"},
+    "verify": {"data.path": "FOLDER"},
+    "inspect": {"data.path": "PATH", "data.weights": "--weights", "data.packing": "--packing"},
+    "tasks": {"data.path": "FOLDER", "items": "--items"},
+    "eval": {"tasks": "--tasks", "include_path": "--include_path"},
+    "sample": {"data.tokenizer": "FOLDER"},
+    "export": {"data.tokenizer": "CHECKPOINT", "push_to_hub": "--push_to_hub"},
+    "plot": {},
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the `pretrain` command."""
-    options = _build_parser().parse_args(arguments)
     try:
         # What cannot be read or written is the user's to mend as well.
-        code = report_errors(lambda: _run(options), user_errors=(ValueError, OSError))
+        code = report_errors(lambda: _run(arguments), user_errors=(ValueError, OSError))
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -29,104 +62,142 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _run(options: argparse.Namespace) -> int | None:
+def _run(arguments: Sequence[str] | None) -> int | None:
+    options = build_parser().parse_args(arguments)
     # Imported now, since torch takes a second that `--help` and workers of `prepare` do not need.
     module = import_module(f"pretrain_lib.commands.{options.module}")
-    return getattr(module, f"run_{options.command}")(options)
+    try:
+        return getattr(module, f"run_{options.command}")(options)
+    except ValueError as error:
+        if not raised_here(error):
+            raise
+        raise ValueError(in_terms_of_flags(str(error), options.command)) from error
 
 
-def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pretrain", description=main.__doc__, allow_abbrev=False)
+def in_terms_of_flags(message: str, command: str) -> str:
+    """Return a message about settings as one about the flags of a command."""
+    for setting, flag in FLAGS[command].items():
+        message = re.sub(rf"(?<![\w.-]){re.escape(setting)}=", f"{flag} ", message)
+    return message
+
+
+def build_parser() -> Parser:
+    """Return the parser of all commands."""
+    parser = Parser(prog="pretrain", description=main.__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(module: str, name: str, text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    def command(module: str, name: str, text: str) -> Callable[..., None]:
+        added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(module=module, command=name)
-        return added
+        return partial(add_argument, added)
 
     _add_data_commands(partial(command, "data"))
     _add_model_commands(partial(command, "model"))
+    _add_eval(partial(command, "model"))
     return parser
 
 
-def _add_data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    add = command("prepare", "Turn text into shards of tokens.").add_argument
-    add("sources", nargs="+", metavar="SOURCE", help="python-stdlib, files, folders, or a hub name")
-    add("--tokenizer", help="a folder, a tokenizer.json, or a hub name")
-    add("--train_tokenizer", type=int, metavar="VOCABULARY", help="train a byte-level BPE")
-    add("--out", type=Path, required=True)
-    add("--workers", type=int, help="processes (default: one per core)")
-    add("--max_rejected", type=int, default=100, help="documents that may be unreadable")
-    add("--validation", default="hash", help="hash[:SHARE], first:TOKENS or none")
-    add("--text_field", default="text", help="the column or JSON field with the text")
+def _add_data_commands(command: AddCommand) -> None:
+    add = command("prepare", "Turn text into shards of tokens.")
+    add("sources", SOURCE, nargs="+", metavar="SOURCE")
+    add("--tokenizer", Rule(str, help="a folder, a tokenizer.json, or a hub name"))
+    vocabulary = Rule(int, minimum=257, unit="ids", help="train a byte-level BPE")
+    add("--train_tokenizer", vocabulary, metavar="VOCABULARY")
+    add("--out", Rule(Path, help="the folder of the shards"), required=True)
+    add("--workers", WORKERS)
+    add(
+        "--max_rejected", Rule(int, minimum=0, help="documents that may be unreadable"), default=100
+    )
+    add("--validation", Rule(str, help="hash[:SHARE], first:TOKENS or none"), default="hash")
+    add("--text_field", TEXT_FIELD, default="text")
 
-    add = command("verify", "Check every hash of a prepared folder.").add_argument
-    add("folder", type=Path)
+    add = command("verify", "Check every hash of a prepared folder.")
+    add("folder", Rule(Path, help="a prepared folder"), metavar="FOLDER")
 
     text = "Show what lies in prepared folders or arrays, and what a run makes of it."
-    add = command("inspect", text).add_argument
-    add("paths", type=Path, nargs="+", metavar="PATH", help="prepared folders, .npy, .bin, .ds")
-    add("--sequence_length", type=int, default=256, help="tokens in a window")
-    add("--packing", choices=PACKINGS, default="concat")
-    add("--weights", type=float, nargs="+", help="shares of a mixture, one for each path")
-    add("--tokens", help="of a planned run, such as 10e9: shows the epochs of each path")
-    add("--window", type=int, default=0, help="the window to show, counted from the run's start")
-    add("--seed", type=int, default=0)
+    add = command("inspect", text)
+    add("paths", Rule(Path, help="prepared folders, .npy, .bin, .ds"), nargs="+", metavar="PATH")
+    length = Rule(int, minimum=1, unit="tokens", help="length of a window")
+    add("--sequence_length", length, default=256)
+    add("--packing", Rule(Packing, help="how documents are packed"), default="concat")
+    weights = Rule(float, above=0, help="shares of a mixture, one for each path")
+    add("--weights", weights, nargs="+", metavar="SHARE")
+    planned = Rule(TokenCount, minimum=1, help="of a planned run: shows the epochs of each path")
+    add("--tokens", planned)
+    window = Rule(int, minimum=0, help="the window to show, counted from the run's start")
+    add("--window", window, default=0)
+    add("--seed", SEED, default=0)
 
-    text = "Find evaluation items whose n-grams of words occur in a text."
-    add = command("overlap", text).add_argument
-    add("sources", nargs="+", metavar="SOURCE", help="as for prepare")
-    add("--items", type=Path, nargs="+", required=True, help=".jsonl files, an item a line")
-    add("--fields", help="of the items, separated by commas (default: every text in them)")
-    add("--ngram", type=int, default=13, help="words")
-    add("--text_field", default="text", help="the column or JSON field with the source's text")
-    add("--workers", type=int, help="processes (default: one per core)")
-    add("--out", type=Path, help="where the whole report goes, as JSON")
+    add = command("overlap", "Find evaluation items whose n-grams of words occur in a text.")
+    add("sources", SOURCE, nargs="+", metavar="SOURCE")
+    items = Rule(Path, help=".jsonl files, an item a line")
+    add("--items", items, nargs="+", required=True, metavar="FILE")
+    add("--fields", Rule(str, help="of the items, separated by commas; by default every text"))
+    add("--ngram", Rule(int, minimum=1, unit="words", help="length of an n-gram"), default=13)
+    add("--text_field", TEXT_FIELD, default="text")
+    add("--workers", WORKERS)
+    add("--out", Rule(Path, help="where the whole report goes, as JSON"))
 
 
-def _add_model_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    add = command("tasks", "Build lm-eval tasks from held-out text.").add_argument
-    add("folder", type=Path, help="a prepared folder")
-    add("--out", type=Path, required=True)
-    add("--items", type=int, default=200)
+def _add_model_commands(command: AddCommand) -> None:
+    add = command("tasks", "Build lm-eval tasks from held-out text.")
+    add("folder", Rule(Path, help="a prepared folder"), metavar="FOLDER")
+    add("--out", Rule(Path, help="the folder of the task files"), required=True)
+    add("--items", Rule(int, minimum=1, help="items of heldout_choice"), default=200)
 
-    add = command("export", "Write a checkpoint as a plain model folder.").add_argument
-    add("checkpoint", type=Path, help="a checkpoint, or a run folder: its newest")
-    add("--out", type=Path, required=True)
-    add("--dtype", choices=("float32", "bfloat16"), default="float32")
-    add("--max_shard_size", metavar="SIZE", help="of a file of weights: 500MB, 2GB, ...")
-    add("--scores", type=Path, help="a JSON of `eval --out`, for the model card")
-    add("--push_to_hub", metavar="OWNER/NAME", help="upload it to the hub as well")
-    add("--private", action="store_true", help="for a repository that is made on the hub")
+    add = command("export", "Write a checkpoint as a plain model folder.")
+    checkpoint = Rule(Path, help="a checkpoint, or a run folder: its newest")
+    add("checkpoint", checkpoint, metavar="CHECKPOINT")
+    add("--out", Rule(Path, help="the folder of the export"), required=True)
+    dtype = Rule(Literal["float32", "bfloat16"], help="of the weights")
+    add("--dtype", dtype, default="float32")
+    size = Rule(ByteCount, minimum=1, help="of a file of weights at most")
+    add("--max_shard_size", size, metavar="SIZE")
+    add("--scores", Rule(Path, help="a JSON of `eval --out`, for the model card"))
+    hub = Rule(str, help="upload it to the hub as well")
+    add("--push_to_hub", hub, metavar="OWNER/NAME")
+    _add_switch(add, "--private", "for a repository that is made on the hub")
 
-    parser = command("eval", "Score a model folder with lm-eval-harness.")
-    add = parser.add_argument
-    add("folder", type=Path, help="a model folder, a checkpoint, or a run folder")
+    add = command("sample", "Let a model write.")
+    add("folder", MODEL, metavar="FOLDER")
+    prompt = Rule(Text, help="what the text begins with; repeatable")
+    add("--prompt", prompt, action="append", required=True)
+    add("--count", Rule(int, minimum=1, help="samples of each prompt"), default=1)
+    add("--tokens", Rule(int, minimum=1, unit="tokens", help="length of a sample"), default=64)
+    temperature = Rule(float, minimum=1e-3, also=0, help="0 takes the likeliest token")
+    add("--temperature", temperature, default=1.0)
+    add("--top_k", Rule(int, minimum=1, help="draw from this many of the likeliest tokens"))
+    top_p = Rule(float, above=0, maximum=1, help="draw from the likeliest of this probability")
+    add("--top_p", top_p)
+    add("--seed", SEED, default=0)
+
+    add = command("plot", "Draw the curves of runs.")
+    add("runs", Rule(Path, help="run folders"), nargs="+", metavar="RUN")
+    add("--out", Rule(Path, help="the picture, its suffix ignored"))
+
+
+def _add_eval(command: AddCommand) -> None:
+    add = command("eval", "Score a model folder with lm-eval-harness.")
+    add("folder", MODEL, metavar="FOLDER")
+    (parser,) = add.args
     tasks = parser.add_mutually_exclusive_group(required=True)
-    tasks.add_argument("--tasks", help="names, separated by commas")
-    tasks.add_argument("--suite", choices=SUITES, help="the tasks of a recipe")
-    add("--include_path", type=Path, help="a folder with task files of your own")
-    add("--limit", type=int, help="items per task")
-    add("--batch_size", type=int, default=8)
-    add("--dtype", default="float32")
-    add("--device")
-    add("--num_fewshot", type=int)
-    add("--harness", action="store_true", help="score with lm-eval's own model, slower")
-    add("--out", type=Path, help="where lm-eval's JSON goes")
+    add_argument(tasks, "--tasks", Rule(str, help="names, separated by commas"))
+    suite = Rule(Literal[tuple(SUITES)], help="the tasks of a recipe")
+    add_argument(tasks, "--suite", suite)
+    add("--include_path", INCLUDE_PATH)
+    add("--limit", Rule(int, minimum=1, unit="items", help="items of each task"))
+    add("--batch_size", Rule(int, minimum=1, help="contexts read at once"), default=8)
+    dtype = Rule(Literal["float32", "bfloat16", "float16", "auto"], help="of the weights")
+    add("--dtype", dtype, default="float32")
+    add("--device", Rule(DeviceName, help="by default CUDA or MPS where there is one"))
+    add("--num_fewshot", Rule(int, minimum=0, help="examples in front of each item"))
+    _add_switch(add, "--harness", "score with lm-eval's own model, slower")
+    add("--out", Rule(Path, help="where lm-eval's JSON goes"))
 
-    add = command("sample", "Let a model write.").add_argument
-    add("folder", type=Path, help="a model folder, a checkpoint, or a run folder")
-    add("--prompt", action="append", required=True)
-    add("--count", type=int, default=1)
-    add("--tokens", type=int, default=64)
-    add("--temperature", type=float, default=1.0)
-    add("--top_k", type=int)
-    add("--top_p", type=float)
-    add("--seed", type=int, default=0)
 
-    add = command("plot", "Draw the curves of runs.").add_argument
-    add("runs", type=Path, nargs="+", metavar="RUN")
-    add("--out", type=Path)
+def _add_switch(add: Any, name: str, text: str) -> None:
+    (parser,) = add.args
+    parser.add_argument(name, action="store_true", help=text)
 
 
 if __name__ == "__main__":

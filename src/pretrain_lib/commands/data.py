@@ -2,7 +2,7 @@
 
 import argparse
 
-from pretrain_lib.config.units import TokenCount
+from pretrain_lib.commands.outputs import check_out
 from pretrain_lib.data.overlap import find_overlap, format_overlap, write_overlap
 from pretrain_lib.data.pool import count_cores
 from pretrain_lib.data.prepare.groups import describe_left_out
@@ -13,6 +13,7 @@ from pretrain_lib.data.tokens.shards import verify_folder
 
 def run_prepare(options: argparse.Namespace) -> None:
     """Turn text into shards of tokens."""
+    check_out(options.out, is_folder=True)
     job = Job(
         tuple(options.sources),
         options.tokenizer,
@@ -44,8 +45,6 @@ def run_inspect(options: argparse.Namespace) -> None:
     """Show what lies in prepared folders or arrays."""
     from pretrain_lib.data.inspection import inspect_data  # imports torch
 
-    if options.window < 0:
-        raise ValueError(f"--window {options.window} must be at least 0")
     lines = inspect_data(
         options.paths,
         sequence_length=options.sequence_length,
@@ -53,7 +52,7 @@ def run_inspect(options: argparse.Namespace) -> None:
         seed=options.seed,
         packing=options.packing,
         weights=options.weights,
-        planned_tokens=options.tokens and TokenCount.parse(options.tokens),
+        planned_tokens=options.tokens,
     )
     for line in lines:
         print(line)
@@ -61,6 +60,7 @@ def run_inspect(options: argparse.Namespace) -> None:
 
 def run_overlap(options: argparse.Namespace) -> None:
     """Find evaluation items that a text contains."""
+    check_out(options.out)
     report = find_overlap(
         options.sources,
         options.items,

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from pretrain_lib.checkpoint.folders import FILES, find_newest, verify_checkpoint
-from pretrain_lib.config.units import parse_bytes
+from pretrain_lib.commands.outputs import check_out
 from pretrain_lib.data.text.tokenizer import load_tokenizer
 from pretrain_lib.evaluate.harness import evaluate_folder, is_ours
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
@@ -26,8 +26,7 @@ OUR_MODEL = "our model under lm-eval (--harness for its own)"
 
 def run_tasks(options: argparse.Namespace) -> None:
     """Build lm-eval tasks from held-out text."""
-    if options.items < 1:
-        raise ValueError(f"--items {options.items} must be at least 1")
+    check_out(options.out, is_folder=True)
     names = write_local_tasks(options.folder, options.out, items=options.items)
     print(f"{options.out}: {', '.join(names)} (--tasks NAME --include_path {options.out})")
 
@@ -37,16 +36,16 @@ def run_export(options: argparse.Namespace) -> None:
     source, name = model_folder(options.checkpoint), options.push_to_hub
     if options.private and name is None:
         raise ValueError("--private is for a repository on the hub: give --push_to_hub OWNER/NAME")
+    check_out(options.out, is_folder=True)
     if name is not None:
         check_hub(name)
-    limit = options.max_shard_size
     with without_foreign_progress():
         difference = export_checkpoint(
             source,
             options.out,
             dtype=getattr(torch, options.dtype),
             scores=options.scores,
-            max_shard_bytes=None if limit is None else parse_bytes(limit),
+            max_shard_bytes=options.max_shard_size,
         )
     print(
         f"{options.out}: exported from {source}; loaded again by transformers, its logits are "
@@ -60,6 +59,8 @@ def run_export(options: argparse.Namespace) -> None:
 
 def run_eval(options: argparse.Namespace) -> None:
     """Score a model folder with lm-eval-harness."""
+    check_out(options.out)
+    check_device(options.device)
     folder = model_folder(options.folder)
     by_lm_eval = options.harness or not is_ours(folder)
     print(f"scoring {folder} with {LM_EVAL_MODEL if by_lm_eval else OUR_MODEL}")
@@ -84,10 +85,11 @@ def run_eval(options: argparse.Namespace) -> None:
 def run_sample(options: argparse.Namespace) -> None:
     """Let a model write."""
     folder = model_folder(options.folder)
+    tokenizer = load_tokenizer(folder)
     model = load_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
     texts = sample_texts(
         model,
-        load_tokenizer(folder),
+        tokenizer,
         options.prompt,
         per_prompt=options.count,
         new_tokens=options.tokens,
@@ -103,8 +105,19 @@ def run_sample(options: argparse.Namespace) -> None:
 
 def run_plot(options: argparse.Namespace) -> None:
     """Draw the curves of runs."""
+    check_out(options.out)
     for path in plot_runs(options.runs, options.out):
         print(path)
+
+
+def check_device(name: str | None) -> None:
+    """Raise ValueError if a device is named that this machine does not have."""
+    if name is None or name == "cpu":
+        return
+    kind, _, index = name.partition(":")
+    found = torch.cuda.device_count() if kind == "cuda" else int(torch.backends.mps.is_available())
+    if int(index or 0) >= found:
+        raise ValueError(f"--device {name} is not on this machine, which has {found} of {kind}")
 
 
 def model_folder(path: Path) -> Path:

@@ -2,12 +2,19 @@
 
 import dataclasses
 import sys
-from argparse import ArgumentParser as PlainParser
-from typing import Any, NoReturn
+from argparse import Namespace
+from typing import Any
 
-from pretrain_lib.config.settings import DataConfig, Recipe
-from pretrain_lib.config.units import Duration, TokenCount
+import yaml
+
+from pretrain_lib.config.flags import Parser, add_argument, add_setting
+from pretrain_lib.config.overlays import read_overlay
+from pretrain_lib.config.renamed import now_called
+from pretrain_lib.config.settings import Recipe, plain
 from pretrain_lib.models.flops import PEAK_TFLOPS, Hardware
+from pretrain_lib.values import Rule, did_you_mean, rules_of
+
+HARDWARE = Hardware()
 
 
 def parse_recipe(
@@ -16,95 +23,112 @@ def parse_recipe(
     """Read overlays and flags over a recipe's settings: `(settings, what --plan is for)`.
 
     Later wins: the recipe, `--preset`, each `--config FILE`, flags. A preset maps dotted names to
-    values. What cannot be read ends the program with one line and exit code 2.
+    values. Raises ValueError, in one line, for what cannot be read or is out of range.
     """
-    arguments = _overlays_first(sys.argv[1:] if arguments is None else arguments)
-    presets = presets or {}
-    # Found first, because a preset moves the defaults that everything else overrides.
-    finder = PlainParser(allow_abbrev=False, add_help=False)
-    finder.add_argument("--preset", nargs="?")
-    preset = presets.get(finder.parse_known_args(arguments)[0].preset, {})
-    settings = _parse(defaults, presets, preset, arguments)
-    sections = {f.name: settings[f.name] for f in dataclasses.fields(Recipe)}
-    # Again without the recipe's own data, to see what the user gave.
-    nothing = dataclasses.replace(defaults.data, source=None, tokenizer=None, train_tokenizer=None)
-    blank = dataclasses.replace(defaults, data=nothing)
-    given: DataConfig = _parse(blank, presets, preset, arguments)["data"]
-    if given.path and given.source is None and not given.streaming:
-        # A folder named by the user is taken as it is, not held against the recipe's own source.
-        sections["data"] = given
-    elif given.train_tokenizer and not given.tokenizer:
-        sections["data"] = dataclasses.replace(sections["data"], tokenizer=None)
-    hardware = _planned_hardware(settings) if settings["plan"] else None
-    return Recipe(**sections), hardware
+    rules = _recipe_rules(defaults)
+    options = _build_parser(defaults, presets or {}, rules).parse_args(arguments)
+    given = _given(options, presets or {}, rules)
+    config = _replace(defaults, given)
+    config = dataclasses.replace(config, data=_choose_data(defaults, config, given))
+    config.check_values()
+    if options.print_config:
+        print(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), end="")
+        sys.exit(0)
+    return config, _planned_hardware(options)
 
 
-def _planned_hardware(settings: dict[str, Any]) -> Hardware:
-    mfu, node = settings["plan_mfu"], settings["plan_node"]
-    if not 0 < mfu <= 1:
-        raise ValueError(f"plan_mfu={mfu:g} must be above 0 and at most 1, such as 0.4")
-    if node < 1:
-        raise ValueError(f"plan_node={node} must be at least 1")
-    return Hardware(device=settings["plan"], mfu=mfu, node=node)
+def _recipe_rules(defaults: Recipe) -> dict[str, Rule]:
+    """Return the rule of each setting by dotted name."""
+    return {
+        f"{section.name}.{name}": rule
+        for section in dataclasses.fields(defaults)
+        for name, rule in rules_of(type(getattr(defaults, section.name))).items()
+    }
 
 
-def _parse(
-    defaults: Recipe, presets: dict[str, dict], preset: dict, arguments: list[str]
-) -> dict[str, Any]:
-    parser = _build_parser(defaults, presets)
-    parser.set_defaults(preset)
-    return vars(parser.instantiate(parser.parse_args(arguments)))
+def _given(options: Namespace, presets: dict[str, dict], rules: dict[str, Rule]) -> dict[str, Any]:
+    """Return the values of preset, overlays and flags by dotted name."""
+    given = dict(presets[options.preset]) if options.preset else {}
+    for file in options.config:
+        for name, written in read_overlay(file).items():
+            if name not in rules:
+                hint = now_called(name) or f"is no setting{did_you_mean(name, rules)}"
+                raise ValueError(f"{file}: {name} {hint}")
+            given[name] = _read(rules[name], written, f"{file}: {name}")
+    for name, rule in rules.items():
+        if hasattr(options, name):
+            given[name] = _read(rule, getattr(options, name), f"--{name}")
+    return given
 
 
-def _overlays_first(arguments: list[str]) -> list[str]:
-    """Move `--config FILE` to the front: a flag wins over a file wherever it stands."""
-    overlays, flags = [], []
-    for position, argument in enumerate(arguments):
-        follows = position > 0 and arguments[position - 1] == "--config"
-        is_overlay = follows or argument == "--config" or argument.startswith("--config=")
-        (overlays if is_overlay else flags).append(argument)
-    return overlays + flags
+def _read(rule: Rule, written: Any, name: str) -> Any:
+    try:
+        return rule.read(written)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
 
 
-def _build_parser(defaults: Recipe, presets: dict[str, dict]):  # noqa: ANN202 (imported lazily)
-    from jsonargparse import ArgumentParser
-    from jsonargparse.typing import register_type
+def _replace(config: Recipe, given: dict[str, Any]) -> Recipe:
+    sections: dict[str, dict] = {}
+    for name, value in given.items():
+        section, _, field = name.partition(".")
+        sections.setdefault(section, {})[field] = value
+    changed = {
+        section: dataclasses.replace(getattr(config, section), **values)
+        for section, values in sections.items()
+    }
+    return dataclasses.replace(config, **changed)
 
-    class Parser(ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            lines = [line.strip() for line in str(message).splitlines() if line.strip()]
-            print(f"error: {' '.join(lines)} (--help lists all flags)", file=sys.stderr)
-            sys.exit(2)
 
-    for kind in (TokenCount, Duration):
-        register_type(
-            kind, serializer=kind.__base__, deserializer=kind.parse, fail_already_registered=False
-        )
-    parser = Parser(allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="A YAML overlay; may be repeated.")
-    _add_plan(parser)
-    parser.add_argument(
-        "--preset", choices=sorted(presets), help="A size, with its batch and rate."
-    )
-    for section in dataclasses.fields(Recipe):
-        value = getattr(defaults, section.name)
-        parser.add_argument(f"--{section.name}", type=type(value), default=value)
+def _choose_data(defaults: Recipe, config: Recipe, given: dict[str, Any]) -> Any:
+    """Return the data settings; a folder that the user named is not held against the recipe's own.
+
+    It is taken as it is: without the source and the tokenizer that only the recipe gives.
+    """
+    origin = {
+        name: given.get(f"data.{name}") for name in ("source", "tokenizer", "train_tokenizer")
+    }
+    if config.data.path and origin["source"] is None and not config.data.streaming:
+        return dataclasses.replace(config.data, **origin)
+    if origin["train_tokenizer"] and not origin["tokenizer"]:
+        return dataclasses.replace(config.data, tokenizer=None)
+    return config.data
+
+
+def _planned_hardware(options: Namespace) -> Hardware | None:
+    if options.plan is None:
+        return None
+    return Hardware(device=options.plan, mfu=options.plan_mfu, node=options.plan_node)
+
+
+class _RecipeParser(Parser):
+    def refuse(self, written: str) -> str:
+        """Return the error for an argument that is no flag; an old name gets its new one."""
+        hint = now_called(written.removeprefix("--"))
+        if hint is None:
+            return super().refuse(written)
+        return f"{written} {hint.replace('called ', 'called --')}"
+
+
+def _build_parser(defaults: Recipe, presets: dict[str, dict], rules: dict[str, Rule]) -> Parser:
+    usage = "%(prog)s [--preset NAME] [--config FILE ...] [--SECTION.FIELD VALUE ...]"
+    parser = _RecipeParser(usage=usage)
+    add = parser.add_argument
+    add("--config", action="append", default=[], metavar="FILE", help="a YAML overlay; repeatable")
+    text = f"a size, with its batch and rate: {', '.join(sorted(presets)) or 'there is none'}"
+    add("--preset", choices=sorted(presets), metavar="NAME", help=text)
+    add("--print_config", action="store_true", help="print all settings as YAML, and exit")
+    text = f"print what the run costs on such devices ({HARDWARE.device}), and exit"
+    devices = {"choices": sorted(PEAK_TFLOPS), "metavar": "DEVICE"}
+    add("--plan", nargs="?", const=HARDWARE.device, help=text, **devices)
+    mfu = Rule(float, above=0, maximum=1, help="MFU by which --plan tells the time")
+    add_argument(parser, "--plan_mfu", mfu, default=HARDWARE.mfu, metavar="X")
+    node = Rule(int, minimum=1, help="devices in a machine, for --plan")
+    add_argument(parser, "--plan_node", node, default=HARDWARE.node, metavar="N")
+    for section in dataclasses.fields(defaults):
+        settings = getattr(defaults, section.name)
+        group = parser.add_argument_group(section.name, (settings.__doc__ or "").splitlines()[0])
+        for field in dataclasses.fields(settings):
+            name = f"{section.name}.{field.name}"
+            add_setting(group, name, rules[name], plain(getattr(settings, field.name)))
     return parser
-
-
-def _add_plan(parser: PlainParser) -> None:
-    planned = Hardware()
-    parser.add_argument(
-        "--plan",
-        nargs="?",
-        const=planned.device,
-        choices=sorted(PEAK_TFLOPS),
-        metavar="DEVICE",
-        help=f"Print what the run costs on such devices ({planned.device}), and exit.",
-    )
-    parser.add_argument(
-        "--plan_mfu", type=float, default=planned.mfu, help="MFU by which --plan tells the time."
-    )
-    parser.add_argument(
-        "--plan_node", type=int, default=planned.node, help="Devices in a machine, for --plan."
-    )

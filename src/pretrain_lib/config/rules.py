@@ -1,66 +1,17 @@
-"""What the settings of a run may be, each and together.
+"""What the settings of a run may be together.
 
-`config` is a `config.Recipe` everywhere.
+`config` is a `settings.Recipe` everywhere.
 """
 
+import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
-from pretrain_lib.data.windows.best_fit import PACKINGS
-from pretrain_lib.models.blocks import RECOMPUTE
+from pretrain_lib.config.renamed import now_called
 from pretrain_lib.optim.adamw_bf16 import HIGHEST_BETA as HIGHEST_BF16_BETA
-from pretrain_lib.optim.spikes import ACTIONS
+from pretrain_lib.values import did_you_mean, show
 
-# The smallest value of each number that has one; null stays allowed where it means "never".
-LOWEST = {
-    "data.workers": 1,
-    "data.max_rejected": 0,
-    "batch.micro_batch": 1,
-    "batch.sequence_length": 1,
-    "optimizer.learning_rate": 0,
-    "optimizer.weight_decay": 0,
-    "optimizer.z_loss": 0,
-    "samples.per_prompt": 1,
-    "samples.tokens": 1,
-    "samples.temperature": 0,
-    "samples.top_k": 1,
-    "samples.every": 1,
-    "samples.growth": 1,
-    "scores.every": 1,
-    "scores.limit": 1,
-    "scores.batch_size": 1,
-    "run.max_steps": 0,
-    "run.save_every": 1,
-    "run.save_every_tokens": 1,
-    "run.keep_last": 0,
-    "run.keep_every": 1,
-    "run.spike_sigma": 0,
-    "run.spike_window": 2,
-    "run.collective_timeout": 1,
-    "run.log_every": 1,
-    "run.evaluate_every": 1,
-    "run.max_skipped": 1,
-}
-CHOICES = {
-    "data.packing": PACKINGS,
-    "optimizer.moments": ("fp32", "bf16"),
-    "run.gather": ("fp32", "bf16"),
-    "run.recompute": RECOMPUTE,
-    "run.spike_action": ACTIONS,
-}
-
-
-def check_values(config: Any) -> None:
-    """Raise ValueError for a value that is below its lowest, or none of the choices."""
-    for name, lowest in LOWEST.items():
-        section, _, setting = name.partition(".")
-        value = getattr(getattr(config, section), setting)
-        if value is not None and value < lowest:
-            raise ValueError(f"{name}={value} must be at least {lowest}")
-    for name, choices in CHOICES.items():
-        section, _, setting = name.partition(".")
-        value = getattr(getattr(config, section), setting)
-        if value not in choices:
-            raise ValueError(f"{name}={value} must be {' or '.join(choices)}")
+DATA = "data"  # by this name `run.allow_changes` lets a run go on with other tokens
 
 
 def check_together(config: Any) -> None:
@@ -71,17 +22,29 @@ def check_together(config: Any) -> None:
             f"second must be at most {HIGHEST_BF16_BETA}, or its moment would round back to "
             f"what it was; lower it, or keep the moments in fp32"
         )
-    if config.optimizer.max_grad_norm <= 0:
-        raise ValueError(
-            f"optimizer.max_grad_norm={config.optimizer.max_grad_norm} must be above 0; for no "
-            f"clipping give a large number such as 1e9"
-        )
     if config.batch.sequence_length > config.model.context_length:
         raise ValueError(
             f"batch.sequence_length={config.batch.sequence_length} is longer than "
             f"model.context_length={config.model.context_length}; shorten the one or raise the "
             f"other"
         )
+
+
+def check_changes(config: Any) -> None:
+    """Raise ValueError for a name in `run.allow_changes` that is no setting."""
+    known = {DATA, *_names(dataclasses.asdict(config))}
+    for name in config.run.allow_changes:
+        if name not in known:
+            hint = now_called(name) or f"is no setting{did_you_mean(name, known)}"
+            raise ValueError(f"run.allow_changes={show(config.run.allow_changes)}: {name} {hint}")
+
+
+def _names(settings: dict, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of each setting."""
+    for key, value in settings.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _names(value, f"{prefix}{key}.")
 
 
 def check_division(config: Any, *, processes: int) -> None:

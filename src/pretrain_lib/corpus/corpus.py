@@ -41,7 +41,7 @@ def open_corpus(config: Recipe) -> Corpus:
     length = config.batch.sequence_length
     if corpus.spool is None:
         build_dataset(config, corpus)
-    choose_stretches(corpus.validation, length, max_tokens=config.run.evaluate_tokens)
+    choose_stretches(corpus.validation, length, max_tokens=config.validation.tokens)
     return corpus
 
 

@@ -38,8 +38,8 @@ def choose_stretches(
         share = None if max_tokens is None else int(max_tokens * text.weight / total)
         if len(held_out) > 1 and share is not None and share < sequence_length:
             raise ValueError(
-                f"run.evaluate_tokens={max_tokens}: the share of {text.name} is {share} tokens, "
-                f"less than batch.sequence_length={sequence_length}; raise run.evaluate_tokens, or "
+                f"validation.tokens={max_tokens}: the share of {text.name} is {share} tokens, "
+                f"less than batch.sequence_length={sequence_length}; raise validation.tokens, or "
                 f"set it to null to read all held-out text"
             )
         windows = validation_windows(text.tokens, sequence_length, max_tokens=share)

@@ -25,30 +25,30 @@ def start_accelerator(config: Recipe) -> Accelerator:
     the actual setup differs from the requested one.
     """
     launched = int(os.environ.get("WORLD_SIZE", 1))
-    check_trackers(config.run.trackers)
+    check_trackers(config.log.trackers)
     # Otherwise two processes on a machine without CUDA would each be a run of one process.
     cpu = launched > 1 and not torch.cuda.is_available()
     precision, remark = choose_precision(os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16"), cpu)
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=precision,
-        fsdp_plugin=build_sharding(gather=config.run.gather),
+        fsdp_plugin=build_sharding(param_dtype=config.system.fsdp_param_dtype),
         # `train_step` handles gradient accumulation itself: ignore the setting of the environment.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=1, sync_with_dataloader=False
         ),
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(seconds=config.run.collective_timeout)),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.system.collective_timeout)),
             # A forward uses each weight once, so caching bf16 copies would only take memory.
             AutocastKwargs(cache_enabled=False),
         ],
-        log_with=list(config.run.trackers) or None,
+        log_with=list(config.log.trackers) or None,
         project_dir=config.run.dir,
     )
     if remark:
         accelerator.print(remark)
-    check_world(accelerator, launched=launched, expected=config.run.processes)
-    check_sharding(accelerator, gather=config.run.gather)
+    check_world(accelerator, launched=launched, expected=config.system.processes)
+    check_sharding(accelerator, param_dtype=config.system.fsdp_param_dtype)
     check_accumulation(config, processes=accelerator.num_processes)
     if is_elastic():
         meet_main_rank(accelerator)

@@ -1,11 +1,14 @@
 """Check that the processes and settings of a launch match the recipe."""
 
 import os
+from dataclasses import dataclass
+from pathlib import Path
 
 from accelerate import Accelerator, DistributedType
 from accelerate.tracking import get_available_trackers
 
 from pretrain_lib.config.settings import Recipe
+from pretrain_lib.values import did_you_mean
 
 SUPPORTED = (
     DistributedType.NO,
@@ -13,18 +16,84 @@ SUPPORTED = (
     DistributedType.MULTI_CPU,
     DistributedType.FSDP,
 )
+RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # set by every launcher
 ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 
 
+@dataclass(frozen=True)
+class Login:
+    """How a tracker knows its user, and what spares it the question."""
+
+    command: str
+    key: str
+    """The environment variable of the key."""
+    files: tuple[str, ...]
+    """Where the login may be kept instead, and what such a file then holds."""
+    holds: str = ""
+    mode: str = ""
+    """The environment variable by which the tracker stays on this machine."""
+    local: tuple[str, ...] = ("offline",)
+    """Its values that do so."""
+
+
+LOGINS = {
+    "wandb": Login(
+        "wandb login",
+        "WANDB_API_KEY",
+        ("~/.netrc", "~/_netrc"),
+        holds="wandb",
+        mode="WANDB_MODE",
+        local=("offline", "disabled", "dryrun"),
+    ),
+    "comet_ml": Login("comet login", "COMET_API_KEY", ("~/.comet.config",)),
+    "clearml": Login("clearml-init", "CLEARML_API_ACCESS_KEY", ("~/clearml.conf",)),
+    "swanlab": Login(
+        "swanlab login",
+        "SWANLAB_API_KEY",
+        ("~/.swanlab/.netrc",),
+        mode="SWANLAB_MODE",
+        local=("local", "offline", "disabled"),
+    ),
+}
+
+
+def check_launch() -> None:
+    """Raise ValueError for an environment that tells of processes which no launcher has started."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if not (count.isdecimal() and int(count) > 0):
+        raise ValueError(f"WORLD_SIZE={count} in the environment must be a number of processes")
+    missing = [name for name in RENDEZVOUS if name not in os.environ]
+    if int(count) > 1 and missing:
+        raise ValueError(
+            f"WORLD_SIZE={count} is set in the environment, but not {', '.join(missing)}: start "
+            f"with accelerate launch, which sets them all, or unset WORLD_SIZE"
+        )
+
+
 def check_trackers(wanted: list[str]) -> None:
-    """Raise ValueError for a tracker that is not installed."""
+    """Raise ValueError for a tracker that is not installed, or waits for a login."""
     installed = [str(name) for name in get_available_trackers()]
     for name in wanted:
         if name not in installed:
             raise ValueError(
-                f"run.trackers={wanted}: {name} is not installed, or unknown to Accelerate; "
+                f"log.trackers={wanted}: {name} is not installed, or unknown to Accelerate; "
                 f"installed: {', '.join(installed) or 'none'} (install pretrain_lib[trackers])"
+                f"{did_you_mean(name, installed)}"
             )
+        if name in LOGINS and not _is_logged_in(LOGINS[name]):
+            login = LOGINS[name]
+            stay = f", or {login.mode}={login.local[0]} to stay on this machine" * bool(login.mode)
+            raise ValueError(
+                f"log.trackers={wanted}: {name} needs a login: run `{login.command}`, or set "
+                f"{login.key}{stay}"
+            )
+
+
+def _is_logged_in(login: Login) -> bool:
+    if os.environ.get(login.key) or os.environ.get(login.mode) in login.local:
+        return True
+    files = (Path(file).expanduser() for file in login.files)
+    return any(file.is_file() and login.holds in file.read_text() for file in files)
 
 
 def check_world(accelerator: Accelerator, *, launched: int, expected: int | None) -> None:
@@ -42,8 +111,8 @@ def check_world(accelerator: Accelerator, *, launched: int, expected: int | None
         )
     if expected is not None and running != expected:
         raise ValueError(
-            f"run.processes={expected} but {running} run: check num_processes in the configuration "
-            f"of accelerate launch (for several processes on CPUs: cpu_2proc.yaml)"
+            f"system.processes={expected} but {running} run: check num_processes in the "
+            f"configuration of accelerate launch (for several processes on CPUs: cpu_2proc.yaml)"
         )
 
 

@@ -18,7 +18,7 @@ BLOCK = "Block"  # class name of a transformer block, in each of our models
 # Settings of `fsdp_config` that are rejected, by Accelerate's names, and the reasons.
 REFUSED = {
     "CPU_RAM_EFFICIENT_LOADING": "it would untie tied weights, and models are created sharded",
-    "ACTIVATION_CHECKPOINTING": "set --run.recompute to full or selective instead",
+    "ACTIVATION_CHECKPOINTING": "set --system.activation_checkpointing instead",
     "OFFLOAD_PARAMS": "offloading to the CPU is not implemented",
 }
 
@@ -32,11 +32,11 @@ def _is_set(variable: str) -> bool:
     return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
 
 
-def build_sharding(*, gather: str) -> FullyShardedDataParallelPlugin | None:
+def build_sharding(*, param_dtype: str) -> FullyShardedDataParallelPlugin | None:
     """Return the FSDP2 settings, or None if the launcher was not configured for FSDP.
 
-    `gather` is the dtype in which weights are all-gathered, "fp32" or "bf16"; the shards stay in
-    fp32. Raises ValueError for unsupported FSDP settings.
+    `param_dtype` is the dtype in which weights are all-gathered, "fp32" or "bf16"; the shards stay
+    in fp32. Raises ValueError for unsupported FSDP settings.
     """
     if not is_sharding_asked_for():
         return None
@@ -53,7 +53,7 @@ def build_sharding(*, gather: str) -> FullyShardedDataParallelPlugin | None:
             )
     return FullyShardedDataParallelPlugin(
         mixed_precision_policy=MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16 if gather == "bf16" else None,
+            param_dtype=torch.bfloat16 if param_dtype == "bf16" else None,
             reduce_dtype=torch.float32,
             cast_forward_inputs=False,  # keeps rotary angles in fp32; autocast casts the rest
         ),
@@ -62,7 +62,7 @@ def build_sharding(*, gather: str) -> FullyShardedDataParallelPlugin | None:
     )
 
 
-def check_sharding(accelerator: Accelerator, *, gather: str) -> None:
+def check_sharding(accelerator: Accelerator, *, param_dtype: str) -> None:
     """Raise ValueError if the actual sharding is not that of launcher and recipe."""
     if is_sharding_asked_for() and not is_sharded(accelerator):
         raise ValueError(
@@ -70,10 +70,12 @@ def check_sharding(accelerator: Accelerator, *, gather: str) -> None:
             f"it: FSDP needs several processes with a GPU each; on CPUs use "
             f"accelerate_configs/cpu_2proc.yaml"
         )
-    if gather == "bf16" and not (is_sharded(accelerator) and accelerator.mixed_precision == "bf16"):
+    if param_dtype == "bf16" and not (
+        is_sharded(accelerator) and accelerator.mixed_precision == "bf16"
+    ):
         raise ValueError(
-            "run.gather=bf16 needs FSDP2 with mixed_precision: bf16, which this run does not use: "
-            "leave it at fp32, or launch with accelerate_configs/fsdp2_8gpu.yaml"
+            "system.fsdp_param_dtype=bf16 needs FSDP2 with mixed_precision: bf16, which this run "
+            "does not use: leave it at fp32, or launch with accelerate_configs/fsdp2_8gpu.yaml"
         )
     parallel = accelerator.parallelism_config
     if parallel is not None and parallel.non_data_parallel_size > 1:

@@ -15,7 +15,8 @@ from accelerate.utils import patch_environment
 from pretrain_lib.data.text.tokenizer import Tokenizer
 from pretrain_lib.evaluate.per_token import add_per_token
 from pretrain_lib.evaluate.tasks import Tasks, open_tasks
-from pretrain_lib.models.hf import Model, load_pretrained, read_config
+from pretrain_lib.models.hf import Model, check_weights, load_pretrained
+from pretrain_lib.models.hf_config import read_config, read_hf_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pretrain_lib.evaluate.live_model import Deal
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
 # The default of lm-eval, 100,000, takes minutes and changes the third digit of an error bar.
 BOOTSTRAP_DRAWS = 1000
 
@@ -88,6 +90,7 @@ def evaluate_folder(
     from transformers import AutoTokenizer
 
     _check_folder(folder)
+    check_weights(folder)
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} must be one of {', '.join(DTYPES)}")
     device = device or _default_device()
@@ -110,6 +113,7 @@ def evaluate_folder(
 
 def is_ours(folder: Path) -> bool:
     """Return whether `load_pretrained` can read a folder."""
+    read_hf_config(folder)  # a broken one is nobody's
     try:
         read_config(folder)
     except ValueError:
@@ -170,6 +174,11 @@ def _check_folder(folder: Path) -> None:
         raise ValueError(
             f"{folder} is not a model folder: it has no config.json; give a checkpoint "
             f"(RUN/checkpoints/step-...) or a folder written by `pretrain export`"
+        )
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ValueError(
+            f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}): copy there the one that "
+            f"the model was trained with"
         )
 
 

@@ -69,7 +69,8 @@ def open_scored_tasks(config: Recipe, corpus: Corpus, accelerator: Accelerator) 
 def check_task_names(config: Recipe) -> None:
     """Raise ValueError if `config.scores` names an unknown task."""
     if config.scores.tasks:
-        find_tasks(config.scores.tasks, include_path=_include_path(config))
+        options = {"include_path": _include_path(config), "section": "scores."}
+        find_tasks(config.scores.tasks, **options)
 
 
 def _include_path(config: Recipe) -> Path | None:
@@ -77,18 +78,22 @@ def _include_path(config: Recipe) -> Path | None:
 
 
 def find_tasks(
-    tasks: Sequence[str], *, include_path: Path | None = None
+    tasks: Sequence[str], *, include_path: Path | None = None, section: str = ""
 ) -> tuple["TaskManager", list[str]]:
     """Return lm-eval's task manager and the task names that match `tasks` (names or patterns).
 
     Indexing the thousands of tasks of lm-eval takes seconds, so it is done only if `include_path`
-    does not have all of them. Raises ValueError for an unknown task.
+    does not have all of them. `section` is put before the names of settings in messages. Raises
+    ValueError for an unknown task.
     """
-    from lm_eval.tasks import TaskManager
+    if include_path is not None and not include_path.is_dir():
+        raise ValueError(
+            f"{section}include_path={include_path} is not a folder of task files (.yaml)"
+        )
+
+    from lm_eval.tasks import TaskManager  # takes seconds
 
     if include_path is not None:
-        if not include_path.is_dir():
-            raise ValueError(f"include_path={include_path} is not a folder of task files (.yaml)")
         manager = TaskManager(include_path=str(include_path), include_defaults=False)
         # A group may include tasks of lm-eval, so only single tasks can do without the index.
         found = [manager.match_tasks([task]) for task in tasks]
@@ -99,9 +104,9 @@ def find_tasks(
     missing = [task for task, names in zip(tasks, found, strict=True) if not names]
     if missing or not tasks:
         raise ValueError(
-            f"tasks={','.join(missing) or 'none'} is known neither to lm-eval nor below "
-            f"include_path={include_path}; `lm-eval ls tasks` lists the tasks of lm-eval, and "
-            f"include_path may name a folder of your own task files"
+            f"{section}tasks={','.join(missing) or 'none'} is known neither to lm-eval nor below "
+            f"{section}include_path={include_path}; `lm-eval ls tasks` lists the tasks of lm-eval, "
+            f"and {section}include_path may name a folder of your own task files"
         )
     return manager, _flatten(found)
 

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from pretrain_lib.corpus.stretches import Stretch
-from pretrain_lib.data.windows.batches import to_device
+from pretrain_lib.data.windows.batches import narrow_document_ends, to_device
 from pretrain_lib.data.windows.packing import Windows, fill_window
 from pretrain_lib.run_folder.metrics import perplexity
 
@@ -95,7 +95,8 @@ def _own_batches(
         batch = Windows.empty(len(rows), sequence_length, document_masking=document_masking)
         for row, window in enumerate(rows):
             fill_window(batch, row, stretch.tokens, window * sequence_length)
-        yield {name: torch.from_numpy(array) for name, array in batch.as_dict().items()}
+        tensors = {name: torch.from_numpy(array) for name, array in batch.as_dict().items()}
+        yield narrow_document_ends(tensors)
 
 
 def _result(

@@ -2,10 +2,14 @@
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pretrain_lib.models.document_attention import attend_in_documents, has_document_kernel
 
 # Shapes: B sequences, H heads, T positions, D width of a head.
+
+# With a mask cuDNN, which torch prefers on Hopper and newer, builds a plan for every new shape.
+MASKED_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def causal_attention(
@@ -13,26 +17,36 @@ def causal_attention(
     k: torch.Tensor,
     v: torch.Tensor,
     *,
-    document_ends: torch.Tensor | None = None,
+    boundaries: torch.Tensor | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Attend to earlier positions, within the own document where `document_ends` says so.
+    """Attend to earlier positions, within the own document if `boundaries` are given.
 
-    `q` (B, H, T, D); `k`, `v` (B, H_kv, T, D) with H a multiple of H_kv; `document_ends` (B, E)
-    as in `document_index`. Returns (B, H, T, D).
+    `q` (B, H, T, D); `k`, `v` (B, H_kv, T, D) with H a multiple of H_kv; `boundaries` (N + 1,) as
+    `document_boundaries` returns them. Returns (B, H, T, D).
     """
-    grouped = q.shape[1] != k.shape[1]
-    options = {"dropout_p": dropout, "enable_gqa": grouped}
-    if document_ends is None:
+    if boundaries is None:
+        options = {"dropout_p": dropout, "enable_gqa": q.shape[1] != k.shape[1]}
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
     if has_document_kernel(q) and dropout == 0:
-        if grouped:
-            groups = q.shape[1] // k.shape[1]
-            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        return attend_in_documents(q, k, v, document_ends)
-    document = document_index(document_ends, q.shape[2])
+        return attend_in_documents(q, k, v, boundaries)
+    B, _, T, _ = q.shape
+    tokens = torch.arange(B * T, device=q.device, dtype=boundaries.dtype)
+    document = torch.searchsorted(boundaries, tokens, right=True).view(B, T)
     mask = (document[:, :, None] == document[:, None, :]).tril()[:, None]  # (B, 1, T, T)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
+    return masked_attention(q, k, v, mask, dropout=dropout)
+
+
+def masked_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, *, dropout: float = 0.0
+) -> torch.Tensor:
+    """Attend where `mask`, broadcast to (B, H, T, S), is true; `q` (B, H, T, D), `k`, `v` S long.
+
+    `k`, `v` may have fewer heads (B, H_kv, S, D). Returns (B, H, T, D).
+    """
+    options = {"dropout_p": dropout, "enable_gqa": q.shape[1] != k.shape[1]}
+    with sdpa_kernel(MASKED_BACKENDS):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
 
 
 def document_index(document_ends: torch.Tensor, length: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
+from typing import Literal
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from torch.utils.checkpoint import (
 import pretrain_lib.models.document_attention  # noqa: F401 (registers its operator)
 from pretrain_lib.models.cache import CachedLayer, TokenTrees
 
-RECOMPUTE = ("none", "selective", "full")
+ActivationCheckpointing = Literal["none", "selective", "full"]
 KEPT = (
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
@@ -38,10 +39,25 @@ class TrainingOptions:
 
     compiled: bool = False
     """Whether the blocks and the loss are compiled."""
-    recompute: str = "none"
-    """What backward computes again: nothing, selective (all but the results of matrix products and
-    attention), or the full blocks."""
     z_loss: float = 0.0
+
+
+class CheckpointedBlock(nn.Module):
+    """A block whose `compute` runs again in backward where activation checkpointing asks for it.
+
+    Inside the block, so that a compiler sees it and keeps what is to be kept.
+    """
+
+    activation_checkpointing: ActivationCheckpointing = "none"
+    """none, selective (backward computes again all but the results of matrix products and of
+    attention), or full (all but the block's input)."""
+
+    def forward(self, x: torch.Tensor, *shared: object) -> torch.Tensor:
+        """Return `compute(x, *shared)`, (B, T, D)."""
+        if self.activation_checkpointing == "none" or not torch.is_grad_enabled():
+            return self.compute(x, *shared)
+        options = _checkpoint_options(self.activation_checkpointing)
+        return checkpoint(self.compute, x, *shared, **options)
 
 
 def run_blocks(
@@ -49,21 +65,15 @@ def run_blocks(
     x: torch.Tensor,
     *shared: object,
     cached_layers: list[CachedLayer] | list[TokenTrees] | None,
-    options: TrainingOptions,
 ) -> torch.Tensor:
     """Send `x` (B, T, D) through all blocks; each is also given `shared` and its cached layer."""
-    cached_layers = cached_layers or repeat(None)
-    again = options.recompute != "none" and torch.is_grad_enabled()
-    for block, cached in zip(blocks, cached_layers, strict=False):
-        if again:
-            x = checkpoint(block, x, *shared, cached, **_options_of_checkpoint(options.recompute))
-        else:
-            x = block(x, *shared, cached)
+    for block, cached in zip(blocks, cached_layers or repeat(None), strict=False):
+        x = block(x, *shared, cached)
     return x
 
 
-def _options_of_checkpoint(recompute: str) -> dict:
-    if recompute == "full":
+def _checkpoint_options(kind: ActivationCheckpointing) -> dict:
+    if kind == "full":
         return {"use_reentrant": False}
     context = partial(create_selective_checkpoint_contexts, _policy)
     return {"use_reentrant": False, "context_fn": context}

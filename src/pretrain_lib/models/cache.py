@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from pretrain_lib.models.attention import masked_attention
+
 
 class KeyValueCache:
     """The keys and values of every layer, for rows that may differ in length.
@@ -125,7 +127,7 @@ def attend_where(
     """
     grouped = q.reshape(k.shape[0], k.shape[1], -1, q.shape[3])  # (B, H_kv, H / H_kv * T, D)
     mask = mask.repeat(1, q.shape[1] // k.shape[1], 1)[:, None]
-    return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask).reshape(q.shape)
+    return masked_attention(grouped, k, v, mask).reshape(q.shape)
 
 
 def _fit(kept: torch.Tensor, slots: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Attention inside the documents of packed windows, at no more than their own cost.
 
 A Python loop over documents would have torch.compile make a graph for each layout, so it stands
-behind one operator. Shapes: B sequences, H heads, T positions, D width of a head, E ends.
+behind one operator. Shapes: B sequences, H heads, T positions, D width of a head, N documents.
 """
 
 import inspect
@@ -12,34 +12,57 @@ from torch import library
 from torch.nn.attention.varlen import varlen_attn
 
 FLASH_DTYPES = (torch.bfloat16, torch.float16)  # all that the kernels for CUDA take
+FLASH_HEAD_WIDTH, FLASH_WIDTH_MULTIPLE, FLASH_CAPABILITY = 256, 8, 8  # at most, of, at least
+MAX_GRID_Y = 65_535  # of CUDA: FlashAttention launches a row of blocks for each document
 flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 flash_attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
+def document_boundaries(document_ends: torch.Tensor, length: int) -> torch.Tensor:
+    """Return where the documents of all rows meet, int32 (N + 1,), counted over the B x T tokens.
+
+    `document_ends` (B, E) as in `attention.document_index`. It begins with 0 and ends with B x T;
+    a filled-up column of `document_ends` becomes an empty document.
+    """
+    rows = torch.arange(document_ends.shape[0], device=document_ends.device)[:, None]
+    ends = document_ends.clamp(max=length) + rows * length
+    return torch.cat([ends.new_zeros(1), ends.flatten()]).to(torch.int32)
+
+
 def has_document_kernel(q: torch.Tensor) -> bool:
     """Return whether `attend_in_documents` can take such queries."""
-    return q.device.type == "cpu" or (q.device.type == "cuda" and q.dtype in FLASH_DTYPES)
+    if q.device.type != "cuda":
+        return q.device.type == "cpu"
+    width = q.shape[-1]
+    fits = width <= FLASH_HEAD_WIDTH and width % FLASH_WIDTH_MULTIPLE == 0
+    recent = torch.cuda.get_device_capability(q.device)[0] >= FLASH_CAPABILITY
+    return fits and recent and q.dtype in FLASH_DTYPES
 
 
 def attend_in_documents(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, document_ends: torch.Tensor
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, boundaries: torch.Tensor
 ) -> torch.Tensor:
-    """Attend causally within documents; `q`, `k`, `v` (B, H, T, D), `document_ends` (B, E).
+    """Attend causally within documents; `boundaries` (N + 1,) are those of `document_boundaries`.
 
-    Returns (B, H, T, D). The time grows with the sum of the squares of the documents' lengths.
+    `q` (B, H, T, D); `k`, `v` (B, H_kv, T, D). Returns (B, H, T, D). The time grows with the sum of
+    the squares of the documents' lengths.
     """
-    if q.device.type == "cpu":
-        return attend_on_cpu(q, k, v, document_ends)[0]
-    return _attend_on_cuda(q, k, v, document_ends)
+    on_cpu, grouped = q.device.type == "cpu", q.shape[1] != k.shape[1]
+    if grouped and (on_cpu or not _takes("enable_gqa")):
+        groups = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    if on_cpu:
+        return attend_on_cpu(q, k, v, boundaries)[0]
+    return _attend_on_cuda(q, k, v, boundaries, grouped=grouped)
 
 
 @library.custom_op("pretrain_lib::document_attention", mutates_args=())
 def attend_on_cpu(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, document_ends: torch.Tensor
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, boundaries: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the attention (B, H, T, D) and each query's log-sum-exp (B, H, T), for backward."""
     out, log_sums = _empty_results(q)
-    for part in _documents(document_ends, q.shape[2]):
+    for part in _documents(boundaries, q.shape[2]):
         out[part], log_sums[part] = flash_attention(q[part], k[part], v[part], 0.0, True)
     return out, log_sums
 
@@ -52,11 +75,11 @@ def attend_on_cpu_backward(
     v: torch.Tensor,
     out: torch.Tensor,
     log_sums: torch.Tensor,
-    document_ends: torch.Tensor,
+    boundaries: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of q, k and v."""
     grads = _empty_like_heads(q), _empty_like_heads(k), _empty_like_heads(v)
-    for part in _documents(document_ends, q.shape[2]):
+    for part in _documents(boundaries, q.shape[2]):
         tensors = (tensor[part] for tensor in (out_grad, q, k, v, out, log_sums))
         for grad, values in zip(grads, flash_attention_backward(*tensors, 0.0, True), strict=True):
             grad[part] = values
@@ -64,18 +87,18 @@ def attend_on_cpu_backward(
 
 
 @attend_on_cpu.register_fake
-def _(q, k, v, document_ends):  # noqa: ANN001, ANN202
+def _(q, k, v, boundaries):  # noqa: ANN001, ANN202
     return _empty_results(q)
 
 
 @attend_on_cpu_backward.register_fake
-def _(out_grad, q, k, v, out, log_sums, document_ends):  # noqa: ANN001, ANN202
+def _(out_grad, q, k, v, out, log_sums, boundaries):  # noqa: ANN001, ANN202
     return _empty_like_heads(q), _empty_like_heads(k), _empty_like_heads(v)
 
 
 def _keep_for_backward(ctx, inputs, output) -> None:  # noqa: ANN001
-    *tensors, document_ends = inputs
-    ctx.save_for_backward(*tensors, *output, document_ends)
+    *tensors, boundaries = inputs
+    ctx.save_for_backward(*tensors, *output, boundaries)
 
 
 def _backward(ctx, out_grad, _):  # noqa: ANN001, ANN202
@@ -97,32 +120,39 @@ def _empty_like_heads(x: torch.Tensor) -> torch.Tensor:
     return x.new_empty(B, T, H, D).transpose(1, 2)
 
 
-def _documents(document_ends: torch.Tensor, length: int) -> Iterator[tuple[slice, slice, slice]]:
+def _documents(boundaries: torch.Tensor, length: int) -> Iterator[tuple[slice, slice, slice]]:
     """Return the index of each document's part of a tensor (B, H, T, ...)."""
-    for row, ends in enumerate(document_ends.tolist()):
-        start = 0
-        for end in ends:
-            end = min(end, length)
-            if end > start:
-                yield slice(row, row + 1), slice(None), slice(start, end)
-            start = end
+    starts = boundaries.tolist()
+    for start, end in zip(starts, starts[1:], strict=False):
+        if end > start:
+            row, first = divmod(start, length)
+            yield slice(row, row + 1), slice(None), slice(first, first + end - start)
 
 
 def _attend_on_cuda(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, document_ends: torch.Tensor
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, boundaries: torch.Tensor, *, grouped: bool
 ) -> torch.Tensor:
-    B, H, T, D = q.shape
-    rows = torch.arange(B, device=q.device, dtype=torch.int32)[:, None] * T
-    # What fills `document_ends` up becomes documents without a token.
-    ends = (document_ends.to(torch.int32).clamp(max=T) + rows).flatten()
-    starts = torch.cat([ends.new_zeros(1), ends])
-    q, k, v = (x.transpose(1, 2).reshape(B * T, H, D) for x in (q, k, v))
-    out = varlen_attn(q, k, v, starts, starts, T, T, **_causal_option())
-    return out.view(B, T, H, D).transpose(1, 2)
+    B, T = q.shape[0], q.shape[2]
+    documents = (boundaries.shape[0] - 1) // B  # of a row, the same for all: some are empty
+    options = _causal_option()
+    if grouped and _takes("enable_gqa"):
+        options["enable_gqa"] = True
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, T, H, D)
+    rows = max(1, MAX_GRID_Y // documents)  # a launch
+    parts = []
+    for first in range(0, B, rows):
+        last = min(first + rows, B)
+        starts = boundaries[first * documents : last * documents + 1] - first * T
+        flat = (x[first:last].reshape(-1, *x.shape[2:]) for x in (q, k, v))
+        parts.append(varlen_attn(*flat, starts, starts, T, T, **options))
+    out = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return out.view(B, T, *out.shape[1:]).transpose(1, 2)
 
 
 def _causal_option() -> dict:
     """Return how this torch's kernel is told to look back only: until 2.11 by a flag."""
-    if "is_causal" in inspect.signature(varlen_attn).parameters:
-        return {"is_causal": True}
-    return {"window_size": (-1, 0)}
+    return {"is_causal": True} if _takes("is_causal") else {"window_size": (-1, 0)}
+
+
+def _takes(option: str) -> bool:
+    return option in inspect.signature(varlen_attn).parameters

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretrain_lib.models.attention import causal_attention, document_positions
-from pretrain_lib.models.blocks import TrainingOptions, run_blocks
+from pretrain_lib.models.blocks import CheckpointedBlock, TrainingOptions, run_blocks
 from pretrain_lib.models.cache import CachedLayer, KeyValueCache, TokenTrees
+from pretrain_lib.models.document_attention import document_boundaries
 from pretrain_lib.models.loss import linear_cross_entropy
 from pretrain_lib.tensors.pieces import fill
+from pretrain_lib.values import check_fields, setting
 
 INITIAL_STD = 0.02
 
@@ -23,20 +25,31 @@ INITIAL_STD = 0.02
 class GPT2Config:
     """The shape of a GPT-2; the defaults are those of the 124M model."""
 
-    vocabulary_size: int = 50257
-    context_length: int = 1024
-    """Positions that have an embedding: the longest sequence."""
-    num_layers: int = 12
-    num_heads: int = 12
-    width: int = 768
-    dropout: float = 0.0
-    vocabulary_multiple: int = 128
-    """The embedding table is padded to a multiple of this many rows, for speed; 1 for none."""
+    vocabulary_size: int = setting(50257, "Ids of the vocabulary.", unit="ids", minimum=1)
+    context_length: int = setting(
+        1024,
+        "Positions that have an embedding: the longest sequence.",
+        unit="tokens",
+        minimum=1,
+    )
+    num_layers: int = setting(12, "Blocks.", minimum=1)
+    num_heads: int = setting(12, "Attention heads of a block.", minimum=1)
+    width: int = setting(768, "Length of a hidden state.", minimum=1)
+    dropout: float = setting(
+        0.0,
+        "Probability with which dropout zeroes embeddings, attention weights and what blocks add.",
+        minimum=0,
+        below=1,
+    )
+    vocabulary_multiple: int = setting(
+        128,
+        "The embedding table is padded to a multiple of this, for speed; 1: no padding.",
+        unit="rows",
+        minimum=1,
+    )
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if type(value) is int and value < 1:
-                raise ValueError(f"model.{name}={value} must be at least 1")
+        check_fields(self, name="model")
         if self.width % self.num_heads:
             raise ValueError(
                 f"model.width={self.width} must be a multiple of model.num_heads={self.num_heads}"
@@ -125,8 +138,10 @@ class GPT2(nn.Module):
         """Return the final hidden states (B, T, D), normalised, before the head."""
         length = input_ids.shape[1]
         positions = torch.arange(length, device=input_ids.device)
+        boundaries = None
         if document_ends is not None:
             positions = document_positions(document_ends, length)
+            boundaries = document_boundaries(document_ends, length)
         cached_layers = None
         if cache is not None:
             positions, cached_layers = cache.begin(length, input_ids.device)
@@ -140,13 +155,11 @@ class GPT2(nn.Module):
         x = F.embedding(input_ids, self.head_weight, sparse=sparse)
         x = x + self.transformer["wpe"](positions)
         x = F.dropout(x, self.config.dropout, self.training)
-        x = run_blocks(
-            self.blocks, x, document_ends, cached_layers=cached_layers, options=self.options
-        )
+        x = run_blocks(self.blocks, x, boundaries, cached_layers=cached_layers)
         return self.transformer["ln_f"](x)
 
 
-class Block(nn.Module):
+class Block(CheckpointedBlock):
     """Attention, then an MLP, each behind a LayerNorm and added to the residual stream."""
 
     def __init__(self, config: GPT2Config) -> None:
@@ -156,13 +169,13 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.width)
         self.mlp = MLP(config)
 
-    def forward(
+    def compute(
         self,
         x: torch.Tensor,
-        document_ends: torch.Tensor | None,
+        boundaries: torch.Tensor | None,
         cached: CachedLayer | TokenTrees | None,
     ) -> torch.Tensor:
-        x = x + self.attn(self.ln_1(x), document_ends, cached)  # (B, T, D)
+        x = x + self.attn(self.ln_1(x), boundaries, cached)  # (B, T, D)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -179,7 +192,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        document_ends: torch.Tensor | None,
+        boundaries: torch.Tensor | None,
         cached: CachedLayer | TokenTrees | None,
     ) -> torch.Tensor:
         B, T, D = x.shape
@@ -189,7 +202,7 @@ class Attention(nn.Module):
         )  # (B, H, T, D / H) each
         dropout = self.dropout if self.training else 0.0
         if cached is None:
-            y = causal_attention(q, k, v, document_ends=document_ends, dropout=dropout)
+            y = causal_attention(q, k, v, boundaries=boundaries, dropout=dropout)
         else:
             y = cached.attend(q, k, v)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, D))

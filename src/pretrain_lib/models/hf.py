@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from pretrain_lib.data.text.tokenizer import Tokenizer
 from pretrain_lib.models.flops import TABLES
@@ -161,18 +161,38 @@ def load_weights(model: Model, folder: Path) -> None:
         raise ValueError(f"{folder}: the tensors {sorted(parameters)} are missing")
 
 
+def check_weights(folder: Path) -> None:
+    """Raise ValueError unless a folder's files of weights are there and as long as they say."""
+    for path in _weight_files(folder):
+        with _open_tensors(path):
+            pass
+
+
 def _read_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    index = folder / INDEX
-    files = [WEIGHTS]
-    if index.is_file():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    for file in files:
-        path = folder / Path(file).name
-        if not path.is_file():
-            raise ValueError(f"{path} is missing: a model is read from safetensors only")
-        with safe_open(path, framework="pt") as tensors:
+    for path in _weight_files(folder):
+        with _open_tensors(path) as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 yield name, tensors.get_tensor(name)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    if not index.is_file():
+        return [folder / WEIGHTS]
+    try:
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is broken, no index of weights: copy it again") from error
+    return [folder / Path(file).name for file in sorted(set(files))]
+
+
+def _open_tensors(path: Path) -> safe_open:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: a model is read from safetensors only")
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is broken or cut short ({error}): copy it again") from error
 
 
 def _write(path: Path, value: dict) -> None:

@@ -20,10 +20,7 @@ ROPE_NAMES = {
 
 def read_config(folder: Path, *, vocabulary_multiple: int = 128) -> GPT2Config | LlamaConfig:
     """Return the configuration of a transformers folder as ours."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} is not a model folder: it has no config.json")
-    hf = json.loads(path.read_text(encoding="utf-8"))
+    path, hf = folder / "config.json", read_hf_config(folder)
     readers = {"gpt2": _gpt2_from_hf, "llama": _llama_from_hf}
     if hf.get("model_type") not in readers:
         raise ValueError(
@@ -34,6 +31,22 @@ def read_config(folder: Path, *, vocabulary_multiple: int = 128) -> GPT2Config |
         return readers[hf["model_type"]](hf, path, vocabulary_multiple)
     except KeyError as error:
         raise ValueError(f"{path} lacks the field {error}") from error
+    except TypeError as error:  # text where a number should be
+        raise ValueError(f"{path} has a field of another type than its model's: {error}") from error
+
+
+def read_hf_config(folder: Path) -> dict:
+    """Return the `config.json` of a transformers folder."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a model folder: it has no config.json")
+    try:
+        hf = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is broken, no JSON ({error}): copy it again") from error
+    if not isinstance(hf, dict):
+        raise ValueError(f"{path} must hold a JSON object, such as transformers writes")
+    return hf
 
 
 def config_to_hf(config: GPT2Config | LlamaConfig) -> dict:

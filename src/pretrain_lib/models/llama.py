@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretrain_lib.models.attention import causal_attention, document_positions
-from pretrain_lib.models.blocks import TrainingOptions, run_blocks
+from pretrain_lib.models.blocks import CheckpointedBlock, TrainingOptions, run_blocks
 from pretrain_lib.models.cache import CachedLayer, KeyValueCache, TokenTrees
+from pretrain_lib.models.document_attention import document_boundaries
 from pretrain_lib.models.loss import linear_cross_entropy
 from pretrain_lib.models.rope import RopeScaling, rotary_angles, rotate
 from pretrain_lib.tensors.pieces import fill
+from pretrain_lib.values import check_fields, setting
 
 INITIAL_STD = 0.02
 
@@ -24,26 +26,35 @@ INITIAL_STD = 0.02
 class LlamaConfig:
     """The shape of a LLaMA; the defaults are those of the 1.3B recipe."""
 
-    vocabulary_size: int = 8192
-    context_length: int = 2048
-    num_layers: int = 24
-    num_heads: int = 32
-    num_key_value_heads: int = 32
-    """Fewer than num_heads for grouped-query attention (Ainslie et al. 2023)."""
-    width: int = 2048
-    mlp_width: int = 5632
-    rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
-    """For a context that was made longer; null for plain rotary positions."""
-    norm_epsilon: float = 1e-5
-    tied_head: bool = False
-    vocabulary_multiple: int = 128
-    """The embedding table is padded to a multiple of this many rows, for speed; 1 for none."""
+    vocabulary_size: int = setting(8192, "Ids of the vocabulary.", unit="ids", minimum=1)
+    context_length: int = setting(2048, "The longest sequence.", unit="tokens", minimum=1)
+    num_layers: int = setting(24, "Blocks.", minimum=1)
+    num_heads: int = setting(32, "Attention heads of a block.", minimum=1)
+    num_key_value_heads: int = setting(
+        32,
+        "Heads of keys and values: fewer than num_heads for grouped-query attention (Ainslie et "
+        "al. 2023).",
+        minimum=1,
+    )
+    width: int = setting(2048, "Length of a hidden state.", minimum=1)
+    mlp_width: int = setting(5632, "Length of a hidden state inside the MLP.", minimum=1)
+    rope_theta: float = setting(10_000.0, "Base of the rotary frequencies.", above=1)
+    rope_scaling: RopeScaling | None = setting(
+        None, "For a context that was made longer; null: plain rotary positions."
+    )
+    norm_epsilon: float = setting(
+        1e-5, "Added to the mean square in RMSNorm.", minimum=1e-30, maximum=1
+    )
+    tied_head: bool = setting(False, "Share the weights of embedding and output head.")
+    vocabulary_multiple: int = setting(
+        128,
+        "The embedding table is padded to a multiple of this, for speed; 1: no padding.",
+        unit="rows",
+        minimum=1,
+    )
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if type(value) is int and value < 1:
-                raise ValueError(f"model.{name}={value} must be at least 1")
+        check_fields(self, name="model")
         if self.width % (2 * self.num_heads):
             raise ValueError(
                 f"model.width={self.width} must be a multiple of 2 x model.num_heads="
@@ -142,8 +153,10 @@ class Llama(nn.Module):
         """Return the final hidden states (B, T, D), normalised, before the head."""
         length = input_ids.shape[1]
         positions = torch.arange(length, device=input_ids.device)[None]
+        boundaries = None
         if document_ends is not None:
             positions = document_positions(document_ends, length)
+            boundaries = document_boundaries(document_ends, length)
         cached_layers = None
         if cache is not None:
             positions, cached_layers = cache.begin(length, input_ids.device)
@@ -161,14 +174,13 @@ class Llama(nn.Module):
             self.blocks,
             x,
             rotation,
-            document_ends,
+            boundaries,
             cached_layers=cached_layers,
-            options=self.options,
         )
         return self.model["norm"](x)
 
 
-class Block(nn.Module):
+class Block(CheckpointedBlock):
     """Attention, then an MLP, each behind an RMSNorm and added to the residual stream."""
 
     def __init__(self, config: LlamaConfig) -> None:
@@ -178,16 +190,14 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(
+    def compute(
         self,
         x: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
-        document_ends: torch.Tensor | None,
+        boundaries: torch.Tensor | None,
         cached: CachedLayer | TokenTrees | None,
     ) -> torch.Tensor:
-        x = x + self.self_attn(
-            self.input_layernorm(x), rotation, document_ends, cached
-        )  # (B, T, D)
+        x = x + self.self_attn(self.input_layernorm(x), rotation, boundaries, cached)  # (B, T, D)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -207,7 +217,7 @@ class Attention(nn.Module):
         self,
         x: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
-        document_ends: torch.Tensor | None,
+        boundaries: torch.Tensor | None,
         cached: CachedLayer | TokenTrees | None,
     ) -> torch.Tensor:
         B, T, D = x.shape
@@ -217,7 +227,7 @@ class Attention(nn.Module):
         )  # (B, H or H_kv, T, head_width)
         q, k = rotate(q, rotation), rotate(k, rotation)
         if cached is None:
-            y = causal_attention(q, k, v, document_ends=document_ends)
+            y = causal_attention(q, k, v, boundaries=boundaries)
         else:
             y = cached.attend(q, k, v)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, D))

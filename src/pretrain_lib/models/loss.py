@@ -7,7 +7,10 @@ from torch.autograd.function import once_differentiable
 
 from pretrain_lib.data.windows.packing import IGNORED_TARGET
 
-CHUNK_BYTES = 2**28  # of logits alive at a time, in the dtype of the matrix products
+# Logits alive at a time, in the dtype of the matrix products. A GPU has the room for larger chunks,
+# and each chunk but the first costs it a pass over the gradient of the whole table.
+CHUNK_BYTES = {"cpu": 2**28, "mps": 2**28, "cuda": 2**31}
+ROWS_MULTIPLE = 128  # of a chunk on CUDA: whole tiles of the matrix products
 BLOCK_LOGITS = 2**17  # a thread's, so that what is done to them one by one stays in its cache
 
 
@@ -33,7 +36,11 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     vocabulary_size = vocabulary_size or weight.shape[0]
-    loss = _LinearCrossEntropy.apply(hidden, weight, targets, vocabulary_size, z_loss, compiled)
+    # Known outside only: inside a Function no gradient is ever enabled.
+    needs_gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    loss = _LinearCrossEntropy.apply(
+        hidden, weight, targets, vocabulary_size, z_loss, compiled, needs_gradients
+    )
     return loss, (targets != IGNORED_TARGET).sum()
 
 
@@ -41,12 +48,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Computes the gradients chunk by chunk in forward, while a chunk's logits are at hand."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, vocabulary_size, z_loss, compiled):  # noqa: ANN001, ANN205
-        needs_gradients = any(ctx.needs_input_grad[:2])
+    def forward(ctx, hidden, weight, targets, vocabulary_size, z_loss, compiled, needs_gradients):  # noqa: ANN001, ANN205
         low_weight = weight.to(hidden.dtype)
         hidden_grad = torch.empty_like(hidden) if needs_gradients else None
         weight_grad = None
-        chunk = chunk_rows(len(hidden), len(weight) * hidden.element_size())
+        chunk = chunk_rows(len(hidden), len(weight) * hidden.element_size(), hidden.device.type)
         # One buffer for all chunks: fresh pages for each would cost as much as the arithmetic.
         buffer = hidden.new_empty(chunk, len(weight))
         loss = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
@@ -54,10 +60,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, len(hidden), chunk):
                 rows = slice(start, min(start + chunk, len(hidden)))
                 logits = torch.mm(hidden[rows], low_weight.T, out=buffer[: rows.stop - start])
-                loss += _turn_into_gradient(
-                    logits, targets[rows], vocabulary_size, z_loss, compiled
-                )
-                if needs_gradients:
+                options = (vocabulary_size, z_loss, compiled, needs_gradients)
+                loss += _chunk_loss(logits, targets[rows], *options)
+                if needs_gradients:  # in place of the logits there is now their gradient
                     torch.mm(logits, low_weight, out=hidden_grad[rows])
                     weight_grad = _add_product(weight_grad, logits.T, hidden[rows], weight.dtype)
         ctx.save_for_backward(hidden_grad, weight_grad)
@@ -70,45 +75,61 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_grad, weight_grad = ctx.saved_tensors
         scale = loss_grad.to(ctx.weight_dtype)
         weight_grad = weight_grad.to(ctx.weight_dtype, copy=True).mul_(scale)
-        return hidden_grad * scale.to(hidden_grad.dtype), weight_grad, None, None, None, None
+        return hidden_grad * scale.to(hidden_grad.dtype), weight_grad, *(None,) * 5
 
 
-def chunk_rows(rows: int, row_bytes: int) -> int:
+def chunk_rows(rows: int, row_bytes: int, device_type: str) -> int:
     """Return the rows of equal chunks, as few as fit: each costs a pass over the weight's size."""
-    chunks = max(1, -(-rows // max(1, CHUNK_BYTES // row_bytes)))
-    return max(1, -(-rows // chunks))
+    chunks = max(1, -(-rows // max(1, CHUNK_BYTES[device_type] // row_bytes)))
+    chunk = max(1, -(-rows // chunks))
+    if device_type == "cuda" and chunks > 1:
+        chunk = -(-chunk // ROWS_MULTIPLE) * ROWS_MULTIPLE
+    return chunk
 
 
 def _add_product(
     total: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Return `total` + `a` @ `b`, summed in `dtype`; one product alone stays in its own."""
+    """Return `total` + `a` @ `b`, summed in `dtype`."""
+    if a.device.type == "cuda" and a.dtype != dtype:  # one kernel multiplies in bf16, adds in fp32
+        if total is None:
+            return torch.mm(a, b, out_dtype=dtype)
+        return torch.addmm(total, a, b, out_dtype=dtype)
     if total is None:
-        return torch.mm(a, b)
+        return torch.mm(a, b)  # alone, a product stays in its own dtype
     return total.to(dtype).add_(torch.mm(a, b).to(dtype))  # a sum of two dtypes is slow on CPUs
 
 
-def _turn_into_gradient(
+def _chunk_loss(
     logits: torch.Tensor,
     targets: torch.Tensor,
     vocabulary_size: int,
     z_loss: float,
     compiled: bool,
+    needs_gradients: bool,
 ) -> torch.Tensor:
-    """Return the summed loss of a chunk and turn its logits into their gradient, in place."""
+    """Return the summed loss of a chunk; with `needs_gradients` its logits become their gradient.
+
+    `logits` (N, V_padded), `targets` (N).
+    """
     if compiled:
-        return _compiled_turn_block()(logits, targets, vocabulary_size, z_loss)
+        return _compiled_loss()(logits, targets, vocabulary_size, z_loss, needs_gradients)
     rows = len(logits)
     if logits.device.type == "cpu":
         rows = max(1, BLOCK_LOGITS * torch.get_num_threads() // logits.shape[1])
     blocks = zip(logits.split(rows), targets.split(rows), strict=True)
-    return sum(_turn_block_into_gradient(*block, vocabulary_size, z_loss) for block in blocks)
+    options = (vocabulary_size, z_loss, needs_gradients)
+    return sum(_block_loss(*block, *options) for block in blocks)
 
 
-def _turn_block_into_gradient(
-    logits: torch.Tensor, targets: torch.Tensor, vocabulary_size: int, z_loss: float
+def _block_loss(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    vocabulary_size: int,
+    z_loss: float,
+    needs_gradients: bool,
 ) -> torch.Tensor:
-    """As `_turn_into_gradient`; `logits` (N, V_padded), `targets` (N)."""
+    """As `_chunk_loss`, step by step in place: as fast as it gets without a compiler."""
     high = logits.to(torch.promote_types(logits.dtype, torch.float32))
     x = high[:, :vocabulary_size]
     counts = (targets != IGNORED_TARGET)[:, None]
@@ -122,14 +143,44 @@ def _turn_block_into_gradient(
         normalizer = top + total.log()
         nll += z_loss * normalizer**2
         share = share * (1 + 2 * z_loss * normalizer)
-    x *= share  # the softmax, but for the z-loss
-    x.scatter_add_(1, picked, -counts.to(x.dtype))
-    high[:, vocabulary_size:] = 0
-    if high is not logits:
-        logits.copy_(high)
+    if needs_gradients:
+        x *= share  # the softmax, but for the z-loss
+        x.scatter_add_(1, picked, -counts.to(x.dtype))
+        high[:, vocabulary_size:] = 0
+        if high is not logits:
+            logits.copy_(high)
+    return (nll * counts).sum()
+
+
+def _loss_for_compiler(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    vocabulary_size: int,
+    z_loss: float,
+    needs_gradients: bool,
+) -> torch.Tensor:
+    """As `_chunk_loss`, in a form that compiles to two kernels that never store fp32 logits.
+
+    One reads the logits for the log-sum-exp, one reads them again and writes the gradient.
+    """
+    high = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    column = torch.arange(logits.shape[1], device=logits.device)
+    if vocabulary_size < logits.shape[1]:
+        high = torch.where(column < vocabulary_size, high, -torch.inf)
+    counts = (targets != IGNORED_TARGET)[:, None]
+    picked = targets.clamp(min=0)[:, None]
+    normalizer = high.logsumexp(dim=1, keepdim=True)
+    nll, share = normalizer - logits.gather(1, picked), counts.to(high.dtype)
+    if z_loss:
+        nll = nll + z_loss * normalizer**2
+    if needs_gradients:
+        if z_loss:
+            share = share * (1 + 2 * z_loss * normalizer)
+        target = (column == picked) & counts
+        logits.copy_((high - normalizer).exp() * share - target.to(high.dtype))
     return (nll * counts).sum()
 
 
 @cache
-def _compiled_turn_block():  # noqa: ANN202
-    return torch.compile(_turn_block_into_gradient)
+def _compiled_loss():  # noqa: ANN202
+    return torch.compile(_loss_for_compiler)

@@ -4,9 +4,12 @@ Shapes: B sequences, T positions.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
+from typing import Literal
 
 import torch
+
+from pretrain_lib.values import check_fields, setting
 
 # What each kind of scaling reads, beside its kind and factor.
 FIELDS = {
@@ -21,31 +24,37 @@ FIELDS = {
 class RopeScaling:
     """How rotary positions are scaled for a longer context than that of the first training."""
 
-    kind: str
-    """linear (all positions divided by the factor, Chen et al. 2023), llama3 (Llama 3.1: slow
-    dimensions only), yarn (Peng et al. 2023), or dynamic (NTK: no change within the context, to
-    which sequences are held; kept for other programs)."""
-    factor: float
-    """How much longer the context is made."""
-    original_context_length: int | None = None
-    """That of the first training, for llama3 and yarn."""
-    low_frequency_factor: float = 1.0
-    """Of llama3: what turns fewer times in the original context is scaled wholly."""
-    high_frequency_factor: float = 4.0
-    """Of llama3: what turns more often is not scaled."""
-    beta_fast: float = 32.0
-    """Of yarn: what turns more often in the original context is not scaled."""
-    beta_slow: float = 1.0
-    """Of yarn: what turns fewer times is scaled wholly."""
-    attention_factor: float | None = None
-    """Of yarn: times cosine and sine; default 0.1 ln(factor) + 1."""
+    kind: Literal["linear", "llama3", "yarn", "dynamic"] = setting(
+        MISSING,
+        "linear (all positions divided by the factor, Chen et al. 2023), llama3 (Llama 3.1: slow "
+        "dimensions only), yarn (Peng et al. 2023), or dynamic (NTK: no change within the "
+        "context, to which sequences are held; kept for other programs).",
+    )
+    factor: float = setting(MISSING, "How much longer the context is made.", minimum=1)
+    original_context_length: int | None = setting(
+        None, "That of the first training, for llama3 and yarn.", unit="tokens", minimum=1
+    )
+    low_frequency_factor: float = setting(
+        1.0,
+        "Of llama3: what turns fewer times in the original context is scaled wholly.",
+        minimum=0,
+    )
+    high_frequency_factor: float = setting(
+        4.0, "Of llama3: what turns more often is not scaled.", minimum=0
+    )
+    beta_fast: float = setting(
+        32.0,
+        "Of yarn: what turns more often in the original context is not scaled.",
+        above=0,
+    )
+    beta_slow: float = setting(1.0, "Of yarn: what turns fewer times is scaled wholly.", above=0)
+    attention_factor: float | None = setting(
+        None, "Of yarn: times cosine and sine; null: 0.1 ln(factor) + 1.", above=0
+    )
 
     def __post_init__(self) -> None:
         name = "model.rope_scaling"
-        if self.kind not in FIELDS:
-            raise ValueError(f"{name}.kind={self.kind} must be one of {', '.join(FIELDS)}")
-        if not self.factor >= 1:
-            raise ValueError(f"{name}.factor={self.factor} must be at least 1")
+        check_fields(self, name=name)
         for field in fields(self)[2:]:
             value, used = getattr(self, field.name), field.name in FIELDS[self.kind]
             if not used and value != field.default:

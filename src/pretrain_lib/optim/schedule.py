@@ -5,19 +5,20 @@ Steps count from 0; a step is one optimizer update.
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-KINDS = ("cosine", "linear", "constant", "wsd")
+ScheduleKind = Literal["cosine", "linear", "constant", "wsd"]
 
 
 @dataclass(frozen=True)
 class LearningRate:
-    """Linear warm-up to `peak`, then one of `KINDS` down to `floor` at `total_steps`, then floor.
+    """Linear warm-up to `peak`, then `kind` down to `floor` at `total_steps`, then floor.
 
     "wsd" (warm-up, stable, decay; Hu et al. 2024) stays at the peak and falls linearly over the
     last `decay_steps`.
     """
 
-    kind: str
+    kind: ScheduleKind
     peak: float
     floor: float
     warmup_steps: int
@@ -25,8 +26,8 @@ class LearningRate:
     decay_steps: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"schedule.kind={self.kind} must be one of {', '.join(KINDS)}")
+        if self.kind not in (kinds := get_args(ScheduleKind)):
+            raise ValueError(f"schedule.kind={self.kind} must be one of {', '.join(kinds)}")
         if self.warmup_steps + self.decay_steps > self.total_steps:
             raise ValueError(
                 f"warm-up ({self.warmup_steps} steps) and decay ({self.decay_steps} steps) do not "

@@ -4,8 +4,9 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-ACTIONS = ("skip", "rollback")
+SpikeAction = Literal["skip", "rollback"]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What a training step holds in memory at its peak, from shapes alone.
 
-Counted is what our models' forward keeps for backward, operator by operator, without dropout, and
-not compiled. Shapes: N tokens of a micro-batch, D width, F width inside the MLP, H heads, V rows of
-the head's table.
+Counted is what our models' forward keeps for backward, operator by operator, without dropout. A
+compiler keeps somewhat less of the blocks; of the loss it is counted. Shapes: N tokens of a
+micro-batch, D width, F width inside the MLP, H heads, V rows of the head's table.
 """
 
 from dataclasses import dataclass
@@ -30,10 +30,12 @@ class Step:
     micro_batches: int = 1
     precision: str = "bf16"
     """bf16 (autocast) or fp32, of the matrix products."""
-    recompute: str = "none"
+    activation_checkpointing: str = "none"
     moments: str = "fp32"
     on_cuda: bool = True
     """On a CPU LLaMA's norms keep more, and the loss works in smaller blocks."""
+    compiled: bool = True
+    """On CUDA the compiled loss holds no logits in fp32."""
 
     @property
     def tokens(self) -> int:
@@ -151,10 +153,12 @@ def _layer_bytes(model: nn.Module, step: Step, *, copies: bool) -> _Layer:
     everything = N * whole + copied
     kept = {"none": everything, "selective": N * selected, "full": N * FP32 * config.width}
     # Selectively kept are two results of width D that backward does not need.
-    spare = 2 * low * config.width * N * (step.recompute == "selective")
+    spare = 2 * low * config.width * N * (step.activation_checkpointing == "selective")
     return _Layer(
-        kept=kept[step.recompute],
-        computed_again=everything + spare - kept[step.recompute] if step.recompute != "none" else 0,
+        kept=kept[step.activation_checkpointing],
+        computed_again=everything + spare - kept[step.activation_checkpointing]
+        if step.activation_checkpointing != "none"
+        else 0,
         # A matrix's gradient comes in the dtype of the product, and is copied to fp32.
         working=N * working + FP32 * max(matrices),
     )
@@ -202,23 +206,36 @@ def _loss_bytes(model: nn.Module, step: Step) -> int:
     """Return what head and loss need in forward, where they compute their gradients too."""
     (V, D), N = model.head_weight.shape, step.tokens
     low, in_bf16 = COMPUTE_BYTES[step.precision], step.precision == "bf16"
-    chunk = chunk_rows(N, V * low)
+    chunk = _chunk_rows(model, step)
     hidden = FP32 * N * D + low * N * D * (2 if in_bf16 else 1)  # with its copy, and its gradient
     weight_copy = low * V * D * in_bf16
     several = chunk < N
-    # A chunk's logits in fp32, which a CPU does in small blocks; or the products of the chunks,
-    # added in fp32.
-    high = FP32 * chunk * V * (in_bf16 and step.on_cuda) + FP32 * V * D * several
-    products = (2 * FP32 + 2 * low * in_bf16 if several else low) * V * D
+    # The gradient of the table: what the chunks' products are added to, and what comes new.
+    products = _table_gradient_bytes(step, several) * V * D
+    if several:
+        products += (FP32 if step.on_cuda else FP32 + 2 * low * in_bf16) * V * D
+    # A chunk's logits in fp32, unless compiled; a CPU makes them in small blocks.
+    high = FP32 * chunk * V * (in_bf16 and step.on_cuda and not step.compiled)
+    high += FP32 * V * D * several
     return hidden + weight_copy + low * chunk * V + max(high, products)
 
 
 def _head_backward_bytes(model: nn.Module, step: Step) -> int:
     """Return both gradients of the head as they were kept, and scaled."""
     (V, D), N = model.head_weight.shape, step.tokens
+    several = _chunk_rows(model, step) < N
     low = COMPUTE_BYTES[step.precision]
-    several = chunk_rows(N, V * low) < N
-    return 2 * low * N * D + ((FP32 if several else low) + FP32) * V * D
+    return 2 * low * N * D + (_table_gradient_bytes(step, several) + FP32) * V * D
+
+
+def _chunk_rows(model: nn.Module, step: Step) -> int:
+    row_bytes = model.head_weight.shape[0] * COMPUTE_BYTES[step.precision]
+    return chunk_rows(step.tokens, row_bytes, "cuda" if step.on_cuda else "cpu")
+
+
+def _table_gradient_bytes(step: Step, several: bool) -> int:
+    """Return the bytes of an element: fp32 on CUDA, or where several chunks are added."""
+    return FP32 if step.on_cuda or several else COMPUTE_BYTES[step.precision]
 
 
 def _is_tied(model: nn.Module) -> bool:

@@ -3,15 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 
-from pretrain_lib.config.rules import check_division, check_together, check_values
+from pretrain_lib.config.rules import check_division, check_together
 from pretrain_lib.config.settings import Recipe
 from pretrain_lib.data.tokens.foreign import is_foreign, open_foreign
 from pretrain_lib.data.tokens.shards import MANIFEST, read_manifest
 from pretrain_lib.data.windows.order import WindowOrder
-from pretrain_lib.models.blocks import RECOMPUTE
+from pretrain_lib.models.blocks import ActivationCheckpointing
 from pretrain_lib.models.flops import (
     MEMORY_GB,
     PEAK_TFLOPS,
@@ -32,6 +33,7 @@ from pretrain_lib.run_folder.metrics import human, human_time
 
 BF16 = 2  # bytes
 NODES = 4  # in the largest world that is shown unasked
+CHECKPOINTING = get_args(ActivationCheckpointing)
 COLUMNS = {
     "devices": 7,
     "sharding": 11,
@@ -40,7 +42,7 @@ COLUMNS = {
     "gradients": 9,
     "moments": 7,
     "buffers": 7,
-    **dict.fromkeys(RECOMPUTE, 9),
+    **dict.fromkeys(CHECKPOINTING, 9),
     "sent": 8,
     "time": 7,
 }
@@ -64,13 +66,13 @@ class Placement:
 def format_plan(config: Recipe, hardware: Hardware) -> str:
     """Return a text: steps, operations, disk; memory, network and time on some numbers of devices.
 
-    Those are `run.processes`, or else 1, a node and four nodes. Below stand warnings: of a batch
+    Those are `system.processes`, or else 1, a node and four nodes. Below stand warnings: of a batch
     that does not divide, of memory that does not suffice, of data that is read more than once.
     """
     _check(config)
     with torch.device("meta"):
         model = build_model(config.model)
-    asked, node = config.run.processes, hardware.node
+    asked, node = config.system.processes, hardware.node
     shown = (1, node, NODES * node)
     numbers = [asked] if asked else [n for n in shown if n == 1 or divides(config, n)]
     worlds = [w for number in dict.fromkeys(numbers) for w in worlds_of(number, config, node)]
@@ -87,7 +89,7 @@ def format_plan(config: Recipe, hardware: Hardware) -> str:
 
 def _check(config: Recipe) -> None:
     """Raise ValueError as `Recipe.check` does, but for a batch that does not divide."""
-    check_values(config)
+    config.check_values()
     check_together(config)
     if divides(config, 1):
         config.check(processes=1)
@@ -106,7 +108,7 @@ def worlds_of(devices: int, config: Recipe, node: int) -> list[World]:
     """Return the ways to spread a model over devices, of which `node` are in one machine."""
     if devices == 1:
         return [World()]
-    gathered = BF16 if config.run.gather == "bf16" else FP32
+    gathered = BF16 if config.system.fsdp_param_dtype == "bf16" else FP32
     groups = [1, devices]
     if devices > node > 1 and devices % node == 0:
         groups.append(node)
@@ -123,6 +125,7 @@ def place(config: Recipe, model: Model, world: World, hardware: Hardware) -> Pla
         length=batch.sequence_length,
         micro_batches=micro_batches,
         moments=config.optimizer.moments,
+        compiled=config.system.compile is not False,
     )
     rate = PEAK_TFLOPS[hardware.device] * 1e12 * hardware.mfu * world.devices
     operations = model_flops(model, sequence_length=batch.sequence_length).total
@@ -130,8 +133,8 @@ def place(config: Recipe, model: Model, world: World, hardware: Hardware) -> Pla
         world=world,
         micro_batches=micro_batches,
         memory={
-            recompute: estimate_memory(model, replace(step, recompute=recompute), world)
-            for recompute in RECOMPUTE
+            kind: estimate_memory(model, replace(step, activation_checkpointing=kind), world)
+            for kind in CHECKPOINTING
         },
         sent_bytes=sent_bytes(model_sizes(model), world, micro_batches=micro_batches),
         seconds=operations * _planned_tokens(config) / rate,
@@ -144,13 +147,14 @@ def warnings(config: Recipe, placements: list[Placement], hardware: Hardware) ->
         check_division(config, processes=placements[0].world.devices)
     except ValueError as error:
         yield f"{error}, which the table is for"
-    limit, chosen = MEMORY_GB[hardware.device], config.run.recompute
+    limit, chosen = MEMORY_GB[hardware.device], config.system.activation_checkpointing
     full = [p.world for p in placements if p.memory[chosen].peak > limit * 1e9]
     if full:
         where = ", ".join(f"{world.devices} ({world.sharding})" for world in full)
         yield (
-            f"with run.recompute={chosen} a step does not fit {limit:g} GB of {hardware.device} on "
-            f"{where}: lower batch.micro_batch, compute more again, or shard over more devices"
+            f"with system.activation_checkpointing={chosen} a step does not fit {limit:g} GB of "
+            f"{hardware.device} on {where}: lower batch.micro_batch, compute more again, or shard "
+            f"over more devices"
         )
     yield from _data_warnings(config)
 
@@ -206,18 +210,20 @@ def _run_lines(config: Recipe, model: Model) -> list[str]:
 
 def _disk_text(config: Recipe, parameters: int) -> str:
     """Return the room that checkpoints take: fp32 weights and both moments in each."""
-    run, steps = config.run, config.learning_rate().total_steps
+    checkpoint, steps = config.checkpoint, config.learning_rate().total_steps
     size = parameters * (FP32 + MOMENTS_BYTES[config.optimizer.moments])
     saves = 1
-    saves += steps // run.save_every if run.save_every else 0
-    saves += _planned_tokens(config) // run.save_every_tokens if run.save_every_tokens else 0
-    kept = min(saves, run.keep_last or saves)
-    for_ever = steps // run.keep_every if run.keep_every and run.keep_last else 0
-    more = f" and {for_ever:,} (run.keep_every)" if for_ever else ""
+    saves += steps // checkpoint.every if checkpoint.every else 0
+    saves += _planned_tokens(config) // checkpoint.every_tokens if checkpoint.every_tokens else 0
+    kept = min(saves, checkpoint.keep_last or saves)
+    for_ever = (
+        steps // checkpoint.keep_every if checkpoint.keep_every and checkpoint.keep_last else 0
+    )
+    more = f" and {for_ever:,} (checkpoint.keep_every)" if for_ever else ""
     total = (kept + for_ever + 1) * size
     return (
-        f"{_gb(total)} GB: checkpoints of {_gb(size)} GB, {kept:,} (run.keep_last){more} and one "
-        f"more while saving"
+        f"{_gb(total)} GB: checkpoints of {_gb(size)} GB, {kept:,} (checkpoint.keep_last){more} "
+        f"and one more while saving"
     )
 
 
@@ -225,7 +231,7 @@ def _kept_lines(config: Recipe, memory: dict[str, Memory]) -> list[str]:
     batch = config.batch
     kept = ", ".join(f"{name} {_gb(some.activations)}" for name, some in memory.items())
     return [
-        f"activations      {kept} GB (run.recompute) of {batch.micro_batch} x "
+        f"activations      {kept} GB by checkpointing, of {batch.micro_batch} x "
         f"{batch.sequence_length:,} tokens in bf16",
         f"head and loss    {_gb(memory['none'].loss)} GB beside them",
     ]
@@ -239,7 +245,8 @@ def _table_lines(placements: list[Placement], hardware: Hardware) -> Iterator[st
     )
     yield ""
     before = sum(list(COLUMNS.values())[:2]) + 2
-    yield f"{'micro-':>{before + COLUMNS['batches']}}{'peak by run.recompute':>65}"
+    heading = "peak by system.activation_checkpointing"
+    yield f"{'micro-':>{before + COLUMNS['batches']}}{heading:>65}"
     for row in (COLUMNS, *(_row(placement, limit * 1e9) for placement in placements)):
         cells = [f"{cell:>{width}}" for cell, width in zip(row, COLUMNS.values(), strict=True)]
         cells[1] = f"{cells[1].strip():<{COLUMNS['sharding']}}"

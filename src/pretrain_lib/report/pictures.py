@@ -116,7 +116,10 @@ def _rank(metric: str) -> int:
 
 def _read_settings(run: Path) -> dict:
     path = run / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8"))["config"] if path.is_file() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["config"] if path.is_file() else {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is broken, no manifest of a run: {error}") from error
 
 
 def _draw(runs: list[Rows], names: list[str], settings: list[dict]) -> "Figure":

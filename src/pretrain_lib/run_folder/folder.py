@@ -29,8 +29,13 @@ PACKAGES = ("pretrain_lib", "torch", "accelerate", "transformers", "tokenizers",
 # Settings that may change on resume: they affect where and how a run executes, not its result.
 FREE_SETTINGS = (
     "run.",
+    "log.",
+    "checkpoint.",
+    "validation.",
     "samples.",
     "scores.",
+    "system.",
+    "stability.max_skipped",
     "batch.micro_batch",
     "data.source",
     "data.path",
@@ -46,9 +51,6 @@ SHARED_SECONDS = 60  # how long a new file may take to appear on a network file 
 FIXED_SETTINGS = (
     "run.seed",
     "run.initial_weights",
-    "run.spike_sigma",
-    "run.spike_window",
-    "run.spike_action",
 )
 
 

@@ -29,16 +29,20 @@ def read_metrics(run: Path) -> Rows:
 def read_rows(path: Path) -> Rows:
     """Return the rows of a file, ignoring an incomplete last line.
 
-    Raises ValueError for a line that is not JSON.
+    Raises ValueError for a line that is not a row.
     """
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {line[:60]!r}") from error
-    return rows
+    *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [_read_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _read_row(line: str, where: str) -> dict:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON: {line[:60]!r}") from error
+    if not isinstance(row, dict) or not row.keys() >= set(COMMON):
+        raise ValueError(f"{where} is no row with {', '.join(COMMON)}: {line[:60]!r}")
+    return row
 
 
 def column(rows: Rows, kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:

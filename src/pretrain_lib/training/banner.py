@@ -55,7 +55,7 @@ def _data_lines(config: Recipe, corpus: Corpus, dataset: WindowSource) -> list[s
         ]
     else:
         lines.append(f"          {corpus.dtype}, {ids}")
-    length, limit = config.batch.sequence_length, config.run.evaluate_tokens
+    length, limit = config.batch.sequence_length, config.validation.tokens
     stretches = choose_stretches(corpus.validation, length, max_tokens=limit)
     lines += [
         f"          validation on {stretch.windows * length:,} of {len(text.tokens):,} held-out "
@@ -80,8 +80,8 @@ def _option_lines(config: Recipe, model: Model) -> list[str]:
     options, chosen = model.options, []
     if options.compiled:
         chosen.append("compiled blocks and loss (the first step waits for the compiler)")
-    if options.recompute != "none":
-        chosen.append(f"activations computed again: {options.recompute}")
+    if (kind := config.system.activation_checkpointing) != "none":
+        chosen.append(f"activation checkpointing: {kind}")
     if config.optimizer.moments != "fp32":
         chosen.append(f"moments in {config.optimizer.moments}")
     if options.z_loss:

@@ -8,9 +8,7 @@ from accelerate.utils import gather_object
 
 from pretrain_lib.distributed.sharding import whole_weights
 from pretrain_lib.evaluate.harness import evaluate_model
-from pretrain_lib.evaluate.live_model import LiveModel, transformers_tokenizer
 from pretrain_lib.evaluate.results import format_line, iterate_scores, write_results
-from pretrain_lib.evaluate.team import follow, lead
 from pretrain_lib.evaluate.validation import validate
 from pretrain_lib.models.generation import sample_texts
 from pretrain_lib.quiet import without_foreign_progress
@@ -41,7 +39,7 @@ def evaluate_if_due(run: Run) -> None:
 
 
 def _validation_is_due(run: Run, step: int) -> bool:
-    due = step % run.config.run.evaluate_every == 0 or step >= run.last_step
+    due = step % run.config.validation.every == 0 or step >= run.last_step
     return bool(run.stretches) and due
 
 
@@ -75,6 +73,10 @@ def _validate(run: Run) -> None:
 
 def _score(run: Run) -> None:
     """Have lm-eval score the model as it is, all processes taking part."""
+    # Imported here: a run that scores nothing needs no lm-eval.
+    from pretrain_lib.evaluate.live_model import LiveModel, transformers_tokenizer
+    from pretrain_lib.evaluate.team import follow, lead
+
     scores, state, tokenizer = run.config.scores, run.state, run.corpus.tokenizer
     if not run.accelerator.is_main_process:
         own = transformers_tokenizer(tokenizer)

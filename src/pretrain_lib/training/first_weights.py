@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pretrain_lib.config.settings import Recipe
-from pretrain_lib.models.hf import Model, load_weights
+from pretrain_lib.models.hf import Model, check_weights, load_weights
 from pretrain_lib.models.hf_config import read_config
 
 # What a folder may have otherwise: it changes nothing that its weights were trained for.
@@ -38,6 +38,7 @@ def check_first_weights(config: Recipe) -> None:
     if not folder.is_dir():
         raise ValueError(f"run.initial_weights={name} is no folder: give one with config.json")
     theirs = read_config(folder)
+    check_weights(folder)
     kinds = [type(one).__name__.removesuffix("Config") for one in (theirs, config.model)]
     if kinds[0] != kinds[1]:
         raise ValueError(

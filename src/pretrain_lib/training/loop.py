@@ -37,7 +37,7 @@ def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator
             step = run.state.step
             ended, is_new = step >= run.last_step, step != run.continued_at
             if is_new:
-                evaluate_if_due(run)
+                _evaluate(run)
             reason = run.watch.reason(evaluation_next=is_due(run, step + 1))
             if is_new:
                 _save(run, due=ended or reason is not None)
@@ -64,7 +64,7 @@ def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator
 def _step(run: Run, micro_batches: list[Batch]) -> tuple[StepResult, Limits]:
     """Make one optimizer step; return what it did, and above which limits it would not have."""
     config, state = run.config, run.state
-    settings = {"sigma": config.run.spike_sigma, "window": config.run.spike_window}
+    settings = {"sigma": config.stability.spike_sigma, "window": config.stability.spike_window}
     limits = spike_limits(state.recent, **settings)
     accumulated = accumulate_gradients(
         run.accelerator, run.prepared_model, micro_batches, seed=config.run.seed, step=state.step
@@ -84,7 +84,7 @@ def _step(run: Run, micro_batches: list[Batch]) -> tuple[StepResult, Limits]:
 
 
 def _record(run: Run, result: StepResult, *, seconds: float) -> None:
-    """Count a finished step, and every `run.log_every` steps write a row about those since."""
+    """Count a finished step, and every `log.every` steps write a row about those since."""
     state, config, length = run.state, run.config, run.config.batch.sequence_length
     windows, rate = config.batch_sizes().at(state.step), config.learning_rate()(state.step)
     tokens = windows * length
@@ -93,12 +93,12 @@ def _record(run: Run, result: StepResult, *, seconds: float) -> None:
         state.row_loss += result.loss * result.targets
         state.row_targets += result.targets
         state.skipped_in_a_row = 0
-        if config.run.spike_sigma is not None:
+        if config.stability.spike_sigma is not None:
             state.recent = [*state.recent, [result.loss, result.grad_norm]]
-            state.recent = state.recent[-config.run.spike_window :]
+            state.recent = state.recent[-config.stability.spike_window :]
     run.watch.longest_step = max(run.watch.longest_step, seconds)
     run.metrics.advance()
-    if state.step % config.run.log_every and state.step != run.last_step:
+    if state.step % config.log.every and state.step != run.last_step:
         return
     speed = state.row_tokens / state.row_seconds
     flops = model_flops(run.model, sequence_length=length).total
@@ -117,6 +117,15 @@ def _record(run: Run, result: StepResult, *, seconds: float) -> None:
     run.metrics.write(row)
     run.metrics.say(format_train_row(row, state.row_tokens, tokens, run.last_step))
     state.begin_row()
+
+
+def _evaluate(run: Run) -> None:
+    """Validate, score and write samples; if that fails, what was trained is saved first."""
+    try:
+        evaluate_if_due(run)
+    except Exception:
+        _save(run, due=True)
+        raise
 
 
 def _save(run: Run, *, due: bool) -> None:

@@ -9,6 +9,8 @@ from accelerate import Accelerator
 
 from pretrain_lib.checkpoint.folders import find_newest, verify_checkpoint
 from pretrain_lib.checkpoint.state import TrainingState, load_checkpoint, read_state
+from pretrain_lib.config.renamed import with_new_names
+from pretrain_lib.config.rules import DATA
 from pretrain_lib.config.settings import Recipe
 from pretrain_lib.data.permutation import ORDER_VERSION
 from pretrain_lib.distributed.launched import on_all, on_main
@@ -19,6 +21,9 @@ from pretrain_lib.run_folder.folder import (
     unsafe_changes,
     was_begun_here,
 )
+from pretrain_lib.values import did_you_mean
+
+CHOICES = ("auto", "never")  # of `run.resume`; anything else is a path
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,10 @@ def _load(
             f"{path}: order_version={state.order_version}; this version of pretrain_lib reads the "
             f"data in order {ORDER_VERSION}"
         )
-    changes = setting_changes(before["config"], manifest["config"])
+    changes = setting_changes(with_new_names(before["config"]), manifest["config"])
     fingerprints = [m["data_fingerprint"][:12] for m in (before, manifest)]
     if fingerprints[0] != fingerprints[1]:
-        changes["data"] = tuple(fingerprints)
+        changes[DATA] = tuple(fingerprints)
     refused = unsafe_changes(changes, allowed=config.run.allow_changes)
     if fork:
         refused = {name: pair for name, pair in refused.items() if name.startswith("model.")}
@@ -93,7 +98,7 @@ def _load(
             f"run.allow_changes, or start another run.dir from it with run.resume={path}"
         )
     load_checkpoint(path, model, optimizer)
-    if "data" in changes:
+    if DATA in changes:
         state.windows = 0
     for key in ("versions", "git", "world"):
         changes |= setting_changes({key: before[key]}, {key: manifest[key]})
@@ -106,13 +111,24 @@ def _load(
     )
 
 
+def check_resume(config: Recipe) -> None:
+    """Raise ValueError if `run.resume` is the path of nothing."""
+    wanted = config.run.resume
+    if wanted not in CHOICES and not Path(wanted).is_dir():
+        raise ValueError(
+            f"run.resume={wanted} is not a whole checkpoint, there is no such folder; give "
+            f"{', '.join(CHOICES)}, RUN/checkpoints/step-NNNNNNNN or a run folder"
+            f"{did_you_mean(wanted, CHOICES)}"
+        )
+
+
 def _choose(config: Recipe) -> tuple[Path | None, bool]:
     """Return the checkpoint to load, if any, and whether it makes this run a fork."""
     own, wanted = Path(config.run.dir) / CHECKPOINTS, config.run.resume
     restarted = was_begun_here(own.parent)
     if wanted == "never" and not restarted:
         return None, False
-    named = None if wanted in ("auto", "never") else Path(wanted)
+    named = None if wanted in CHOICES else Path(wanted)
     if named is not None and (named / CHECKPOINTS).is_dir():
         named = find_newest(named / CHECKPOINTS) or named
     if named is not None and named.resolve().parent == own.resolve() and not restarted:

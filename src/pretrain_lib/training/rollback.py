@@ -19,7 +19,7 @@ def turn_back_or_go_on(run: Run, result: StepResult, limits: Limits) -> bool:
 
     Raises FloatingPointError after too many in a row, or too many turns to the same checkpoint.
     """
-    state, settings = run.state, run.config.run
+    state, settings = run.state, run.config.stability
     state.skipped += 1
     state.skipped_in_a_row += 1
     reason = describe_skip(result.loss, result.grad_norm, limits)

@@ -68,24 +68,17 @@ class Run:
 def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator) -> Run:
     """Put the parts of a run together, at its newest checkpoint if there is one.
 
-    A model on torch's meta device gets its weights here, where they are held.
+    In order: the model is placed, the state is resumed or begun, and what the loop works with is
+    opened there. A model on torch's meta device gets its weights here, where they are held.
     """
     tasks = open_scored_tasks(config, corpus, accelerator)
-    set_up_model(
-        model,
-        compiled=choose_compile(config.run.compile, accelerator.device),
-        recompute=config.run.recompute,
-        z_loss=config.optimizer.z_loss,
-    )
     has_weights = not next(model.parameters()).is_meta
-    prepared_model, optimizer = place(config, model, accelerator)
+    prepared_model, optimizer = _place_model(config, model, accelerator)
     manifest = build_manifest(config, corpus.fingerprint, accelerator)
     start = resume(config, model, optimizer, accelerator, manifest=manifest)
     if start.is_new:
         set_first_weights(config, model, has_weights=has_weights)
     manifest |= {"parent": start.parent, "run_id": start.run_id}
-    low_precision = accelerator.mixed_precision == "bf16"
-    peak = device_peak(accelerator.device, torch.bfloat16 if low_precision else torch.float32)
     state = start.state
     run = Run(
         config=config,
@@ -101,18 +94,38 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
         watch=_start_watch(config, checkpoint_bytes(model, optimizer), accelerator),
         writer=_build_writer(config, model, corpus, manifest, accelerator),
         last_step=config.last_step(),
-        peak=None if peak is None else peak * accelerator.num_processes,
+        peak=_peak_of_all(accelerator),
         stretches=choose_stretches(
             corpus.validation,
             config.batch.sequence_length,
-            max_tokens=config.run.evaluate_tokens,
+            max_tokens=config.validation.tokens,
             tokenizer=corpus.tokenizer,
         ),
         tasks=tasks,
         continued_at=state.step if start.continues else None,
     )
-    _announce(run, start, peak=peak)
+    _announce(run, start)
     return run
+
+
+def _place_model(
+    config: Recipe, model: Model, accelerator: Accelerator
+) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """Set up how the model trains and hand it to Accelerate, with its optimizer."""
+    set_up_model(
+        model,
+        compiled=choose_compile(config.system.compile, accelerator.device),
+        activation_checkpointing=config.system.activation_checkpointing,
+        z_loss=config.optimizer.z_loss,
+    )
+    return place(config, model, accelerator)
+
+
+def _peak_of_all(accelerator: Accelerator) -> float | None:
+    """Return the FLOP/s of all devices, as `mfu` takes them; None if not known."""
+    low_precision = accelerator.mixed_precision == "bf16"
+    peak = device_peak(accelerator.device, torch.bfloat16 if low_precision else torch.float32)
+    return None if peak is None else peak * accelerator.num_processes
 
 
 def _start_metrics(
@@ -142,16 +155,17 @@ def _build_writer(
         Path(config.run.dir) / CHECKPOINTS,
         model,
         by_one=writes_by_one(accelerator),
-        timeout=config.run.collective_timeout,
+        timeout=config.system.collective_timeout,
         tokenizer=corpus.tokenizer,
         manifest=manifest,
-        keep_last=config.run.keep_last,
-        keep_every=config.run.keep_every,
+        keep_last=config.checkpoint.keep_last,
+        keep_every=config.checkpoint.keep_every,
     )
 
 
-def _announce(run: Run, start: Start, *, peak: float | None) -> None:
+def _announce(run: Run, start: Start) -> None:
     """Say what runs, and what differs from the run that was saved."""
+    peak = None if run.peak is None else run.peak / run.accelerator.num_processes
     for line in banner(run.config, run.model, run.corpus, run.dataset, run.accelerator, peak=peak):
         run.metrics.say(line)
     if start.continues or start.parent:

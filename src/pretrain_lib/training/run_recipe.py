@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pretrain_lib.config.arguments import parse_recipe
 from pretrain_lib.config.settings import Recipe
+from pretrain_lib.distributed.guards import check_launch, check_trackers
 from pretrain_lib.distributed.launched import (
     is_elastic,
     launch_time,
@@ -27,6 +28,7 @@ from pretrain_lib.run_folder.folder import (
     write_status,
 )
 from pretrain_lib.training.first_weights import check_first_weights
+from pretrain_lib.training.resume import check_resume
 from pretrain_lib.training.watch import STARTED
 
 FAILED = 1
@@ -54,6 +56,7 @@ def run_recipe(
 
 
 def _run(main: Callable[[Recipe], str], defaults: Recipe, presets: dict[str, dict] | None) -> int:
+    check_launch()
     config, planned = parse_recipe(defaults, presets=presets)
     if planned:
         print(format_plan(config, planned))
@@ -69,13 +72,15 @@ def _run(main: Callable[[Recipe], str], defaults: Recipe, presets: dict[str, dic
 
 def _run_in_folder(main: Callable[[Recipe], str], config: Recipe) -> int:
     folder, is_main = Path(config.run.dir), is_main_rank()
+    try:
+        _check(config, is_main=is_main)
+    except ValueError as error:
+        if is_elastic() and is_main and raised_here(error):  # its exit code cannot tell
+            with open_run_folder(folder, resume=config.run.resume):
+                _write_last_status(folder, "refused", error)
+        raise
     with open_run_folder(folder, resume=config.run.resume) if is_main else nullcontext():
         try:
-            config.check(processes=int(os.environ.get("WORLD_SIZE", 1)))
-            if not any((folder / CHECKPOINTS).glob("step-*")):
-                check_first_weights(config)
-                if is_main:  # a misspelt task is not to be noticed after an hour of preparing text
-                    check_task_names(config)
             return RESUMABLE if main(config) == "resumable" else DONE
         except BaseException as error:
             state, remark = _state_after(error), _remark_on(error)
@@ -89,6 +94,17 @@ def _run_in_folder(main: Callable[[Recipe], str], config: Recipe) -> int:
             if isinstance(error, LocalFault):
                 return FAILED if is_elastic() else BAD_INPUT
             raise
+
+
+def _check(config: Recipe, *, is_main: bool) -> None:
+    """Raise ValueError for what is wrong before anything is made or read for an hour."""
+    config.check(processes=int(os.environ.get("WORLD_SIZE", 1)))
+    check_trackers(config.log.trackers)
+    check_resume(config)
+    if not any((Path(config.run.dir) / CHECKPOINTS).glob("step-*")):
+        check_first_weights(config)
+        if is_main:
+            check_task_names(config)
 
 
 def _state_after(error: BaseException) -> str:
@@ -111,8 +127,8 @@ def _remark_on(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and PEER_LOST.search(str(error)):
         return (
             f"process {os.environ.get('RANK', 0)} lost another one, or waited for it longer than "
-            f"run.collective_timeout: what that one printed tells why. Started again, the run goes "
-            f"on from its newest checkpoint"
+            f"system.collective_timeout: what that one printed tells why. Started again, the run "
+            f"goes on from its newest checkpoint"
         )
     return None
 

@@ -12,19 +12,22 @@ COMPILERS = (os.environ.get("CXX", "g++"), "clang++")  # as torch looks for them
 
 
 def set_up_model(
-    model: Model, *, compiled: bool, recompute: str = "none", z_loss: float = 0.0
+    model: Model,
+    *,
+    compiled: bool,
+    activation_checkpointing: str = "none",
+    z_loss: float = 0.0,
 ) -> None:
-    """Choose how `model` trains (`TrainingOptions`); in place, before `accelerator.prepare`.
+    """Choose how `model` trains; in place, before `accelerator.prepare`.
 
     Blocks are compiled one by one: all share a graph, which takes a fraction of the time that the
     whole model's would.
     """
-    if compiled:
-        for block in model.blocks:
+    for block in model.blocks:
+        block.activation_checkpointing = activation_checkpointing
+        if compiled:
             block.compile()
-        # A compiler computes again on its own what is cheaper than reading it.
-        recompute = "none" if recompute == "selective" else recompute
-    model.options = TrainingOptions(compiled=compiled, recompute=recompute, z_loss=z_loss)
+    model.options = TrainingOptions(compiled=compiled, z_loss=z_loss)
 
 
 def choose_compile(wanted: bool | None, device: torch.device) -> bool:
@@ -34,8 +37,8 @@ def choose_compile(wanted: bool | None, device: torch.device) -> bool:
     """
     if wanted and device.type == "cpu" and not any(map(shutil.which, COMPILERS)):
         raise ValueError(
-            f"run.compile=true needs a C++ compiler on a CPU, and none of {', '.join(COMPILERS)} "
-            f"is on the PATH: install one, or leave run.compile at null"
+            f"system.compile=true needs a C++ compiler on a CPU, and none of "
+            f"{', '.join(COMPILERS)} is on the PATH: install one, or leave system.compile at null"
         )
     return device.type == "cuda" if wanted is None else wanted
 

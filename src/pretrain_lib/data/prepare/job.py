@@ -43,8 +43,8 @@ class Job:
     def __post_init__(self) -> None:
         if (self.tokenizer is None) == (self.train_tokenizer is None):
             raise ValueError(
-                f"exactly one of tokenizer={self.tokenizer} and "
-                f"train_tokenizer={self.train_tokenizer} must be given"
+                "give exactly one of tokenizer=NAME (an existing tokenizer) and "
+                "train_tokenizer=SIZE (train one on the text, with so many ids)"
             )
         if self.train_tokenizer is not None:
             check_vocabulary_size(self.train_tokenizer)

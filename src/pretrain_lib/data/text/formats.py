@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import orjson
-
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 LINE_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
 SUFFIXES = (".txt", ".parquet", *LINE_SUFFIXES)
@@ -177,6 +175,8 @@ def _lines_of_slice(
 
 
 def _parse_line(line: bytes, where: str, text_field: str) -> Document | Rejected:
+    import orjson  # training on tokens that are there does without it
+
     with contextlib.suppress(ValueError, KeyError, TypeError):
         if is_text(text := orjson.loads(line.removeprefix(codecs.BOM_UTF8))[text_field]):
             return Document(text)

@@ -14,7 +14,6 @@ from pretrain_lib.data.windows.order import WindowOrder
 from pretrain_lib.data.windows.packing import Windows, fill_planned_window, fill_window
 
 Batch = dict[str, torch.Tensor]
-USUAL_DOCUMENT = 16  # minimum average document length, in tokens, for the narrow `document_ends`
 
 
 class WindowSource(Protocol):
@@ -160,17 +159,17 @@ def iterate_steps(
 
 
 def narrow_document_ends(batch: Batch) -> Batch:
-    """Cut `document_ends` `(B, T)` to T / USUAL_DOCUMENT columns if all documents fit.
+    """Cut `document_ends` (B, T) to as many columns as a row has documents at most.
 
-    A kernel launches work for every column, and torch.compile makes a graph for each of two widths.
+    Kernels launch work for each column, so it should be no wider; rounded up to a power of two, a
+    run has few widths.
     """
     ends = batch.get("document_ends")
     if ends is None:
         return batch
-    length = ends.shape[1]
-    width = max(1, length // USUAL_DOCUMENT)
-    fits = bool((ends[:, width - 1] >= length).all())
-    return batch | {"document_ends": ends[:, :width].contiguous()} if fits else batch
+    documents = 1 + int((ends < ends.shape[1]).sum(dim=1).max())
+    width = min(ends.shape[1], 1 << (documents - 1).bit_length())
+    return batch | {"document_ends": ends[:, :width].contiguous()}
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

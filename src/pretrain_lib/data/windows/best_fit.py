@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from pretrain_lib.data.tokens.handle import Handle
 from pretrain_lib.data.tokens.shards import lock_folder, write_json
 
-PACKINGS = ("concat", "best_fit")
+Packing = Literal["concat", "best_fit"]
 FORMAT_VERSION = 1
 GROUP_PIECES = 2**20  # packed at a time, to bound memory; changing it changes the plans
 PIECE = np.dtype([("start", "<u8"), ("length", "<u4")])

@@ -96,7 +96,7 @@ def validation_windows(tokens: TokenArray, sequence_length: int, *, max_tokens: 
     if windows < 1:
         raise ValueError(
             f"validation needs one window of batch.sequence_length + 1 = {sequence_length + 1} "
-            f"tokens: the set has {len(tokens)}, run.evaluate_tokens={max_tokens}; hold out more "
+            f"tokens: the set has {len(tokens)}, validation.tokens={max_tokens}; hold out more "
             f"(data.validation) or lower batch.sequence_length"
         )
     return windows

@@ -1,0 +1,15 @@
+"""Where a command writes, checked before it works."""
+
+from pathlib import Path
+
+
+def check_out(out: Path | None, *, is_folder: bool = False) -> None:
+    """Raise ValueError unless `--out` can be written: a file, or a folder, that may be there."""
+    if out is None:
+        return
+    if out.exists() and out.is_dir() != is_folder:
+        found, wanted = ("a file", "a folder") if is_folder else ("a folder", "a file")
+        raise ValueError(f"--out {out} is {found}: give the path of {wanted}")
+    above = next(path for path in out.absolute().parents if path.exists())
+    if not above.is_dir():
+        raise ValueError(f"--out {out} cannot be written: {above} is a file; give another path")

@@ -1,0 +1,156 @@
+"""Settings of what is learned: data, batch, optimizer, schedule; one dataclass per concern.
+
+Each field's type, default, unit, range and sentence stand together; flags, help and checks are
+generated from them (`pretrain_lib.values`).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pretrain_lib.config.units import TokenCount
+from pretrain_lib.data.windows.best_fit import Packing
+from pretrain_lib.optim.schedule import ScheduleKind
+from pretrain_lib.values import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What the run reads."""
+
+    source: str | list[str] | None = setting(
+        None,
+        "The text: python-stdlib (the embedded corpus), files, folders, or OWNER/NAME[:CONFIG] on "
+        "the hub. Prepared once into `path`.",
+    )
+    path: str | list[str] | None = setting(
+        None,
+        "A folder made by `pretrain prepare` (made now from `source` if it is not there), or "
+        "arrays of tokens (.npy, .bin, .ds; train_*.bin takes several as one). A list of these is "
+        "a mixture. Default: a cache folder named by what decides its content.",
+    )
+    weights: list[float] | None = setting(
+        None,
+        "The share of the windows that each path of a mixture gives; null: in proportion to its "
+        "tokens.",
+        above=0,
+    )
+    validation: str = setting(
+        "hash",
+        "Held-out text: hash[:SHARE] of the documents, first:TOKENS of the source, the path of an "
+        "array of tokens, or none.",
+    )
+    tokenizer: str | None = setting(None, "A folder, a tokenizer.json, or a name on the hub.")
+    train_tokenizer: int | None = setting(
+        None,
+        "Train a byte-level BPE of this vocabulary on the source, if no tokenizer is given.",
+        unit="ids",
+        minimum=257,
+    )
+    text_field: str = setting("text", "The column or JSON field with the text.")
+    document_masking: bool = setting(
+        False, "Keep packed documents apart: attention and positions stay inside each."
+    )
+    packing: Packing = setting(
+        "concat",
+        "Sequence packing: concat (documents one after the other) or best_fit (only documents "
+        "longer than a window are cut; what stays empty is padding).",
+    )
+    streaming: bool = setting(
+        False, "Tokenize `source` while the run trains, into a spool of a few segments on disk."
+    )
+    spool_tokens: TokenCount = setting(
+        TokenCount(2**24),
+        "Size of a segment of a stream, within which the stream is shuffled.",
+        unit="tokens",
+        minimum=1,
+    )
+    max_rejected: int = setting(
+        100,
+        "Documents of `source` that may be left out because they cannot be read.",
+        unit="documents",
+        minimum=0,
+    )
+    workers: int | None = setting(
+        None,
+        "Processes that prepare a source; null: one per core.",
+        unit="processes",
+        minimum=1,
+        maximum=4096,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """What one optimizer step consumes."""
+
+    tokens: TokenCount = setting(
+        TokenCount(2**19),
+        "Tokens per optimizer step over all processes; gradient accumulation follows from it.",
+        unit="tokens",
+        minimum=1,
+    )
+    micro_batch: int = setting(
+        8,
+        "Sequences per process and forward pass: memory and speed, not mathematics.",
+        unit="sequences",
+        minimum=1,
+    )
+    sequence_length: int = setting(1024, "Length of a sequence (T).", unit="tokens", minimum=1)
+    ramp_from: TokenCount | None = setting(
+        None, "Batch size at the start, if the batch is to grow.", unit="tokens", minimum=1
+    )
+    ramp_increment: TokenCount | None = setting(
+        None, "Increase of the batch size at each stage of the ramp.", unit="tokens", minimum=1
+    )
+    ramp_tokens: TokenCount | None = setting(
+        None, "Tokens over which the batch grows.", unit="tokens", minimum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and gradient clipping."""
+
+    learning_rate: float = setting(6e-4, "The peak of the schedule.", minimum=0)
+    betas: tuple[float, float] = setting(
+        (0.9, 0.95), "Decay rates of the first and the second moment.", minimum=0, below=1
+    )
+    epsilon: float = setting(
+        1e-8, "Added to the root of the second moment.", minimum=1e-30, maximum=1
+    )
+    weight_decay: float = setting(
+        0.1, "Decoupled weight decay of tensors of two or more dimensions.", minimum=0
+    )
+    max_grad_norm: float = setting(
+        1.0,
+        "Gradients are scaled down to this global norm; for no clipping give a large number such "
+        "as 1e9.",
+        above=0,
+    )
+    moments: Literal["fp32", "bf16"] = setting(
+        "fp32", "The dtype of both moments; bf16 takes half of their memory."
+    )
+    z_loss: float = setting(
+        0.0,
+        "Coefficient of the squared log-sum-exp of each target's logits in the training loss.",
+        minimum=0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The learning rate over the run."""
+
+    kind: ScheduleKind = setting("cosine", "The shape of the decay; wsd is warm-up, stable, decay.")
+    tokens: TokenCount = setting(
+        TokenCount(10e9), "Length of the whole run.", unit="tokens", minimum=1
+    )
+    warmup_tokens: TokenCount = setting(
+        TokenCount(375e6), "Length of the linear warm-up.", unit="tokens", minimum=0
+    )
+    decay_tokens: TokenCount = setting(
+        TokenCount(0), "Length of the last phase of wsd.", unit="tokens", minimum=0
+    )
+    final_fraction: float = setting(
+        0.1, "The rate at the end, as a fraction of the peak.", minimum=0, maximum=1
+    )

@@ -1,0 +1,263 @@
+"""Values that a user writes: what each may be, said once, and how it is read from text.
+
+A setting of a recipe is a dataclass field made by `setting`; a flag of the `pretrain` command has a
+`Rule` of its own. Help, documentation and checks come from there.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+import types
+from collections.abc import Iterable
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+LARGEST = 2**31 - 1  # of a whole number whose rule names no maximum
+NOUNS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+    list[str]: "a list such as [a, b]",
+    list[float]: "a list of numbers such as [0.7, 0.3]",
+    tuple[float, float]: "two numbers such as [0.9, 0.95]",
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value may be."""
+
+    kind: Any = str
+    """Its type: int, float, bool, str, Path, a Literal, a list, a pair, a dataclass, a class with
+    `parse` (`units`), or a union of them; None among them is written null."""
+    minimum: float | None = None
+    above: float | None = None
+    """As `minimum`, which is itself left out."""
+    maximum: float | None = None
+    below: float | None = None
+    """As `maximum`, which is itself left out."""
+    also: float | None = None
+    """A number outside the range that is allowed as well."""
+    unit: str = ""
+    help: str = ""
+    """One sentence."""
+
+    def read(self, written: Any) -> Any:
+        """Return the value that `written` stands for: text, or YAML whose scalars are text.
+
+        Raises ValueError with the end of a sentence that begins with the setting's name.
+        """
+        value = _read(self.kind, written)
+        if value is UNREADABLE:
+            raise ValueError(f"{show(written)} must be {self.describe()}{self._suggest(written)}")
+        self.check(value, shown=show(written))
+        return value
+
+    def check(self, value: Any, *, shown: str | None = None) -> None:
+        """Raise ValueError, as `read` does, for a value of another type or out of range."""
+        if _has_type(self.kind, value) and all(map(self._in_range, _numbers(value))):
+            return
+        # A limit that is too far off to be told in every help text.
+        too_large = any(number > self._largest() for number in _numbers(value))
+        rule = dataclasses.replace(self, maximum=self._largest()) if too_large else self
+        shown = show(value) if shown is None else shown
+        raise ValueError(f"{shown} must be {rule.describe()}{self._suggest(value)}")
+
+    def describe(self) -> str:
+        """Return what the value may be, such as "a whole number of at least 1, or null"."""
+        *nouns, last = [_noun(kind) for kind in kinds_of(self.kind) if kind is not type(None)]
+        text = f"{', '.join(nouns)} or {last}" if nouns else last
+        limits = [
+            f"{word} {limit:,}"
+            for word, limit in (
+                ("at least", self.minimum),
+                ("above", self.above),
+                ("at most", self.maximum),
+                ("below", self.below),
+            )
+            if limit is not None
+        ]
+        if limits:
+            plain, _, example = text.partition(" such as ")
+            text = f"{plain}{' of' * limits[0].startswith('at')} {' and '.join(limits)}"
+            text += f", such as {example}" if example else ""
+        also = "" if self.also is None else f"{self.also:g}, or "
+        return f"{also}{text}{', or null' * (type(None) in kinds_of(self.kind))}"
+
+    def _in_range(self, number: float) -> bool:
+        if isinstance(number, float) and not math.isfinite(number):
+            return False
+        return number == self.also or (
+            (self.minimum is None or number >= self.minimum)
+            and (self.above is None or number > self.above)
+            and number <= self._largest()
+            and (self.below is None or number < self.below)
+        )
+
+    def _largest(self) -> float:
+        if self.maximum is not None:
+            return self.maximum
+        whole = [k for k in kinds_of(self.kind) if isinstance(k, type) and issubclass(k, int)]
+        return max((getattr(kind, "largest", LARGEST) for kind in whole), default=math.inf)
+
+    def _suggest(self, written: Any) -> str:
+        choices = [c for kind in kinds_of(self.kind) for c in get_args(kind)]
+        return did_you_mean(written, [c for c in choices if isinstance(c, str)])
+
+
+def setting(default: Any, help: str, **rule: Any) -> Any:
+    """Return a field of a dataclass of settings: default, sentence, and the rest of its `Rule`.
+
+    The type stands beside it, as the field's annotation.
+    """
+    metadata = {"rule": Rule(help=help, **rule)}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def rules_of(section: type) -> dict[str, Rule]:
+    """Return the rule of each field of a dataclass of settings."""
+    hints = get_type_hints(section)
+    return {
+        field.name: dataclasses.replace(field.metadata["rule"], kind=hints[field.name])
+        for field in dataclasses.fields(section)
+    }
+
+
+def check_fields(settings: Any, *, name: str) -> None:
+    """Raise ValueError for a field out of range; `name` is the section's, such as "run"."""
+    for field_name, rule in rules_of(type(settings)).items():
+        value = getattr(settings, field_name)
+        try:
+            rule.check(value)
+        except ValueError as error:
+            raise ValueError(f"{name}.{field_name}={error}") from None
+
+
+def did_you_mean(written: Any, known: Iterable[str]) -> str:
+    """Return "; did you mean X?" if something known is near, else nothing."""
+    near = difflib.get_close_matches(str(written), list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def show(written: Any) -> str:
+    """Return a value for a message of one line."""
+    text = written if isinstance(written, str) else str(written)
+    text = text if len(text) <= 60 else f"{text[:57]}..."
+    plain = text.isprintable() and text.strip() == text and text
+    return text if plain else repr(text)
+
+
+UNREADABLE = object()
+
+
+def kinds_of(kind: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the type itself."""
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def _read(kind: Any, written: Any) -> Any:
+    kinds = kinds_of(kind)
+    if written == "null" and type(None) in kinds:
+        return None
+    if isinstance(written, str) and written.lstrip()[:1] in ("[", "{"):
+        written = _load_container(kinds, written)
+    readings = (_read_one(one, written) for one in kinds if one is not type(None))
+    return next((value for value in readings if value is not UNREADABLE), UNREADABLE)
+
+
+def _load_container(kinds: tuple[Any, ...], text: str) -> Any:
+    """Return the list or mapping that a flag's text stands for, where one is expected."""
+    if not any(is_dataclass(kind) or get_origin(kind) in (list, tuple) for kind in kinds):
+        return text
+    try:
+        return yaml.load(text, yaml.BaseLoader)
+    except yaml.YAMLError:
+        return text
+
+
+def _read_one(kind: Any, written: Any) -> Any:
+    if is_dataclass(kind):
+        return _read_dataclass(kind, written) if isinstance(written, dict) else UNREADABLE
+    if get_origin(kind) in (list, tuple):
+        return _read_items(kind, written)
+    if not isinstance(written, str) or "\0" in written:
+        return UNREADABLE
+    if get_origin(kind) is Literal:
+        return written if written in get_args(kind) else UNREADABLE
+    if kind is bool:
+        return {"true": True, "false": False}.get(written.lower(), UNREADABLE)
+    if kind in (str, Path) and not written.strip():
+        return UNREADABLE
+    if kind is Path:
+        return Path(os.path.expanduser(written))  # noqa: PTH111 (leaves an unknown ~name alone)
+    try:
+        return kind.parse(written) if hasattr(kind, "parse") else kind(written)
+    except ValueError:
+        return UNREADABLE
+
+
+def _read_items(kind: Any, written: Any) -> Any:
+    kinds, is_pair = get_args(kind), get_origin(kind) is tuple
+    if not isinstance(written, list) or (is_pair and len(written) != len(kinds)):
+        return UNREADABLE
+    items = [_read_item(kinds[0], item) for item in written]
+    return UNREADABLE if any(i is UNREADABLE for i in items) else get_origin(kind)(items)
+
+
+def _read_item(kind: Any, written: Any) -> Any:
+    is_text = kind is str and isinstance(written, str)  # a prompt may be empty
+    return written if is_text else _read_one(kind, written)
+
+
+def _read_dataclass(kind: type, written: dict) -> Any:
+    rules, values = rules_of(kind), {}
+    for name, item in written.items():
+        if name not in rules:
+            raise ValueError(f"has no field {show(name)}{did_you_mean(name, rules)}")
+        try:
+            values[name] = rules[name].read(item)
+        except ValueError as error:
+            raise ValueError(f"with {name} {error}") from None
+    required = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+    if missing := [name for name in required if name not in values]:
+        raise ValueError(f"lacks {' and '.join(missing)}")
+    return kind(**values)
+
+
+def _has_type(kind: Any, value: Any) -> bool:
+    return any(_is_one(one, value) for one in kinds_of(kind))
+
+
+def _is_one(kind: Any, value: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) in (list, tuple):
+        item = get_args(kind)[0]
+        is_list = isinstance(value, list | tuple) and not isinstance(value, str)
+        return is_list and all(_is_one(item, one) for one in value)
+    if kind in (int, float) or issubclass(kind, int | float) and kind is not bool:
+        numbers = int if issubclass(kind, int) else (int, float)
+        return isinstance(value, numbers) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _numbers(value: Any) -> list[float]:
+    items = value if isinstance(value, list | tuple) else [value]
+    return [i for i in items if isinstance(i, int | float) and not isinstance(i, bool)]
+
+
+def _noun(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        *others, last = map(str, get_args(kind))
+        return f"{', '.join(others)} or {last}" if others else last
+    if is_dataclass(kind):
+        return f"{{{', '.join(f'{f.name}: ...' for f in dataclasses.fields(kind)[:2])}}}"
+    return getattr(kind, "noun", None) or NOUNS[kind]

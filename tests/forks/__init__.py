@@ -1,0 +1,43 @@
+"""A python for tests that starts at once: a fork of a process that has imported the library.
+
+`server.py` imports all that the library may import, and forks itself for each command. `python`
+stands in for the interpreter: it asks the server for a process with its own arguments, directory,
+environment and standard streams, hands on the signals that end programs, and ends as that process
+does. What a test says about a fresh interpreter (what is imported, what is read at import, memory,
+limits, a kill of the process itself) it says with `sys.executable`.
+"""
+
+import atexit
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+
+@functools.cache
+def forked_python() -> str:
+    """Return what to call instead of `sys.executable`; the first call starts the server."""
+    folder = tempfile.mkdtemp(prefix="forks-")
+    address = f"{folder}/socket"
+    server = subprocess.Popen(
+        [sys.executable, FOLDER / "server.py", address],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    atexit.register(_stop, server, folder)
+    if server.stdout.readline() != b"ready\n":
+        raise RuntimeError("the fork server did not start: see its error above")
+    os.environ |= {"FORKS_PYTHON": sys.executable, "FORKS_ADDRESS": address}
+    return str(FOLDER / "python")
+
+
+def _stop(server: subprocess.Popen, folder: str) -> None:
+    """Let the server end, which kills what it has forked."""
+    server.stdin.close()
+    server.wait()
+    shutil.rmtree(folder)
