@@ -161,8 +161,9 @@ def keep_random_state() -> Iterator[None]:
     torch's. Neither uses NumPy's.
     """
     state = random.getstate()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=devices):
             yield
     finally:
         random.setstate(state)
