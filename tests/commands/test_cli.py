@@ -50,7 +50,7 @@ def test_prepare_counts_what_it_leaves_out_and_stops_at_the_limit(tmp_path, caps
     flags = ["--train_tokenizer", "300", "--validation", "none", "--out", tmp_path / "out"]
     assert call("prepare", tmp_path / "a.jsonl", *flags, "--max_rejected", "5") == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: 6 documents could not be read, data.max_rejected=5")
+    assert error.startswith("error: 6 documents could not be read, --max_rejected 5")
     assert call("prepare", tmp_path / "a.jsonl", *flags) == 0
     shown = capsys.readouterr().out
     assert "3 empty documents, 6 unreadable" in shown
@@ -152,8 +152,11 @@ def test_a_checkpoint_is_scored_as_the_installed_command_does(recipe, prepared, 
         (["eval", "{dir}", "--tasks", "x"], "neither a model folder"),
         (["plot", "{dir}"], "metrics.jsonl"),
         (["prepare", "{dir}/no.txt", "--train_tokenizer", "300", "--out", "{dir}/o"], "no such"),
-        (["prepare", "{dir}", "--out", "{dir}/out"], "exactly one of tokenizer"),
-        (["prepare", "x", "--train_tokenizer", "9", "--out", "{dir}/out"], "must be at least 257"),
+        (["prepare", "{dir}", "--out", "{dir}/out"], "exactly one of --tokenizer"),
+        (
+            ["prepare", "x", "--train_tokenizer", "9", "--out", "{dir}/out"],
+            "must be a whole number of at least 257",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
