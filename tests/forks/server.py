@@ -48,7 +48,8 @@ ALSO = (
 # By packages when they are imported: a fork would go by the server's.
 ROOT = Path(__file__).parents[2]  # of the repository, where `tests` is a package
 READ_AT_IMPORT = ("HF_", "PYTHON", "TORCH_", "TORCHINDUCTOR_", "TRANSFORMERS_")
-READ_LATER = ("HF_TOKEN", "TORCH_ELASTIC_", "TORCH_NCCL_", "PYTHONPATH", "PYTHON_EXEC")
+RENDEZVOUS = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+READ_LATER = ("HF_TOKEN", "TORCH_ELASTIC_", "TORCH_NCCL_", RENDEZVOUS, "PYTHONPATH", "PYTHON_EXEC")
 
 
 def import_all() -> None:
