@@ -5,7 +5,7 @@
 Correctness first (the tests marked `cuda`), then speed and memory of GPT-2 124M and LLaMA 1.3B
 against the peers, then profiles. Each result is written as soon as it stands, and what no time is
 left for is named. Wants torch, accelerate, transformers and what they bring, pyarrow, xxhash,
-tiktoken, lazy_loader, psutil, matplotlib and pytest; no lm-eval, datasets, orjson, jsonargparse.
+tiktoken, lazy_loader, psutil, matplotlib and pytest; no lm-eval, datasets or orjson.
 """
 
 import argparse

@@ -370,3 +370,14 @@ def test_a_run_moves_between_one_process_and_two_with_the_same_curve(prepared, t
     last = "checkpoints/step-00000008/training/state.json"
     states = [json.loads((tmp_path / name / last).read_text()) for name in ("whole", "moved")]
     assert states[0]["windows"] == states[1]["windows"]
+
+
+def test_a_misspelt_task_is_said_before_text_is_prepared(tmp_path):
+    (tmp_path / "text.txt").write_text("word " * 100)
+    data = ["--data.source", tmp_path / "text.txt", "--data.path", tmp_path / "out"]
+    flags = [*data, "--data.tokenizer", "null", "--data.train_tokenizer", "300"]
+    flags += ["--run.dir", tmp_path / "run", "--scores.tasks", "[hellaswagg]"]
+    result = run_recipe_script(*flags)
+    assert result.returncode == 2
+    assert "scores.tasks=hellaswagg is known neither to lm-eval" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]

@@ -1,10 +1,11 @@
 """A user's mistakes in one line, and the exit codes of every command."""
 
-import os
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+
+from pretrain_lib.ranks import is_local_main_rank
 
 DONE, BAD_INPUT, RESUMABLE, INTERRUPTED = 0, 2, 75, 130
 OWN_CODE = Path(__file__).parent
@@ -27,7 +28,7 @@ def report_errors(
         defect = isinstance(error, ValueError) and not raised_here(error)
         if defect or isinstance(error, BrokenPipeError):
             raise
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the others of a machine would say the same
+        if is_local_main_rank():  # the others of a machine would say the same
             print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
 

@@ -46,14 +46,6 @@ def test_a_large_source_is_left_to_the_command(recipe, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_misspelt_task_is_said_before_text_is_prepared(recipe, tmp_path):
-    (tmp_path / "text.txt").write_text("word " * 100)
-    config = from_source(recipe, tmp_path / "text.txt", tmp_path / "out")
-    with pytest.raises(ValueError, match="tasks=hellaswagg is known neither to lm-eval"):
-        open_corpus(change(config, scores={"tasks": ["hellaswagg"]}))
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize("dtype", ["int64", "uint16", "int32", "uint8"])
 def test_an_array_is_read_and_validated_on_another(recipe, tmp_path, dtype):
     ids = np.random.default_rng(0).integers(250, size=500).astype(dtype)

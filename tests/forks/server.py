@@ -37,7 +37,6 @@ SINGLE_THREAD = {
 # Heavy, and imported by the library only where they are needed.
 ALSO = (
     "datasets",
-    "jsonargparse",
     "lm_eval.evaluator",
     "lm_eval.models.huggingface",
     "lm_eval.tasks",

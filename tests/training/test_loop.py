@@ -83,6 +83,20 @@ def test_a_run_resumed_from_any_checkpoint_is_bit_equal(recipe, tmp_path, step):
     assert same[0].read_text() == same[1].read_text()
 
 
+def test_samples_that_fail_end_a_run_only_once_it_is_saved(recipe, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no room for samples")
+
+    monkeypatch.setattr("pretrain_lib.training.evaluation.sample_texts", fail)
+    late = change(recipe, samples={"every": 5}, checkpoint={"every": None})
+    with pytest.raises(RuntimeError, match="no room for samples"):
+        run(late)
+    assert checkpoints(late) == ["step-00000005"]
+    monkeypatch.undo()
+    run(late)
+    assert status(late)["step"] == 8
+
+
 def test_max_steps_stops_the_run_and_leaves_the_schedule(recipe, tmp_path):
     run(recipe)
     part = change(elsewhere(recipe, tmp_path / "part"), run={"max_steps": 5})

@@ -14,6 +14,7 @@ from pretrain_lib.data.prepare.prepare import prepare
 from pretrain_lib.data.prepare.spool import Spool, open_spool
 from pretrain_lib.data.tokens.foreign import names_tokens
 from pretrain_lib.data.tokens.shards import LOCK, MANIFEST
+from pretrain_lib.ranks import is_local_main_rank, is_main_rank
 
 PREPARE_LIMIT_TOKENS = 1_000_000_000  # larger sources need `pretrain prepare`
 BYTES_PER_TOKEN = 4  # a low estimate for English under a byte-level BPE
@@ -31,7 +32,7 @@ def prepare_source(data: DataConfig, path: Path | None) -> Path:
     if (folder / MANIFEST).is_file():
         check_same_job(folder, job.record())
         return folder
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_main_rank():
         _refuse_large_source(job, folder, data.workers)
         prepare(job, folder, workers=data.workers)
     else:
@@ -42,7 +43,7 @@ def prepare_source(data: DataConfig, path: Path | None) -> Path:
 def open_stream(data: DataConfig, folder: Path, sequence_length: int) -> Spool:
     """Open the spool of `data.source` in `folder`; one process per machine prepares it."""
     segment_tokens = data.spool_tokens // sequence_length * sequence_length
-    if int(os.environ.get("LOCAL_RANK", 0)):
+    if not is_local_main_rank():
         await_file(folder / MANIFEST, folder)
     return open_spool(_job(data), folder, segment_tokens=segment_tokens)
 

@@ -24,6 +24,7 @@ from pretrain_lib.data.tokens.shards import read_manifest
 from pretrain_lib.data.windows.batches import PackedDataset
 from pretrain_lib.data.windows.best_fit import BestFitPlan, open_plan, plan_name
 from pretrain_lib.data.windows.streaming import StreamingDataset
+from pretrain_lib.ranks import is_local_main_rank, is_main_rank
 
 PACKING_FOLDER = "packing"  # best-fit packing plans, within a prepared folder
 SEGMENT_STEPS = 4  # minimum optimizer steps per stream segment, within which windows are shuffled
@@ -61,7 +62,7 @@ def build_dataset(
         corpus.spool,
         first_window=first_window,
         cursor=cursor,
-        produces=int(os.environ.get("LOCAL_RANK", 0)) == 0,
+        produces=is_local_main_rank(),
         workers=data.workers,
         **shared,
     )
@@ -137,7 +138,7 @@ def _open_plan(path: Path, part: Corpus, config: Recipe) -> BestFitPlan:
     folder = path.expanduser() / PACKING_FOLDER
     if not os.access(folder.parent, os.W_OK) or not folder.parent.is_dir():
         folder = cache_folder() / PACKING_FOLDER
-    if int(os.environ.get("RANK", 0)):
+    if not is_main_rank():
         await_file(folder / plan_name(part.fingerprint, length), folder)
     return open_plan(
         tokens.iterate_ends,

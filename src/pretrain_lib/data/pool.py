@@ -12,17 +12,16 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children, forkserver, get_context, parent_process
-from pathlib import Path
-from traceback import extract_tb
 from typing import Any
 
 from tqdm import tqdm
+
+from pretrain_lib.errors import raised_here
 
 # How often the bar is redrawn on a terminal, and a progress line is printed elsewhere.
 REFRESH_SECONDS, LINE_SECONDS = 0.3, 30
 # Workers are forked from a fork server: a fork of this process would inherit locks held by threads.
 CONTEXT = get_context("forkserver")
-OWN_CODE = Path(__file__).parents[1]
 _counters: Any = None  # shared with workers: source bytes, text bytes, documents, tokens
 
 
@@ -99,7 +98,7 @@ def _run_task(function: Callable, task: Any) -> Any:
     try:
         return function(task)
     except ValueError as error:
-        if OWN_CODE not in Path(extract_tb(error.__traceback__)[-1].filename).parents:
+        if not raised_here(error):
             raise  # a defect, not the user's mistake
         return _Refusal(str(error))
 

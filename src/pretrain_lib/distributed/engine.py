@@ -14,7 +14,7 @@ from accelerate.utils import (
 from pretrain_lib.config.settings import Recipe
 from pretrain_lib.distributed.guards import check_accumulation, check_trackers, check_world
 from pretrain_lib.distributed.launched import is_elastic, meet_main_rank
-from pretrain_lib.distributed.sharding import build_sharding, check_sharding
+from pretrain_lib.distributed.sharding import build_sharding, check_sharding, is_set
 
 
 def start_accelerator(config: Recipe) -> Accelerator:
@@ -79,4 +79,4 @@ def choose_precision(wanted: str, cpu: bool) -> tuple[str, str | None]:
 
 
 def _asked_for_cpu() -> bool:
-    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return is_set("ACCELERATE_USE_CPU")

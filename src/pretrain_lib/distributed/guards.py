@@ -22,18 +22,19 @@ ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 
 @dataclass(frozen=True)
 class Login:
-    """How a tracker knows its user, and what spares it the question."""
+    """The ways in which a tracker can be logged in, or used without a login."""
 
     command: str
     key: str
-    """The environment variable of the key."""
+    """The environment variable of the API key."""
     files: tuple[str, ...]
-    """Where the login may be kept instead, and what such a file then holds."""
+    """Files in which the login may be stored instead."""
     holds: str = ""
+    """A string that such a file contains if it has the login."""
     mode: str = ""
-    """The environment variable by which the tracker stays on this machine."""
+    """The environment variable that makes the tracker log to this machine only."""
     local: tuple[str, ...] = ("offline",)
-    """Its values that do so."""
+    """The values of `mode` that do so."""
 
 
 LOGINS = {
@@ -58,7 +59,7 @@ LOGINS = {
 
 
 def check_launch() -> None:
-    """Raise ValueError for an environment that tells of processes which no launcher has started."""
+    """Raise ValueError if the environment sets a world size but not the rest of a launch."""
     count = os.environ.get("WORLD_SIZE", "1")
     if not (count.isdecimal() and int(count) > 0):
         raise ValueError(f"WORLD_SIZE={count} in the environment must be a number of processes")
@@ -71,7 +72,7 @@ def check_launch() -> None:
 
 
 def check_trackers(wanted: list[str]) -> None:
-    """Raise ValueError for a tracker that is not installed, or waits for a login."""
+    """Raise ValueError for a tracker that is not installed, or needs a login."""
     installed = [str(name) for name in get_available_trackers()]
     for name in wanted:
         if name not in installed:

@@ -25,10 +25,11 @@ REFUSED = {
 
 def is_sharding_asked_for() -> bool:
     """Return whether the launcher was configured for FSDP."""
-    return _is_set("ACCELERATE_USE_FSDP")
+    return is_set("ACCELERATE_USE_FSDP")
 
 
-def _is_set(variable: str) -> bool:
+def is_set(variable: str) -> bool:
+    """Return whether a flag of Accelerate's is on in the environment."""
     return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
 
 
@@ -46,7 +47,7 @@ def build_sharding(*, param_dtype: str) -> FullyShardedDataParallelPlugin | None
             f"of accelerate launch, as in accelerate_configs/fsdp2_8gpu.yaml"
         )
     for setting, reason in REFUSED.items():
-        if _is_set(f"FSDP_{setting}"):
+        if is_set(f"FSDP_{setting}"):
             raise ValueError(
                 f"fsdp_{setting.lower()}=true in the configuration of accelerate launch is "
                 f"not supported: set it to false ({reason})"

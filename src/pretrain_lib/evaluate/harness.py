@@ -113,7 +113,7 @@ def evaluate_folder(
 
 def is_ours(folder: Path) -> bool:
     """Return whether `load_pretrained` can read a folder."""
-    read_hf_config(folder)  # a broken one is nobody's
+    read_hf_config(folder)  # raises ValueError for a broken config.json
     try:
         read_config(folder)
     except ValueError:
@@ -161,8 +161,9 @@ def keep_random_state() -> Iterator[None]:
     torch's. Neither uses NumPy's.
     """
     state = random.getstate()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=devices):
             yield
     finally:
         random.setstate(state)
@@ -177,8 +178,8 @@ def _check_folder(folder: Path) -> None:
         )
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ValueError(
-            f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}): copy there the one that "
-            f"the model was trained with"
+            f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}): copy the tokenizer that "
+            f"the model was trained with into it"
         )
 
 

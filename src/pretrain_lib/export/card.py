@@ -1,7 +1,6 @@
 """The model card of an export, with only the facts known from the checkpoint and its run."""
 
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import yaml
 
 from pretrain_lib.checkpoint.folders import MANIFEST, STATE
 from pretrain_lib.corpus.origin import Origin, find_origins
+from pretrain_lib.data.text.rows import HUB_NAME
 from pretrain_lib.evaluate.results import iterate_scores
 from pretrain_lib.models.flops import count_parameters
 from pretrain_lib.models.gpt2 import GPT2Config
@@ -18,7 +18,6 @@ from pretrain_lib.run_folder.metrics import human, human_time, perplexity
 from pretrain_lib.run_folder.rows import COMMON, Rows, read_rows
 
 CARD = "README.md"
-HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(:[\w.-]+)?(@[\w.-]+)?")
 RECIPE = ("model", "batch", "optimizer", "schedule")
 OF_DATA = ("weights", "document_masking", "packing", "streaming")
 

@@ -119,7 +119,7 @@ def _read_settings(run: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))["config"] if path.is_file() else {}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is broken, no manifest of a run: {error}") from error
+        raise ValueError(f"{path} is not the manifest of a run: {error}") from error
 
 
 def _draw(runs: list[Rows], names: list[str], settings: list[dict]) -> "Figure":

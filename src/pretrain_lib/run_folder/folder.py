@@ -1,7 +1,6 @@
 """The folder of a run: its lock, settings, manifest and status."""
 
 import json
-import os
 import platform
 import subprocess
 import time
@@ -182,8 +181,3 @@ def unsafe_changes(changes: dict[str, tuple], *, allowed: list[str]) -> dict[str
         for name, values in changes.items()
         if name not in allowed and (name in FIXED_SETTINGS or not name.startswith(FREE_SETTINGS))
     }
-
-
-def is_main_rank() -> bool:
-    """Return whether this is rank 0; works before the process group is initialized."""
-    return int(os.environ.get("RANK", 0)) == 0

@@ -41,7 +41,7 @@ def _read_row(line: str, where: str) -> dict:
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is not JSON: {line[:60]!r}") from error
     if not isinstance(row, dict) or not row.keys() >= set(COMMON):
-        raise ValueError(f"{where} is no row with {', '.join(COMMON)}: {line[:60]!r}")
+        raise ValueError(f"{where} is not a row with {', '.join(COMMON)}: {line[:60]!r}")
     return row
 
 

@@ -77,7 +77,9 @@ def _load(
     manifest: dict,
 ) -> Start:
     if not path.is_dir():
-        raise ValueError(f"{path} is not seen by every process: run.dir must be on a shared disk")
+        raise ValueError(
+            f"{path} is not visible to every process: run.dir must be on a shared disk"
+        )
     state, before = read_state(path)
     if state.order_version != ORDER_VERSION:
         raise ValueError(

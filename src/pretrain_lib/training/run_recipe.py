@@ -20,9 +20,9 @@ from pretrain_lib.distributed.launched import (
 from pretrain_lib.errors import BAD_INPUT, DONE, RESUMABLE, LocalFault, raised_here, report_errors
 from pretrain_lib.evaluate.tasks import check_task_names
 from pretrain_lib.plan.plan import format_plan
+from pretrain_lib.ranks import is_main_rank
 from pretrain_lib.run_folder.folder import (
     CHECKPOINTS,
-    is_main_rank,
     open_run_folder,
     read_status,
     write_status,

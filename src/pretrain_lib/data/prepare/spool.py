@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from pretrain_lib.data.permutation import derive_keys, permute
-from pretrain_lib.data.pool import OWN_CODE, end_with_parent, run_tasks, show_progress
+from pretrain_lib.data.pool import end_with_parent, run_tasks, show_progress
 from pretrain_lib.data.prepare.groups import Report, UnitTask, encode_group, gather_groups
 from pretrain_lib.data.prepare.holdout import HeldOut, parse_validation, write_first_tokens
 from pretrain_lib.data.prepare.job import (
@@ -37,6 +37,7 @@ from pretrain_lib.data.prepare.job import (
 )
 from pretrain_lib.data.prepare.manifest import summarize, write_manifest
 from pretrain_lib.data.tokens.shards import MANIFEST, lock_folder, write_json, write_shard
+from pretrain_lib.errors import raised_here
 
 SEGMENTS_AHEAD, SEGMENTS_BEHIND = 2, 1  # kept on disk, relative to the segment being read
 POLL_SECONDS = 0.05
@@ -160,8 +161,7 @@ def produce(spool: Spool, first: int, hint: dict | None, position: Any, workers:
                 while segment >= _delete_far_from(spool, position.value) + SEGMENTS_AHEAD:
                     time.sleep(POLL_SECONDS)
     except Exception as error:  # recorded for the processes that wait for a segment
-        origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        refused = isinstance(error, ValueError) and OWN_CODE in origin.parents
+        refused = isinstance(error, ValueError) and raised_here(error)
         said = {"refused": refused, "message": str(error) if refused else traceback.format_exc()}
         write_json(spool.folder / ERROR, said | {"process": os.getpid()})
 

@@ -175,7 +175,7 @@ def _lines_of_slice(
 
 
 def _parse_line(line: bytes, where: str, text_field: str) -> Document | Rejected:
-    import orjson  # training on tokens that are there does without it
+    import orjson  # not needed to train on prepared tokens
 
     with contextlib.suppress(ValueError, KeyError, TypeError):
         if is_text(text := orjson.loads(line.removeprefix(codecs.BOM_UTF8))[text_field]):

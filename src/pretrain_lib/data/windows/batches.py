@@ -159,10 +159,10 @@ def iterate_steps(
 
 
 def narrow_document_ends(batch: Batch) -> Batch:
-    """Cut `document_ends` (B, T) to as many columns as a row has documents at most.
+    """Cut `document_ends` `(B, T)` to the largest number of documents in a row.
 
-    Kernels launch work for each column, so it should be no wider; rounded up to a power of two, a
-    run has few widths.
+    Kernels launch work for each column. The width is rounded up to a power of two, so that
+    torch.compile meets only a few widths.
     """
     ends = batch.get("document_ends")
     if ends is None:
