@@ -98,6 +98,7 @@ def test_plan_costs_nothing():
         assert figure in result.stdout
 
 
+@pytest.mark.slow
 def test_launched_killed_and_started_again_it_is_the_run_that_was_never_killed(prepared, tmp_path):
     flags = ["--checkpoint.every", "2", "--schedule.tokens", "6144"]
     whole = launch(*tiny_flags(prepared, tmp_path / "whole"), *flags)
@@ -115,6 +116,7 @@ def test_launched_killed_and_started_again_it_is_the_run_that_was_never_killed(p
     assert read_rows(tmp_path / "killed") == read_rows(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_ends_with_75(prepared, tmp_path, number):
     command = [forked_python(), "recipes/gpt2_124m.py", *tiny_flags(prepared, tmp_path / "run")]
@@ -130,6 +132,7 @@ def test_a_signal_saves_and_ends_with_75(prepared, tmp_path, number):
     assert (tmp_path / "run" / "checkpoints" / f"step-{status['step']:08d}").is_dir()
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_computes(prepared, tmp_path):
     flags = ["--data.document_masking", "true"]
     environment = {"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}
@@ -211,6 +214,7 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(prepared, tmp_path):
         assert "\n" not in error
 
 
+@pytest.mark.slow
 def test_a_run_folder_in_use_is_refused(prepared, tmp_path):
     command = [forked_python(), "recipes/gpt2_124m.py", *tiny_flags(prepared, tmp_path / "run")]
     command += ["--schedule.tokens", "1e9"]
@@ -326,6 +330,7 @@ def test_trackers_get_the_rows(prepared, tmp_path, tracker):
         assert not any(secret.encode() in content for secret in SECRETS.values()), path
 
 
+@pytest.mark.slow
 def test_max_time_is_kept_save_included(prepared, tmp_path):
     started = time.monotonic()
     flags = [*tiny_flags(prepared, tmp_path / "run"), "--schedule.tokens", "1e9"]
@@ -344,6 +349,7 @@ def test_under_elastic_restarts_bad_input_does_not_restart(prepared, tmp_path):
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "refused"
 
 
+@pytest.mark.slow
 def test_a_run_moves_between_one_process_and_two_with_the_same_curve(prepared, tmp_path):
     fp32 = {"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}
     whole = run_recipe_script(*tiny_flags(prepared, tmp_path / "whole"), environment=fp32)

@@ -162,6 +162,7 @@ def run_limited(recipe, tmp_path, limit):
     return run_python("-c", LIMITED, str(tmp_path / "arguments"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_costs_no_checkpoint_and_the_run_goes_on(recipe, tmp_path):
     limit = 150_000  # bytes: less than the weights, more than any row
     run(change(recipe, run={"max_steps": 3}))
@@ -186,6 +187,7 @@ def test_a_disk_that_fills_up_costs_no_checkpoint_and_the_run_goes_on(recipe, tm
     assert rows[0] == rows[1]
 
 
+@pytest.mark.slow
 def test_no_room_for_the_metrics_stops_a_run_resumable(prepared, tmp_path):
     from tests.test_recipes import tiny_flags
 
@@ -213,6 +215,7 @@ def test_no_room_for_the_metrics_stops_a_run_resumable(prepared, tmp_path):
     assert steps_told == list(range(1, 9))
 
 
+@pytest.mark.slow
 def test_the_second_interrupt_does_not_wait_for_a_save(prepared, tmp_path):
     """The thread that writes is a daemon: the process may end with a save half done."""
     code = (

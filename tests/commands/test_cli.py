@@ -71,6 +71,7 @@ def test_overlap_names_the_item_and_where_it_stands(tmp_path, capsys):
     assert call("overlap", tmp_path / "text.txt", "--items", tmp_path / "none.jsonl") == 2
 
 
+@pytest.mark.slow
 def test_export_sample_plot(recipe, tmp_path, capsys, forked_reload):
     run(recipe)
     capsys.readouterr()

@@ -133,6 +133,7 @@ def test_order_of_a_mixture_is_frozen():
     ]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(2, 3000), st.integers(1, 200), st.integers(0, 2**63))
 def test_each_epoch_draws_every_window_once_and_stays_inside(tokens, length, seed):

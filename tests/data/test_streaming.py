@@ -606,6 +606,7 @@ def open_often(task):
     return [open_small(job, folder).held_out for _ in range(20)]
 
 
+@pytest.mark.slow
 def test_all_processes_of_a_machine_may_open_a_spool_at_once(tmp_path, job):
     expected = open_small(job, tmp_path / "spool").held_out
     assert sum(held.documents for held in expected.values())

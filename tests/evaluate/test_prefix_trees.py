@@ -46,6 +46,7 @@ def assert_as_alone(model, requests, batch_size):
         assert found[number] == (pytest.approx(nats, abs=TOLERANCE), greedy)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(requests=REQUESTS, batch_size=st.integers(1, 5))
 @example(requests=[([1] * 9, [0, 1]), ([1] * 9, [0, 1]), ([1] * 9, [0])], batch_size=1)

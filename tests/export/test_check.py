@@ -231,6 +231,7 @@ def test_every_tensor_that_is_altered_is_named(name, written, tmp_path):
         assert f"the weights {key} differ from the model's" in problems
 
 
+@pytest.mark.slow
 def test_the_check_runs_in_a_process_of_its_own_and_keeps_the_mode(written, tokenizer):
     folder = written / "gpt2" / "model"
     model = build_model(CONFIGS["gpt2"]).initialize(0)
@@ -242,6 +243,7 @@ def test_the_check_runs_in_a_process_of_its_own_and_keeps_the_mode(written, toke
     assert not other.training
 
 
+@pytest.mark.slow
 def test_an_export_with_a_fault_does_not_appear(written, tmp_path, monkeypatch):
     source, out = written / "gpt2" / "model", tmp_path / "out"
     shutil.copytree(source, out)
@@ -252,6 +254,7 @@ def test_an_export_with_a_fault_does_not_appear(written, tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_begins_every_text_does_not_do_so_in_an_export(written, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(written / "llama" / "model", folder)

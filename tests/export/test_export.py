@@ -135,6 +135,7 @@ def test_folders_that_transformers_4_wrote_are_read_with_its_logits(other, tmp_p
         assert float((logits - expected["logits"]).abs().max()) < 1e-5 * scale, name
 
 
+@pytest.mark.slow
 def test_several_files_become_one_and_one_several(workplace, tmp_path):
     folder, out = workplace / "untied llama", tmp_path / "out"
     export_checkpoint(folder, out, max_shard_bytes=50_000)

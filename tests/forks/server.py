@@ -48,8 +48,9 @@ ALSO = (
 # By packages when they are imported: a fork would go by the server's.
 ROOT = Path(__file__).parents[2]  # of the repository, where `tests` is a package
 READ_AT_IMPORT = ("HF_", "PYTHON", "TORCH_", "TORCHINDUCTOR_", "TRANSFORMERS_")
-RENDEZVOUS = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-READ_LATER = ("HF_TOKEN", "TORCH_ELASTIC_", "TORCH_NCCL_", RENDEZVOUS, "PYTHONPATH", "PYTHON_EXEC")
+READ_LATER = ("HF_TOKEN", "TORCH_ELASTIC_", "TORCH_NCCL_", "PYTHONPATH")
+# By launchers alone, which hand them on to what they start.
+READ_BY_LAUNCHERS = ("PYTHON_EXEC", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE")
 
 
 def import_all() -> None:
@@ -76,7 +77,7 @@ def difference(environment: dict) -> list[str]:
     return ["PYTHONPATH"] * bool(others) + [
         name
         for name in sorted(names)
-        if name.startswith(READ_AT_IMPORT) and not name.startswith(READ_LATER)
+        if name.startswith(READ_AT_IMPORT) and not name.startswith(READ_LATER + READ_BY_LAUNCHERS)
         if environment.get(name) != ENVIRONMENT.get(name)
     ]
 

@@ -198,6 +198,7 @@ def test_logits_near_the_limits_of_fp32_are_exact():
     assert weight.grad.tolist() == [[1.0], [0.0], [-1.0], [0.0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("autocast", [False, True])
 def test_the_compiled_form_is_the_same_function(autocast):
     results = []

@@ -188,6 +188,7 @@ def test_each_task_has_a_panel_and_hellaswag_one_by_token_as_well(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_one_picture_in_two_formats_in_the_run_folder(tmp_path):
     write_run(tmp_path / "run")
     before = dict(matplotlib.rcParams)
@@ -213,6 +214,7 @@ def test_the_picture_says_what_it_shows(tmp_path, monkeypatch):
         assert text in svg, text
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes(tmp_path):
     for name in "ab":
         write_run(tmp_path / name, final=3.0 + (name == "b"))

@@ -87,6 +87,7 @@ def first_loss(recipe, folder):
     return float(torch.stack(losses).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_meta", [True, False])
 @pytest.mark.parametrize("name", THEIRS)
 def test_the_first_loss_is_that_of_transformers(
