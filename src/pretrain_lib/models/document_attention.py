@@ -1,4 +1,4 @@
-"""Document masking with fused kernels, whose cost does not include the masked positions.
+"""Document masking with fused kernels, whose cost excludes the tokens of other documents.
 
 On a CPU, a loop calls the kernel for each document. It is inside a custom operator, because
 torch.compile would otherwise trace a new graph for each layout of documents. Shapes: B sequences, H

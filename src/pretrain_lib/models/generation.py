@@ -36,8 +36,8 @@ def generate(
     returns True.
 
     GPT-2 and LLaMA use a key-value cache until the longest row exceeds `context_length`. From then
-    on, each new token is computed without a cache from the last `context_length` ids of its row, as
-    other models do from the start.
+    on, each new token is computed without a cache, from the last `context_length` ids of its row.
+    Other models never use a cache.
     """
     _check(prompts, temperature, top_k, top_p)
     rows = [list(prompt) for prompt in prompts]

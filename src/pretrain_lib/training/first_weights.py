@@ -15,8 +15,8 @@ FREE_FIELDS = ("dropout", "vocabulary_multiple")
 def set_first_weights(config: Recipe, model: Model, *, has_weights: bool) -> None:
     """Load the weights of `run.initial_weights`, or initialize a model that has none.
 
-    A model with weights keeps them if `run.initial_weights` is not set. Of a sharded model only the
-    local shards are written.
+    A model with weights keeps them if `run.initial_weights` is not set. Of a sharded model, only
+    the local shards are filled.
     """
     if config.run.initial_weights is not None:
         check_first_weights(config)

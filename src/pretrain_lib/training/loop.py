@@ -25,9 +25,9 @@ from pretrain_lib.training.step import StepResult, accumulate_gradients, apply_u
 def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator) -> str:
     """Train `model` according to `config`, resuming from the newest checkpoint if there is one.
 
-    Returns "done" at the end of the schedule or at `run.max_steps`, and "resumable" after a signal,
-    when `run.max_time` is used up, or if the final checkpoint, which is saved in each case, could
-    not be written. The result is the same on all ranks and is written to `status.json` in the run
+    Returns "done" at the end of the schedule or at `run.max_steps`, and "resumable" after a signal
+    or when `run.max_time` is used up. A checkpoint is saved in each case; if that fails, the result
+    is "resumable" too. It is the same on all ranks and is written to `status.json` in the run
     folder.
     """
     config.check(processes=accelerator.num_processes)
