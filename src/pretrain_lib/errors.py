@@ -1,4 +1,4 @@
-"""A user's mistakes in one line, and the exit codes of every command."""
+"""Report user errors in one line, and define the exit codes of all commands."""
 
 import sys
 import traceback
@@ -12,15 +12,15 @@ OWN_CODE = Path(__file__).parent
 
 
 class LocalFault(ValueError):
-    """What one process alone may have met, such as a damaged file: it says so, whichever it is."""
+    """An error that may occur on a single process, such as a damaged file; any rank prints it."""
 
 
 def report_errors(
     action: Callable[[], int | None], *, user_errors: tuple[type[Exception], ...] = (ValueError,)
 ) -> int:
-    """Call `action` and return its exit code; a user's mistake is printed in one line, with 2.
+    """Call `action` and return its exit code; on a user error, print it in one line and return 2.
 
-    A ValueError raised by other code than this library's is a defect and keeps its traceback.
+    A ValueError raised outside this library is a bug, not a user error, and propagates.
     """
     try:
         return action() or DONE
@@ -28,12 +28,12 @@ def report_errors(
         defect = isinstance(error, ValueError) and not raised_here(error)
         if defect or isinstance(error, BrokenPipeError):
             raise
-        if is_local_main_rank():  # the others of a machine would say the same
+        if is_local_main_rank():  # the other processes of the machine have the same error
             print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
 
 
 def raised_here(error: ValueError) -> bool:
-    """Return whether it was this library that raised an error, not a package it uses."""
+    """Return whether an error was raised by this library, not by one of its dependencies."""
     origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     return OWN_CODE in origin.parents

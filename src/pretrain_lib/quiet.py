@@ -1,4 +1,4 @@
-"""Other packages' progress bars and warnings, kept off what is no terminal."""
+"""Suppress progress bars and warnings of other packages."""
 
 import sys
 from collections.abc import Iterator
@@ -8,12 +8,13 @@ from io import StringIO
 
 @contextmanager
 def without_foreign_progress() -> Iterator[None]:
-    """Keep the progress bars and warnings of other packages off a console that is no terminal."""
+    """Suppress warnings of transformers, and all output to stderr if that is not a terminal."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     if sys.stderr.isatty():
         yield
     else:
-        with redirect_stderr(StringIO()):  # lm-eval's bars have no switch; errors are raised
+        # The progress bars of lm-eval cannot be turned off. Errors are raised, so none is lost.
+        with redirect_stderr(StringIO()):
             yield

@@ -1,13 +1,13 @@
-"""Which process this is, by the environment that every launcher sets."""
+"""The rank of this process, from the environment variables that every launcher sets."""
 
 import os
 
 
 def is_main_rank() -> bool:
-    """Return whether this is the first process of the launch, or the only one."""
+    """Return whether this process has rank 0, or is the only one."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 def is_local_main_rank() -> bool:
-    """Return whether this is the first process of the launch on this machine."""
+    """Return whether this process has local rank 0: the first on its machine, or the only one."""
     return int(os.environ.get("LOCAL_RANK", 0)) == 0

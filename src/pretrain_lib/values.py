@@ -1,7 +1,7 @@
-"""Values that a user writes: what each may be, said once, and how it is read from text.
+"""Rules for values that users write: valid types and ranges, parsing, error messages.
 
-A setting of a recipe is a dataclass field made by `setting`; a flag of the `pretrain` command has a
-`Rule` of its own. Help, documentation and checks come from there.
+Each setting of a recipe is a dataclass field created by `setting`, each flag of the `pretrain`
+command has a `Rule` of its own. Help, documentation and checks are derived from these.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-LARGEST = 2**31 - 1  # of a whole number whose rule names no maximum
+LARGEST = 2**31 - 1  # maximum of whole numbers whose rule has none
 NOUNS = {
     int: "a whole number",
     float: "a number",
@@ -31,27 +31,27 @@ NOUNS = {
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value may be."""
+    """The type, range, unit and help text of a value."""
 
     kind: Any = str
-    """Its type: int, float, bool, str, Path, a Literal, a list, a pair, a dataclass, a class with
-    `parse` (`units`), or a union of them; None among them is written null."""
+    """The type: int, float, bool, str, Path, a Literal, a list, a pair, a dataclass, a class with
+    `parse` (see `config.units`), or a union of these. None in a union is written as null."""
     minimum: float | None = None
     above: float | None = None
-    """As `minimum`, which is itself left out."""
+    """Exclusive lower limit."""
     maximum: float | None = None
     below: float | None = None
-    """As `maximum`, which is itself left out."""
+    """Exclusive upper limit."""
     also: float | None = None
-    """A number outside the range that is allowed as well."""
+    """A single number outside the range that is valid too."""
     unit: str = ""
     help: str = ""
     """One sentence."""
 
     def read(self, written: Any) -> Any:
-        """Return the value that `written` stands for: text, or YAML whose scalars are text.
+        """Parse `written`, which is text, or YAML lists and mappings of text.
 
-        Raises ValueError with the end of a sentence that begins with the setting's name.
+        Raises ValueError with a message to which callers prepend the name of the setting.
         """
         value = _read(self.kind, written)
         if value is UNREADABLE:
@@ -60,17 +60,17 @@ class Rule:
         return value
 
     def check(self, value: Any, *, shown: str | None = None) -> None:
-        """Raise ValueError, as `read` does, for a value of another type or out of range."""
+        """Raise ValueError, as `read` does, for a value of the wrong type or out of range."""
         if _has_type(self.kind, value) and all(map(self._in_range, _numbers(value))):
             return
-        # A limit that is too far off to be told in every help text.
+        # The default maximum is named only if exceeded, not in every help text.
         too_large = any(number > self._largest() for number in _numbers(value))
         rule = dataclasses.replace(self, maximum=self._largest()) if too_large else self
         shown = show(value) if shown is None else shown
         raise ValueError(f"{shown} must be {rule.describe()}{self._suggest(value)}")
 
     def describe(self) -> str:
-        """Return what the value may be, such as "a whole number of at least 1, or null"."""
+        """Describe the valid values, such as "a whole number of at least 1, or null"."""
         *nouns, last = [_noun(kind) for kind in kinds_of(self.kind) if kind is not type(None)]
         text = f"{', '.join(nouns)} or {last}" if nouns else last
         limits = [
@@ -112,9 +112,9 @@ class Rule:
 
 
 def setting(default: Any, help: str, **rule: Any) -> Any:
-    """Return a field of a dataclass of settings: default, sentence, and the rest of its `Rule`.
+    """Create a dataclass field with a default, a help sentence, and further fields of `Rule`.
 
-    The type stands beside it, as the field's annotation.
+    The type of the rule is taken from the field's annotation.
     """
     metadata = {"rule": Rule(help=help, **rule)}
     if isinstance(default, list):
@@ -123,7 +123,7 @@ def setting(default: Any, help: str, **rule: Any) -> Any:
 
 
 def rules_of(section: type) -> dict[str, Rule]:
-    """Return the rule of each field of a dataclass of settings."""
+    """Return the rule of each field of a settings dataclass, by name."""
     hints = get_type_hints(section)
     return {
         field.name: dataclasses.replace(field.metadata["rule"], kind=hints[field.name])
@@ -132,7 +132,7 @@ def rules_of(section: type) -> dict[str, Rule]:
 
 
 def check_fields(settings: Any, *, name: str) -> None:
-    """Raise ValueError for a field out of range; `name` is the section's, such as "run"."""
+    """Raise ValueError for an invalid field; `name` is that of the section, such as "run"."""
     for field_name, rule in rules_of(type(settings)).items():
         value = getattr(settings, field_name)
         try:
@@ -142,13 +142,13 @@ def check_fields(settings: Any, *, name: str) -> None:
 
 
 def did_you_mean(written: Any, known: Iterable[str]) -> str:
-    """Return "; did you mean X?" if something known is near, else nothing."""
+    """Return "; did you mean X?" for the closest match, or an empty string."""
     near = difflib.get_close_matches(str(written), list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def show(written: Any) -> str:
-    """Return a value for a message of one line."""
+    """Format a value for a message of one line: shortened, and quoted if necessary."""
     text = written if isinstance(written, str) else str(written)
     text = text if len(text) <= 60 else f"{text[:57]}..."
     plain = text.isprintable() and text.strip() == text and text
@@ -174,7 +174,7 @@ def _read(kind: Any, written: Any) -> Any:
 
 
 def _load_container(kinds: tuple[Any, ...], text: str) -> Any:
-    """Return the list or mapping that a flag's text stands for, where one is expected."""
+    """Parse a flag's text as a YAML list or mapping, if one of the kinds is such a type."""
     if not any(is_dataclass(kind) or get_origin(kind) in (list, tuple) for kind in kinds):
         return text
     try:

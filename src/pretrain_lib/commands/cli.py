@@ -1,4 +1,4 @@
-"""The `pretrain` command: prepare, verify, inspect, overlap, export, eval and more."""
+"""Parse the flags of the `pretrain` command and call its subcommands."""
 
 import os
 import re
@@ -23,7 +23,7 @@ SEED = Rule(int, minimum=0, maximum=2**63 - 1, help="of the random draws")
 WORKERS = Rule(int, minimum=1, maximum=4096, unit="processes", help="by default one per core")
 MODEL = Rule(Path, help="a model folder, a checkpoint, or a run folder: its newest")
 INCLUDE_PATH = Rule(Path, help="a folder with task files of your own")
-# What the library's messages call a setting, and what the user of a command wrote instead.
+# For each command, the flags or arguments that replace names of settings in error messages.
 FLAGS = {
     "prepare": {
         "data.path": "--out",
@@ -50,10 +50,10 @@ FLAGS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the `pretrain` command."""
     try:
-        # What cannot be read or written is the user's to mend as well.
+        # A file that cannot be read or written is a user's error as well.
         code = report_errors(lambda: _run(arguments), user_errors=(ValueError, OSError))
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read our output, such as head, has seen enough
+    except BrokenPipeError:  # the reader of our output, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = DONE
     except KeyboardInterrupt:
@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str] | None) -> int | None:
     options = build_parser().parse_args(arguments)
-    # Imported now, since torch takes a second that `--help` and workers of `prepare` do not need.
+    # Imported late, because `--help` and the workers of `prepare` do not need torch, which is slow
+    # to import.
     module = import_module(f"pretrain_lib.commands.{options.module}")
     try:
         return getattr(module, f"run_{options.command}")(options)
@@ -75,14 +76,14 @@ def _run(arguments: Sequence[str] | None) -> int | None:
 
 
 def in_terms_of_flags(message: str, command: str) -> str:
-    """Return a message about settings as one about the flags of a command."""
+    """Replace the names of settings in an error message by the flags of a command."""
     for setting, flag in FLAGS[command].items():
         message = re.sub(rf"(?<![\w.-]){re.escape(setting)}=", f"{flag} ", message)
     return message
 
 
 def build_parser() -> Parser:
-    """Return the parser of all commands."""
+    """Build the parser of the command and all subcommands."""
     parser = Parser(prog="pretrain", description=main.__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -1,4 +1,4 @@
-"""What the commands on data do: prepare, verify, inspect, overlap."""
+"""The data subcommands: prepare, verify, inspect, overlap."""
 
 import argparse
 
@@ -12,7 +12,7 @@ from pretrain_lib.data.tokens.shards import verify_folder
 
 
 def run_prepare(options: argparse.Namespace) -> None:
-    """Turn text into shards of tokens."""
+    """Tokenize text into shards."""
     check_out(options.out, is_folder=True)
     job = Job(
         tuple(options.sources),
@@ -32,7 +32,7 @@ def run_prepare(options: argparse.Namespace) -> None:
 
 
 def run_verify(options: argparse.Namespace) -> None:
-    """Check every hash of a prepared folder."""
+    """Verify the hashes of all files of a prepared folder; raises ValueError if any differ."""
     problems = verify_folder(options.folder)
     for problem in problems:
         print(problem)
@@ -42,7 +42,7 @@ def run_verify(options: argparse.Namespace) -> None:
 
 
 def run_inspect(options: argparse.Namespace) -> None:
-    """Show what lies in prepared folders or arrays."""
+    """Print statistics and a window of prepared folders or token arrays."""
     from pretrain_lib.data.inspection import inspect_data  # imports torch
 
     lines = inspect_data(
@@ -59,7 +59,7 @@ def run_inspect(options: argparse.Namespace) -> None:
 
 
 def run_overlap(options: argparse.Namespace) -> None:
-    """Find evaluation items that a text contains."""
+    """Find evaluation items whose n-grams occur in a text."""
     check_out(options.out)
     report = find_overlap(
         options.sources,

@@ -1,4 +1,4 @@
-"""What the commands on models and runs do: tasks, export, eval, sample, plot."""
+"""The subcommands for models and runs: tasks, export, eval, sample, plot."""
 
 import argparse
 from pathlib import Path
@@ -32,7 +32,7 @@ def run_tasks(options: argparse.Namespace) -> None:
 
 
 def run_export(options: argparse.Namespace) -> None:
-    """Write a checkpoint as a plain model folder, and upload it if asked."""
+    """Export a checkpoint as a Hugging Face model folder, and optionally upload it to the hub."""
     source, name = model_folder(options.checkpoint), options.push_to_hub
     if options.private and name is None:
         raise ValueError("--private is for a repository on the hub: give --push_to_hub OWNER/NAME")
@@ -83,7 +83,7 @@ def run_eval(options: argparse.Namespace) -> None:
 
 
 def run_sample(options: argparse.Namespace) -> None:
-    """Let a model write."""
+    """Print texts sampled from a model."""
     folder = model_folder(options.folder)
     tokenizer = load_tokenizer(folder)
     model = load_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -104,14 +104,14 @@ def run_sample(options: argparse.Namespace) -> None:
 
 
 def run_plot(options: argparse.Namespace) -> None:
-    """Draw the curves of runs."""
+    """Plot the metrics of runs."""
     check_out(options.out)
     for path in plot_runs(options.runs, options.out):
         print(path)
 
 
 def check_device(name: str | None) -> None:
-    """Raise ValueError if a device is named that this machine does not have."""
+    """Raise ValueError if this machine does not have the device `name`."""
     if name is None or name == "cpu":
         return
     kind, _, index = name.partition(":")
@@ -121,7 +121,10 @@ def check_device(name: str | None) -> None:
 
 
 def model_folder(path: Path) -> Path:
-    """Return the model folder that `path` is, or the newest checkpoint if it is a run folder."""
+    """Return `path` if it is a model folder, or the newest checkpoint of a run folder.
+
+    Raises ValueError for other folders, and for damaged checkpoints.
+    """
     if (path / FILES).is_file() and (problems := verify_checkpoint(path)):
         raise ValueError(f"{path} is not whole: {'; '.join(problems)}")
     if (path / "config.json").is_file():

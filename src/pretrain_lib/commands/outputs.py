@@ -1,10 +1,10 @@
-"""Where a command writes, checked before it works."""
+"""Check the output path of a command before it starts."""
 
 from pathlib import Path
 
 
 def check_out(out: Path | None, *, is_folder: bool = False) -> None:
-    """Raise ValueError unless `--out` can be written: a file, or a folder, that may be there."""
+    """Raise ValueError if `--out` cannot be written as a file, or as a folder; it may exist."""
     if out is None:
         return
     if out.exists() and out.is_dir() != is_folder:

@@ -1,7 +1,7 @@
-"""The settings of a run and how they are read.
+"""The settings of a run, and how they are parsed.
 
-`training_sections` and `run_sections` have one dataclass per concern, `settings` all of them in a
-`Recipe`, `rules` checks what concerns several together, `units` reads quantities such as `10e9`
-tokens or `2h`; `arguments` reads flags and `overlays` YAML files, `renamed` has the names that
-settings had before.
+`training_sections` and `run_sections` define one dataclass per concern, `settings` combines them in
+a `Recipe`, `rules` checks constraints between settings, `units` parses quantities such as `10e9`
+tokens or `2h`. `arguments` parses flags (based on `flags`), `overlays` reads YAML files, `renamed`
+lists the previous names of settings.
 """

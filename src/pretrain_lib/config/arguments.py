@@ -1,4 +1,4 @@
-"""A recipe's settings from YAML overlays and flags."""
+"""Parse the settings of a recipe from YAML overlays and flags."""
 
 import dataclasses
 import sys
@@ -20,10 +20,11 @@ HARDWARE = Hardware()
 def parse_recipe(
     defaults: Recipe, *, presets: dict[str, dict] | None = None, arguments: list[str] | None = None
 ) -> tuple[Recipe, Hardware | None]:
-    """Read overlays and flags over a recipe's settings: `(settings, what --plan is for)`.
+    """Apply overlays and flags to a recipe; return it, and the hardware for `--plan` or None.
 
-    Later wins: the recipe, `--preset`, each `--config FILE`, flags. A preset maps dotted names to
-    values. Raises ValueError, in one line, for what cannot be read or is out of range.
+    In order of increasing precedence: the recipe, `--preset`, each `--config FILE`, flags. A preset
+    maps dotted names to values. Raises ValueError, with a message of one line, for values that
+    cannot be parsed or are out of range.
     """
     rules = _recipe_rules(defaults)
     options = _build_parser(defaults, presets or {}, rules).parse_args(arguments)
@@ -38,7 +39,7 @@ def parse_recipe(
 
 
 def _recipe_rules(defaults: Recipe) -> dict[str, Rule]:
-    """Return the rule of each setting by dotted name."""
+    """Return the `Rule` of each setting by dotted name."""
     return {
         f"{section.name}.{name}": rule
         for section in dataclasses.fields(defaults)
@@ -47,7 +48,7 @@ def _recipe_rules(defaults: Recipe) -> dict[str, Rule]:
 
 
 def _given(options: Namespace, presets: dict[str, dict], rules: dict[str, Rule]) -> dict[str, Any]:
-    """Return the values of preset, overlays and flags by dotted name."""
+    """Return the values given in preset, overlays and flags, by dotted name."""
     given = dict(presets[options.preset]) if options.preset else {}
     for file in options.config:
         for name, written in read_overlay(file).items():
@@ -81,9 +82,10 @@ def _replace(config: Recipe, given: dict[str, Any]) -> Recipe:
 
 
 def _choose_data(defaults: Recipe, config: Recipe, given: dict[str, Any]) -> Any:
-    """Return the data settings; a folder that the user named is not held against the recipe's own.
+    """Return the data settings, without defaults of the recipe that the user's choice replaces.
 
-    It is taken as it is: without the source and the tokenizer that only the recipe gives.
+    With a user's `data.path`, the source and tokenizer of the recipe do not apply. With a user's
+    `data.train_tokenizer`, its tokenizer does not.
     """
     origin = {
         name: given.get(f"data.{name}") for name in ("source", "tokenizer", "train_tokenizer")
@@ -103,7 +105,7 @@ def _planned_hardware(options: Namespace) -> Hardware | None:
 
 class _RecipeParser(Parser):
     def refuse(self, written: str) -> str:
-        """Return the error for an argument that is no flag; an old name gets its new one."""
+        """Return the error message for an unknown flag, with the new name of a renamed setting."""
         hint = now_called(written.removeprefix("--"))
         if hint is None:
             return super().refuse(written)

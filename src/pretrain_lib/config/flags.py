@@ -1,4 +1,4 @@
-"""Flags of a program: read by their rules, mistakes told in one line."""
+"""Command-line flags, parsed and checked by `Rule`, with error messages of one line."""
 
 import json
 import re
@@ -13,7 +13,7 @@ HINT = "(--help lists all flags)"
 
 
 class Parser(ArgumentParser):
-    """Raises ValueError, in one line, where argparse would print its usage and exit."""
+    """An ArgumentParser that raises ValueError where argparse would print its usage and exit."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
@@ -21,7 +21,7 @@ class Parser(ArgumentParser):
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: Namespace | None = None
     ) -> tuple[Namespace, list[str]]:
-        """Parse; what belongs to no flag is refused, with the nearest flag."""
+        """Parse the arguments; raises ValueError for unknown ones, suggesting the closest flag."""
         arguments = sys.argv[1:] if args is None else args
         options, unknown = super().parse_known_args(self._join_values(arguments), namespace)
         if unknown:
@@ -38,7 +38,7 @@ class Parser(ArgumentParser):
         raise ValueError(f"{message}{near} {HINT}")
 
     def refuse(self, written: str) -> str:
-        """Return the error for an argument that is no flag."""
+        """Return the error message for an unknown argument."""
         if not written.startswith("-"):
             return f"{written} belongs to no flag {HINT}"
         return f"there is no flag {written}{did_you_mean(written, self.flags())} {HINT}"
@@ -51,7 +51,7 @@ class Parser(ArgumentParser):
         return [name for action in self._actions for name in action.choices or ()]
 
     def _join_values(self, arguments: Sequence[str]) -> list[str]:
-        """Write `--flag value` as `--flag=value`, so that a value may begin with a dash."""
+        """Join `--flag value` into `--flag=value`, so that values may begin with a single dash."""
         valued = {f for a in self._actions if a.nargs is None for f in a.option_strings}
         joined: list[str] = []
         for argument in arguments:
@@ -63,19 +63,19 @@ class Parser(ArgumentParser):
 
 
 def add_argument(parser: Any, name: str, rule: Rule, **options: Any) -> None:
-    """Add a flag or a positional argument whose values follow a rule, to a parser or a group."""
+    """Add a flag or positional argument to a parser or group; its values are parsed by `rule`."""
     text = help_text(rule, options.get("default"))
     parser.add_argument(name, type=_reader(rule), help=text.replace("%", "%%"), **options)
 
 
 def add_setting(parser: Any, name: str, rule: Rule, default: Any) -> None:
-    """Add the flag of a recipe's setting, whose text is read later."""
+    """Add the flag of a recipe's setting; its value is stored as text and parsed later."""
     text = help_text(rule, default, show_default=True).replace("%", "%%")
     parser.add_argument(f"--{name}", default=SUPPRESS, metavar=_placeholder(rule), help=text)
 
 
 def help_text(rule: Rule, default: Any, *, show_default: bool = False) -> str:
-    """Return a rule's sentence with what the value may be, its unit, and its default if any."""
+    """Return the help text: the rule's sentence, valid values, unit, and default if any."""
     facts = [rule.describe(), *filter(None, [rule.unit])]
     if show_default or default is not None:
         written = default if isinstance(default, str) else json.dumps(default, ensure_ascii=False)

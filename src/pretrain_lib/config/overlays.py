@@ -1,4 +1,4 @@
-"""YAML overlays of a recipe, read strictly: in UTF-8, no key twice, no unknown name."""
+"""Read YAML overlays of a recipe strictly: UTF-8 only, no duplicate keys."""
 
 from pathlib import Path
 from typing import Any
@@ -7,10 +7,10 @@ import yaml
 
 
 class StrictLoader(yaml.BaseLoader):
-    """Reads scalars as text, which each setting's rule makes a value of; refuses a key twice."""
+    """Loads scalars as text, to be parsed by each setting's `Rule`, and rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """Return a mapping; raises ConstructorError where a key stands twice."""
+        """Return a mapping; raises ConstructorError for a duplicate key."""
         lines: dict[Any, int] = {}
         for key_node, _ in node.value:
             key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
@@ -26,9 +26,9 @@ class StrictLoader(yaml.BaseLoader):
 
 
 def read_overlay(name: str) -> dict[str, Any]:
-    """Return what a YAML file sets, by dotted name, as text; a section without keys sets nothing.
+    """Read the settings of a YAML file, as text by dotted name; empty sections are ignored.
 
-    Raises ValueError, in one line with the file's name, for what cannot be read.
+    Raises ValueError, with the file's name in a message of one line, if the file is not valid.
     """
     content = _load(name)
     if content in (None, ""):

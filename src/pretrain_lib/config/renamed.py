@@ -1,4 +1,4 @@
-"""Settings that had another name: refused with the new one, translated in what is on disk."""
+"""Renamed settings: old names are rejected in new input, and translated in old checkpoints."""
 
 RENAMED = {
     "run.save_every": "checkpoint.every",
@@ -22,12 +22,12 @@ RENAMED = {
 
 
 def now_called(name: str) -> str | None:
-    """Return the end of a sentence that refuses an old name and gives the new one."""
+    """Return the rest of an error message that begins with an old name, or None for other names."""
     return f"is now called {RENAMED[name]}" if name in RENAMED else None
 
 
 def with_new_names(settings: dict) -> dict:
-    """Return the settings that a checkpoint holds, section by section, under today's names."""
+    """Return the settings of a checkpoint, by section, under their current names."""
     renamed: dict = {}
     for section, values in settings.items():
         for field, value in values.items():

@@ -1,6 +1,6 @@
-"""What the settings of a run may be together.
+"""Check constraints between the settings of a run.
 
-`config` is a `settings.Recipe` everywhere.
+`config` is a `settings.Recipe` in all functions.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from pretrain_lib.config.renamed import now_called
 from pretrain_lib.optim.adamw_bf16 import HIGHEST_BETA as HIGHEST_BF16_BETA
 from pretrain_lib.values import did_you_mean, show
 
-DATA = "data"  # by this name `run.allow_changes` lets a run go on with other tokens
+DATA = "data"  # in `run.allow_changes`, allows a run to resume with other data
 
 
 def check_together(config: Any) -> None:
@@ -31,7 +31,7 @@ def check_together(config: Any) -> None:
 
 
 def check_changes(config: Any) -> None:
-    """Raise ValueError for a name in `run.allow_changes` that is no setting."""
+    """Raise ValueError for an unknown name in `run.allow_changes`."""
     known = {DATA, *_names(dataclasses.asdict(config))}
     for name in config.run.allow_changes:
         if name not in known:
@@ -48,7 +48,7 @@ def _names(settings: dict, prefix: str = "") -> Iterator[str]:
 
 
 def check_division(config: Any, *, processes: int) -> None:
-    """Raise ValueError unless steps are whole micro-batches on so many processes."""
+    """Raise ValueError if a step does not divide into whole micro-batches for all processes."""
     unit = processes * config.batch.micro_batch * config.batch.sequence_length
     text = (
         f"{processes} processes x {config.batch.micro_batch} sequences "
@@ -61,7 +61,7 @@ def check_division(config: Any, *, processes: int) -> None:
 
 
 def does_not_divide(name: str, tokens: int, unit_text: str, unit: int) -> ValueError:
-    """Return the error for `batch.NAME` tokens that are no multiple of a unit."""
+    """Return the error for a `batch` setting whose tokens are not a multiple of `unit`."""
     nearest = max(1, round(tokens / unit)) * unit
     return ValueError(
         f"batch.{name}={tokens} must be a multiple of {unit_text}; nearest: {nearest}"

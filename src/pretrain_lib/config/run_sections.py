@@ -1,4 +1,4 @@
-"""Settings of how a run goes on: its folder, what it writes, what it watches, the machine.
+"""Settings of a run's execution: folder, output, evaluation, stability, system.
 
 One dataclass per concern, as in `training_sections`.
 """
@@ -47,7 +47,7 @@ class SampleConfig:
     )
 
     def is_due(self, step: int) -> bool:
-        """Return whether an interval ends at `step`."""
+        """Return whether samples are due at `step`."""
         interval = end = float(self.every)
         while round(end) < step:
             interval *= self.growth
@@ -228,7 +228,7 @@ class SystemConfig:
 
 
 def _expand_home(section: object, *names: str) -> None:
-    """Let `~` stand for the home folder in the paths of a section."""
+    """Expand `~` to the home folder in the given fields of a section."""
     for name in names:
         path = getattr(section, name)
         if isinstance(path, str | os.PathLike):

@@ -1,4 +1,4 @@
-"""All settings of a run in one recipe, and what follows from several of them together."""
+"""The `Recipe`: all settings of a run, and the quantities derived from them."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -52,7 +52,7 @@ class Recipe:
     system: SystemConfig = field(default_factory=SystemConfig)
 
     def batch_sizes(self) -> BatchSizes:
-        """Return the windows per step; raises ValueError where tokens are no whole windows."""
+        """Return the batch sizes in windows; raises ValueError for fractions of a window."""
         ramp = (self.batch.ramp_from, self.batch.ramp_increment, self.batch.ramp_tokens)
         if any(value is not None for value in ramp) and None in ramp:
             raise ValueError(
@@ -69,7 +69,7 @@ class Recipe:
         return tokens // length
 
     def learning_rate(self) -> LearningRate:
-        """Return the schedule in steps."""
+        """Return the learning-rate schedule, converted from tokens to steps."""
         sizes, length = self.batch_sizes(), self.batch.sequence_length
         total = sizes.steps_within(self.schedule.tokens // length)
         before_decay = max(0, self.schedule.tokens - self.schedule.decay_tokens)
@@ -83,28 +83,28 @@ class Recipe:
         )
 
     def save_is_due(self, step: int, tokens: int) -> bool:
-        """Return whether the interval in steps or in tokens ends at `step`, after `tokens`."""
+        """Return whether a checkpoint is due at `step`, after `tokens` tokens."""
         if not step:
             return False
         every, every_tokens = self.checkpoint.every, self.checkpoint.every_tokens
         step_tokens = self.batch_sizes().at(step - 1) * self.batch.sequence_length
         by_steps = every is not None and step % every == 0
-        # The step in which a multiple of so many tokens was passed.
+        # Due if this step has reached or passed a multiple of `every_tokens`.
         return by_steps or (every_tokens is not None and tokens % every_tokens < step_tokens)
 
     def last_step(self) -> int:
-        """Return the step at which this start of the run ends."""
+        """Return the step at which training ends: the end of the schedule, or `run.max_steps`."""
         total = self.learning_rate().total_steps
         return total if self.run.max_steps is None else min(total, self.run.max_steps)
 
     def check_values(self) -> None:
-        """Raise ValueError for a value that is out of range by itself."""
+        """Raise ValueError for a value that is out of range."""
         for section in dataclasses.fields(self):
             check_fields(getattr(self, section.name), name=section.name)
         check_changes(self)
 
     def check(self, *, processes: int) -> None:
-        """Raise ValueError for settings that contradict one another on so many processes."""
+        """Raise ValueError for invalid values, or settings that conflict for this world size."""
         self.check_values()
         check_together(self)
         check_division(self, processes=processes)
@@ -115,12 +115,12 @@ class Recipe:
             )
 
     def to_dict(self) -> dict:
-        """Return the settings as plain values, section by section."""
+        """Return the settings as nested dictionaries of plain values."""
         return plain(dataclasses.asdict(self))
 
 
 def plain(value: Any) -> Any:
-    """Return a value made of what JSON and YAML know."""
+    """Convert a value to types that JSON and YAML can represent."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""Settings of what is learned: data, batch, optimizer, schedule; one dataclass per concern.
+"""Settings of training: data, batch, optimizer, schedule; one dataclass per concern.
 
-Each field's type, default, unit, range and sentence stand together; flags, help and checks are
-generated from them (`pretrain_lib.values`).
+Each field defines its type, default, unit, range and help sentence in one place; flags, help and
+checks are generated from them (`pretrain_lib.values`).
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Numbers as they are written in settings: tokens, times, sizes."""
+"""Types of settings with their own notation, such as token counts, durations and sizes."""
 
 import re
 from decimal import Decimal
@@ -6,14 +6,14 @@ from typing import Any
 
 
 class TokenCount(int):
-    """A number of tokens; reads 375M, 10e9, 2.5B, 524_288."""
+    """A number of tokens; notations: 375M, 10e9, 2.5B, 524_288."""
 
     noun = "a number of tokens such as 524288, 375M or 10e9"
     largest = 10**15
 
     @classmethod
     def parse(cls, value: Any) -> "TokenCount":
-        """Read a count as it is written in YAML or on the command line."""
+        """Parse a count from YAML or the command line; raises ValueError if it is invalid."""
         number = r"(\d{1,30}(?:\.\d{1,30})?(?:e\+?\d{1,2})?)([KMBT]?)"
         match = re.fullmatch(number, str(value).replace("_", ""), re.ASCII)
         exponent = {"": 0, "K": 3, "M": 6, "B": 9, "T": 12}[match[2]] if match else 0
@@ -23,13 +23,13 @@ class TokenCount(int):
 
 
 class Duration(float):
-    """A time in seconds; reads 90, 45s, 30m, 2h, 1.5d."""
+    """A duration in seconds; notations: 90, 45s, 30m, 2h, 1.5d."""
 
     noun = "a time such as 90, 45s, 30m, 2h or 1.5d"
 
     @classmethod
     def parse(cls, value: Any) -> "Duration":
-        """Read a duration as it is written in YAML or on the command line."""
+        """Parse a duration from YAML or the command line; raises ValueError if it is invalid."""
         match = re.fullmatch(r"(\d{1,30}(?:\.\d{1,30})?)([smhd]?)", str(value), re.ASCII)
         if not match:
             raise ValueError(f"{value!r} is not {cls.noun}")
@@ -37,14 +37,14 @@ class Duration(float):
 
 
 class ByteCount(int):
-    """A size; reads 500MB, 2GB, 1.5GiB, as transformers writes it."""
+    """A size in bytes, in the notation of transformers, such as 500MB, 2GB or 1.5GiB."""
 
     noun = "a size such as 500MB, 2GB or 1.5GiB"
     largest = 10**15
 
     @classmethod
     def parse(cls, value: Any) -> "ByteCount":
-        """Read a size as it is written on the command line."""
+        """Parse a size from the command line; raises ValueError if it is invalid."""
         match = re.fullmatch(r"(\d{1,30}(?:\.\d{1,30})?)([KMGT])(i?)B", str(value), re.ASCII)
         if not match:
             raise ValueError(f"{value!r} is not {cls.noun}")
@@ -59,18 +59,18 @@ class Text(str):
 
     @classmethod
     def parse(cls, value: Any) -> "Text":
-        """Take text as it is."""
+        """Return the text unchanged."""
         return cls(value)
 
 
 class DeviceName(str):
-    """A device of torch."""
+    """The name of a torch device."""
 
     noun = "a device such as cpu, cuda, cuda:1 or mps"
 
     @classmethod
     def parse(cls, value: Any) -> "DeviceName":
-        """Read a device's name; whether there is such a device is not known here."""
+        """Parse a device name; whether the machine has the device is not checked."""
         if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", str(value), re.ASCII):
             raise ValueError(f"{value!r} is not {cls.noun}")
         return cls(value)

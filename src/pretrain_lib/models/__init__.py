@@ -1,7 +1,8 @@
-"""GPT-2 and LLaMA: one readable file each, and what both are made of.
+"""The models, GPT-2 and LLaMA, and the modules that they share.
 
-Start with `gpt2` or `llama`, then `attention` (and `document_attention` for packed documents),
-`blocks` (activation checkpointing), `loss` (the head fused with the cross-entropy). `cache` and
-`generation` write text, `hf` and `hf_config` load and save Hugging Face folders, `adapter` wraps a
-model of transformers, `flops` counts operations.
+Start with `gpt2` or `llama`, each a complete model in one file, then `attention` (and
+`document_attention` for document masking), `rope` (rotary position embeddings), `blocks`
+(activation checkpointing) and `loss` (fused output projection and cross-entropy). `cache` and
+`generation` generate text, `hf` and `hf_config` load and save Hugging Face model folders, `adapter`
+wraps any causal language model of transformers, `flops` counts floating-point operations.
 """

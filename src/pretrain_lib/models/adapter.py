@@ -1,4 +1,4 @@
-"""Any causal language model of transformers behind our forward and loss."""
+"""Train any causal language model of transformers with this library."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,10 @@ from pretrain_lib.models.loss import linear_cross_entropy
 
 
 class CausalLMAdapter(nn.Module):
-    """Any causal language model of transformers, with our forward and the fused loss."""
+    """Wraps a causal language model of transformers, with the `forward` and fused loss of `GPT2`.
+
+    Raises ValueError for models that the fused loss would not train correctly.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -21,11 +24,11 @@ class CausalLMAdapter(nn.Module):
                 f"this one has {head}"
             )
         self._check_head()
-        self._keeps_documents_apart = False  # not looked at yet
+        self._keeps_documents_apart = False  # checked at the first use
 
     @property
     def head_weight(self) -> torch.Tensor:
-        """The weight (V, D) that maps hidden states to logits."""
+        """The weight (V, D) of the output projection, which maps hidden states to logits."""
         return self.model.get_output_embeddings().weight
 
     def forward(
@@ -34,12 +37,12 @@ class CausalLMAdapter(nn.Module):
         targets: torch.Tensor | None = None,
         document_ends: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
-        """As `GPT2.forward`; positions that restart keep documents apart, as in transformers."""
+        """As `GPT2.forward`; document masking is by positions that restart, as in transformers."""
         options = {}
         if document_ends is not None:
             self._check_documents()
             options["position_ids"] = document_positions(document_ends, input_ids.shape[1])
-        # No attention mask: with one, transformers would not look for documents in the positions.
+        # No attention mask: given one, transformers ignores document boundaries in the positions.
         output = self.model.base_model(input_ids=input_ids, use_cache=False, **options)
         hidden = output.last_hidden_state
         if targets is None:
@@ -48,11 +51,11 @@ class CausalLMAdapter(nn.Module):
 
     @torch.no_grad()
     def _check_head(self) -> None:
-        """Refuse a family that does more to its hidden states than multiply them by the head."""
+        """Raise ValueError if the logits are more than a linear projection of the hidden states."""
         heads_output = []
 
         def scale_up(_: nn.Module, __: tuple, output: torch.Tensor) -> torch.Tensor:
-            # A cap shows in large logits only, and a fresh model has none.
+            # Capping affects large logits only, which an untrained model does not produce.
             heads_output.append(output * (1e3 / output.abs().max()))
             return heads_output[-1]
 
@@ -70,7 +73,7 @@ class CausalLMAdapter(nn.Module):
 
     @torch.no_grad()
     def _check_documents(self) -> None:
-        """Refuse a family in which positions that restart do not keep documents apart."""
+        """Raise ValueError if the model attends across documents although positions restart."""
         if self._keeps_documents_apart:
             return
         ids = torch.arange(8, device=self.head_weight.device)[None]

@@ -1,4 +1,4 @@
-"""Causal attention over packed documents: one function."""
+"""Causal attention, with optional document masking for packed sequences."""
 
 import torch
 import torch.nn.functional as F
@@ -6,9 +6,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pretrain_lib.models.document_attention import attend_in_documents, has_document_kernel
 
-# Shapes: B sequences, H heads, T positions, D width of a head.
+# Shapes: B sequences, H heads, T positions, D head dimension.
 
-# With a mask cuDNN, which torch prefers on Hopper and newer, builds a plan for every new shape.
+# Without cuDNN, which torch prefers on Hopper and newer: with a mask it builds an execution plan
+# for every new shape.
 MASKED_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -20,10 +21,10 @@ def causal_attention(
     boundaries: torch.Tensor | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Attend to earlier positions, within the own document if `boundaries` are given.
+    """Return causal attention, restricted to each token's own document if `boundaries` are given.
 
-    `q` (B, H, T, D); `k`, `v` (B, H_kv, T, D) with H a multiple of H_kv; `boundaries` (N + 1,) as
-    `document_boundaries` returns them. Returns (B, H, T, D).
+    `q` (B, H, T, D); `k`, `v` (B, H_kv, T, D) with H a multiple of H_kv; `boundaries` (N + 1,) from
+    `document_boundaries`. Returns (B, H, T, D).
     """
     if boundaries is None:
         options = {"dropout_p": dropout, "enable_gqa": q.shape[1] != k.shape[1]}
@@ -40,9 +41,9 @@ def causal_attention(
 def masked_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, *, dropout: float = 0.0
 ) -> torch.Tensor:
-    """Attend where `mask`, broadcast to (B, H, T, S), is true; `q` (B, H, T, D), `k`, `v` S long.
+    """Return attention over the positions where `mask`, broadcast to (B, H, T, S), is true.
 
-    `k`, `v` may have fewer heads (B, H_kv, S, D). Returns (B, H, T, D).
+    `q` (B, H, T, D); `k`, `v` (B, H_kv, S, D) with H a multiple of H_kv. Returns (B, H, T, D).
     """
     options = {"dropout_p": dropout, "enable_gqa": q.shape[1] != k.shape[1]}
     with sdpa_kernel(MASKED_BACKENDS):
@@ -50,10 +51,10 @@ def masked_attention(
 
 
 def document_index(document_ends: torch.Tensor, length: int) -> torch.Tensor:
-    """Return which document each position belongs to, int64 (B, T).
+    """Return the index of the document that each position belongs to, int64 (B, T).
 
-    `document_ends` (B, E) rises along E: the index after each document's last token, the rest
-    filled up with T or more.
+    `document_ends` (B, E), sorted along E, holds the index after each document's last token and is
+    padded with T or more.
     """
     positions = torch.arange(length, device=document_ends.device, dtype=document_ends.dtype)
     positions = positions.expand(document_ends.shape[0], length).contiguous()
@@ -61,7 +62,7 @@ def document_index(document_ends: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def document_positions(document_ends: torch.Tensor, length: int) -> torch.Tensor:
-    """Return each position's place within its own document, int64 (B, T)."""
+    """Return the position of each token within its own document, int64 (B, T)."""
     starts = F.pad(document_ends.to(torch.int64), (1, 0))
     own_start = starts.gather(1, document_index(document_ends, length))
     return torch.arange(length, device=document_ends.device) - own_start

@@ -1,6 +1,7 @@
-"""Blocks one after another; their activations are kept, or computed again in backward.
+"""Run transformer blocks, with or without activation checkpointing (Chen et al. 2016).
 
-(Chen et al. 2016; what is kept selectively is what matrix products and attention return.)
+Selective activation checkpointing keeps the outputs of matrix products and attention, and
+recomputes the rest in backward.
 """
 
 from collections.abc import Iterable
@@ -35,7 +36,7 @@ KEPT = (
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a model trains; `speed.set_up_model` chooses."""
+    """Training options of a model, set by `training.speed.set_up_model`."""
 
     compiled: bool = False
     """Whether the blocks and the loss are compiled."""
@@ -43,14 +44,15 @@ class TrainingOptions:
 
 
 class CheckpointedBlock(nn.Module):
-    """A block whose `compute` runs again in backward where activation checkpointing asks for it.
+    """A transformer block that applies activation checkpointing to its `compute` method.
 
-    Inside the block, so that a compiler sees it and keeps what is to be kept.
+    The checkpointing is inside the block, so that a compiled block includes it and follows its
+    policy on what to keep.
     """
 
     activation_checkpointing: ActivationCheckpointing = "none"
-    """none, selective (backward computes again all but the results of matrix products and of
-    attention), or full (all but the block's input)."""
+    """none, selective (backward recomputes everything except the outputs of matrix products and
+    attention), or full (everything except the block's input)."""
 
     def forward(self, x: torch.Tensor, *shared: object) -> torch.Tensor:
         """Return `compute(x, *shared)`, (B, T, D)."""
@@ -66,7 +68,7 @@ def run_blocks(
     *shared: object,
     cached_layers: list[CachedLayer] | list[TokenTrees] | None,
 ) -> torch.Tensor:
-    """Send `x` (B, T, D) through all blocks; each is also given `shared` and its cached layer."""
+    """Apply all blocks to `x` (B, T, D); each also receives `shared` and its own cached layer."""
     for block, cached in zip(blocks, cached_layers or repeat(None), strict=False):
         x = block(x, *shared, cached)
     return x

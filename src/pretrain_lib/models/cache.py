@@ -1,6 +1,6 @@
-"""What tokens attend to beside their own row so far: keys and values kept, and trees.
+"""Key-value cache and token-tree attention, for generation and scoring.
 
-Shapes: B rows, H heads (H_kv of keys and values), T new tokens, S slots, D width of a head.
+Shapes: B rows, H query heads, H_kv key-value heads, T new tokens, S cache slots, D head dimension.
 """
 
 from typing import Any
@@ -14,24 +14,24 @@ from pretrain_lib.models.attention import masked_attention
 class KeyValueCache:
     """The keys and values of every layer, for rows that may differ in length.
 
-    `config` is that of the model. The T tokens of a forward go to the slots that follow a row's
-    own `lengths`, right-padded where a row has fewer; then `advance` says how many of them were
-    real, and the next forward overwrites the rest. `slots` holds the longest row and its new
-    tokens, pads included. Attention through a cache has no dropout.
+    `config` is the model's. Each forward appends its T tokens to every row, right-padded in rows
+    with fewer new tokens. Afterwards call `advance` with the number of real tokens in each row; the
+    next forward overwrites the padding. `slots` must be at least the length of the longest row plus
+    its new tokens, including padding. Attention through a cache applies no dropout.
     """
 
     def __init__(self, config: Any, *, rows: int, slots: int) -> None:
         self.config = config
         self.slots = slots
         self.lengths = torch.zeros(rows, dtype=torch.int64)
-        """Tokens in each row, (B,), on the CPU: its bookkeeping never waits for a device."""
-        # Each (B, H_kv, S, D), made by the first forward, which knows dtype, device and heads.
+        """Tokens in each row, (B,); on the CPU, so that reading it never waits for the device."""
+        # Each (B, H_kv, S, D), allocated by the first forward, which knows dtype, device and H_kv.
         self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def begin(self, length: int, device: torch.device) -> tuple[torch.Tensor, list["CachedLayer"]]:
-        """Return the positions (B, T) of the next `length` tokens, and what each layer attends by.
+        """Begin a forward of `length` tokens; return their positions (B, T) and the cached layers.
 
-        Positions of pads may lie past the context: they are held inside it.
+        The positions of padding may exceed the context length, so positions are clamped to it.
         """
         slots = self.lengths[:, None] + torch.arange(length)  # (B, T)
         extent = int(self.lengths.max()) + length
@@ -43,9 +43,10 @@ class KeyValueCache:
         return positions, layers
 
     def advance(self, new: torch.Tensor | int) -> None:
-        """Count the real tokens of the last forward, `new` (B,) or as many in every row.
+        """Add `new`, the number of real tokens of the last forward, to the lengths.
 
-        Raises ValueError for a row that has outgrown the model's context.
+        `new` is (B,), or one number for all rows. Raises ValueError if a row is now longer than the
+        model's context.
         """
         self.lengths = self.lengths + new
         longest, most = int(self.lengths.max()), self.config.context_length
@@ -55,9 +56,9 @@ class KeyValueCache:
             )
 
     def expand(self, rows: torch.Tensor, *, slots: int) -> "KeyValueCache":
-        """Return a copy of the chosen `rows` (N,), on the CPU, each as often as it is named.
+        """Return a copy with the given `rows` (N,), which may repeat; `rows` is on the CPU.
 
-        It has `slots` of its own, and what is added to it does not show here.
+        The copy has its own number of `slots` and shares no memory with this cache.
         """
         other = KeyValueCache(self.config, rows=len(rows), slots=slots)
         other.lengths = self.lengths[rows]
@@ -70,7 +71,7 @@ class KeyValueCache:
 
 
 class CachedLayer:
-    """One layer of a cache during one forward."""
+    """One layer of a `KeyValueCache` during one forward."""
 
     def __init__(
         self, cache: KeyValueCache, number: int, slots: torch.Tensor, mask: torch.Tensor
@@ -78,7 +79,7 @@ class CachedLayer:
         self.cache, self.number, self.slots, self.mask = cache, number, slots, mask
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Keep the new keys and values, and attend to all that a row has so far.
+        """Store the new keys and values, and attend to all tokens of each row so far.
 
         `q` (B, H, T, D); `k`, `v` (B, H_kv, T, D). Returns (B, H, T, D).
         """
@@ -95,10 +96,11 @@ class CachedLayer:
 
 
 class TokenTrees:
-    """Rows of tokens in depth-first order, each of which sees the path from its root to itself.
+    """Trees of tokens in depth-first order: each token attends to its ancestors and itself.
 
-    Takes a cache's place in a model's forward, for one forward. `depths` (B, T) are the positions;
-    `ends` (B, T) say where the tokens below each one end: token i sees j if j <= i < ends[j].
+    Pass it as `cache` to a single forward. `depths` (B, T) are the positions of the tokens; `ends`
+    (B, T) are the indices after the last descendant of each: token i attends to token j if
+    j <= i < ends[j].
     """
 
     def __init__(self, config: Any, *, depths: torch.Tensor, ends: torch.Tensor) -> None:
@@ -106,24 +108,25 @@ class TokenTrees:
         self.mask: torch.Tensor | None = None
 
     def begin(self, length: int, device: torch.device) -> tuple[torch.Tensor, list["TokenTrees"]]:
-        """Return the positions (B, T), and what each layer attends by."""
+        """Begin a forward; return the positions (B, T) and one object with `attend` per layer."""
         depths, ends = self.depths.to(device), self.ends.to(device)
         index = torch.arange(length, device=device)
-        # (B, T, T): which tokens each one sees
+        # (B, T, T): which tokens each one attends to
         self.mask = (index <= index[:, None]) & (index[:, None] < ends[:, None])
         return depths, [self] * self.config.num_layers
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Attend to the paths. `q` (B, H, T, D); `k`, `v` (B, H_kv, T, D). Returns (B, H, T, D)."""
+        """Attend to ancestors. `q` (B, H, T, D); `k`, `v` (B, H_kv, T, D). Returns (B, H, T, D)."""
         return attend_where(self.mask, q, k, v)
 
 
 def attend_where(
     mask: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
 ) -> torch.Tensor:
-    """Attend where `mask` (B, T, S) is true; `q` (B, H, T, D), `k`, `v` (B, H_kv, S, D).
+    """Return attention (B, H, T, D) over the positions where `mask` (B, T, S) is true.
 
-    Heads that share keys and values stand one after another, as queries of one head.
+    `q` (B, H, T, D); `k`, `v` (B, H_kv, S, D). The query heads that share a key-value head are
+    concatenated along T, so that they form the queries of a single head.
     """
     grouped = q.reshape(k.shape[0], k.shape[1], -1, q.shape[3])  # (B, H_kv, H / H_kv * T, D)
     mask = mask.repeat(1, q.shape[1] // k.shape[1], 1)[:, None]
@@ -131,10 +134,10 @@ def attend_where(
 
 
 def _fit(kept: torch.Tensor, slots: int) -> torch.Tensor:
-    """Return (B, H_kv, S, D) with other slots: zeros added, or what is beyond cut off."""
+    """Pad (B, H_kv, S, D) with zeros, or truncate it, to S = `slots`."""
     return F.pad(kept, (0, 0, 0, slots - kept.shape[2]))
 
 
 def key_value_heads(config: Any) -> int:
-    """Return how many heads of keys and values a configuration has: all, unless it says fewer."""
+    """Return the number of key-value heads; without grouped-query attention, that of all heads."""
     return getattr(config, "num_key_value_heads", config.num_heads)

@@ -1,7 +1,8 @@
-"""Attention inside the documents of packed windows, at no more than their own cost.
+"""Document masking with fused kernels, whose cost excludes the tokens of other documents.
 
-A Python loop over documents would have torch.compile make a graph for each layout, so it stands
-behind one operator. Shapes: B sequences, H heads, T positions, D width of a head, N documents.
+On a CPU, a loop calls the kernel for each document. It is inside a custom operator, because
+torch.compile would otherwise trace a new graph for each layout of documents. Shapes: B sequences, H
+heads, T positions, D head dimension, N documents.
 """
 
 import inspect
@@ -11,18 +12,18 @@ import torch
 from torch import library
 from torch.nn.attention.varlen import varlen_attn
 
-FLASH_DTYPES = (torch.bfloat16, torch.float16)  # all that the kernels for CUDA take
-FLASH_HEAD_WIDTH, FLASH_WIDTH_MULTIPLE, FLASH_CAPABILITY = 256, 8, 8  # at most, of, at least
-MAX_GRID_Y = 65_535  # of CUDA: FlashAttention launches a row of blocks for each document
+FLASH_DTYPES = (torch.bfloat16, torch.float16)  # those that the CUDA kernels support
+FLASH_HEAD_WIDTH, FLASH_WIDTH_MULTIPLE, FLASH_CAPABILITY = 256, 8, 8  # maximum, multiple, minimum
+MAX_GRID_Y = 65_535  # CUDA's limit; FlashAttention launches a row of blocks for each document
 flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 flash_attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def document_boundaries(document_ends: torch.Tensor, length: int) -> torch.Tensor:
-    """Return where the documents of all rows meet, int32 (N + 1,), counted over the B x T tokens.
+    """Return cumulative document lengths over the B x T flattened tokens, int32 (N + 1,).
 
-    `document_ends` (B, E) as in `attention.document_index`. It begins with 0 and ends with B x T;
-    a filled-up column of `document_ends` becomes an empty document.
+    They begin with 0 and end with B x T. `document_ends` (B, E) is as in
+    `attention.document_index`; each padded entry becomes an empty document.
     """
     rows = torch.arange(document_ends.shape[0], device=document_ends.device)[:, None]
     ends = document_ends.clamp(max=length) + rows * length
@@ -30,7 +31,7 @@ def document_boundaries(document_ends: torch.Tensor, length: int) -> torch.Tenso
 
 
 def has_document_kernel(q: torch.Tensor) -> bool:
-    """Return whether `attend_in_documents` can take such queries."""
+    """Return whether `attend_in_documents` supports the device, dtype and head dimension of `q`."""
     if q.device.type != "cuda":
         return q.device.type == "cpu"
     width = q.shape[-1]
@@ -42,10 +43,10 @@ def has_document_kernel(q: torch.Tensor) -> bool:
 def attend_in_documents(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, boundaries: torch.Tensor
 ) -> torch.Tensor:
-    """Attend causally within documents; `boundaries` (N + 1,) are those of `document_boundaries`.
+    """Return causal attention within documents, with `boundaries` from `document_boundaries`.
 
-    `q` (B, H, T, D); `k`, `v` (B, H_kv, T, D). Returns (B, H, T, D). The time grows with the sum of
-    the squares of the documents' lengths.
+    `q` (B, H, T, D); `k`, `v` (B, H_kv, T, D); `boundaries` (N + 1,). Returns (B, H, T, D). The
+    time is proportional to the sum of the squared document lengths.
     """
     on_cpu, grouped = q.device.type == "cpu", q.shape[1] != k.shape[1]
     if grouped and (on_cpu or not _takes("enable_gqa")):
@@ -60,7 +61,7 @@ def attend_in_documents(
 def attend_on_cpu(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, boundaries: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the attention (B, H, T, D) and each query's log-sum-exp (B, H, T), for backward."""
+    """Return attention (B, H, T, D) and, for backward, each query's log-sum-exp (B, H, T)."""
     out, log_sums = _empty_results(q)
     for part in _documents(boundaries, q.shape[2]):
         out[part], log_sums[part] = flash_attention(q[part], k[part], v[part], 0.0, True)
@@ -115,13 +116,13 @@ def _empty_results(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _empty_like_heads(x: torch.Tensor) -> torch.Tensor:
-    """Return (B, H, T, D) that lies in memory as (B, T, H, D), as the projections have it."""
+    """Return an empty (B, H, T, D) with the memory layout (B, T, H, D) of the projections."""
     B, H, T, D = x.shape
     return x.new_empty(B, T, H, D).transpose(1, 2)
 
 
 def _documents(boundaries: torch.Tensor, length: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Return the index of each document's part of a tensor (B, H, T, ...)."""
+    """Yield the index of each nonempty document into a tensor (B, H, T, ...)."""
     starts = boundaries.tolist()
     for start, end in zip(starts, starts[1:], strict=False):
         if end > start:
@@ -133,12 +134,12 @@ def _attend_on_cuda(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, boundaries: torch.Tensor, *, grouped: bool
 ) -> torch.Tensor:
     B, T = q.shape[0], q.shape[2]
-    documents = (boundaries.shape[0] - 1) // B  # of a row, the same for all: some are empty
+    documents = (boundaries.shape[0] - 1) // B  # per row, empty ones included
     options = _causal_option()
     if grouped and _takes("enable_gqa"):
         options["enable_gqa"] = True
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, T, H, D)
-    rows = max(1, MAX_GRID_Y // documents)  # a launch
+    rows = max(1, MAX_GRID_Y // documents)  # per kernel launch
     parts = []
     for first in range(0, B, rows):
         last = min(first + rows, B)
@@ -150,7 +151,7 @@ def _attend_on_cuda(
 
 
 def _causal_option() -> dict:
-    """Return how this torch's kernel is told to look back only: until 2.11 by a flag."""
+    """Return the argument for causal masking: `is_causal` until torch 2.11, then `window_size`."""
     return {"is_causal": True} if _takes("is_causal") else {"window_size": (-1, 0)}
 
 

@@ -1,4 +1,4 @@
-"""Floating-point operations per token, in both conventions in use, and what devices can do."""
+"""FLOPs per token, in the two common conventions, and the peak FLOP/s of devices."""
 
 import re
 import time
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-# By the makers' data sheets: the dense bf16 rate in TFLOP/s, without sparsity, accumulated in fp32,
-# and the memory in GB. What a device has beyond 10^9 bytes for each GB is left to CUDA, to the
-# network's buffers, and to gaps between tensors. The longest name wins.
+# From the manufacturers' data sheets: dense bf16 peak with fp32 accumulation in TFLOP/s, and memory
+# in GB of 10^9 bytes. Any memory beyond that is left to the CUDA context, communication buffers and
+# fragmentation. If several names match, the longest one counts.
 DEVICES = {
     "A10": (125, 24),
     "A100": (312, 80),
@@ -33,7 +33,7 @@ DEVICES = {
     "L4": (121, 24),
     "L40": (181, 48),
     "L40S": (362, 48),
-    "MI250X": (191.5, 64),  # a card is two devices
+    "MI250X": (191.5, 64),  # per device; a card has two
     "MI300X": (1307, 192),
     "MI325X": (1307, 256),
     "MI355X": (2517, 288),
@@ -45,51 +45,53 @@ DEVICES = {
     "RTX 5090": (209.5, 32),
     "RTX 6000 Ada": (364, 48),
     "RTX PRO 6000": (504, 96),
-    # These have no bf16 and train in fp32, at this rate.
+    # No bf16: fp32 peak.
     "T4": (8.1, 16),
     "V100": (15.7, 32),
 }
 PEAK_TFLOPS = {name: peak for name, (peak, _) in DEVICES.items()}
 MEMORY_GB = {name: memory for name, (_, memory) in DEVICES.items()}
-# Devices whose rate the name does not tell: a slice of a GPU, or one with less power.
+# Devices whose peak does not follow from the name: slices of a GPU, and low-power variants.
 PART_OF_A_DEVICE = re.compile(r"\bMIG\b|Laptop|Max-Q")
-MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}  # of a product whose rate no longer grows with it
-ASSUMED_MFU = 0.4  # before a step was measured
+MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}  # large enough to reach the peak rate
+ASSUMED_MFU = 0.4  # until a step has been measured
 
-# Parameters with a row for each id, padded beyond the vocabulary.
+# Parameters with a row for each token id, padded beyond the vocabulary.
 TABLES = ("wte.weight", "embed_tokens.weight", "lm_head.weight")
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a run is planned for."""
+    """The hardware for which `--plan` estimates a run."""
 
     device: str = "H100"
     """One of `PEAK_TFLOPS`."""
     mfu: float = ASSUMED_MFU
-    """The share of its peak that a step reaches."""
+    """Model FLOPs utilization: the fraction of the peak that training reaches."""
     node: int = 8
-    """Devices in a machine."""
+    """Devices per machine."""
 
 
 @dataclass(frozen=True)
 class ModelFlops:
-    """Operations of one training step, forward and backward, per token."""
+    """FLOPs of one training step, forward and backward, per token."""
 
     parameters: float
-    """6 N, the convention of scaling laws (Kaplan et al. 2020): attention is left out. N counts
-    the weights that a token is multiplied with: all but position and untied input embeddings."""
+    """6 N, the convention of scaling laws (Kaplan et al. 2020), which omits attention itself. N is
+    the number of weights used in matrix products: all except position embeddings and untied input
+    embeddings."""
     attention: float
-    """12 L d T on top (Chowdhery et al. 2022, appendix B), causal masking not subtracted."""
+    """12 L d T in addition (Chowdhery et al. 2022, appendix B), without a discount for causal
+    masking. L is the number of layers, d the width, T the sequence length."""
 
     @property
     def total(self) -> float:
-        """6 N + 12 L d T, the convention of the `mfu` in the logs."""
+        """6 N + 12 L d T, the convention used for `mfu` in the logs."""
         return self.parameters + self.attention
 
 
 def model_flops(model: nn.Module, *, sequence_length: int) -> ModelFlops:
-    """Return the operations per token of one of our models at a sequence length."""
+    """Return the training FLOPs per token of a GPT-2 or LLaMA at a sequence length."""
     config = model.config
     head = model.head_weight
     matrices = sum(
@@ -103,7 +105,7 @@ def model_flops(model: nn.Module, *, sequence_length: int) -> ModelFlops:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters of one of our models, padding rows of the tables left out."""
+    """Return the number of parameters of a GPT-2 or LLaMA, without padded vocabulary rows."""
     config = model.config
     padding = config.padded_vocabulary_size - config.vocabulary_size
     tables = {id(p): p for n, p in model.named_parameters() if n.endswith(TABLES)}
@@ -112,10 +114,10 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def device_peak(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Return the matrix throughput in FLOP/s against which `mfu` is stated; None if not known.
+    """Return the peak FLOP/s of a device, the reference for `mfu`; None if unknown.
 
-    It is that of the data sheet for bf16 where the device is known by its name; of another GPU, a
-    slice of one, or a CPU it is measured here, in half a second.
+    For GPUs in `DEVICES` it is the value of the data sheet. For other GPUs, slices of a GPU, and
+    CPUs it is the rate of a matrix product in `dtype`, measured in about half a second.
     """
     if device.type == "cuda" and (known := known_peak(torch.cuda.get_device_name(device))):
         return known
@@ -123,7 +125,7 @@ def device_peak(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def known_peak(name: str) -> float | None:
-    """Return the FLOP/s of a GPU by the name that its driver gives; None if it is not known."""
+    """Return the peak FLOP/s of a GPU by the name that its driver reports; None if unknown."""
     if PART_OF_A_DEVICE.search(name):
         return None
     known = [key for key in PEAK_TFLOPS if re.search(rf"\b{key}\b", name)]

@@ -1,4 +1,4 @@
-"""Text that the model writes."""
+"""Text generation."""
 
 from collections.abc import Callable, Sequence
 
@@ -27,16 +27,17 @@ def generate(
     row_numbers: Sequence[int] | None = None,
     is_done: Callable[[list[int]], bool] | None = None,
 ) -> list[list[int]]:
-    """Return the ids that follow each prompt, at most `new_tokens`, ended by `end_of_text_id`.
+    """Generate up to `new_tokens` token ids after each prompt, stopping at `end_of_text_id`.
 
-    Temperature 0 takes the likeliest. `top_k` keeps so many of the likeliest, `top_p` the smallest
-    set whose probability reaches it (Holtzman et al. 2020). Row i draws from a generator of
-    (`seed`, i), or of (`seed`, `row_numbers[i]`), whatever the other prompts are. `is_done`, given
-    the new ids of a row, ends it.
+    Temperature 0 is greedy decoding. `top_k` samples from the k most likely tokens, `top_p` from
+    the smallest set of tokens whose probability reaches p (Holtzman et al. 2020). Row i uses a
+    random generator seeded with (`seed`, i), or with (`seed`, `row_numbers[i]`), so its samples do
+    not depend on the other prompts. A row also stops when `is_done`, called with its new ids,
+    returns True.
 
-    Our models keep the keys and values of what they have read. Once the longest row is longer than
-    `context_length`, every row is read again for every token, its last `context_length` ids only;
-    other models read it again from the start.
+    GPT-2 and LLaMA use a key-value cache until the longest row exceeds `context_length`. From then
+    on, each new token is computed without a cache, from the last `context_length` ids of its row.
+    Other models never use a cache.
     """
     _check(prompts, temperature, top_k, top_p)
     rows = [list(prompt) for prompt in prompts]
@@ -78,7 +79,7 @@ def _check(
 
 
 def _row_generator(seed: int, row: int) -> torch.Generator:
-    # On the CPU a generator looks at 32 bits of its seed only, so they have to be well mixed.
+    # A CPU generator uses only 32 bits of its seed, so seed and row are hashed into these.
     mixed = np.random.SeedSequence([seed % 2**64, row]).generate_state(1, np.uint32)
     return torch.Generator().manual_seed(int(mixed[0]))
 
@@ -86,14 +87,14 @@ def _row_generator(seed: int, row: int) -> torch.Generator:
 def _next_logits(
     model: nn.Module, rows: list[list[int]], context_length: int, cache: KeyValueCache | None
 ) -> torch.Tensor:
-    """Return the logits of what follows each row, (B, V) in fp32 on the CPU."""
+    """Return the logits of the token after each row, (B, V) in fp32 on the CPU."""
     if cache is not None and max(map(len, rows)) <= context_length:
         new = [row[seen:] for row, seen in zip(rows, cache.lengths.tolist(), strict=True)]
         options = {"cache": cache}
     else:
         new, options = [row[-context_length:] for row in rows], {}
     counts = torch.tensor([len(ids) for ids in new])
-    # Pads stand on the right, where no real token sees them.
+    # Padded on the right, where causal attention hides the padding from real tokens.
     padded = pad_sequence([torch.tensor(ids) for ids in new], batch_first=True)
     logits = model(padded.to(next(model.parameters()).device), **options)
     if options:
@@ -133,9 +134,9 @@ def sample_texts(
     top_p: float | None = None,
     rows: slice = slice(None),
 ) -> list[dict[str, str]]:
-    """Return `{"prompt", "text"}` for every sample; neither training mode nor its RNG changes.
+    """Return `{"prompt", "text"}` for each sample; training mode and global RNG are unchanged.
 
-    `rows` leaves out all but those, which are what they would be among the others.
+    `rows` selects which samples to generate; their texts do not depend on the selection.
     """
     training = model.training
     model.eval()

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019), whole: configuration, initialisation, forward.
+"""GPT-2 (Radford et al. 2019), complete: configuration, initialization and forward.
 
 Parameter names are those of transformers' `GPT2LMHeadModel`.
 Shapes: B sequences, T positions, D width, H heads, V vocabulary.
@@ -57,12 +57,12 @@ class GPT2Config:
 
     @property
     def padded_vocabulary_size(self) -> int:
-        """Rows of the embedding table."""
+        """Number of rows of the embedding table, padding included."""
         return -(-self.vocabulary_size // self.vocabulary_multiple) * self.vocabulary_multiple
 
 
 class GPT2(nn.Module):
-    """A GPT-2 language model with a tied head."""
+    """A GPT-2 language model, whose output projection is tied to the embedding."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -79,15 +79,15 @@ class GPT2(nn.Module):
 
     @torch.no_grad()
     def initialize(self, seed: int) -> "GPT2":
-        """Set the weights as the GPT-2 paper does; the same for a seed on every machine."""
+        """Initialize the weights as in the GPT-2 paper, identically on every machine for a seed."""
         generator = torch.Generator().manual_seed(seed)
-        # Each block adds twice to the residual stream; its spread must not grow with depth.
+        # Each block adds twice to the residual stream, whose variance must not grow with depth.
         residual_std = INITIAL_STD * (2 * self.config.num_layers) ** -0.5
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 std = residual_std if name.endswith("c_proj.weight") else INITIAL_STD
                 vocabulary = self.config.vocabulary_size if "wte" in name else None
-                # A process that holds a piece draws the whole: so the weights are the same.
+                # Every process draws the whole tensor, so sharding does not change the weights.
                 drawn = torch.empty(parameter.shape)[:vocabulary]
                 fill(parameter, drawn.normal_(0.0, std, generator=generator))
             else:
@@ -96,12 +96,12 @@ class GPT2(nn.Module):
 
     @property
     def head_weight(self) -> torch.Tensor:
-        """The weight (V_padded, D) that maps hidden states to logits."""
+        """The weight (V_padded, D) of the output projection, which maps hidden states to logits."""
         return self.transformer["wte"].weight
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """The layers."""
+        """The transformer blocks."""
         return self.transformer["h"]
 
     def forward(
@@ -111,10 +111,10 @@ class GPT2(nn.Module):
         document_ends: torch.Tensor | None = None,
         cache: KeyValueCache | TokenTrees | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
-        """Return `(summed loss in nats, number of targets)`, or without targets logits (B, T, V).
+        """Return `(summed loss in nats, number of targets)`, or logits (B, T, V) without targets.
 
-        `input_ids`, `targets` int64 (B, T); `document_ends` (B, E) keeps documents apart;
-        `cache` holds the tokens before these, or says that they are trees.
+        `input_ids`, `targets` int64 (B, T). `document_ends` (B, E) enables document masking.
+        `cache` holds the preceding tokens, or describes the tokens as trees.
         """
         hidden = self.hidden_states(input_ids, document_ends, cache)
         vocabulary_size = self.config.vocabulary_size
@@ -135,7 +135,7 @@ class GPT2(nn.Module):
         document_ends: torch.Tensor | None = None,
         cache: KeyValueCache | TokenTrees | None = None,
     ) -> torch.Tensor:
-        """Return the final hidden states (B, T, D), normalised, before the head."""
+        """Return the hidden states (B, T, D) after the final norm, before the output projection."""
         length = input_ids.shape[1]
         positions = torch.arange(length, device=input_ids.device)
         boundaries = None
@@ -150,7 +150,8 @@ class GPT2(nn.Module):
                 f"a sequence of {length} tokens is longer than "
                 f"model.context_length={self.config.context_length}"
             )
-        # Its gradient is added to the head's: sparse, it needs no second table on a CPU.
+        # The gradient is added to that of the tied output projection. On a CPU a sparse one avoids
+        # the memory of a second table.
         sparse = input_ids.device.type == "cpu"
         x = F.embedding(input_ids, self.head_weight, sparse=sparse)
         x = x + self.transformer["wpe"](positions)
@@ -160,7 +161,7 @@ class GPT2(nn.Module):
 
 
 class Block(CheckpointedBlock):
-    """Attention, then an MLP, each behind a LayerNorm and added to the residual stream."""
+    """A pre-norm transformer block: attention and MLP, each with a LayerNorm and a residual."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -180,7 +181,7 @@ class Block(CheckpointedBlock):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with one projection for query, key and value."""
+    """Causal self-attention with a joint projection for queries, keys and values."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -210,7 +211,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two layers with the tanh form of GELU between them, four times as wide inside."""
+    """Two linear layers with a GELU (tanh approximation) in between; the hidden width is 4 D."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()

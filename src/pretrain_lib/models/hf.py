@@ -1,4 +1,4 @@
-"""To and from Hugging Face folders: names, transpositions, configuration."""
+"""Load and save Hugging Face model folders: tensor names, layouts, configuration."""
 
 import json
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ from pretrain_lib.tensors.pieces import fill
 Model = GPT2 | Llama
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
-# transformers' GPT-2 keeps these four as "Conv1D": (in, out), where a Linear has (out, in).
+# Stored by transformers' GPT-2 as "Conv1D" weights (in, out); ours are Linear weights (out, in).
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 
 
 def build_model(config: GPT2Config | LlamaConfig) -> Model:
-    """Return the model of a configuration, its weights not yet set."""
+    """Build a model from its configuration, without initializing the weights."""
     return GPT2(config) if isinstance(config, GPT2Config) else Llama(config)
 
 
@@ -35,11 +35,11 @@ def save_pretrained(
     dtype: torch.dtype = torch.float32,
     max_shard_bytes: int | None = None,
 ) -> dict[str, str]:
-    """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load.
+    """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` can load.
 
-    The vocabulary is cut to its V rows. Without a tokenizer the folder holds the model alone.
-    Files of weights hold at most `max_shard_bytes`, or a single larger tensor; default: one file.
-    Returns the xxh3_128 of each file of weights by its name.
+    Padding rows of the vocabulary are removed. Without a tokenizer, only the model is written. The
+    weights are split into shards of at most `max_shard_bytes` (a larger tensor gets a shard of its
+    own); by default they are one file. Returns the xxh3_128 of each weight file by name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = hf_tensors(model)
@@ -57,7 +57,7 @@ def save_pretrained(
 
 
 def _split(sizes: dict[str, int], max_bytes: int | None) -> list[list[str]]:
-    """Return names in their order, so many to a file as fit."""
+    """Split tensor names into shards in order, filling each up to `max_bytes`."""
     shards, used = [[]], 0
     for name, size in sizes.items():
         if shards[-1] and max_bytes is not None and used + size > max_bytes:
@@ -69,7 +69,7 @@ def _split(sizes: dict[str, int], max_bytes: int | None) -> list[list[str]]:
 
 
 def weight_file(index: int, count: int) -> str:
-    """Return the name of one of so many files of weights."""
+    """Return the name of weight file `index` (from 0) of `count`."""
     if count == 1:
         return WEIGHTS
     return WEIGHTS.replace(".", f"-{index + 1:05d}-of-{count:05d}.")
@@ -78,13 +78,13 @@ def weight_file(index: int, count: int) -> str:
 def write_weights(
     path: Path, tensors: dict[str, torch.Tensor], *, dtype: torch.dtype = torch.float32
 ) -> str:
-    """Write tensors that are named and shaped as transformers does; return their xxh3_128."""
-    # transformers refuses a file that does not say of which framework it is.
+    """Write tensors with the names and shapes of transformers; return the file's xxh3_128."""
+    # transformers rejects a file whose metadata does not name the framework.
     return write_tensors(path, tensors, dtype=dtype, metadata={"format": "pt"})
 
 
 def write_index(folder: Path, files: dict[str, str], *, total_bytes: int) -> None:
-    """Say in which file of a folder each tensor lies, where they lie in several."""
+    """Write the index of sharded weights: the file that contains each tensor."""
     index = {"metadata": {"total_size": total_bytes}, "weight_map": files}
     _write(folder / INDEX, index)
 
@@ -96,12 +96,12 @@ def write_configuration(
     tokenizer: Tokenizer | None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write all of a model folder but the weights."""
+    """Write everything of a model folder except the weights."""
     ends = {}
     if tokenizer is not None:
         tokenizer.save(folder, context_length=config.context_length)
         ends = {f"{kind}_token_id": tokenizer.end_of_text_id for kind in ("bos", "eos")}
-    # The first is read since transformers 4.56, the second before.
+    # transformers reads `dtype` since 4.56, and `torch_dtype` before.
     kind = dict.fromkeys(("dtype", "torch_dtype"), str(dtype).removeprefix("torch."))
     described = config_to_hf(config) | kind
     _write(folder / "config.json", described | ends)
@@ -109,7 +109,7 @@ def write_configuration(
 
 
 def hf_tensors(model: Model) -> dict[str, torch.Tensor]:
-    """Return transformers' tensors of a model by transformers' names, as views where possible."""
+    """Return a model's tensors with the names and shapes of transformers, as views if possible."""
     return {
         name: to_hf(name, parameter.detach(), model.config)
         for name, parameter in model.named_parameters()
@@ -117,7 +117,7 @@ def hf_tensors(model: Model) -> dict[str, torch.Tensor]:
 
 
 def to_hf(name: str, tensor: torch.Tensor, config: GPT2Config | LlamaConfig) -> torch.Tensor:
-    """Return a parameter (or its gradient, or moments) as transformers shapes it."""
+    """Convert a parameter, its gradient or a moment to the shape that transformers uses."""
     if _is_transposed(name, config):
         return tensor.t()
     return tensor[: config.vocabulary_size] if name.endswith(TABLES) else tensor
@@ -128,9 +128,10 @@ def _is_transposed(name: str, config: GPT2Config | LlamaConfig) -> bool:
 
 
 def load_pretrained(folder: str | Path, *, vocabulary_multiple: int = 128) -> Model:
-    """Load a GPT-2 or LLaMA folder of transformers into our model, in fp32; nothing is unpickled.
+    """Load a GPT-2 or LLaMA from a Hugging Face model folder, in fp32.
 
-    The vocabulary is padded with zero rows to a multiple of `vocabulary_multiple`.
+    Only safetensors are read, no pickle files. The vocabulary is padded with zero rows to a
+    multiple of `vocabulary_multiple`.
     """
     folder = Path(folder)
     model = build_model(read_config(folder, vocabulary_multiple=vocabulary_multiple))
@@ -139,15 +140,18 @@ def load_pretrained(folder: str | Path, *, vocabulary_multiple: int = 128) -> Mo
 
 
 def load_weights(model: Model, folder: Path) -> None:
-    """Fill a model from the safetensors of a transformers folder; each tensor must fit."""
+    """Load the safetensors of a model folder into a model.
+
+    Raises ValueError for missing or unexpected tensors, and for shapes that differ.
+    """
     parameters = dict(model.named_parameters())
     for name, tensor in _read_tensors(folder):
         if name.endswith((".attn.bias", ".attn.masked_bias")):
-            continue  # causal masks that old GPT-2 checkpoints carry
+            continue  # causal masks, stored in old GPT-2 checkpoints
         if name not in parameters and isinstance(model, GPT2):
-            name = f"transformer.{name}"  # the hub's own GPT-2 folders leave the prefix out
+            name = f"transformer.{name}"  # GPT-2 on the hub omits the prefix
         if name.endswith("lm_head.weight") and name not in parameters:
-            continue  # a tied head, stored twice
+            continue  # a tied output projection, stored as well
         if name not in parameters:
             raise ValueError(f"{folder}: the tensor {name} has no place in {model.config}")
         parameter = parameters.pop(name)
@@ -162,7 +166,7 @@ def load_weights(model: Model, folder: Path) -> None:
 
 
 def check_weights(folder: Path) -> None:
-    """Raise ValueError unless a folder's files of weights are there and as long as they say."""
+    """Raise ValueError if a weight file of a folder is missing, damaged or truncated."""
     for path in _weight_files(folder):
         with _open_tensors(path):
             pass

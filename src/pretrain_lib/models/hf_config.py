@@ -1,4 +1,4 @@
-"""Configurations of transformers' GPT-2 and LLaMA as ours, and back."""
+"""Convert configurations of GPT-2 and LLaMA from and to those of transformers."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,10 @@ ROPE_NAMES = {
 
 
 def read_config(folder: Path, *, vocabulary_multiple: int = 128) -> GPT2Config | LlamaConfig:
-    """Return the configuration of a transformers folder as ours."""
+    """Read the configuration of a Hugging Face model folder.
+
+    Raises ValueError for model types and options that are not supported.
+    """
     path, hf = folder / "config.json", read_hf_config(folder)
     readers = {"gpt2": _gpt2_from_hf, "llama": _llama_from_hf}
     if hf.get("model_type") not in readers:
@@ -31,12 +34,12 @@ def read_config(folder: Path, *, vocabulary_multiple: int = 128) -> GPT2Config |
         return readers[hf["model_type"]](hf, path, vocabulary_multiple)
     except KeyError as error:
         raise ValueError(f"{path} lacks the field {error}") from error
-    except TypeError as error:  # text where a number should be
+    except TypeError as error:  # such as text instead of a number
         raise ValueError(f"{path} has a field of another type than its model's: {error}") from error
 
 
 def read_hf_config(folder: Path) -> dict:
-    """Return the `config.json` of a transformers folder."""
+    """Return the parsed `config.json` of a Hugging Face model folder."""
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} is not a model folder: it has no config.json")
@@ -50,7 +53,7 @@ def read_hf_config(folder: Path) -> dict:
 
 
 def config_to_hf(config: GPT2Config | LlamaConfig) -> dict:
-    """Return the `config.json` of a configuration."""
+    """Return a configuration as the contents of a `config.json`."""
     if isinstance(config, GPT2Config):
         return {
             "model_type": "gpt2",
@@ -87,7 +90,7 @@ def config_to_hf(config: GPT2Config | LlamaConfig) -> dict:
 
 
 def _rope_to_hf(config: LlamaConfig) -> dict:
-    """Return what both major versions read; 4 silently ignores `rope_parameters`."""
+    """Return the RoPE fields of transformers 5 and 4, which silently ignores `rope_parameters`."""
     scaling, theta = config.rope_scaling, {"rope_theta": config.rope_theta}
     if scaling is None:
         return theta | {"rope_parameters": {"rope_type": "default"} | theta}
@@ -98,7 +101,7 @@ def _rope_to_hf(config: LlamaConfig) -> dict:
 
 
 def _rope_from_hf(hf: dict, path: Path) -> tuple[float, RopeScaling | None]:
-    # As transformers 5 has it where a folder holds both.
+    # If both are present, `rope_scaling` takes precedence, as in transformers 5.
     rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     rope = {key: value for key, value in rope.items() if value is not None}
     theta = rope.pop("rope_theta", hf.get("rope_theta", 10_000.0))

@@ -1,4 +1,4 @@
-"""LLaMA (Touvron et al. 2023), whole: configuration, initialisation, forward.
+"""LLaMA (Touvron et al. 2023), complete: configuration, initialization and forward.
 
 Parameter names are those of transformers' `LlamaForCausalLM`.
 Shapes: B sequences, T positions, D width, H heads, V vocabulary.
@@ -68,7 +68,7 @@ class LlamaConfig:
 
     @property
     def padded_vocabulary_size(self) -> int:
-        """Rows of the embedding table."""
+        """Number of rows of the embedding table, padding included."""
         return -(-self.vocabulary_size // self.vocabulary_multiple) * self.vocabulary_multiple
 
 
@@ -91,9 +91,9 @@ class Llama(nn.Module):
 
     @torch.no_grad()
     def initialize(self, seed: int) -> "Llama":
-        """Set the weights at random; the same for a seed on every machine."""
+        """Initialize the weights at random, identically on every machine for a seed."""
         generator = torch.Generator().manual_seed(seed)
-        # Each block adds twice to the residual stream; its spread must not grow with depth.
+        # Each block adds twice to the residual stream, whose variance must not grow with depth.
         residual_std = INITIAL_STD * (2 * self.config.num_layers) ** -0.5
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
@@ -101,7 +101,7 @@ class Llama(nn.Module):
                 std = residual_std if residual else INITIAL_STD
                 table = name.endswith(("embed_tokens.weight", "lm_head.weight"))
                 vocabulary = self.config.vocabulary_size if table else None
-                # A process that holds a piece draws the whole: so the weights are the same.
+                # Every process draws the whole tensor, so sharding does not change the weights.
                 drawn = torch.empty(parameter.shape)[:vocabulary]
                 fill(parameter, drawn.normal_(0.0, std, generator=generator))
             else:
@@ -110,13 +110,13 @@ class Llama(nn.Module):
 
     @property
     def head_weight(self) -> torch.Tensor:
-        """The weight (V_padded, D) that maps hidden states to logits."""
+        """The weight (V_padded, D) of the output projection, which maps hidden states to logits."""
         tied = self.config.tied_head
         return self.model["embed_tokens"].weight if tied else self.lm_head.weight
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """The layers."""
+        """The transformer blocks."""
         return self.model["layers"]
 
     def forward(
@@ -126,10 +126,10 @@ class Llama(nn.Module):
         document_ends: torch.Tensor | None = None,
         cache: KeyValueCache | TokenTrees | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
-        """Return `(summed loss in nats, number of targets)`, or without targets logits (B, T, V).
+        """Return `(summed loss in nats, number of targets)`, or logits (B, T, V) without targets.
 
-        `input_ids`, `targets` int64 (B, T); `document_ends` (B, E) keeps documents apart;
-        `cache` holds the tokens before these, or says that they are trees.
+        `input_ids`, `targets` int64 (B, T). `document_ends` (B, E) enables document masking.
+        `cache` holds the preceding tokens, or describes the tokens as trees.
         """
         hidden = self.hidden_states(input_ids, document_ends, cache)
         vocabulary_size = self.config.vocabulary_size
@@ -150,7 +150,7 @@ class Llama(nn.Module):
         document_ends: torch.Tensor | None = None,
         cache: KeyValueCache | TokenTrees | None = None,
     ) -> torch.Tensor:
-        """Return the final hidden states (B, T, D), normalised, before the head."""
+        """Return the hidden states (B, T, D) after the final norm, before the output projection."""
         length = input_ids.shape[1]
         positions = torch.arange(length, device=input_ids.device)[None]
         boundaries = None
@@ -181,7 +181,7 @@ class Llama(nn.Module):
 
 
 class Block(CheckpointedBlock):
-    """Attention, then an MLP, each behind an RMSNorm and added to the residual stream."""
+    """A pre-norm transformer block: attention and MLP, each with an RMSNorm and a residual."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class Block(CheckpointedBlock):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rotary positions and grouped keys and values."""
+    """Causal grouped-query self-attention with rotary position embeddings."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -234,7 +234,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU (Shazeer 2020): a gate, in SiLU, times a value, projected back."""
+    """SwiGLU (Shazeer 2020): `down(silu(gate(x)) * up(x))`."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The head and its cross-entropy in one, so that the logits of a batch never exist at once."""
+"""Fused output projection and cross-entropy, which never holds all logits of a batch in memory."""
 
 from functools import cache
 
@@ -7,11 +7,11 @@ from torch.autograd.function import once_differentiable
 
 from pretrain_lib.data.windows.packing import IGNORED_TARGET
 
-# Logits alive at a time, in the dtype of the matrix products. A GPU has the room for larger chunks,
-# and each chunk but the first costs it a pass over the gradient of the whole table.
+# Bytes of a chunk of logits, in the dtype of the matrix products. Chunks are larger on a GPU: each
+# one but the first costs a pass over the weight gradient, and a GPU has the memory.
 CHUNK_BYTES = {"cpu": 2**28, "mps": 2**28, "cuda": 2**31}
-ROWS_MULTIPLE = 128  # of a chunk on CUDA: whole tiles of the matrix products
-BLOCK_LOGITS = 2**17  # a thread's, so that what is done to them one by one stays in its cache
+ROWS_MULTIPLE = 128  # chunk rows on CUDA, to fill whole tiles of the matrix products
+BLOCK_LOGITS = 2**17  # per thread, so that elementwise operations stay in its cache
 
 
 def linear_cross_entropy(
@@ -23,20 +23,20 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     compiled: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the summed next-token loss in nats and the number of targets that count in it.
+    """Return the summed next-token loss in nats and the number of targets that are not ignored.
 
     `hidden` (..., D), `weight` (V_padded, D), `targets` (...) int64 in [0, V) or IGNORED_TARGET.
-    Rows of `weight` from `vocabulary_size` on are padding: outside every softmax, gradient zero.
-    `z_loss` times the squared log-sum-exp of each counted row is added (Chowdhery et al. 2022,
-    section 5). Both results have shape (), the loss in fp32. Under autocast the matrix products run
-    in its dtype; log-sum-exp and the sum stay in fp32. `compiled` has torch.compile make one kernel
-    of what is done to the logits, which pays on CUDA.
+    Rows of `weight` from `vocabulary_size` on are padding: they are excluded from the softmax and
+    get a zero gradient. `z_loss` is the coefficient of the squared log-sum-exp, added for each
+    target that is not ignored (Chowdhery et al. 2022, section 5). Both results have shape (); the
+    loss is in fp32. Under autocast the matrix products run in its dtype, log-sum-exp and sum in
+    fp32. `compiled` fuses the operations on the logits with torch.compile, which is faster on CUDA.
     """
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     vocabulary_size = vocabulary_size or weight.shape[0]
-    # Known outside only: inside a Function no gradient is ever enabled.
+    # Determined here, because gradients are always disabled inside a Function.
     needs_gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     loss = _LinearCrossEntropy.apply(
         hidden, weight, targets, vocabulary_size, z_loss, compiled, needs_gradients
@@ -45,7 +45,7 @@ def linear_cross_entropy(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Computes the gradients chunk by chunk in forward, while a chunk's logits are at hand."""
+    """Computes the gradients in forward, chunk by chunk, so backward needs no logits."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, vocabulary_size, z_loss, compiled, needs_gradients):  # noqa: ANN001, ANN205
@@ -53,7 +53,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden) if needs_gradients else None
         weight_grad = None
         chunk = chunk_rows(len(hidden), len(weight) * hidden.element_size(), hidden.device.type)
-        # One buffer for all chunks: fresh pages for each would cost as much as the arithmetic.
+        # Reuse one buffer: new pages for each chunk would cost as much time as the arithmetic.
         buffer = hidden.new_empty(chunk, len(weight))
         loss = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         with torch.autocast(hidden.device.type, enabled=False):
@@ -62,7 +62,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits = torch.mm(hidden[rows], low_weight.T, out=buffer[: rows.stop - start])
                 options = (vocabulary_size, z_loss, compiled, needs_gradients)
                 loss += _chunk_loss(logits, targets[rows], *options)
-                if needs_gradients:  # in place of the logits there is now their gradient
+                if needs_gradients:  # `_chunk_loss` has replaced the logits by their gradient
                     torch.mm(logits, low_weight, out=hidden_grad[rows])
                     weight_grad = _add_product(weight_grad, logits.T, hidden[rows], weight.dtype)
         ctx.save_for_backward(hidden_grad, weight_grad)
@@ -79,7 +79,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def chunk_rows(rows: int, row_bytes: int, device_type: str) -> int:
-    """Return the rows of equal chunks, as few as fit: each costs a pass over the weight's size."""
+    """Return the rows per chunk, for the fewest chunks of equal size within `CHUNK_BYTES`.
+
+    Fewer are better, because each chunk costs a pass over the weight gradient.
+    """
     chunks = max(1, -(-rows // max(1, CHUNK_BYTES[device_type] // row_bytes)))
     chunk = max(1, -(-rows // chunks))
     if device_type == "cuda" and chunks > 1:
@@ -91,12 +94,12 @@ def _add_product(
     total: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
     """Return `total` + `a` @ `b`, summed in `dtype`."""
-    if a.device.type == "cuda" and a.dtype != dtype:  # one kernel multiplies in bf16, adds in fp32
+    if a.device.type == "cuda" and a.dtype != dtype:  # fused: product in bf16, sum in fp32
         if total is None:
             return torch.mm(a, b, out_dtype=dtype)
         return torch.addmm(total, a, b, out_dtype=dtype)
     if total is None:
-        return torch.mm(a, b)  # alone, a product stays in its own dtype
+        return torch.mm(a, b)  # a single product needs no sum in `dtype`
     return total.to(dtype).add_(torch.mm(a, b).to(dtype))  # a sum of two dtypes is slow on CPUs
 
 
@@ -108,9 +111,10 @@ def _chunk_loss(
     compiled: bool,
     needs_gradients: bool,
 ) -> torch.Tensor:
-    """Return the summed loss of a chunk; with `needs_gradients` its logits become their gradient.
+    """Return the summed loss of a chunk.
 
-    `logits` (N, V_padded), `targets` (N).
+    `logits` (N, V_padded), `targets` (N,). With `needs_gradients`, the logits are overwritten with
+    their gradient.
     """
     if compiled:
         return _compiled_loss()(logits, targets, vocabulary_size, z_loss, needs_gradients)
@@ -129,7 +133,7 @@ def _block_loss(
     z_loss: float,
     needs_gradients: bool,
 ) -> torch.Tensor:
-    """As `_chunk_loss`, step by step in place: as fast as it gets without a compiler."""
+    """As `_chunk_loss`, with in-place operations: the fastest form without a compiler."""
     high = logits.to(torch.promote_types(logits.dtype, torch.float32))
     x = high[:, :vocabulary_size]
     counts = (targets != IGNORED_TARGET)[:, None]
@@ -144,7 +148,7 @@ def _block_loss(
         nll += z_loss * normalizer**2
         share = share * (1 + 2 * z_loss * normalizer)
     if needs_gradients:
-        x *= share  # the softmax, but for the z-loss
+        x *= share  # the softmax, times a factor for the z-loss
         x.scatter_add_(1, picked, -counts.to(x.dtype))
         high[:, vocabulary_size:] = 0
         if high is not logits:
@@ -159,9 +163,10 @@ def _loss_for_compiler(
     z_loss: float,
     needs_gradients: bool,
 ) -> torch.Tensor:
-    """As `_chunk_loss`, in a form that compiles to two kernels that never store fp32 logits.
+    """As `_chunk_loss`, written to compile to two fused kernels that never store fp32 logits.
 
-    One reads the logits for the log-sum-exp, one reads them again and writes the gradient.
+    The first kernel computes the log-sum-exp; the second rereads the logits and writes the
+    gradient.
     """
     high = logits.to(torch.promote_types(logits.dtype, torch.float32))
     column = torch.arange(logits.shape[1], device=logits.device)

@@ -1,4 +1,4 @@
-"""Rotary positions (RoPE, Su et al. 2021), and their scaling for longer contexts.
+"""Rotary position embeddings (RoPE, Su et al. 2021), and their scaling for longer contexts.
 
 Shapes: B sequences, T positions.
 """
@@ -11,7 +11,7 @@ import torch
 
 from pretrain_lib.values import check_fields, setting
 
-# What each kind of scaling reads, beside its kind and factor.
+# The fields that each kind of scaling uses in addition to `kind` and `factor`.
 FIELDS = {
     "linear": (),
     "dynamic": (),
@@ -22,7 +22,7 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary positions are scaled for a longer context than that of the first training."""
+    """RoPE scaling, for a context longer than that of the original training."""
 
     kind: Literal["linear", "llama3", "yarn", "dynamic"] = setting(
         MISSING,
@@ -71,9 +71,9 @@ class RopeScaling:
 def rotary_angles(
     positions: torch.Tensor, head_width: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cosine and sine, (B, 1, T, head_width) in fp32.
+    """Return the cosines and sines of the rotation angles, each (B, 1, T, head_width) in fp32.
 
-    `positions` (B, T). Dimension i and i + head_width / 2 turn together, as in transformers.
+    `positions` (B, T). Dimensions i and i + head_width / 2 form a pair, as in transformers.
     """
     with torch.autocast(positions.device.type, enabled=False):
         exponents = torch.arange(0, head_width, 2, device=positions.device).float() / head_width
@@ -89,20 +89,24 @@ def rotary_angles(
 def _scale(
     frequencies: torch.Tensor, head_width: int, theta: float, scaling: RopeScaling | None
 ) -> torch.Tensor:
-    """Return radians per position of each dimension, scaled."""
+    """Scale the rotary frequencies, in radians per position, (head_width / 2,)."""
     if scaling is None or scaling.kind == "dynamic":
         return frequencies
     if scaling.kind == "linear":
         return frequencies / scaling.factor
     kept = _kept_by_llama3 if scaling.kind == "llama3" else _kept_by_yarn
-    share = kept(frequencies, head_width, theta, scaling)  # of the unscaled frequency
+    share = kept(frequencies, head_width, theta, scaling)  # weight of the unscaled frequency
     return (1 - share) * frequencies / scaling.factor + share * frequencies
 
 
 def _kept_by_llama3(
     frequencies: torch.Tensor, head_width: int, theta: float, scaling: RopeScaling
 ) -> torch.Tensor:
-    """Between the two factors the share rises with the turns within the original context."""
+    """Return the weight of the unscaled frequencies in llama3 scaling.
+
+    It rises linearly from 0 to 1 with the number of turns within the original context, between
+    `low_frequency_factor` and `high_frequency_factor`.
+    """
     turns = scaling.original_context_length / (2 * math.pi / frequencies)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     return ((turns - low) / (high - low)).clamp(0, 1)
@@ -111,7 +115,11 @@ def _kept_by_llama3(
 def _kept_by_yarn(
     frequencies: torch.Tensor, head_width: int, theta: float, scaling: RopeScaling
 ) -> torch.Tensor:
-    """Between two whole dimensions, those of so many turns, the share falls with the dimension."""
+    """Return the weight of the unscaled frequencies in YaRN scaling.
+
+    It falls linearly from 1 to 0 with the dimension, between the dimensions that make `beta_fast`
+    and `beta_slow` turns within the original context, rounded outwards to whole dimensions.
+    """
 
     def dimension(turns: float) -> float:
         length = scaling.original_context_length / (2 * math.pi * turns)
@@ -120,12 +128,12 @@ def _kept_by_yarn(
     first = max(math.floor(dimension(scaling.beta_fast)), 0)
     last = min(math.ceil(dimension(scaling.beta_slow)), head_width - 1)
     index = torch.arange(len(frequencies), device=frequencies.device).float()
-    # 0.001 where both are the same dimension, as in transformers.
+    # 0.001 avoids a division by zero if both dimensions are equal, as in transformers.
     return 1 - ((index - first) / (last - first or 0.001)).clamp(0, 1)
 
 
 def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Turn queries or keys (B, H, T, head_width) by their position, in fp32, and cast back."""
+    """Apply the rotation to queries or keys (B, H, T, head_width), in fp32; keep their dtype."""
     cosine, sine = rotation
     first, second = x.float().chunk(2, dim=-1)
     turned = torch.cat([-second, first], dim=-1)

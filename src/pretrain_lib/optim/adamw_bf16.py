@@ -1,4 +1,4 @@
-"""AdamW whose moments take half of the memory."""
+"""AdamW with bf16 moments, which take half the memory of fp32 moments."""
 
 from collections.abc import Callable
 
@@ -9,27 +9,30 @@ from pretrain_lib.tensors.pieces import local_piece
 
 HIGHEST_BETA = 0.99
 MOMENTS = ("exp_avg", "exp_avg_sq")
-# Elements at a time. On a CPU their moments in fp32 stay in its cache; on a GPU each chunk costs
-# five launches.
+# Elements updated at a time. On a CPU, small chunks keep the fp32 moments in the cache; on a GPU,
+# large chunks are better, because each costs five kernel launches.
 CHUNK = {"cpu": 2**18, "cuda": 2**26}
 
 
 class AdamWBf16(torch.optim.AdamW):
-    """torch's fused AdamW, with both moments kept in bf16 and computed with in fp32.
+    """torch's fused AdamW, which stores both moments in bf16 and updates them in fp32.
 
-    Rounding to the nearest would stop a second moment whose decay is near 1: `betas[1]` is to be
-    at most `HIGHEST_BETA`.
+    `betas[1]` must be at most `HIGHEST_BETA`: with a decay rate closer to 1, the changes of the
+    second moment would be smaller than the bf16 rounding and get lost.
     """
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Load a state, as Accelerate does with its own: torch would leave it in fp32."""
+        """Load a state, and cast its moments back to bf16.
+
+        torch casts them to fp32, also when Accelerate reloads the optimizer's own state.
+        """
         super().load_state_dict(state_dict)
         for state in self.state.values():
             state |= {name: state[name].to(torch.bfloat16) for name in MOMENTS}
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> None:
-        """Update the parameters."""
+        """Update the parameters; closures are not supported."""
         assert closure is None, "closures are not supported"
         for group in self.param_groups:
             for parameter in group["params"]:

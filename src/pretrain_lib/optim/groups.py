@@ -1,4 +1,4 @@
-"""AdamW with the decay groups of GPT-2 and GPT-3."""
+"""AdamW with the weight-decay groups of GPT-2 and GPT-3."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ FUSED_DEVICES = ("cuda", "cpu", "mps")
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict]:
-    """Split the parameters: matrices and embeddings decay; biases and norms (1-d) do not."""
+    """Return two groups: matrices and embeddings decay, biases and norms (1-d) do not."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
@@ -18,7 +18,7 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict]:
 
 
 def moment_dtype(optimizer: torch.optim.Optimizer) -> torch.dtype:
-    """Return the dtype in which an optimizer, or the one in Accelerate's wrapper, keeps moments."""
+    """Return the dtype of an optimizer's moments; it may be in Accelerate's wrapper."""
     inner = getattr(optimizer, "optimizer", optimizer)
     return torch.bfloat16 if isinstance(inner, AdamWBf16) else torch.float32
 
@@ -32,9 +32,9 @@ def build_adamw(
     weight_decay: float = 0.1,
     moments: str = "fp32",
 ) -> torch.optim.AdamW:
-    """Return AdamW (Loshchilov and Hutter 2019), fused where the parameters' device has it.
+    """Build AdamW (Loshchilov and Hutter 2019), fused if the device of the parameters supports it.
 
-    `moments` is the dtype that both are kept in, fp32 or bf16 (`AdamWBf16`).
+    `moments` is the dtype in which both moments are stored: fp32, or bf16 (`AdamWBf16`).
     """
     device = next(model.parameters()).device.type
     kind = AdamWBf16 if moments == "bf16" else torch.optim.AdamW

@@ -12,10 +12,11 @@ ScheduleKind = Literal["cosine", "linear", "constant", "wsd"]
 
 @dataclass(frozen=True)
 class LearningRate:
-    """Linear warm-up to `peak`, then `kind` down to `floor` at `total_steps`, then floor.
+    """Linear warm-up to `peak`, then decay of shape `kind` to `floor` at `total_steps`.
 
-    "wsd" (warm-up, stable, decay; Hu et al. 2024) stays at the peak and falls linearly over the
-    last `decay_steps`.
+    "constant" stays at the peak. "wsd" (warm-up, stable, decay; Hu et al. 2024) stays at the peak
+    and decays linearly over the last `decay_steps`. After `total_steps` all other kinds stay at the
+    floor.
     """
 
     kind: ScheduleKind
@@ -53,10 +54,10 @@ class LearningRate:
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """How many windows each step consumes: `full`, reached from `initial` in equal increments.
+    """The batch size of each step in windows: a ramp from `initial` to `full`, then `full`.
 
-    The ramp (Brown et al. 2020, section 2.3) has one stage per size; all stages together consume
-    about `ramp_windows`, each an equal share in whole steps.
+    The ramp (Brown et al. 2020, section 2.3) has one stage for each size, `increment` apart. All
+    stages together consume about `ramp_windows`: each an equal share, rounded to whole steps.
     """
 
     full: int  # windows per step
@@ -76,7 +77,7 @@ class BatchSizes:
             )
 
     def _stages(self) -> list[tuple[int, int]]:
-        """Return `(windows per step, steps)` of each size below `full`."""
+        """Return `(windows per step, steps)` for each size below `full`."""
         if not self.initial or self.initial == self.full:
             return []
         sizes = range(self.initial, self.full, self.increment)
@@ -84,11 +85,11 @@ class BatchSizes:
         return [(size, max(1, round(share / size))) for size in sizes]
 
     def at(self, step: int) -> int:
-        """Return the windows that `step` consumes."""
+        """Return the number of windows that `step` consumes."""
         return self.before(step + 1) - self.before(step)
 
     def before(self, step: int) -> int:
-        """Return the windows that all steps before `step` consume."""
+        """Return the number of windows that all steps before `step` consume."""
         consumed = 0
         for size, steps in self._stages():
             if step <= steps:
@@ -97,7 +98,7 @@ class BatchSizes:
         return consumed + step * self.full
 
     def steps_within(self, windows: int) -> int:
-        """Return how many whole steps `windows` pay for."""
+        """Return the number of whole steps that `windows` suffice for."""
         steps = 0
         for size, stage_steps in self._stages():
             affordable = min(stage_steps, windows // size)

@@ -1,4 +1,4 @@
-"""Spikes of loss and gradient norm: told from the steps before, and what is done."""
+"""Detect spikes of loss and gradient norm from the statistics of the preceding steps."""
 
 import math
 import statistics
@@ -11,19 +11,19 @@ SpikeAction = Literal["skip", "rollback"]
 
 @dataclass(frozen=True)
 class Limits:
-    """Above which a step is a spike."""
+    """Limits above which a step counts as a spike."""
 
     loss: float = math.inf
-    """Nats per target token."""
+    """Loss in nats per target token."""
     norm: float = math.inf
-    """Of the gradient, before clipping."""
+    """Gradient norm, before clipping."""
 
 
 def spike_limits(recent: Sequence[Sequence[float]], *, sigma: float | None, window: int) -> Limits:
-    """Return the limits after the steps `recent`: `(loss, gradient norm)` each, oldest first.
+    """Return the spike limits, given the `(loss, gradient norm)` of recent steps, oldest first.
 
-    A limit is the mean plus `sigma` standard deviations of the last `window` steps; before there
-    are so many, or without `sigma`, there is none.
+    Each limit is the mean plus `sigma` standard deviations over the last `window` steps. With fewer
+    steps, or if `sigma` is None, the limits are infinite.
     """
     if sigma is None or len(recent) < window:
         return Limits()
@@ -32,7 +32,7 @@ def spike_limits(recent: Sequence[Sequence[float]], *, sigma: float | None, wind
 
 
 def describe_skip(loss: float, grad_norm: float, limits: Limits) -> str:
-    """Return why an update was left out."""
+    """Return the reason why an update was skipped."""
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         return f"the gradient norm is {grad_norm}, the loss {loss}"
     if loss > limits.loss:

@@ -1,4 +1,5 @@
-"""What a run costs, before it runs (`--plan`).
+"""Estimate memory, communication and time of a run before it starts (`--plan`).
 
-`plan` puts the report together from `memory` (bytes per device) and `network` (bytes per step).
+`plan` prints the report, `memory` estimates the peak memory per device, `network` the bytes sent
+per step.
 """

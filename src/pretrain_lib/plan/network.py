@@ -1,4 +1,4 @@
-"""How a model is spread over devices, and what they send one another in a step."""
+"""Parallelism of a run, and the bytes that its devices send in a step."""
 
 from dataclasses import dataclass
 
@@ -7,23 +7,23 @@ FP32 = 4  # bytes
 
 @dataclass(frozen=True)
 class World:
-    """The devices of a run and how the model lies on them."""
+    """The number of devices of a run, and how the model is sharded over them."""
 
     devices: int = 1
     group: int = 1
-    """Devices that share one copy of weights, gradients and moments: 1 for DDP, all for FSDP2, in
-    between for HSDP."""
+    """Devices over which one copy of weights, gradients and moments is sharded: 1 for DDP, all for
+    FSDP2, a number in between for HSDP."""
     gather_bytes: int = FP32
-    """Bytes of a weight as the group gathers it: 4, or 2 in bf16."""
+    """Bytes per weight in the all-gather: 4, or 2 in bf16."""
 
     @property
     def is_sharded(self) -> bool:
-        """Whether no device holds the whole model by itself."""
+        """Whether the model is sharded, so that no device holds all of it."""
         return self.group > 1
 
     @property
     def sharding(self) -> str:
-        """The name of it: none, DDP, FSDP2, or HSDP with its groups."""
+        """The name of the strategy: none, DDP, FSDP2, or HSDP with groups x devices."""
         if not self.is_sharded:
             return "DDP" if self.devices > 1 else "none"
         groups = self.devices // self.group
@@ -32,26 +32,26 @@ class World:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of parameters, the padding rows of the tables included."""
+    """Parameter counts, including padding rows of the vocabulary."""
 
     total: int
     block: int
-    """Of one of the layers, which are gathered one by one; the rest stays gathered in a step."""
+    """Parameters of one layer. Layers are gathered one by one; the rest stays gathered."""
     num_layers: int
 
     @property
     def root(self) -> int:
-        """All that is in no layer: embeddings, last norm, head."""
+        """Parameters outside the layers: embeddings, final norm, output projection."""
         return self.total - self.num_layers * self.block
 
 
 def sent_bytes(sizes: Sizes, world: World, *, micro_batches: int) -> float:
-    """Return the bytes that each device sends, and receives, in an optimizer step.
+    """Return the bytes that each device sends, and also receives, in an optimizer step.
 
-    A ring of n devices that gathers or reduces a tensor moves (n - 1) / n of it over each device,
-    and one that does both (an all-reduce) twice as much. Gradients go once per step, in fp32;
-    sharded weights are gathered for each micro-batch: the layers in forward and in backward, the
-    rest once.
+    In a ring all-gather or reduce-scatter over n devices, each device sends (n - 1) / n of the
+    tensor, in an all-reduce twice as much. Gradients are reduced once per step, in fp32. Sharded
+    weights are gathered for every micro-batch: the layers in forward and in backward, the rest
+    once.
     """
     gradients = FP32 * sizes.total
     if world.group == 1:

@@ -1,4 +1,4 @@
-"""What a run will cost, before it runs and without a GPU."""
+"""Report the expected cost of a run, without a GPU (`--plan`)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ from pretrain_lib.plan.network import FP32, World, sent_bytes
 from pretrain_lib.run_folder.metrics import human, human_time
 
 BF16 = 2  # bytes
-NODES = 4  # in the largest world that is shown unasked
+NODES = 4  # in the largest world shown by default
 CHECKPOINTING = get_args(ActivationCheckpointing)
 COLUMNS = {
     "devices": 7,
@@ -50,24 +50,25 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Placement:
-    """A recipe on some devices."""
+    """The cost of a recipe on a given number of devices."""
 
     world: World
     micro_batches: int
-    """Of each device in a step."""
+    """Micro-batches per device and step."""
     memory: dict[str, Memory]
-    """Of each device, by what backward computes again."""
+    """Memory per device, by kind of activation checkpointing."""
     sent_bytes: float
-    """By each device in a step."""
+    """Bytes that each device sends in a step."""
     seconds: float
-    """Of the whole run."""
+    """Time of the whole run."""
 
 
 def format_plan(config: Recipe, hardware: Hardware) -> str:
-    """Return a text: steps, operations, disk; memory, network and time on some numbers of devices.
+    """Return the report: steps, FLOPs, disk, and a table of memory, communication and time.
 
-    Those are `system.processes`, or else 1, a node and four nodes. Below stand warnings: of a batch
-    that does not divide, of memory that does not suffice, of data that is read more than once.
+    The table is for `system.processes` devices, or by default for 1 device, one machine and four
+    machines. The report ends with warnings if the batch does not divide, the memory does not
+    suffice, or data is read more than once.
     """
     _check(config)
     with torch.device("meta"):
@@ -88,7 +89,7 @@ def format_plan(config: Recipe, hardware: Hardware) -> str:
 
 
 def _check(config: Recipe) -> None:
-    """Raise ValueError as `Recipe.check` does, but for a batch that does not divide."""
+    """Raise ValueError as `Recipe.check` does, except for a batch that does not divide."""
     config.check_values()
     check_together(config)
     if divides(config, 1):
@@ -96,7 +97,7 @@ def _check(config: Recipe) -> None:
 
 
 def divides(config: Recipe, devices: int) -> bool:
-    """Return whether steps are whole micro-batches on so many devices."""
+    """Return whether each step consists of whole micro-batches on `devices` devices."""
     try:
         check_division(config, processes=devices)
     except ValueError:
@@ -105,7 +106,7 @@ def divides(config: Recipe, devices: int) -> bool:
 
 
 def worlds_of(devices: int, config: Recipe, node: int) -> list[World]:
-    """Return the ways to spread a model over devices, of which `node` are in one machine."""
+    """Return the sharding strategies for `devices` devices, with `node` per machine."""
     if devices == 1:
         return [World()]
     gathered = BF16 if config.system.fsdp_param_dtype == "bf16" else FP32
@@ -116,7 +117,7 @@ def worlds_of(devices: int, config: Recipe, node: int) -> list[World]:
 
 
 def place(config: Recipe, model: Model, world: World, hardware: Hardware) -> Placement:
-    """Return what a run takes on these devices, its matrix products in bf16."""
+    """Estimate the cost of a run on these devices, with matrix products in bf16."""
     batch = config.batch
     unit = world.devices * batch.micro_batch * batch.sequence_length
     micro_batches = max(1, round(batch.tokens / unit))
@@ -142,7 +143,7 @@ def place(config: Recipe, model: Model, world: World, hardware: Hardware) -> Pla
 
 
 def warnings(config: Recipe, placements: list[Placement], hardware: Hardware) -> Iterator[str]:
-    """Yield what speaks against a run as it is planned."""
+    """Yield warnings about a planned run."""
     try:
         check_division(config, processes=placements[0].world.devices)
     except ValueError as error:
@@ -178,7 +179,7 @@ def _data_warnings(config: Recipe) -> Iterator[str]:
 
 
 def _tokens_on_disk(path: str, config: Recipe) -> int | None:
-    """Return the tokens of a path to train on; None if it is not there, or not yet."""
+    """Return the number of training tokens of a path, or None if it does not exist (yet)."""
     folder = Path(path).expanduser()
     if is_foreign(path):
         there = any(folder.parent.glob(folder.name))
@@ -209,7 +210,7 @@ def _run_lines(config: Recipe, model: Model) -> list[str]:
 
 
 def _disk_text(config: Recipe, parameters: int) -> str:
-    """Return the room that checkpoints take: fp32 weights and both moments in each."""
+    """Return the disk space of the checkpoints, each with fp32 weights and both moments."""
     checkpoint, steps = config.checkpoint, config.learning_rate().total_steps
     size = parameters * (FP32 + MOMENTS_BYTES[config.optimizer.moments])
     saves = 1

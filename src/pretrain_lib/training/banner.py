@@ -1,4 +1,4 @@
-"""What a run states before it starts."""
+"""Describe a run on the console before training starts."""
 
 import torch
 from accelerate import Accelerator
@@ -23,7 +23,7 @@ def banner(
     *,
     peak: float | None,
 ) -> list[str]:
-    """Return the lines that state data, model, device, batch and schedule of a run."""
+    """Return the lines that describe data, model, device, batch and schedule of a run."""
     return [
         *_data_lines(config, corpus, dataset),
         _model_line(config, model),
@@ -76,7 +76,7 @@ def _model_line(config: Recipe, model: Model) -> str:
 
 
 def _option_lines(config: Recipe, model: Model) -> list[str]:
-    """Return what differs from the plain way to train, in a line if anything does."""
+    """Return one line with the non-default training options, or none if there are none."""
     options, chosen = model.options, []
     if options.compiled:
         chosen.append("compiled blocks and loss (the first step waits for the compiler)")

@@ -1,4 +1,4 @@
-"""What a run looks at while it trains: validation loss, scores and samples."""
+"""Evaluation during training: validation loss, lm-eval scores and samples."""
 
 import json
 import time
@@ -18,16 +18,16 @@ from pretrain_lib.training.speed import run_eagerly
 
 
 def is_due(run: Run, step: int) -> bool:
-    """Return whether there will be something to look at after so many steps."""
+    """Return whether any evaluation is due after `step` steps."""
     return any(due(run, step) for due in (_validation_is_due, _scores_are_due, _samples_are_due))
 
 
 def evaluate_if_due(run: Run) -> None:
-    """Validate, score and write samples at the steps that the recipe names, and at the last."""
+    """Validate, score and write samples at the intervals of the recipe, and at the last step."""
     if not is_due(run, run.state.step):
         return
     started = time.monotonic()
-    # Their shapes would be compiled one by one.
+    # Eager, because every new input shape would trigger a compilation.
     with run_eagerly(), whole_weights(run.model, run.accelerator):
         if _validation_is_due(run, run.state.step):
             _validate(run)
@@ -72,8 +72,8 @@ def _validate(run: Run) -> None:
 
 
 def _score(run: Run) -> None:
-    """Have lm-eval score the model as it is, all processes taking part."""
-    # Imported here: a run that scores nothing needs no lm-eval.
+    """Score the current model with lm-eval, distributed over all processes."""
+    # Imported here, so that lm-eval is required only for runs that use it.
     from pretrain_lib.evaluate.live_model import LiveModel, transformers_tokenizer
     from pretrain_lib.evaluate.team import follow, lead
 
@@ -89,7 +89,7 @@ def _score(run: Run) -> None:
     write_results(results, run.folder / SCORES / f"step-{state.step:08d}.json")
     row = {"kind": "evaluation", "step": state.step, "tokens": state.tokens}
     for task, metric, value, error in iterate_scores(results):
-        known = error if isinstance(error, float) else None  # N/A for a single item
+        known = error if isinstance(error, float) else None  # it is "N/A" for a single item
         row |= {f"{task}/{metric}": value, f"{task}/{metric}_stderr": known}
     run.metrics.write(row)
     seconds = time.monotonic() - started
@@ -97,7 +97,7 @@ def _score(run: Run) -> None:
 
 
 def _sample(run: Run) -> None:
-    """Write samples, each process its share of them; they are the same for any number."""
+    """Generate samples, distributed over the processes; the world size does not affect them."""
     settings, accelerator = run.config.samples, run.accelerator
     process, processes = accelerator.process_index, accelerator.num_processes
     with accelerator.autocast():

@@ -1,4 +1,4 @@
-"""What a new run begins with: weights at random, or those of a folder of transformers."""
+"""The initial weights of a new run: random, or from a Hugging Face model folder."""
 
 import json
 from dataclasses import asdict
@@ -8,14 +8,15 @@ from pretrain_lib.config.settings import Recipe
 from pretrain_lib.models.hf import Model, check_weights, load_weights
 from pretrain_lib.models.hf_config import read_config
 
-# What a folder may have otherwise: it changes nothing that its weights were trained for.
+# Fields that may differ from the folder, because its weights are valid for any value of them.
 FREE_FIELDS = ("dropout", "vocabulary_multiple")
 
 
 def set_first_weights(config: Recipe, model: Model, *, has_weights: bool) -> None:
-    """Fill a model, or the pieces of it held here, as `run.initial_weights` says.
+    """Load the weights of `run.initial_weights`, or initialize a model that has none.
 
-    Without it a model that has weights keeps them.
+    A model with weights keeps them if `run.initial_weights` is not set. Of a sharded model, only
+    the local shards are filled.
     """
     if config.run.initial_weights is not None:
         check_first_weights(config)
@@ -25,7 +26,7 @@ def set_first_weights(config: Recipe, model: Model, *, has_weights: bool) -> Non
 
 
 def check_first_weights(config: Recipe) -> None:
-    """Raise ValueError unless the folder of `run.initial_weights` holds the recipe's model."""
+    """Raise ValueError if the folder of `run.initial_weights` does not match the recipe's model."""
     name = config.run.initial_weights
     if name is None:
         return
@@ -56,7 +57,7 @@ def check_first_weights(config: Recipe) -> None:
 
 
 def _flag(value: object) -> str:
-    """Return a value as a shell takes it."""
+    """Format a value as a command-line argument, quoted for the shell."""
     if value is not None and not isinstance(value, dict):
         return str(value)
     return f"'{json.dumps(value)}'"

@@ -1,4 +1,4 @@
-"""The loop: made of public parts only, so that a script of your own can copy it."""
+"""The training loop. It uses public functions only, so you can copy it into your own script."""
 
 import math
 import time
@@ -23,11 +23,12 @@ from pretrain_lib.training.step import StepResult, accumulate_gradients, apply_u
 
 
 def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator) -> str:
-    """Train `model` as `config` says, from its newest checkpoint if there is one.
+    """Train `model` according to `config`, resuming from the newest checkpoint if there is one.
 
-    Ends when the schedule or `run.max_steps` is reached ("done"), at a signal, or when
-    `run.max_time` is used up ("resumable"), always with a checkpoint. Returns which it was, the
-    same on all ranks, and writes it to `status.json` in the run folder.
+    Returns "done" at the end of the schedule or at `run.max_steps`, and "resumable" after a signal
+    or when `run.max_time` is used up. A checkpoint is saved in each case; if that fails, the result
+    is "resumable" too. It is the same on all ranks and is written to `status.json` in the run
+    folder.
     """
     config.check(processes=accelerator.num_processes)
     run = start_run(config, model, corpus, accelerator)
@@ -48,9 +49,9 @@ def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator
             _record(run, result, seconds=time.monotonic() - started)
             if result.skipped and turn_back_or_go_on(run, result, limits):
                 batches.close()
-                batches = open_batches(run)  # which now goes on behind the spike
+                batches = open_batches(run)  # continues after the data of the spike
     except Exception as error:
-        _note_saved(run)  # a checkpoint that was begun is a good one
+        _note_saved(run)  # let a save in progress finish: it is valid
         if isinstance(error, ValueError) and raised_here(error):
             raise LocalFault(str(error)) from error
         raise
@@ -62,14 +63,14 @@ def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator
 
 
 def _step(run: Run, micro_batches: list[Batch]) -> tuple[StepResult, Limits]:
-    """Make one optimizer step; return what it did, and above which limits it would not have."""
+    """Run one optimizer step; return its result and the spike limits that applied."""
     config, state = run.config, run.state
     settings = {"sigma": config.stability.spike_sigma, "window": config.stability.spike_window}
     limits = spike_limits(state.recent, **settings)
     accumulated = accumulate_gradients(
         run.accelerator, run.prepared_model, micro_batches, seed=config.run.seed, step=state.step
     )
-    _note_saved(run)  # the writer reads what the update changes
+    _note_saved(run)  # the update must not change tensors still being saved
     result = apply_update(
         run.accelerator,
         run.prepared_model,
@@ -84,7 +85,7 @@ def _step(run: Run, micro_batches: list[Batch]) -> tuple[StepResult, Limits]:
 
 
 def _record(run: Run, result: StepResult, *, seconds: float) -> None:
-    """Count a finished step, and every `log.every` steps write a row about those since."""
+    """Count a finished step; every `log.every` steps, write a metrics row for the interval."""
     state, config, length = run.state, run.config, run.config.batch.sequence_length
     windows, rate = config.batch_sizes().at(state.step), config.learning_rate()(state.step)
     tokens = windows * length
@@ -120,7 +121,7 @@ def _record(run: Run, result: StepResult, *, seconds: float) -> None:
 
 
 def _evaluate(run: Run) -> None:
-    """Validate, score and write samples; if that fails, what was trained is saved first."""
+    """Run the evaluations that are due; if one fails, save a checkpoint before raising."""
     try:
         evaluate_if_due(run)
     except Exception:
@@ -129,7 +130,7 @@ def _evaluate(run: Run) -> None:
 
 
 def _save(run: Run, *, due: bool) -> None:
-    """Begin to write a checkpoint by steps, by tokens, or when due."""
+    """Start saving a checkpoint if `due`, or if an interval in steps or tokens has ended."""
     state = run.state
     if not (due or run.config.save_is_due(state.step, state.tokens)):
         return
@@ -141,7 +142,7 @@ def _save(run: Run, *, due: bool) -> None:
 
 
 def _note_saved(run: Run) -> Saved | None:
-    """Wait for the checkpoint that is being written, if one is, and say what became of it."""
+    """Wait for the checkpoint being written, if any, and report the outcome."""
     saved = run.writer.wait()
     if saved is None:
         return None
@@ -156,7 +157,7 @@ def _note_saved(run: Run) -> Saved | None:
 
 
 def _finish(run: Run, stopped_by: str | None) -> str:
-    """Say how the run ended, on the console and in `status.json`, and return it."""
+    """Report how the run ended, on the console and in `status.json`; return the state."""
     saved = _note_saved(run)
     failed = bool(saved and saved.error)
     failed = on_main(run.accelerator, lambda: failed)
@@ -177,10 +178,10 @@ def _finish(run: Run, stopped_by: str | None) -> str:
 
 
 def _leave_group(run: Run) -> None:
-    """Leave the other processes.
+    """Destroy the process group, after the DDP wrapper.
 
-    DDP goes first. The last to hold a group waits for its threads, and DDP does so in a way in
-    which they may wait for it: torch's gloo then hangs for ever.
+    Whichever object holds the last reference to a process group joins its threads. If that is DDP,
+    the gloo threads may in turn be waiting for DDP, and the process hangs.
     """
     run.prepared_model = None
     run.accelerator.free_memory()

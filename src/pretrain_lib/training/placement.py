@@ -1,4 +1,4 @@
-"""A model and its optimizer put where they train: whole, or in pieces."""
+"""Place a model and its optimizer on the training devices, sharded or not."""
 
 import torch
 from accelerate import Accelerator
@@ -12,9 +12,9 @@ from pretrain_lib.optim.groups import build_adamw
 def place(
     config: Recipe, model: Model, accelerator: Accelerator
 ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """Put the model where it trains, whole or in pieces; return it and its optimizer, prepared."""
+    """Place the model on its device, sharded or not; return it and its optimizer, both prepared."""
     if next(model.parameters()).is_meta:
-        # Memory that nobody has touched takes no room, so the whole need not fit anywhere.
+        # The OS allocates pages on first write only, so the whole model need not fit in memory.
         model.to_empty(device="cpu")
     elif is_sharded(accelerator):
         share_weights(model, accelerator)

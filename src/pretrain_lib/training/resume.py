@@ -1,4 +1,4 @@
-"""Where a run begins: at the start, at its newest checkpoint, or at another run's."""
+"""Resume: start a run anew, from its newest checkpoint, or from another run's checkpoint."""
 
 import secrets
 from dataclasses import dataclass
@@ -23,26 +23,26 @@ from pretrain_lib.run_folder.folder import (
 )
 from pretrain_lib.values import did_you_mean
 
-CHOICES = ("auto", "never")  # of `run.resume`; anything else is a path
+CHOICES = ("auto", "never")  # special values of `run.resume`; anything else is a path
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins."""
+    """The starting point of a run."""
 
     state: TrainingState
     continues: bool = False
-    """Whether the state is this run's own, so that what was due at its step was done."""
+    """Whether the state is this run's own: evaluation and saving at its step are already done."""
     parent: str | None = None
     """The checkpoint of another run that this one, or the run it continues, was forked from."""
     changes: tuple[str, ...] = ()
-    """Settings that differ from the checkpoint's, a line each."""
+    """One line for each setting that differs from the checkpoint's."""
     run_id: str = ""
-    """By which trackers know the run; a fork has one of its own."""
+    """Identifies the run in trackers; a fork gets a new one."""
 
     @property
     def is_new(self) -> bool:
-        """Whether nothing was loaded."""
+        """Whether no checkpoint was loaded."""
         return not (self.continues or self.parent)
 
 
@@ -54,10 +54,11 @@ def resume(
     *,
     manifest: dict,
 ) -> Start:
-    """Load what `run.resume` means into model and optimizer; `manifest` is the present one.
+    """Load the checkpoint selected by `run.resume`, if any, into model and optimizer.
 
-    A run continues only with the settings that it was saved with, those apart that do not change
-    what it computes. A fork, from a checkpoint of another folder, may change all but the model.
+    `manifest` describes the current launch. Raises ValueError if a setting that affects the results
+    differs from the checkpoint's, unless `run.allow_changes` names it. A fork, which starts from a
+    checkpoint in another run's folder, may change everything except the model.
     """
     (path, fork), run_id = on_main(accelerator, lambda: (_choose(config), secrets.token_hex(4)))
     if path is None:
@@ -114,7 +115,7 @@ def _load(
 
 
 def check_resume(config: Recipe) -> None:
-    """Raise ValueError if `run.resume` is the path of nothing."""
+    """Raise ValueError if `run.resume` is a path that does not exist."""
     wanted = config.run.resume
     if wanted not in CHOICES and not Path(wanted).is_dir():
         raise ValueError(
@@ -125,7 +126,7 @@ def check_resume(config: Recipe) -> None:
 
 
 def _choose(config: Recipe) -> tuple[Path | None, bool]:
-    """Return the checkpoint to load, if any, and whether it makes this run a fork."""
+    """Return the checkpoint to load, if any, and whether loading it makes this run a fork."""
     own, wanted = Path(config.run.dir) / CHECKPOINTS, config.run.resume
     restarted = was_begun_here(own.parent)
     if wanted == "never" and not restarted:
@@ -135,7 +136,7 @@ def _choose(config: Recipe) -> tuple[Path | None, bool]:
         named = find_newest(named / CHECKPOINTS) or named
     if named is not None and named.resolve().parent == own.resolve() and not restarted:
         return _whole(named), False
-    if (newest := find_newest(own)) is not None:  # also of a fork that has gone on from its parent
+    if (newest := find_newest(own)) is not None:  # also for a fork with checkpoints of its own
         return newest, False
     if broken := [path for path in own.glob("step-*") if path.is_dir()]:
         raise ValueError(

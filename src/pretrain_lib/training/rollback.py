@@ -1,4 +1,4 @@
-"""What a run does about updates that were left out: goes on, turns back, or ends."""
+"""Handle skipped updates: continue, roll back to a checkpoint, or stop the run."""
 
 import math
 
@@ -11,13 +11,14 @@ from pretrain_lib.run_folder.metrics import drop_rows_after
 from pretrain_lib.training.run import Run, note, tell
 from pretrain_lib.training.step import StepResult
 
-MAX_ROLLBACKS = 3  # to the same checkpoint: after that the data is not what is wrong
+MAX_ROLLBACKS = 3  # to the same checkpoint; beyond that, the data is not the cause
 
 
 def turn_back_or_go_on(run: Run, result: StepResult, limits: Limits) -> bool:
-    """Note an update that was left out; return whether the run turned back to a checkpoint.
+    """Record a skipped update; return whether the run was rolled back to a checkpoint.
 
-    Raises FloatingPointError after too many in a row, or too many turns to the same checkpoint.
+    Raises FloatingPointError after `stability.max_skipped` skipped updates in a row, or after
+    `MAX_ROLLBACKS` rollbacks to the same checkpoint.
     """
     state, settings = run.state, run.config.stability
     state.skipped += 1
@@ -38,7 +39,7 @@ def turn_back_or_go_on(run: Run, result: StepResult, limits: Limits) -> bool:
 
 
 def _roll_back(run: Run, reason: str) -> bool:
-    """Go back to the newest checkpoint, and on with the data behind the step that just ended.
+    """Load the newest checkpoint, and continue with the data after that of the current step.
 
     Returns False if there is no checkpoint yet.
     """
@@ -66,8 +67,9 @@ def _roll_back(run: Run, reason: str) -> bool:
     run.metrics.rewind(state.step)
     if run.accelerator.is_main_process:
         drop_rows_after(run.folder / SAMPLES, state.step)
-    # Of the next step, so that a run resumed from that checkpoint tells it once; the rows of
-    # earlier ones to the same checkpoint have just been dropped.
+    # The events get the step after the checkpoint's. A run that resumes from the checkpoint then
+    # drops them, and reports a repeated rollback only once. The rewind above has dropped those of
+    # earlier rollbacks to this checkpoint, so they are written again.
     for earlier in before:
         note(run, "rollback", step=state.step + 1, **earlier)
     tell(run, "rollback", step=state.step + 1, **left_out)

@@ -1,4 +1,4 @@
-"""A run: its parts, put together from a recipe, a model, data and an Accelerator."""
+"""Assemble a run from a recipe, a model, data and an Accelerator."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,17 +35,17 @@ from pretrain_lib.training.resume import Start, resume
 from pretrain_lib.training.speed import choose_compile, set_up_model
 from pretrain_lib.training.watch import StopWatch
 
-SLOW_DISK = 5e8  # bytes a second, until a save was measured
+SLOW_DISK = 5e8  # bytes per second, assumed until a save has been measured
 
 
 @dataclass
 class Run:
-    """The parts of a run, as the functions below hand them on."""
+    """The parts of a run."""
 
     config: Recipe
     accelerator: Accelerator
     model: Model
-    prepared_model: torch.nn.Module  # the model as Accelerate wrapped it
+    prepared_model: torch.nn.Module  # the model as wrapped by Accelerate
     optimizer: torch.optim.Optimizer
     corpus: Corpus
     dataset: WindowSource
@@ -56,9 +56,9 @@ class Run:
     writer: CheckpointWriter
     last_step: int
     peak: float | None  # FLOP/s of all devices
-    stretches: tuple[Stretch, ...]  # of held-out text, that a validation reads
-    tasks: Tasks | None  # to score on, on the main process
-    continued_at: int | None  # the step of its own checkpoint, where all that was due was done
+    stretches: tuple[Stretch, ...]  # of held-out text, for validation
+    tasks: Tasks | None  # to score on; on the main process only
+    continued_at: int | None  # step resumed from, if not a fork: its evaluations are done
 
     @property
     def folder(self) -> Path:
@@ -66,10 +66,11 @@ class Run:
 
 
 def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator) -> Run:
-    """Put the parts of a run together, at its newest checkpoint if there is one.
+    """Assemble a run, resuming from its newest checkpoint if there is one.
 
-    In order: the model is placed, the state is resumed or begun, and what the loop works with is
-    opened there. A model on torch's meta device gets its weights here, where they are held.
+    First the model is placed, then the state is loaded or initialized, and then data, metrics and
+    checkpoint writer are opened at that state. A model on the meta device is materialized here, so
+    that each process allocates only what it holds.
     """
     tasks = open_scored_tasks(config, corpus, accelerator)
     has_weights = not next(model.parameters()).is_meta
@@ -111,7 +112,7 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
 def _place_model(
     config: Recipe, model: Model, accelerator: Accelerator
 ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """Set up how the model trains and hand it to Accelerate, with its optimizer."""
+    """Set the training options of the model, and prepare it and its optimizer with Accelerate."""
     set_up_model(
         model,
         compiled=choose_compile(config.system.compile, accelerator.device),
@@ -122,7 +123,7 @@ def _place_model(
 
 
 def _peak_of_all(accelerator: Accelerator) -> float | None:
-    """Return the FLOP/s of all devices, as `mfu` takes them; None if not known."""
+    """Return the peak FLOP/s of all devices together, for `mfu`; None if unknown."""
     low_precision = accelerator.mixed_precision == "bf16"
     peak = device_peak(accelerator.device, torch.bfloat16 if low_precision else torch.float32)
     return None if peak is None else peak * accelerator.num_processes
@@ -131,10 +132,10 @@ def _peak_of_all(accelerator: Accelerator) -> float | None:
 def _start_metrics(
     config: Recipe, manifest: dict, start: Start, accelerator: Accelerator
 ) -> Metrics:
-    """Open the run folder's records at the step where the run begins, and the trackers."""
+    """Open metrics and trackers at the step at which the run begins."""
     folder, step = Path(config.run.dir), start.state.step
     if accelerator.is_main_process:
-        # Its own checkpoint comes after the rows of its step, another's before them.
+        # A resumed run has the rows of this step already; a new run or a fork has not.
         last_row = step if start.continues else step - 1
         begin_run(folder, config, manifest, step=step, last_row=last_row)
     if is_sharded(accelerator):
@@ -164,7 +165,7 @@ def _build_writer(
 
 
 def _announce(run: Run, start: Start) -> None:
-    """Say what runs, and what differs from the run that was saved."""
+    """Print the banner, and what differs from the checkpoint."""
     peak = None if run.peak is None else run.peak / run.accelerator.num_processes
     for line in banner(run.config, run.model, run.corpus, run.dataset, run.accelerator, peak=peak):
         run.metrics.say(line)
@@ -176,9 +177,10 @@ def _announce(run: Run, start: Start) -> None:
 
 
 def open_batches(run: Run) -> Iterator[list[Batch]]:
-    """Return this rank's micro-batches of the steps that are left, continuing in the data."""
+    """Iterate over the remaining steps, each a list of this rank's micro-batches."""
     config, sizes, first = run.config, run.config.batch_sizes(), run.state.step
-    offset = run.state.windows - sizes.before(first)  # not zero in a fork with other batches
+    # Nonzero after a rollback, and in a fork with other batch sizes.
+    offset = run.state.windows - sizes.before(first)
     return iterate_steps(
         run.dataset,
         ((offset + sizes.before(s), sizes.at(s)) for s in range(first, run.last_step)),
@@ -190,13 +192,13 @@ def open_batches(run: Run) -> Iterator[list[Batch]]:
 
 
 def tell(run: Run, event: str, message: str, *, step: int | None = None, **numbers: float) -> None:
-    """Write a row about what happened to a run, and say it."""
+    """Write an event row to the metrics, and print the message."""
     step = run.state.step if step is None else step
     note(run, event, message, step=step, **numbers)
     run.metrics.say(f"step {step:,}: {message}")
 
 
 def note(run: Run, event: str, message: str, *, step: int, **numbers: float) -> None:
-    """Write a row about what happened to a run."""
+    """Write an event row to the metrics."""
     row = {"kind": "event", "step": step, "tokens": run.state.tokens, "event": event}
     run.metrics.write(row | numbers | {"message": message})

@@ -1,4 +1,4 @@
-"""The frame around a recipe: its flags, its run folder, its exit code."""
+"""The command-line program around a recipe: flags, run folder, exit code."""
 
 import errno
 import os
@@ -33,24 +33,24 @@ from pretrain_lib.training.watch import STARTED
 
 FAILED = 1
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# How gloo, NCCL and torch's store say that another process is gone, or does not answer.
+# Matches the messages of gloo, NCCL and torch's store about a lost or unresponsive process.
 PEER_LOST = re.compile(r"(?i)timed? ?out|connection (closed|reset|refused)|peer")
 
 
 def run_recipe(
     main: Callable[[Recipe], str], defaults: Recipe, *, presets: dict[str, dict] | None = None
 ) -> None:
-    """Run a recipe as a program: read its flags, hold its run folder, end with its exit code.
+    """Run a recipe as a program: parse flags, lock the run folder, and exit with the exit code.
 
-    `main` returns what `train` does. 0 done, 2 bad input, 75 stopped but resumable. Under elastic
-    restarts, where any other code than 0 means "start again", bad input and a stop that was asked
-    for end with 0 as well; `status.json` says which it was.
+    `main` returns the result of `train`. Exit codes: 0 done, 2 bad input, 75 stopped but resumable.
+    An elastic launcher restarts the program after any nonzero code, so under one, bad input and
+    requested stops exit with 0 too; `status.json` tells them apart.
     """
     os.environ.setdefault(STARTED, str(launch_time()))
     stop_with_launcher()
     try:
         code = report_errors(lambda: _run(main, defaults, presets))
-    except SystemExit as end:  # --help, --print_config, or flags that could not be read
+    except SystemExit as end:  # --help, --print_config, or unreadable flags
         code = int(end.code or DONE)
     sys.exit(DONE if is_elastic() and code in (BAD_INPUT, RESUMABLE) else code)
 
@@ -66,7 +66,7 @@ def _run(main: Callable[[Recipe], str], defaults: Recipe, presets: dict[str, dic
     except ValueError as error:
         if raised_here(error) and not refuse_together(str(error)):
             print(f"error: {error}", file=sys.stderr)
-            return FAILED  # of this process alone: the launcher ends the others
+            return FAILED  # on this process only: the launcher stops the others
         raise
 
 
@@ -75,7 +75,7 @@ def _run_in_folder(main: Callable[[Recipe], str], config: Recipe) -> int:
     try:
         _check(config, is_main=is_main)
     except ValueError as error:
-        if is_elastic() and is_main and raised_here(error):  # its exit code cannot tell
+        if is_elastic() and is_main and raised_here(error):  # the exit code will be 0, so record it
             with open_run_folder(folder, resume=config.run.resume):
                 _write_last_status(folder, "refused", error)
         raise
@@ -89,7 +89,7 @@ def _run_in_folder(main: Callable[[Recipe], str], config: Recipe) -> int:
             if is_main:
                 _write_last_status(folder, state, error)
             if state == "resumable":
-                # There may be room on the disk when an elastic launcher starts again.
+                # By the time an elastic launcher restarts, there may be space on the disk again.
                 return FAILED if is_elastic() and _disk_is_full(error) else RESUMABLE
             if isinstance(error, LocalFault):
                 return FAILED if is_elastic() else BAD_INPUT
@@ -97,7 +97,7 @@ def _run_in_folder(main: Callable[[Recipe], str], config: Recipe) -> int:
 
 
 def _check(config: Recipe, *, is_main: bool) -> None:
-    """Raise ValueError for what is wrong before anything is made or read for an hour."""
+    """Raise ValueError for bad settings, before the expensive work starts."""
     config.check(processes=int(os.environ.get("WORLD_SIZE", 1)))
     check_trackers(config.log.trackers)
     check_resume(config)
@@ -119,7 +119,7 @@ def _disk_is_full(error: BaseException) -> bool:
 
 
 def _remark_on(error: BaseException) -> str | None:
-    """Return what to say about an error that is neither every process's nor a defect."""
+    """Return the message for an environmental error, such as a full disk or a lost process."""
     if isinstance(error, LocalFault):
         return str(error)
     if _disk_is_full(error):

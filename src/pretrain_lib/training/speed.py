@@ -1,4 +1,4 @@
-"""How a model is run: compiled or not, and what backward computes again."""
+"""Compilation and activation checkpointing of a model."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ import torch
 from pretrain_lib.models.blocks import TrainingOptions
 from pretrain_lib.models.hf import Model
 
-COMPILERS = (os.environ.get("CXX", "g++"), "clang++")  # as torch looks for them
+COMPILERS = (os.environ.get("CXX", "g++"), "clang++")  # those that torch looks for
 
 
 def set_up_model(
@@ -18,10 +18,10 @@ def set_up_model(
     activation_checkpointing: str = "none",
     z_loss: float = 0.0,
 ) -> None:
-    """Choose how `model` trains; in place, before `accelerator.prepare`.
+    """Set the training options of `model` in place; call it before `accelerator.prepare`.
 
-    Blocks are compiled one by one: all share a graph, which takes a fraction of the time that the
-    whole model's would.
+    Blocks are compiled one by one (regional compilation): all share one graph, which compiles in a
+    fraction of the time that the whole model would take.
     """
     for block in model.blocks:
         block.activation_checkpointing = activation_checkpointing
@@ -31,7 +31,7 @@ def set_up_model(
 
 
 def choose_compile(wanted: bool | None, device: torch.device) -> bool:
-    """Return whether to compile: as asked for, else on CUDA, where it pays at once.
+    """Return whether to compile: `wanted`, or by default only on CUDA, where it pays off quickly.
 
     Raises ValueError if the device is a CPU and there is no compiler for it.
     """
@@ -44,5 +44,5 @@ def choose_compile(wanted: bool | None, device: torch.device) -> bool:
 
 
 def run_eagerly() -> torch.compiler.set_stance:
-    """Return a context in which nothing is compiled: for shapes that change from call to call."""
+    """Return a context manager that disables compilation, for inputs whose shapes vary."""
     return torch.compiler.set_stance("force_eager")

@@ -1,4 +1,4 @@
-"""One optimizer step over micro-batches and ranks; every target weighs the same."""
+"""One optimizer step over micro-batches and ranks, in which every target has the same weight."""
 
 import math
 from collections.abc import Sequence
@@ -14,26 +14,26 @@ from pretrain_lib.tensors.pieces import whole_tensor
 
 @dataclass(frozen=True)
 class Accumulated:
-    """What the micro-batches of a step came to; their gradient is in the parameters."""
+    """The totals of a step's micro-batches, whose gradient has been accumulated in `.grad`."""
 
     loss_sum: torch.Tensor
-    """Nats over all targets of this rank, ()."""
+    """Loss in nats, summed over all targets of this rank; shape ()."""
     targets: torch.Tensor
-    """Target tokens that count, over all ranks, ()."""
+    """Number of targets that are not ignored, over all ranks; shape ()."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did."""
+    """The result of an optimizer step."""
 
     loss: float
-    """Nats per target token, over all micro-batches and ranks."""
+    """Mean loss in nats per target token, over all micro-batches and ranks."""
     grad_norm: float
-    """Global norm of the gradient before clipping."""
+    """Global norm of the gradient, before clipping."""
     targets: int
-    """Target tokens that counted, over all ranks."""
+    """Number of targets that are not ignored, over all ranks."""
     skipped: bool
-    """Whether the update was left out: not finite, or above a limit."""
+    """Whether the update was skipped: loss or gradient norm not finite, or above its limit."""
 
 
 def train_step(
@@ -47,7 +47,7 @@ def train_step(
     seed: int,
     step: int,
 ) -> StepResult:
-    """Accumulate the gradient of this rank's micro-batches, clip it, update the parameters."""
+    """Accumulate the gradient over this rank's micro-batches, clip it, update the parameters."""
     accumulated = accumulate_gradients(accelerator, model, micro_batches, seed=seed, step=step)
     options = {"learning_rate": learning_rate, "max_grad_norm": max_grad_norm}
     return apply_update(accelerator, model, optimizer, accumulated, **options)
@@ -61,11 +61,11 @@ def accumulate_gradients(
     seed: int,
     step: int,
 ) -> Accumulated:
-    """Run forward and backward of this rank's micro-batches; the parameters stay as they are.
+    """Run forward and backward over this rank's micro-batches, without updating the parameters.
 
     `model(**micro_batch)` returns the summed loss and the number of targets. The gradient is that
-    of their sum over all micro-batches and ranks, divided by the global number of targets. Dropout
-    depends on `(seed, step, micro-batch)`, so there is no random state to save.
+    of the loss summed over all micro-batches and ranks, divided by the global number of targets.
+    The dropout seed is derived from `(seed, step, micro-batch)`, so no random state needs saving.
     """
     targets = sum((batch["targets"] != IGNORED_TARGET).sum() for batch in micro_batches)
     targets = accelerator.reduce(targets, "sum")
@@ -76,9 +76,10 @@ def accumulate_gradients(
         micro_batch = index * accelerator.num_processes + accelerator.process_index
         torch.manual_seed(_dropout_seed(seed, step, micro_batch))
         with accelerator.accumulate(model):
-            with accelerator.autocast():  # what FSDP2 has prepared does not do it by itself
+            with accelerator.autocast():  # Accelerate does not apply it to a model sharded by FSDP2
                 loss, _ = model(**batch)
-            # backward() divides by the micro-batches, and the ranks' gradients are averaged.
+            # Undo the division by the number of micro-batches in backward() and the averaging over
+            # ranks, then divide by the global number of targets.
             scale = accelerator.num_processes * len(micro_batches) / targets
             accelerator.backward(loss * scale)
         loss_sum += loss.detach()
@@ -97,25 +98,28 @@ def apply_update(
     loss_limit: float = math.inf,
     norm_limit: float = math.inf,
 ) -> StepResult:
-    """Clip the accumulated gradient and step the optimizer, on all ranks alike.
+    """Clip the accumulated gradient and step the optimizer, identically on all ranks.
 
-    The update is left out, and the gradient dropped, if loss or gradient norm (before clipping) is
-    not finite or above its limit.
+    The update is skipped, and the gradient discarded, if the loss or the gradient norm (before
+    clipping) is not finite or exceeds its limit.
     """
     grad_norm = whole_tensor(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))
     loss = accelerator.reduce(accumulated.loss_sum, "sum") / accumulated.targets
     finite = torch.isfinite(grad_norm) & torch.isfinite(loss)
     skip = ~finite | (loss > loss_limit) | (grad_norm > norm_limit)
     _update(optimizer, learning_rate, skip=skip)
-    # The only wait for the device in a step, once all of it is queued.
+    # The only host-device synchronization of a step, after all its work has been queued.
     values = torch.stack([loss, grad_norm, accumulated.targets.float(), skip.float()])
     loss, norm, count, skipped = values.tolist()
     return StepResult(loss, norm, int(count), skipped=bool(skipped))
 
 
 def _update(optimizer: torch.optim.Optimizer, learning_rate: float, *, skip: torch.Tensor) -> None:
-    """Step the optimizer unless `skip`, a boolean on the device that is never read by the host."""
-    inner = getattr(optimizer, "optimizer", optimizer)  # behind Accelerate's wrapper
+    """Step the optimizer unless `skip`, a boolean tensor.
+
+    A fused optimizer reads it on the device, without a synchronization.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)  # unwrap Accelerate's wrapper
     for group in inner.param_groups:
         group["lr"] = learning_rate
     if all(group.get("fused") for group in inner.param_groups):

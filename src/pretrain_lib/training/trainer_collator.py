@@ -1,4 +1,4 @@
-"""Windows for the loaders of others: transformers' Trainer."""
+"""A data collator for transformers' Trainer."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,12 @@ from pretrain_lib.models.attention import document_positions
 
 
 def collate_for_transformers(items: Sequence[Batch]) -> Batch:
-    """Return windows stacked as the causal models of transformers take them: a `data_collator`.
+    """Collate windows into inputs of transformers' causal language models (a `data_collator`).
 
-    `shift_labels` are the targets as they are; `labels`, by which the Trainer counts targets, stand
-    one place later. Where documents are known, `position_ids` restart in each, by which these
-    models keep them apart as long as no attention mask is given. `(B, T)` per tensor.
+    `shift_labels` are the targets; `labels`, by which the Trainer counts targets, are the same
+    shifted right by one. With document masking, `position_ids` restart at each document: the models
+    of transformers then mask attention across documents, provided that no attention mask is given.
+    All tensors are (B, T).
     """
     batch = default_collate(items)
     targets = batch["targets"]

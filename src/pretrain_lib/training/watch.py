@@ -1,4 +1,4 @@
-"""When to stop early: signals and the time budget."""
+"""Stop a run early, on a signal or when the time budget is used up."""
 
 import os
 import signal
@@ -13,9 +13,9 @@ STARTED = "PRETRAIN_LIB_STARTED"  # seconds since the epoch, set when the comman
 
 
 class StopWatch:
-    """Notes signals and the time used; `reason()` says at a step boundary whether to stop.
+    """Records signals and elapsed time; call `reason()` between steps to find out whether to stop.
 
-    The second SIGINT stops at once.
+    A second SIGINT raises KeyboardInterrupt immediately.
     """
 
     def __init__(
@@ -24,9 +24,9 @@ class StopWatch:
         self.accelerator = accelerator
         self.max_time = max_time
         self.started = float(os.environ.get(STARTED, time.time()))
-        self.longest_save = expected_save  # seconds, until one was measured
+        self.longest_save = expected_save  # seconds, assumed until a save has been measured
         self.longest_step = 0.0
-        self.longest_evaluation = 0.0  # with samples
+        self.longest_evaluation = 0.0  # seconds, with scores and samples
         self._signal: int | None = None
         self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
 
@@ -36,7 +36,7 @@ class StopWatch:
         self._signal = self._signal or number
 
     def reason(self, *, evaluation_next: bool = False) -> str | None:
-        """Return why to stop now, the same on all ranks; None to go on.
+        """Return the reason to stop now, or None to continue; the same on all ranks.
 
         `evaluation_next` says whether an evaluation would follow the next step.
         """
@@ -50,12 +50,12 @@ class StopWatch:
         return f"run.max_time={self.max_time:g}s is used up" if over else None
 
     def _expected_end(self, evaluation_next: bool) -> float:
-        """Return the seconds used if one more step, what is due after it and a save follow."""
+        """Return the expected run time in seconds after another step, its evaluation and a save."""
         margin = 1.5 * self.longest_step + 2 * self.longest_save
         margin += 1.5 * self.longest_evaluation if evaluation_next else 0
         return time.time() - self.started + margin
 
     def close(self) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
