@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain_lib.data.windows.packing import IGNORED_TARGET
 from pretrain_lib.models import loss as loss_module
@@ -167,6 +168,15 @@ def test_loss_without_gradients_is_the_same(autocast):
             without, same_count = linear_cross_entropy(hidden, weight, targets, vocabulary_size=50)
     assert with_gradients.requires_grad and not without.requires_grad
     assert with_gradients.item() == without.item() and count == same_count
+
+
+def test_without_gradients_only_the_logits_are_multiplied():
+    hidden, weight, targets = random_problem(30, 8, 50, 14, 0.2, 6, torch.float32)
+    product = 2 * 30 * 8 * 64  # operations
+    for context, products in ((torch.enable_grad(), 3), (torch.no_grad(), 1)):
+        with context, FlopCounterMode(display=False) as counter:
+            linear_cross_entropy(hidden, weight, targets, vocabulary_size=50)
+        assert counter.get_total_flops() == products * product
 
 
 def test_frozen_weight_still_gives_the_gradient_of_hidden():
