@@ -42,10 +42,10 @@ def test_gpt2_124m_on_one_node_and_on_four():
     # 524,288 = 32 x 16 x 1,024; 4, 4 and 8 bytes a parameter of 124,475,904 with the padding;
     # activations and loss on top; 8.55e18 / (0.4 x 989e12) seconds
     state = ["0.50", "0.50", "1.00"]
-    peaks = ["8.70", "6.71", "3.68"]
+    peaks = ["9.64", "7.66", "4.63"]
     assert rows["1 none"] == ["32", *state, "-", *peaks, "-", "6h00m"]
     # buckets of 4 bytes a parameter; an all-reduce sends 2 x 7/8 x 0.498 GB
-    peaks = ["9.20", "7.21", "4.18"]
+    peaks = ["10.1", "8.15", "5.12"]
     assert rows["8 DDP"] == ["4", *state, "0.50", *peaks, "0.87", "45m02s"]
     # 7/8 x (4 x 4 bytes x (2 x 12 layers + the rest) + 0.498 GB)
     assert rows["8 FSDP2"][:5] == ["4", "0.06", "0.50", "0.12", "0.21"]

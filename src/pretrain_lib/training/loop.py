@@ -125,7 +125,10 @@ def _evaluate(run: Run) -> None:
     try:
         evaluate_if_due(run)
     except Exception:
-        _save(run, due=True)
+        # One rank of several cannot save alone, and a lost peer is no reason to: the run goes on
+        # from its newest checkpoint and repeats the evaluation.
+        if run.accelerator.num_processes == 1:
+            _save(run, due=True)
         raise
 
 
