@@ -272,7 +272,8 @@ def test_an_unknown_task_is_refused(workplace):
 
 def test_data_out_of_reach_are_named_before_the_model_is_loaded(tmp_path):
     (tmp_path / "far.yaml").write_text("task: far\ndataset_path: owner/name\ntest_split: test\n")
-    save_pretrained(GPT2(GPT2Config(num_layers=1, num_heads=1, width=8)).initialize(0), tmp_path)
+    model = GPT2(GPT2Config(num_layers=1, num_heads=1, width=8)).initialize(0)
+    save_pretrained(model, tmp_path, tokenizer=None)
     (tmp_path / "tokenizer.json").write_text("{}")  # no tokenizer could be loaded from this
     # In a process of its own, because the hub client reads the variable once.
     code = (
