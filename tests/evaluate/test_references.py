@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from pretrain_lib import GPT2, GPT2Config, save_pretrained
 from pretrain_lib.evaluate.per_token import BESIDE, METRIC
 from pretrain_lib.evaluate.references import figures, find_figure, models_near
 from pretrain_lib.evaluate.results import format_table
@@ -134,14 +135,15 @@ def test_the_readme_of_the_recipes_shows_every_figure():
 
 @pytest.mark.slow
 def test_a_suite_stands_for_its_tasks(tmp_path):
-    (tmp_path / "config.json").write_text("{}")  # no model could be loaded from this
+    model = GPT2(GPT2Config(num_layers=1, num_heads=1, width=8)).initialize(0)
+    save_pretrained(model, tmp_path, tokenizer=None)
+    (tmp_path / "tokenizer.json").write_text("{}")  # no tokenizer could be loaded from this
     result = run_command(
         *("pretrain", "eval", tmp_path, "--suite", "llama_1_3b"),
         environment={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")},
     )
     assert result.returncode == 2, result.stderr
-    assert (
-        f"tasks={','.join(SUITES['llama_1_3b'])}: the data is neither in the cache" in result.stderr
-    )
+    tasks = ",".join(SUITES["llama_1_3b"])
+    assert f"--tasks {tasks}: the data is neither in the cache" in result.stderr
     both = run_pretrain("eval", tmp_path, "--suite", "gpt2_124m", "--tasks", "piqa")
     assert both.returncode == 2 and "not allowed with" in both.stderr
