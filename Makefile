@@ -71,7 +71,7 @@ test: $(VENV)/.installed
 	$(PYTEST)
 
 test-fast: $(VENV)/.installed
-	$(PYTEST) -m "not slow and not cuda"
+	$(PYTEST) -m "not slow and not moderate and not cuda"
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -11,6 +11,7 @@ from tests.conftest import ROOT, run_command, run_python
 SCRIPTS = [path for path in (ROOT / "benchmarks").glob("*.py") if "def main(" in path.read_text()]
 
 
+@pytest.mark.slow
 def test_the_table_of_the_readme_is_that_of_the_results():
     result = run_python("benchmarks/table.py", "--check")
     assert result.returncode == 0, result.stderr

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import grimp
+import pytest
 
 from tests.conftest import ROOT, run_command
 
@@ -74,6 +75,7 @@ def test_files_stay_readable():
         assert len(path.read_text().splitlines()) <= 300, path
 
 
+@pytest.mark.slow
 def test_every_public_name_is_what_it_says_whatever_was_imported_before():
     code = (
         "import pretrain_lib as pl, pkgutil, importlib;"

@@ -38,6 +38,7 @@ def test_every_file_that_is_named_exists():
         assert (ROOT / name).is_file() or name == "recipes/R.py", name
 
 
+@pytest.mark.slow
 def test_every_setting_that_is_named_exists():
     shown = run_python("recipes/gpt2_124m.py", "--help").stdout
     flags = set(

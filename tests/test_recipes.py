@@ -378,6 +378,7 @@ def test_a_run_moves_between_one_process_and_two_with_the_same_curve(prepared, t
     assert states[0]["windows"] == states[1]["windows"]
 
 
+@pytest.mark.slow
 def test_a_misspelt_task_is_said_before_text_is_prepared(tmp_path):
     (tmp_path / "text.txt").write_text("word " * 100)
     data = ["--data.source", tmp_path / "text.txt", "--data.path", tmp_path / "out"]

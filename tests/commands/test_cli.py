@@ -12,6 +12,8 @@ from pretrain_lib.commands.cli import main
 from tests.conftest import change, run_command
 from tests.training.test_loop import run
 
+pytestmark = pytest.mark.moderate
+
 
 def call(*arguments):
     with pytest.raises(SystemExit) as end:

@@ -23,6 +23,8 @@ from pretrain_lib.data.text.encoder import (
 from pretrain_lib.data.text.formats import Document
 from pretrain_lib.data.text.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer, train_tokenizer
 
+pytestmark = pytest.mark.moderate
+
 CODE = Path(json.decoder.__file__).read_text()
 DRAW = random.Random(0)
 CORPORA = {

@@ -211,6 +211,7 @@ def test_source_shorter_than_a_window_is_refused():
         WindowOrder((11, 10), 10, 0)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(
     st.integers(0, 2**63),

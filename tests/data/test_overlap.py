@@ -13,6 +13,8 @@ from pretrain_lib.data.overlap import find_overlap, format_overlap, write_overla
 from pretrain_lib.data.text import sources
 from pretrain_lib.data.text.sources import open_source
 
+pytestmark = pytest.mark.moderate
+
 WORDS = [f"w{i}" for i in range(40)]
 
 

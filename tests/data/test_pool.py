@@ -18,6 +18,8 @@ from pretrain_lib.data.prepare.holdout import parse_validation
 from pretrain_lib.errors import BAD_INPUT, report_errors
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.moderate
+
 PATIENCE_SECONDS = 20  # for what is to happen at once, on a busy machine
 
 WAIT = """

@@ -32,6 +32,8 @@ from pretrain_lib.data.tokens.arrays import open_split
 from pretrain_lib.data.tokens.shards import verify_folder
 from pretrain_lib.errors import BAD_INPUT, report_errors
 
+pytestmark = pytest.mark.moderate
+
 CODE = Path(json.decoder.__file__).read_text() + Path(random.__file__).read_text()
 
 # Prepares one job a line, each in a process of its own that can be killed. These are forked, for

@@ -49,6 +49,8 @@ from tests.conftest import ROOT, change, forked_workers, read_rows, run_command,
 from tests.data.test_order import plain_keys, plain_permute
 from tests.test_recipes import gpt2_124m
 
+pytestmark = pytest.mark.moderate
+
 LENGTH, WINDOWS = 8, 24  # tokens in a window, windows in a segment
 SEGMENT = LENGTH * WINDOWS
 SEED, HELD_OUT = 5, 100

@@ -51,6 +51,7 @@ def processes_of(folder):
     return sorted(found)
 
 
+@pytest.mark.slow
 def test_the_clock_of_a_run_starts_with_its_launcher_and_not_with_a_shell(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     own = psutil.Process().create_time()

@@ -21,6 +21,8 @@ from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.hf import save_pretrained
 from tests.conftest import write_text_and_tasks
 
+pytestmark = pytest.mark.moderate
+
 ITEMS = 24
 CONTEXT_LENGTH = 48  # shorter than some items and all documents, so truncation is covered
 

@@ -27,6 +27,8 @@ from pretrain_lib.evaluate.scoring import score_endings
 from pretrain_lib.evaluate.tasks import find_tasks
 from tests.conftest import VOCABULARY
 
+pytestmark = pytest.mark.moderate
+
 CONTEXT = 40
 SHAPE = {"vocabulary_size": VOCABULARY, "context_length": CONTEXT, "num_layers": 2, "num_heads": 4}
 CONFIGS = {

@@ -20,6 +20,8 @@ from tests.forks import forked_python
 from tests.models.test_models import SMALL
 from tests.training.test_loop import elsewhere, run
 
+pytestmark = pytest.mark.moderate
+
 NAMES = ["heldout_choice", "heldout_perplexity"]
 WRITING = "writing"  # has the model write, as a task of questions does
 

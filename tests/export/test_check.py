@@ -16,6 +16,8 @@ from pretrain_lib.export.reload import find_problems
 from pretrain_lib.models.hf import build_model
 from pretrain_lib.models.rope import RopeScaling
 
+pytestmark = pytest.mark.moderate
+
 VOCABULARY = 300
 SHAPE = {"vocabulary_size": VOCABULARY, "context_length": 48, "num_layers": 2, "num_heads": 4}
 GROUPED = SHAPE | {"num_key_value_heads": 2, "mlp_width": 80, "width": 32}

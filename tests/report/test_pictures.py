@@ -16,6 +16,8 @@ from pretrain_lib.report.curves import looks_of, robust_limits, without_spikes
 from pretrain_lib.report.pictures import choose_panels, plot_runs
 from pretrain_lib.run_folder.rows import column, read_metrics, scored_tasks, smooth
 
+pytestmark = pytest.mark.moderate
+
 RECIPE_MODEL = {"vocabulary_size": 50257, "num_layers": 12, "width": 768}
 RECIPE_DATA = {
     "source": "HuggingFaceFW/fineweb-edu:sample-10BT",

@@ -22,6 +22,8 @@ from pretrain_lib.checkpoint.state import read_state
 from pretrain_lib.config.units import TokenCount
 from tests.conftest import change, read_rows
 
+pytestmark = pytest.mark.moderate
+
 
 def run(config, *, seed=None):
     corpus = open_corpus(config)

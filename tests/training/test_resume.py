@@ -9,6 +9,8 @@ from pretrain_lib.checkpoint.folders import FILES, MANIFEST, describe_files
 from tests.conftest import change, read_rows
 from tests.training.test_loop import elsewhere, run, status
 
+pytestmark = pytest.mark.moderate
+
 # The section `run` of a checkpoint's manifest as it was written before the settings were taken
 # apart by concern; the folder and the intervals are those of the run below.
 RUN_BEFORE = {

@@ -15,6 +15,8 @@ from pretrain_lib.config.units import TokenCount
 from pretrain_lib.optim.spikes import Limits, describe_skip, spike_limits
 from tests.conftest import change, read_rows
 
+pytestmark = pytest.mark.moderate
+
 STEPS, WINDOW = 16, 4
 
 
