@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from measuring import forget_peak, peak_resident_mb, resident_mb
 
+from pretrain_lib.models.flops import measured_matrix_rate
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.llama import Llama, LlamaConfig
 from pretrain_lib.optim.groups import build_adamw
@@ -34,7 +35,6 @@ COMPILED = " compiled"  # behind a peer's name: through torch.compile
 LEARNING_RATE, CLIP = 1e-4, 1.0
 FAMILIES = {"gpt2": (GPT2, GPT2Config), "llama": (Llama, LlamaConfig)}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}  # where the rate no longer grows
 
 Step = Callable[[torch.Tensor, torch.Tensor], float]  # input and targets (B, T) to the loss
 Loss = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -96,7 +96,7 @@ def run_trial(trial: Trial) -> dict[str, Any]:
         "peak_mb": peak_memory(where),
         "imported_mb": imported,
         "loss": loss,
-        "matrix_rate": matrix_rate(where, DTYPES[trial.dtype]),
+        "matrix_rate": measured_matrix_rate(where, DTYPES[trial.dtype]),
         "device": torch.cuda.get_device_name() if where.type == "cuda" else "cpu",
     }
 
@@ -124,18 +124,6 @@ def measure_calls(call: Callable[[], None], where: torch.device, calls: int) -> 
         call()
         seconds.append(time.perf_counter() - started)
     return {"seconds": median(seconds[1:]), "peak_mb": peak_memory(where) - before}
-
-
-def matrix_rate(where: torch.device, dtype: torch.dtype, *, repeats: int = 5) -> float:
-    """Return the FLOP/s of a large square matrix product, the best of some, as of now."""
-    size, best = MATRIX_SIZE[where.type], float("inf")
-    a, b = (torch.randn(size, size, dtype=dtype, device=where) for _ in range(2))
-    for _ in range(repeats):
-        started = time.perf_counter()
-        product = a @ b
-        product[0, 0].item()  # waits for the device
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
 
 
 # Peers

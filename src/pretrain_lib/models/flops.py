@@ -121,7 +121,7 @@ def device_peak(device: torch.device, dtype: torch.dtype) -> float | None:
     """
     if device.type == "cuda" and (known := known_peak(torch.cuda.get_device_name(device))):
         return known
-    return _measured_matrix_rate(device, dtype) if device.type in MATRIX_SIZE else None
+    return measured_matrix_rate(device, dtype) if device.type in MATRIX_SIZE else None
 
 
 def known_peak(name: str) -> float | None:
@@ -132,7 +132,8 @@ def known_peak(name: str) -> float | None:
     return PEAK_TFLOPS[max(known, key=len)] * 1e12 if known else None
 
 
-def _measured_matrix_rate(device: torch.device, dtype: torch.dtype, *, repeats: int = 5) -> float:
+def measured_matrix_rate(device: torch.device, dtype: torch.dtype, *, repeats: int = 5) -> float:
+    """Return the FLOP/s of a large square matrix product, the best of some, as of now."""
     size = MATRIX_SIZE[device.type]
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     best = float("inf")

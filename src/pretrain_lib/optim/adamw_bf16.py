@@ -11,7 +11,7 @@ HIGHEST_BETA = 0.99
 MOMENTS = ("exp_avg", "exp_avg_sq")
 # Elements updated at a time. On a CPU, small chunks keep the fp32 moments in the cache; on a GPU,
 # large chunks are better, because each costs five kernel launches.
-CHUNK = {"cpu": 2**18, "cuda": 2**26}
+CHUNK = {"cpu": 2**18, "cuda": 2**26, "mps": 2**26}
 
 
 class AdamWBf16(torch.optim.AdamW):
