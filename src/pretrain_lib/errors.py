@@ -8,6 +8,9 @@ from pathlib import Path
 from pretrain_lib.ranks import is_local_main_rank
 
 DONE, BAD_INPUT, RESUMABLE, INTERRUPTED = 0, 2, 75, 130
+# The environment variable of a file into which a recipe writes its exit code: `accelerate launch`
+# turns all but 0 into 1.
+EXIT_CODE_FILE = "PRETRAIN_EXIT_CODE_FILE"
 OWN_CODE = Path(__file__).parent
 
 

@@ -1,5 +1,6 @@
 """Odd input to the commands: one line that names flag or file, value and rule; nothing is made."""
 
+import argparse
 import contextlib
 import json
 import shutil
@@ -167,6 +168,9 @@ NEEDED = {
     "eval": ["x", "--tasks", "t"],
     "sample": ["x", "--prompt", "p"],
     "plot": ["x"],
+    "new": ["gpt2_124m", "o"],
+    "train": ["gpt2_124m"],
+    "completion": ["bash"],
 }
 FLAGS = [
     (name, action.option_strings[0])
@@ -216,7 +220,7 @@ def test_help_tells_rule_and_default_of_each_flag(command, capsys):
         main([command, "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     for action in parsers()[command]._actions:
-        if action.nargs != 0:
+        if action.nargs not in (0, argparse.REMAINDER):
             assert "(" in action.help
             assert " ".join(action.help.replace("%%", "%").split()) in shown
 

@@ -1,5 +1,6 @@
 """Parse the flags of the `pretrain` command and call its subcommands."""
 
+import argparse
 import os
 import re
 import sys
@@ -9,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from pretrain_lib.commands.recipes import RECIPES, add_train_flags
 from pretrain_lib.config.flags import Parser, add_argument
 from pretrain_lib.config.units import ByteCount, DeviceName, Text, TokenCount
 from pretrain_lib.data.windows.best_fit import Packing
@@ -16,6 +18,7 @@ from pretrain_lib.errors import DONE, INTERRUPTED, raised_here, report_errors
 from pretrain_lib.evaluate.suites import SUITES
 from pretrain_lib.values import Rule
 
+DESCRIPTION = "Pretrain language models: from text to a scored, exported model."
 AddCommand = Callable[..., Callable[..., None]]
 SOURCE = Rule(str, help="python-stdlib, files, folders, or a hub name")
 TEXT_FIELD = Rule(str, help="the column or JSON field with the text")
@@ -44,7 +47,11 @@ FLAGS = {
     "sample": {"data.tokenizer": "FOLDER"},
     "export": {"data.tokenizer": "CHECKPOINT", "push_to_hub": "--push_to_hub"},
     "plot": {},
+    "new": {},
+    "train": {},
+    "completion": {},
 }
+SHELLS = ("bash", "zsh", "tcsh")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -63,7 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: Sequence[str] | None) -> int | None:
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return DONE
     # Imported late, because `--help` and the workers of `prepare` do not need torch, which is slow
     # to import.
     module = import_module(f"pretrain_lib.commands.{options.module}")
@@ -84,18 +95,45 @@ def in_terms_of_flags(message: str, command: str) -> str:
 
 def build_parser() -> Parser:
     """Build the parser of the command and all subcommands."""
-    parser = Parser(prog="pretrain", description=main.__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser = Parser(prog="pretrain", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"pretrain_lib {_version()}")
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     def command(module: str, name: str, text: str) -> Callable[..., None]:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(module=module, command=name)
         return partial(add_argument, added)
 
+    _add_recipe_commands(partial(command, "recipes"))
     _add_data_commands(partial(command, "data"))
     _add_model_commands(partial(command, "model"))
     _add_eval(partial(command, "model"))
     return parser
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("pretrain_lib")
+
+
+def _add_recipe_commands(command: AddCommand) -> None:
+    add = command("new", "Copy a recipe and its overlays into a folder, to be changed there.")
+    add("recipe", Rule(Literal[tuple(RECIPES)], help="a recipe of this package"), metavar="RECIPE")
+    add("out", Rule(Path, help="the folder, which is made"), metavar="FOLDER")
+
+    text = "Run a recipe under `accelerate launch`, on all GPUs or on the CPU."
+    add = command("train", text)
+    recipe = Rule(str, help=f"{', '.join(RECIPES)}, or the path of a .py file")
+    add("recipe", recipe, metavar="RECIPE")
+    (parser,) = add.args
+    add_train_flags(parser)
+    text = "the recipe's own, such as --data.path DATA; `pretrain train RECIPE --help` lists them"
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="FLAGS", help=text)
+
+    add = command("completion", "Print the completion script of a shell.")
+    add("shell", Rule(Literal[SHELLS], help="the shell"), metavar="SHELL")
 
 
 def _add_data_commands(command: AddCommand) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from pretrain_lib.config.flags import Parser, add_argument, add_setting
+from pretrain_lib.config.follow import follow_choices
 from pretrain_lib.config.overlays import read_overlay
 from pretrain_lib.config.renamed import now_called
 from pretrain_lib.config.settings import Recipe, plain
@@ -28,9 +29,9 @@ def parse_recipe(
     """
     rules = _recipe_rules(defaults)
     options = _build_parser(defaults, presets or {}, rules).parse_args(arguments)
-    given = _given(options, presets or {}, rules)
-    config = _replace(defaults, given)
-    config = dataclasses.replace(config, data=_choose_data(defaults, config, given))
+    flags = _flags(options, rules)
+    given = _overlays(options, presets or {}, rules) | flags
+    config = follow_choices(defaults, _replace(defaults, given), given, flags=flags)
     config.check_values()
     if options.print_config:
         print(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), end="")
@@ -47,8 +48,8 @@ def _recipe_rules(defaults: Recipe) -> dict[str, Rule]:
     }
 
 
-def _given(options: Namespace, presets: dict[str, dict], rules: dict[str, Rule]) -> dict[str, Any]:
-    """Return the values given in preset, overlays and flags, by dotted name."""
+def _overlays(options: Namespace, presets: dict[str, dict], rules: dict[str, Rule]) -> dict:
+    """Return the values that preset and overlays name, by dotted name."""
     given = dict(presets[options.preset]) if options.preset else {}
     for file in options.config:
         for name, written in read_overlay(file).items():
@@ -56,10 +57,16 @@ def _given(options: Namespace, presets: dict[str, dict], rules: dict[str, Rule])
                 hint = now_called(name) or f"is no setting{did_you_mean(name, rules)}"
                 raise ValueError(f"{file}: {name} {hint}")
             given[name] = _read(rules[name], written, f"{file}: {name}")
-    for name, rule in rules.items():
-        if hasattr(options, name):
-            given[name] = _read(rule, getattr(options, name), f"--{name}")
     return given
+
+
+def _flags(options: Namespace, rules: dict[str, Rule]) -> dict[str, Any]:
+    """Return the values that flags name, by dotted name."""
+    return {
+        name: _read(rule, getattr(options, name), f"--{name}")
+        for name, rule in rules.items()
+        if hasattr(options, name)
+    }
 
 
 def _read(rule: Rule, written: Any, name: str) -> Any:
@@ -79,22 +86,6 @@ def _replace(config: Recipe, given: dict[str, Any]) -> Recipe:
         for section, values in sections.items()
     }
     return dataclasses.replace(config, **changed)
-
-
-def _choose_data(defaults: Recipe, config: Recipe, given: dict[str, Any]) -> Any:
-    """Return the data settings, without defaults of the recipe that the user's choice replaces.
-
-    With a user's `data.path`, the source and tokenizer of the recipe do not apply. With a user's
-    `data.train_tokenizer`, its tokenizer does not.
-    """
-    origin = {
-        name: given.get(f"data.{name}") for name in ("source", "tokenizer", "train_tokenizer")
-    }
-    if config.data.path and origin["source"] is None and not config.data.streaming:
-        return dataclasses.replace(config.data, **origin)
-    if origin["train_tokenizer"] and not origin["tokenizer"]:
-        return dataclasses.replace(config.data, tokenizer=None)
-    return config.data
 
 
 def _planned_hardware(options: Namespace) -> Hardware | None:

@@ -22,6 +22,22 @@ def check_together(config: Any) -> None:
             f"second must be at most {HIGHEST_BF16_BETA}, or its moment would round back to "
             f"what it was; lower it, or keep the moments in fp32"
         )
+    schedule = config.schedule
+    if (schedule.tokens is None) == (schedule.epochs is None):
+        raise ValueError(
+            f"schedule.tokens={show(schedule.tokens)} and schedule.epochs={show(schedule.epochs)}: "
+            f"one of the two must be set, the other null"
+        )
+    if schedule.warmup_tokens is None and schedule.warmup_fraction is None:
+        raise ValueError(
+            "schedule.warmup_tokens and schedule.warmup_fraction are both null: set one (0 is no "
+            "warm-up)"
+        )
+    if schedule.epochs is not None and config.data.streaming:
+        raise ValueError(
+            f"schedule.epochs={schedule.epochs}: the length of a stream is not known before it has "
+            f"been read (data.streaming=true); set schedule.tokens instead"
+        )
     if config.batch.sequence_length > config.model.context_length:
         raise ValueError(
             f"batch.sequence_length={config.batch.sequence_length} is longer than "

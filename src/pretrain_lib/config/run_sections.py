@@ -19,7 +19,11 @@ YEAR = 365 * 24 * 3600  # seconds
 class SampleConfig:
     """Texts that the model writes while it trains."""
 
-    prompts: list[str] = setting([], "What the texts begin with; no prompts, no samples.")
+    prompts: list[str] | None = setting(
+        [],
+        "What the texts begin with; []: no samples; null: the first words of two held-out "
+        "documents.",
+    )
     per_prompt: int = setting(4, "Samples of each prompt.", unit="samples", minimum=1)
     tokens: int = setting(
         32, "Length of a sample, its prompt not counted.", unit="tokens", minimum=1

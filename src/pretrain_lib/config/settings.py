@@ -70,17 +70,35 @@ class Recipe:
 
     def learning_rate(self) -> LearningRate:
         """Return the learning-rate schedule, converted from tokens to steps."""
-        sizes, length = self.batch_sizes(), self.batch.sequence_length
-        total = sizes.steps_within(self.schedule.tokens // length)
-        before_decay = max(0, self.schedule.tokens - self.schedule.decay_tokens)
+        schedule, length = self.schedule, self.batch.sequence_length
+        assert schedule.tokens is not None, "schedule.epochs is resolved by `with_text`"
+        sizes = self.batch_sizes()
+        total = sizes.steps_within(schedule.tokens // length)
+        before_decay = max(0, schedule.tokens - schedule.decay_tokens)
         return LearningRate(
-            kind=self.schedule.kind,
+            kind=schedule.kind,
             peak=self.optimizer.learning_rate,
-            floor=self.optimizer.learning_rate * self.schedule.final_fraction,
-            warmup_steps=sizes.steps_within(self.schedule.warmup_tokens // length),
+            floor=self.optimizer.learning_rate * schedule.final_fraction,
+            warmup_steps=sizes.steps_within(schedule.count_warmup_tokens() // length),
             total_steps=total,
             decay_steps=total - sizes.steps_within(before_decay // length),
         )
+
+    def with_text(self, train_tokens: int) -> "Recipe":
+        """Return the recipe with the length of run and warm-up in tokens.
+
+        `train_tokens` are the tokens of the training text, of which `schedule.epochs` are made.
+        """
+        schedule = self.schedule
+        if schedule.tokens is None:
+            tokens = TokenCount(schedule.epochs * train_tokens)
+            schedule = dataclasses.replace(schedule, tokens=tokens, epochs=None)
+        schedule = dataclasses.replace(
+            schedule, warmup_tokens=schedule.count_warmup_tokens(), warmup_fraction=None
+        )
+        resolved = dataclasses.replace(self, schedule=schedule)
+        resolved.check_length()
+        return resolved
 
     def save_is_due(self, step: int, tokens: int) -> bool:
         """Return whether a checkpoint is due at `step`, after `tokens` tokens."""
@@ -108,6 +126,11 @@ class Recipe:
         self.check_values()
         check_together(self)
         check_division(self, processes=processes)
+        if self.schedule.tokens is not None:
+            self.check_length()
+
+    def check_length(self) -> None:
+        """Raise ValueError for a run that is shorter than one step."""
         if self.learning_rate().total_steps < 1:
             raise ValueError(
                 f"schedule.tokens={self.schedule.tokens} is less than one step of "

@@ -142,11 +142,23 @@ class ScheduleConfig:
     """The learning rate over the run."""
 
     kind: ScheduleKind = setting("cosine", "The shape of the decay; wsd is warm-up, stable, decay.")
-    tokens: TokenCount = setting(
-        TokenCount(10e9), "Length of the whole run.", unit="tokens", minimum=1
+    tokens: TokenCount | None = setting(
+        TokenCount(10e9), "Length of the whole run; null: `epochs`.", unit="tokens", minimum=1
     )
-    warmup_tokens: TokenCount = setting(
-        TokenCount(375e6), "Length of the linear warm-up.", unit="tokens", minimum=0
+    epochs: float | None = setting(
+        None,
+        "Length of the whole run in passes over the training text, instead of `tokens`.",
+        above=0,
+        maximum=1e6,
+    )
+    warmup_tokens: TokenCount | None = setting(
+        None, "Length of the linear warm-up; null: `warmup_fraction`.", unit="tokens", minimum=0
+    )
+    warmup_fraction: float | None = setting(
+        0.0375,
+        "Length of the linear warm-up as a fraction of the run, where `warmup_tokens` is null.",
+        minimum=0,
+        maximum=1,
     )
     decay_tokens: TokenCount = setting(
         TokenCount(0), "Length of the last phase of wsd.", unit="tokens", minimum=0
@@ -154,3 +166,9 @@ class ScheduleConfig:
     final_fraction: float = setting(
         0.1, "The rate at the end, as a fraction of the peak.", minimum=0, maximum=1
     )
+
+    def count_warmup_tokens(self) -> TokenCount:
+        """Return the length of the warm-up in tokens; `tokens` must be set."""
+        if self.warmup_tokens is not None:
+            return self.warmup_tokens
+        return TokenCount(self.warmup_fraction * self.tokens)

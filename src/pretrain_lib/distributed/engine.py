@@ -13,6 +13,7 @@ from accelerate.utils import (
 
 from pretrain_lib.config.settings import Recipe
 from pretrain_lib.distributed.guards import check_accumulation, check_trackers, check_world
+from pretrain_lib.distributed.launch_file import names_precision
 from pretrain_lib.distributed.launched import is_elastic, meet_main_rank
 from pretrain_lib.distributed.sharding import build_sharding, check_sharding, is_set
 
@@ -20,15 +21,16 @@ from pretrain_lib.distributed.sharding import build_sharding, check_sharding, is
 def start_accelerator(config: Recipe) -> Accelerator:
     """Create the Accelerator of a run: device, processes, precision, sharding, trackers.
 
-    Processes, precision and sharding are those of `accelerate launch`. Started by plain `python`, a
-    run has one process, and uses bf16 if the device has native bf16 support. Raises ValueError if
-    the actual setup differs from the requested one.
+    Processes, precision and sharding are those of `accelerate launch`. Where nobody asked for a
+    precision, a run uses bf16 if the device is fast in it. Started by plain `python`, it has one
+    process. Raises ValueError if the actual setup differs from the requested one.
     """
     launched = int(os.environ.get("WORLD_SIZE", 1))
     check_trackers(config.log.trackers)
     # Otherwise two processes on a machine without CUDA would each be a run of one process.
     cpu = launched > 1 and not torch.cuda.is_available()
-    precision, remark = choose_precision(os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16"), cpu)
+    wanted = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16") if names_precision() else "bf16"
+    precision, remark = choose_precision(wanted, cpu)
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=precision,
@@ -65,18 +67,19 @@ def choose_precision(wanted: str, cpu: bool) -> tuple[str, str | None]:
             f"mixed_precision={wanted} is not supported: set 'no' or 'bf16' in the configuration "
             f"of accelerate launch (fp16 would need loss scaling)"
         )
+    device, fast = _speed_in_bf16(cpu)
     if wanted == "no":
-        return "no", None
-    if torch.cuda.is_available() and not cpu and not _asked_for_cpu():
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        device = "this GPU"
-    elif torch.backends.mps.is_available() and not cpu and not _asked_for_cpu():
-        fast, device = False, "MPS"
-    else:
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        device = "this CPU"
+        remark = "training in fp32, as accelerate's configuration asks for (mixed_precision: no)"
+        return "no", f"{remark}; {device} is faster in bf16" if fast else None
     return ("bf16", None) if fast else ("no", f"{device} is not fast in bf16: training in fp32")
 
 
-def _asked_for_cpu() -> bool:
-    return is_set("ACCELERATE_USE_CPU")
+def _speed_in_bf16(cpu: bool) -> tuple[str, bool]:
+    """Return the device that a run will use, in words, and whether it is fast in bf16."""
+    cpu = cpu or is_set("ACCELERATE_USE_CPU")
+    if torch.cuda.is_available() and not cpu:
+        return "this GPU", torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.backends.mps.is_available() and not cpu:
+        return "MPS", False
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "this CPU", fast

@@ -1,5 +1,6 @@
 """Detect which configuration file `accelerate launch` used, so that a run can report it."""
 
+from argparse import Namespace
 from pathlib import Path
 
 import psutil
@@ -16,22 +17,50 @@ def launch_configuration() -> dict:
     Without `--config_file` and `--cpu`, the launcher uses the user's default file if there is one.
     `file` is None if there was no launcher or no file.
     """
-    none = {"file": None, "default": False, "settings": {}}
+    launcher, arguments = _launch()
+    if arguments is not None and arguments.config_file is not None:
+        file, default = arguments.config_file, False
+    elif arguments is not None and Path(default_config_file).is_file() and not arguments.cpu:
+        file, default = default_config_file, True
+    else:
+        return {"file": None, "default": False, "settings": {}}
+    return {"file": file, "default": default, "settings": _read_settings(file, launcher)}
+
+
+def names_precision() -> bool:
+    """Return whether somebody asked for the precision that the launcher handed on.
+
+    Without a flag or a file that says otherwise, `accelerate launch` asks for fp32.
+    """
+    _, arguments = _launch()
+    if arguments is None or arguments.mixed_precision is not None:
+        return True  # the environment was set by hand, or by the flag
+    return "mixed_precision" in launch_configuration()["settings"]
+
+
+def launch_remarks(*, processes: int) -> list[str]:
+    """Return remarks on a launch that may not be what was meant."""
+    _, arguments = _launch()
+    remarks = [default_line(launch_configuration())]
+    asked = getattr(arguments, "num_processes", None) or 1
+    if arguments is not None and arguments.cpu and asked > processes == 1:
+        remarks.append(
+            f"`accelerate launch --cpu --num_processes {asked}` starts one process: for two on the "
+            f"CPU use --config_file accelerate_configs/cpu_2proc.yaml"
+        )
+    return [remark for remark in remarks if remark is not None]
+
+
+def _launch() -> tuple[psutil.Process | None, Namespace | None]:
+    """Return the launcher and its arguments; both are None if there is none."""
     launcher = find_launcher()
     try:
         words = None if launcher is None else _launch_words(launcher.cmdline())
     except psutil.Error:  # the launcher has ended
         words = None
     if words is None:
-        return none
-    arguments, _ = launch_command_parser().parse_known_args(words)
-    if arguments.config_file is not None:
-        file, default = arguments.config_file, False
-    elif Path(default_config_file).is_file() and not arguments.cpu:
-        file, default = default_config_file, True
-    else:
-        return none
-    return {"file": file, "default": default, "settings": _read_settings(file, launcher)}
+        return None, None
+    return launcher, launch_command_parser().parse_known_args(words)[0]
 
 
 def _launch_words(command: list[str]) -> list[str] | None:

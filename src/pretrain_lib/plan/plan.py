@@ -71,6 +71,7 @@ def format_plan(config: Recipe, hardware: Hardware) -> str:
     suffice, or data is read more than once.
     """
     _check(config)
+    config = config.with_text(_tokens_to_train_on(config))
     with torch.device("meta"):
         model = build_model(config.model)
     asked, node = config.system.processes, hardware.node
@@ -160,10 +161,27 @@ def warnings(config: Recipe, placements: list[Placement], hardware: Hardware) ->
     yield from _data_warnings(config)
 
 
+def _tokens_to_train_on(config: Recipe) -> int:
+    """Return the number of tokens that `schedule.epochs` are made of, or 0 if it is not set."""
+    if config.schedule.epochs is None:
+        return 0
+    tokens = [_tokens_on_disk(path) for path in _paths(config)]
+    if not tokens or None in tokens:
+        raise ValueError(
+            f"schedule.epochs={config.schedule.epochs}: to plan the run, --data.path must be a "
+            f"prepared folder or an array of tokens; or set schedule.tokens"
+        )
+    return sum(tokens)
+
+
+def _paths(config: Recipe) -> list[str]:
+    path = config.data.path
+    return [path] if isinstance(path, str) else list(path or ())
+
+
 def _data_warnings(config: Recipe) -> Iterator[str]:
-    data = config.data
-    paths = [data.path] if isinstance(data.path, str) else list(data.path or ())
-    tokens = [_tokens_on_disk(path, config) for path in paths]
+    data, paths = config.data, _paths(config)
+    tokens = [_tokens_on_disk(path) for path in paths]
     if data.streaming or not paths or None in tokens:
         return
     length = config.batch.sequence_length
@@ -178,7 +196,7 @@ def _data_warnings(config: Recipe) -> Iterator[str]:
             )
 
 
-def _tokens_on_disk(path: str, config: Recipe) -> int | None:
+def _tokens_on_disk(path: str) -> int | None:
     """Return the number of training tokens of a path, or None if it does not exist (yet)."""
     folder = Path(path).expanduser()
     if is_foreign(path):

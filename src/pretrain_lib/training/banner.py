@@ -7,7 +7,7 @@ from pretrain_lib.config.settings import Recipe
 from pretrain_lib.corpus.paths import Corpus
 from pretrain_lib.corpus.stretches import choose_stretches
 from pretrain_lib.data.windows.batches import PackedDataset, WindowSource
-from pretrain_lib.distributed.launch_file import default_line, launch_configuration
+from pretrain_lib.distributed.launch_file import launch_remarks
 from pretrain_lib.distributed.sharding import describe_sharding
 from pretrain_lib.models.flops import ASSUMED_MFU, count_parameters, model_flops
 from pretrain_lib.models.hf import Model
@@ -28,7 +28,7 @@ def banner(
         *_data_lines(config, corpus, dataset),
         _model_line(config, model),
         _device_line(accelerator, peak),
-        *_configuration_lines(),
+        *_launch_lines(accelerator),
         *_option_lines(config, model),
         *_batch_lines(config, model, accelerator, peak),
     ]
@@ -101,9 +101,9 @@ def _device_line(accelerator: Accelerator, peak: float | None) -> str:
     return f"device    {accelerator.num_processes} x {name}, {precision}, {sharding}{rate}"
 
 
-def _configuration_lines() -> list[str]:
-    line = default_line(launch_configuration())
-    return [] if line is None else [f"          {line}"]
+def _launch_lines(accelerator: Accelerator) -> list[str]:
+    remarks = launch_remarks(processes=accelerator.num_processes)
+    return [f"          {remark}" for remark in remarks]
 
 
 def _batch_lines(

@@ -17,7 +17,15 @@ from pretrain_lib.distributed.launched import (
     refuse_together,
     stop_with_launcher,
 )
-from pretrain_lib.errors import BAD_INPUT, DONE, RESUMABLE, LocalFault, raised_here, report_errors
+from pretrain_lib.errors import (
+    BAD_INPUT,
+    DONE,
+    EXIT_CODE_FILE,
+    RESUMABLE,
+    LocalFault,
+    raised_here,
+    report_errors,
+)
 from pretrain_lib.evaluate.tasks import check_task_names
 from pretrain_lib.plan.plan import format_plan
 from pretrain_lib.ranks import is_main_rank
@@ -52,6 +60,8 @@ def run_recipe(
         code = report_errors(lambda: _run(main, defaults, presets))
     except SystemExit as end:  # --help, --print_config, or unreadable flags
         code = int(end.code or DONE)
+    if (file := os.environ.get(EXIT_CODE_FILE)) is not None and is_main_rank():
+        Path(file).write_text(str(code))
     sys.exit(DONE if is_elastic() and code in (BAD_INPUT, RESUMABLE) else code)
 
 

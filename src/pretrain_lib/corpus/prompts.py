@@ -1,0 +1,25 @@
+"""Choose prompts that fit the text of a run: the first words of its documents."""
+
+from pretrain_lib.corpus.paths import Corpus
+
+DOCUMENTS = 2  # that prompts are taken from
+PROMPT_TOKENS = 8
+SEARCHED_TOKENS = 2**16  # of the text, in which the documents must lie
+
+
+def first_words(corpus: Corpus) -> list[str]:
+    """Return the first words of two documents, held-out ones if there are any.
+
+    Returns none for data without a tokenizer, and for a stream of which nothing is held out.
+    """
+    texts = [*(held_out.tokens for held_out in corpus.validation), *corpus.train]
+    if corpus.tokenizer is None or not texts:
+        return []
+    tokens = texts[0]
+    searched = min(len(tokens), SEARCHED_TOKENS)
+    ids = tokens.read(0, searched)
+    # A document begins with the end-of-text token, which is no part of the prompt.
+    ends = tokens.document_ends(0, searched) if tokens.has_documents else [searched // DOCUMENTS]
+    starts = [start + 1 for start in (0, *ends) if start + PROMPT_TOKENS < searched]
+    prompts = [corpus.tokenizer.decode(ids[s : s + PROMPT_TOKENS]) for s in starts[:DOCUMENTS]]
+    return [prompt.rstrip("\ufffd") for prompt in prompts]  # a character may have been cut

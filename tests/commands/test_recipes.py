@@ -1,0 +1,167 @@
+"""`pretrain new` and `pretrain train`: recipes of the package, started as they should be."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain_lib.commands.cli import main
+from pretrain_lib.commands.recipes import RECIPES, find_overlays, launch_flags, packaged
+from tests.conftest import ROOT, read_rows, run_pretrain, tiny_flags
+
+PRETRAIN = Path(sys.executable).with_name("pretrain")
+
+
+def run(*arguments):
+    """Run the command in this process; return its exit code."""
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return end.value.code or 0
+
+
+def test_alone_it_prints_its_help(capsys):
+    assert run() == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n    {command}" in shown for command in ("new", "train", "prepare", "eval"))
+
+
+def test_it_tells_its_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == "pretrain_lib 0.1.0\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_a_shell_completes_commands_and_flags(shell, capsys):
+    assert run("completion", shell) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("prepare", "train_tokenizer", "inspect"))
+
+
+def test_the_table_of_recipes_is_what_lies_there():
+    files = {path.name for path in (ROOT / "recipes").iterdir() if path.suffix in (".py", ".yaml")}
+    listed = {f"{name}.py" for name in RECIPES} | {f for files in RECIPES.values() for f in files}
+    assert listed == files
+    assert packaged("recipes") == ROOT / "recipes"
+
+
+def test_a_new_recipe_is_a_copy_that_is_never_written_over(tmp_path, capsys):
+    folder = tmp_path / "mine" / "deep"
+    assert run("new", "gpt2_124m", folder) == 0
+    assert "pretrain train" in capsys.readouterr().out
+    for file in ("gpt2_124m.py", *RECIPES["gpt2_124m"]):
+        assert (folder / file).read_bytes() == (ROOT / "recipes" / file).read_bytes()
+    assert run("new", "gpt2_124m", folder) == 2
+    assert "gpt2_124m.py is there already" in capsys.readouterr().err
+    assert run("new", "llama_1_3b", folder) == 0
+    assert run("new", "gpt2_124", folder) == 2
+    assert "did you mean gpt2_124m?" in capsys.readouterr().err
+
+
+def test_a_recipe_copied_anywhere_runs(tmp_path):
+    run("new", "gpt2_124m", tmp_path)
+    shown = subprocess.run(
+        [sys.executable, "gpt2_124m.py", "--config", "quickstart.yaml", "--print_config"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "vocabulary_size: 8192" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["gpt2_124"], "did you mean gpt2_124m?"),
+        (["nowhere.py"], "RECIPE nowhere.py is neither"),
+        (["gpt2_124m", "--gpus", "64"], "--gpus 64 is more than the"),
+        (["gpt2_124m", "--gpus", "0"], "--gpus 0 must be a whole number of at least 1"),
+        (["gpt2_124m", "--config_file", "ddp_8gp"], "did you mean ddp_8gpu?"),
+        (["gpt2_124m", "--gpus", "1", "--config_file", "cpu"], "not allowed with"),
+    ],
+)
+def test_what_cannot_be_started_is_refused(arguments, named, capsys):
+    assert run("train", *arguments) == 2
+    shown = capsys.readouterr().err
+    assert named in shown and shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "file", "processes"),
+    [
+        (0, None, "cpu", None),
+        (1, None, "single_gpu", None),
+        (8, None, "ddp_8gpu", "8"),
+        (8, 2, "ddp_8gpu", "2"),
+        (8, 1, "single_gpu", None),
+    ],
+)
+def test_the_launch_fits_the_machine(there, asked, file, processes, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    flags = launch_flags(Namespace(config_file=None, gpus=asked))
+    given = dict(zip(flags[::2], flags[1::2], strict=True))
+    assert given["--config_file"] == str(ROOT / "accelerate_configs" / f"{file}.yaml")
+    assert given.get("--num_processes") == processes
+    assert int(given["--num_cpu_threads_per_process"]) >= 1
+
+
+def test_overlays_are_found_beside_the_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = ROOT / "recipes"
+    expected = str(folder / "quickstart.yaml")
+    flags = ["--config", "quickstart", "--config=quickstart.yaml", "--run.dir", "quickstart"]
+    found = find_overlays(flags, folder)
+    assert found == ["--config", expected, f"--config={expected}", "--run.dir", "quickstart"]
+    (tmp_path / "quickstart.yaml").write_text("run: {seed: 1}")
+    assert find_overlays(["--config", "quickstart.yaml"], folder)[1] == "quickstart.yaml"
+    assert find_overlays(["--config", "none.yaml"], folder)[1] == "none.yaml"
+
+
+@pytest.mark.slow
+def test_it_trains_and_says_what_it_runs(prepared, tmp_path):
+    flags = tiny_flags(prepared, tmp_path / "run")
+    result = run_pretrain("train", "gpt2_124m", *flags)
+    assert result.returncode == 0, result.stderr
+    first = result.stdout.splitlines()[0]
+    assert first.startswith("accelerate launch --quiet --config_file ")
+    assert first.endswith(shlex.join(flags))
+    assert read_rows(tmp_path / "run")[-1]["step"] == 8
+
+
+@pytest.mark.slow
+def test_its_exit_code_is_the_recipes(prepared, tmp_path):
+    flags = tiny_flags(prepared, tmp_path / "run")
+    refused = run_pretrain("train", "gpt2_124m", *flags, "--run.resume", "nowhere")
+    assert refused.returncode == 2
+    assert "error: run.resume=nowhere" in refused.stderr
+    stopped = run_pretrain("train", "gpt2_124m", *flags, "--run.max_time", "0.01s")
+    assert stopped.returncode == 75, stopped.stderr
+
+
+@pytest.mark.slow
+def test_a_signal_reaches_the_run(prepared, tmp_path):
+    folder = tmp_path / "run"
+    flags = [*tiny_flags(prepared, folder), "--schedule.tokens", "100M"]
+    process = subprocess.Popen(
+        [PRETRAIN, "train", "gpt2_124m", *flags], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    while not (folder / "metrics.jsonl").is_file() or len(read_rows(folder)) < 5:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    deadline = time.monotonic() + 60
+    while json.loads((folder / "status.json").read_text())["state"] == "running":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert json.loads((folder / "status.json").read_text())["state"] == "resumable"
+    assert list((folder / "checkpoints").glob("step-*"))
