@@ -1,6 +1,7 @@
 """What several tests share: a small prepared folder, a tiny recipe, the real launcher."""
 
 import dataclasses
+import gc
 import json
 import os
 import random
@@ -61,7 +62,12 @@ def fresh_accelerate():
 
 @pytest.fixture(scope="session", autouse=True)
 def warm_workers():
-    """Fork the worker processes of all tests from one that has imported what they import."""
+    """Fork the worker processes of all tests from one that has imported what they import.
+
+    What has been imported is left out of garbage collection: every run ends with one.
+    """
+    gc.collect()
+    gc.freeze()
     forkserver.set_forkserver_preload(["tests.conftest", "datasets", "hypothesis"])
     forkserver.ensure_running()
 
@@ -158,9 +164,10 @@ def run_python(*arguments, environment=None, timeout=300):
     return run_command(*command, environment=environment, timeout=timeout)
 
 
-def run_pretrain(*arguments):
+def run_pretrain(*arguments, environment=None):
     """Run the installed command `pretrain` in a fork that has imported the library."""
-    return run_python(Path(sys.executable).with_name("pretrain"), *arguments)
+    command = [Path(sys.executable).with_name("pretrain"), *arguments]
+    return run_python(*command, environment=environment)
 
 
 @pytest.fixture
@@ -181,6 +188,14 @@ def forked_workers():
     return {"PYTHON_EXEC": forked_python()}
 
 
+def forked_launchers():
+    """Return the variables by which `accelerate launch`, and all that it starts, are forks."""
+    python = forked_python()
+    folders = [Path(python).with_name("bin"), Path(sys.executable).parent, os.environ["PATH"]]
+    path = os.pathsep.join(map(str, folders))
+    return {"PATH": path, "FORKS_CHILDREN": python, **forked_workers()}
+
+
 def launcher_environment():
     """Return what `subprocess.run` takes to start several processes from the repository.
 
@@ -197,11 +212,10 @@ def run_recipe_script(*flags, script="recipes/gpt2_124m.py", environment=None):
 
 
 def launch(*flags, config="cpu", script="recipes/gpt2_124m.py", environment=None):
-    """Run a recipe under the real `accelerate launch`."""
-    file = f"accelerate_configs/{config}.yaml"
-    return run_command(
-        "accelerate", "launch", "--config_file", file, script, *flags, environment=environment
-    )
+    """Run a recipe under `accelerate launch`, in forks that have imported what they import."""
+    command = ["accelerate", "launch", "--config_file", f"accelerate_configs/{config}.yaml"]
+    environment = forked_launchers() | (environment or {})
+    return run_command(*command, script, *flags, environment=environment)
 
 
 def read_rows(folder, *, clock=False):

@@ -35,6 +35,7 @@ from pretrain_lib.distributed.sharding import is_sharded, share_weights
 from pretrain_lib.tensors.pieces import whole_tensor
 from pretrain_lib.training.speed import set_up_model
 from pretrain_lib.training.step import train_step
+from tests.compilation import without_code_generation
 from tests.fsdp_on_cpu import sharding_accelerator
 
 STEPS, MICRO_BATCHES, LENGTH, VOCABULARY = 20, 4, 16, 61
@@ -95,6 +96,7 @@ def run_case(case, out):
     accelerator = start(way, precision, options)
     # Processes that disagree about the beginning must not disagree about the run.
     model = MODELS[name]().initialize(accelerator.process_index if "share" in options else 0)
+    without_code_generation()
     recompute = next((o for o in options if o in ("selective", "full")), "none")
     set_up_model(model, compiled="compile" in options, activation_checkpointing=recompute)
     if is_sharded(accelerator):

@@ -16,7 +16,7 @@ from pretrain_lib.config.arguments import parse_recipe
 from pretrain_lib.models.flops import count_parameters
 from tests.conftest import (
     ROOT,
-    forked_workers,
+    forked_launchers,
     launch,
     read_rows,
     run_command,
@@ -141,9 +141,8 @@ def test_two_processes_compute_what_one_computes(prepared, tmp_path):
     assert one.returncode == 0, one.stderr
     command = ["accelerate", "launch", "--config_file", "accelerate_configs/cpu_2proc.yaml"]
     command += ["--mixed_precision", "no", "recipes/gpt2_124m.py", "--system.processes", "2"]
-    two = run_command(
-        *command, *tiny_flags(prepared, tmp_path / "two"), *flags, environment=forked_workers()
-    )
+    command += [*tiny_flags(prepared, tmp_path / "two"), *flags]
+    two = run_command(*command, environment=forked_launchers())
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("done at step 8") == 1  # the other rank is quiet
     rows = [read_rows(tmp_path / name) for name in ("one", "two")]
@@ -236,6 +235,7 @@ def test_the_whole_gpt2_takes_a_real_step(prepared, tmp_path):
     flags = ["--data.path", prepared, "--run.dir", tmp_path / "run", "--run.max_steps", "1"]
     flags += ["--batch.tokens", "1024", "--batch.micro_batch", "1", *QUIET]
     flags += ["--validation.tokens", "1024", "--schedule.warmup_tokens", "1024"]
+    flags += ["--model.vocabulary_size", "50257"]
     result = launch(*flags)
     assert result.returncode == 0, result.stderr
     assert "GPT2, 124,439,808 parameters" in result.stdout
@@ -358,7 +358,7 @@ def test_a_run_moves_between_one_process_and_two_with_the_same_curve(prepared, t
     assert begun.returncode == 0, begun.stderr
     command = ["accelerate", "launch", "--config_file", "accelerate_configs/cpu_2proc.yaml"]
     command += ["--mixed_precision", "no", "recipes/gpt2_124m.py", "--run.max_steps", "5"]
-    middle = run_command(*command, *flags, environment=forked_workers())
+    middle = run_command(*command, *flags, environment=forked_launchers())
     assert middle.returncode == 0, middle.stderr
     assert "changed since: world.processes was 1, is 2" in middle.stdout
     ended = run_recipe_script(*flags, environment=fp32)

@@ -15,7 +15,7 @@ import torch
 
 from pretrain_lib.commands.cli import main
 from pretrain_lib.commands.recipes import RECIPES, find_overlays, launch_flags, packaged
-from tests.conftest import ROOT, read_rows, run_pretrain, tiny_flags
+from tests.conftest import ROOT, forked_launchers, read_rows, run_pretrain, tiny_flags
 
 PRETRAIN = Path(sys.executable).with_name("pretrain")
 
@@ -129,7 +129,7 @@ def test_overlays_are_found_beside_the_recipe(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_it_trains_and_says_what_it_runs(prepared, tmp_path):
     flags = tiny_flags(prepared, tmp_path / "run")
-    result = run_pretrain("train", "gpt2_124m", *flags)
+    result = run_pretrain("train", "gpt2_124m", *flags, environment=forked_launchers())
     assert result.returncode == 0, result.stderr
     first = result.stdout.splitlines()[0]
     assert first.startswith("accelerate launch --quiet --config_file ")
@@ -139,11 +139,12 @@ def test_it_trains_and_says_what_it_runs(prepared, tmp_path):
 
 @pytest.mark.slow
 def test_its_exit_code_is_the_recipes(prepared, tmp_path):
-    flags = tiny_flags(prepared, tmp_path / "run")
-    refused = run_pretrain("train", "gpt2_124m", *flags, "--run.resume", "nowhere")
+    command = ["train", "gpt2_124m", *tiny_flags(prepared, tmp_path / "run")]
+    options = {"environment": forked_launchers()}
+    refused = run_pretrain(*command, "--run.resume", "nowhere", **options)
     assert refused.returncode == 2
     assert "error: run.resume=nowhere" in refused.stderr
-    stopped = run_pretrain("train", "gpt2_124m", *flags, "--run.max_time", "0.01s")
+    stopped = run_pretrain(*command, "--run.max_time", "0.01s", **options)
     assert stopped.returncode == 75, stopped.stderr
 
 

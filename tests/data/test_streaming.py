@@ -45,7 +45,7 @@ from pretrain_lib.data.text import sources
 from pretrain_lib.data.text.formats import Document
 from pretrain_lib.data.text.tokenizer import load_tokenizer
 from pretrain_lib.data.windows.packing import IGNORED_TARGET
-from tests.conftest import ROOT, change, forked_workers, read_rows, run_command, tiny_flags
+from tests.conftest import ROOT, change, forked_launchers, read_rows, run_command, tiny_flags
 from tests.data.test_order import plain_keys, plain_permute
 from tests.test_recipes import gpt2_124m
 
@@ -702,7 +702,7 @@ def test_a_run_begun_by_two_processes_ends_on_one(streamed, prepared, tmp_path):
     file = "accelerate_configs/cpu_2proc.yaml"
     command = ["accelerate", "launch", "--config_file", file, "--mixed_precision", "no"]
     command += ["recipes/gpt2_124m.py", *flags, "--run.max_steps", "9"]
-    begun = run_command(*command, environment={"OMP_NUM_THREADS": "1", **forked_workers()})
+    begun = run_command(*command, environment={"OMP_NUM_THREADS": "1", **forked_launchers()})
     assert begun.returncode == 0, begun.stderr
     run(configs[1])
     rows = [[r for r in read_rows(c.run.dir) if r["kind"] == "train"] for c in configs]

@@ -13,7 +13,7 @@ import pytest
 from pretrain_lib.data.tokens.shards import lock_folder
 from pretrain_lib.distributed.launched import launch_time
 from pretrain_lib.run_folder.folder import was_begun_here, write_status
-from tests.conftest import ROOT, forked_workers, read_rows, run_command
+from tests.conftest import ROOT, forked_launchers, read_rows, run_command
 from tests.test_recipes import tiny_flags
 
 TWO = ["--config_file", "accelerate_configs/cpu_2proc.yaml", "--mixed_precision", "no"]
@@ -111,9 +111,8 @@ def test_a_signal_to_the_launcher_of_one_process_saves_the_run(prepared, tmp_pat
 @pytest.mark.slow
 def test_a_signal_to_the_launcher_of_two_processes_saves_the_run(prepared, tmp_path):
     flags = [*tiny_flags(prepared, tmp_path / "run"), "--schedule.tokens", "1e9"]
-    process = start(
-        "accelerate", "launch", *TWO, "recipes/gpt2_124m.py", *flags, stderr=subprocess.DEVNULL
-    )
+    command = ["accelerate", "launch", *TWO, "recipes/gpt2_124m.py", *flags]
+    process = start(*command, stderr=subprocess.DEVNULL, variables=forked_launchers())
     wait_for_step(process, 5)
     process.send_signal(signal.SIGTERM)
     process.stdout.read()
@@ -128,7 +127,7 @@ def test_a_group_that_lost_a_process_starts_again_and_is_the_run_that_never_did(
     flags = ["--checkpoint.every", "3", "--schedule.tokens", "4096"]
     command = ["accelerate", "launch", *TWO, "recipes/gpt2_124m.py"]
     whole_flags = [*tiny_flags(prepared, tmp_path / "whole"), *flags]
-    whole = start(*command, *whole_flags, variables=forked_workers())
+    whole = start(*command, *whole_flags, variables=forked_launchers())
     whole.stdout.read()
     assert whole.wait(60) == 0
     folder = tmp_path / "killed"
@@ -157,7 +156,7 @@ def test_what_only_the_main_process_refuses_ends_all_of_an_elastic_launch(prepar
             *ELASTIC,
             "recipes/gpt2_124m.py",
             *flags,
-            variables=forked_workers(),
+            variables=forked_launchers(),
             stderr=subprocess.PIPE,
         )
         _, errors = process.communicate(timeout=120)
@@ -169,9 +168,8 @@ def test_what_only_the_main_process_refuses_ends_all_of_an_elastic_launch(prepar
 @pytest.mark.slow
 def test_what_all_processes_refuse_ends_an_elastic_launch_at_once(prepared, tmp_path):
     flags = [*tiny_flags(prepared, tmp_path / "run"), "--batch.tokens", "96"]
-    process = start(
-        *ELASTIC, "recipes/gpt2_124m.py", *flags, variables=forked_workers(), stderr=subprocess.PIPE
-    )
+    options = {"variables": forked_launchers(), "stderr": subprocess.PIPE}
+    process = start(*ELASTIC, "recipes/gpt2_124m.py", *flags, **options)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert errors.count("error: batch.tokens=96 must be a multiple of 2 processes") == 1
@@ -188,7 +186,8 @@ def test_what_only_another_process_refuses_is_said_and_ends_an_elastic_launch(pr
         "runpy.run_path('recipes/gpt2_124m.py', run_name='__main__')\n"
     )
     flags = tiny_flags(prepared, tmp_path / "run")
-    process = start(*ELASTIC, script, *flags, variables=forked_workers(), stderr=subprocess.PIPE)
+    options = {"variables": forked_launchers(), "stderr": subprocess.PIPE}
+    process = start(*ELASTIC, script, *flags, **options)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1, errors
     assert errors.count("error: batch.tokens=96 must be a multiple of 2 processes") == 3
@@ -234,6 +233,7 @@ def test_ddp_does_not_outlive_its_group_and_hang(prepared, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(LEAVING)
     flags = [*tiny_flags(prepared, tmp_path / "run"), "--run.max_steps", "1"]
-    process = start("accelerate", "launch", *TWO, script, *flags)
+    command = ["accelerate", "launch", *TWO, script, *flags]
+    process = start(*command, variables=forked_launchers())
     assert process.stdout.read().count("0 alive\n") == 2
     assert process.wait(60) == 0

@@ -13,7 +13,8 @@ import psutil
 import pytest
 from accelerate.utils.other import get_free_port
 
-from tests.conftest import ROOT, forked_workers, read_rows, tiny_flags
+from tests.conftest import ROOT, forked_launchers, read_rows, tiny_flags
+from tests.distributed.test_launched import processes_of
 
 NODES = ("127.0.0.1", "127.0.0.2")
 
@@ -42,7 +43,9 @@ def two_nodes(folder, *flags, **variables):
             process = subprocess.Popen(
                 [str(word) for word in command],
                 cwd=ROOT,
-                env=environment_of(node, PET_RDZV_ID=str(folder), **variables),
+                env=environment_of(
+                    node, PET_RDZV_ID=str(folder), **variables, **forked_launchers()
+                ),
                 stdout=said,
                 stderr=subprocess.STDOUT,
             )
@@ -72,14 +75,14 @@ def test_two_nodes_that_each_lost_a_process_are_those_that_never_did(prepared, t
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     flags = ["--checkpoint.every", "3", "--schedule.tokens", "10240"]
     arguments = [*tiny_flags(prepared, whole / "run"), *flags]
-    with two_nodes(whole, *arguments, **forked_workers()) as launchers:
+    with two_nodes(whole, *arguments) as launchers:
         assert [launcher.wait(120) for launcher in launchers] == [0, 0], said_by(whole)
     flags += ["--run.resume", "never"]  # which speaks of the first start
     with two_nodes(killed, *tiny_flags(prepared, killed / "run"), *flags) as launchers:
         for node, step in ((1, 8), (0, 20)):
             wait_for(lambda step=step: f"step {step:2}/40" in said_by(killed), launchers, killed)
-            (worker,) = psutil.Process(launchers[node].pid).children()
-            assert worker.environ()["RANK"] == str(node)
+            workers = map(psutil.Process, processes_of(killed / "run"))
+            (worker,) = (w for w in workers if w.environ()["RANK"] == str(node))
             worker.kill()
         assert [launcher.wait(120) for launcher in launchers] == [0, 0], said_by(killed)
     assert len(re.findall("resumed at step [1-9]", said_by(killed))) == 2

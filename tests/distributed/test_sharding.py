@@ -20,7 +20,14 @@ from transformers import AutoModelForCausalLM
 from pretrain_lib import GPT2, load_pretrained, start_accelerator, verify_checkpoint
 from pretrain_lib.distributed.sharding import _read_one_token, build_sharding, check_sharding
 from pretrain_lib.export.export import export_checkpoint
-from tests.conftest import accelerate_script, change, launcher_environment, read_rows, tiny_flags
+from tests.conftest import (
+    accelerate_script,
+    change,
+    forked_launchers,
+    launcher_environment,
+    read_rows,
+    tiny_flags,
+)
 from tests.distributed.test_launched import processes_of, start, wait_for_step
 from tests.forks import forked_python
 from tests.models.test_models import SMALL
@@ -159,7 +166,8 @@ def test_killed_and_started_again_it_is_the_run_that_was_never_killed(prepared, 
     more = ["--schedule.tokens", "6144", "--checkpoint.every", "2"]
     whole, killed = (flags_of(prepared, tmp_path / name, *more) for name in ("whole", "killed"))
     run(SHARDED, whole)
-    process = start(*command(SHARDED, killed), stderr=subprocess.DEVNULL)
+    options = {"stderr": subprocess.DEVNULL, "variables": forked_launchers()}
+    process = start(*command(SHARDED, killed), **options)
     wait_for_step(process, 9)
     for pid in processes_of(tmp_path / "killed"):
         os.kill(pid, signal.SIGKILL)
@@ -174,7 +182,8 @@ def test_killed_and_started_again_it_is_the_run_that_was_never_killed(prepared, 
 @pytest.mark.slow
 def test_a_signal_saves_a_sharded_run(prepared, tmp_path):
     flags = flags_of(prepared, tmp_path / "run", "--schedule.tokens", "1e9")
-    process = start(*command(SHARDED, flags), stderr=subprocess.DEVNULL)
+    options = {"stderr": subprocess.DEVNULL, "variables": forked_launchers()}
+    process = start(*command(SHARDED, flags), **options)
     wait_for_step(process, 5)
     process.send_signal(signal.SIGTERM)
     process.stdout.read()

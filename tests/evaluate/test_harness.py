@@ -20,6 +20,7 @@ from pretrain_lib.evaluate.results import format_line, format_table, write_resul
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.hf import save_pretrained
 from tests.conftest import write_text_and_tasks
+from tests.forks import forked_python
 
 pytestmark = pytest.mark.moderate
 
@@ -129,7 +130,7 @@ def test_results_of_the_harness_are_those_of_the_plain_command(workplace, tmp_pa
         log_samples=True,
         harness=True,
     )
-    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--device", "cpu"]
+    command = [forked_python(), "-m", "lm_eval", "--model", "hf", "--device", "cpu"]
     command += ["--model_args", f"pretrained={workplace / 'model'},dtype=float32"]
     command += ["--tasks", "heldout_choice,heldout_perplexity", "--batch_size", "8"]
     command += ["--include_path", str(workplace / "tasks")]

@@ -87,7 +87,8 @@ def workplace(tmp_path_factory):
 def other(tmp_path_factory):
     """The variables under which a process imports transformers 4.57, and torch from here."""
     target = tmp_path_factory.mktemp("transformers457")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", target]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
+    pip += ["--target", target]
     installed = run_command(*pip, *OTHER)
     assert installed.returncode == 0, installed.stderr
     before = os.environ.get("PYTHONPATH")
@@ -149,25 +150,48 @@ def test_several_files_become_one_and_one_several(workplace, tmp_path):
     assert all(torch.equal(stored[key], found[key]) for key in stored)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's")
-@pytest.mark.parametrize("name", ["gpt2", "untied llama"])
-def test_plain_lm_eval_scores_an_export_in_an_empty_network_namespace(name, workplace, tmp_path):
-    out, tasks = tmp_path / "out", ("heldout_choice", "heldout_perplexity")
-    export_checkpoint(workplace / name, out, max_shard_bytes=100_000)
+# Twice the command `lm_eval` in one process, which imports it once.
+TWICE = """
+import sys
+from lm_eval.__main__ import cli_evaluate
+folder, *flags = sys.argv[1:]
+for name in ("gpt2", "untied llama"):
+    given = ["--model_args", f"pretrained={folder}/{name},dtype=float32"]
+    sys.argv = ["lm_eval", "run", "--output_path", f"{folder}/{name}-scores", *given, *flags]
+    cli_evaluate()
+"""
+TASKS = ("heldout_choice", "heldout_perplexity")
+
+
+@pytest.fixture(scope="module")
+def scored_alone(workplace, tmp_path_factory):
+    """Exports, and what plain lm-eval scores them where there is no network, `lo` apart."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name in ("gpt2", "untied llama"):
+        export_checkpoint(workplace / name, folder / name, max_shard_bytes=100_000)
     alone = ["unshare", "--map-root-user", "--net"]
     seen = run_command(*alone, "cat", "/proc/net/dev")
     assert seen.returncode == 0, seen.stderr
     assert [line.split(":")[0].strip() for line in seen.stdout.splitlines()[2:]] == ["lo"]
-    command = ["lm_eval", "run", "--model", "hf", "--device", "cpu", "--batch_size", "4"]
-    command += ["--model_args", f"pretrained={out},dtype=float32", "--tasks", ",".join(tasks)]
-    command += ["--include_path", workplace / "tasks", "--output_path", tmp_path / "scores"]
+    command = [sys.executable, "-c", TWICE, folder, "--model", "hf", "--device", "cpu"]
+    command += ["--batch_size", "4", "--tasks", ",".join(TASKS)]
+    command += ["--include_path", workplace / "tasks"]
     done = run_command(*alone, *command, environment={"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr
-    theirs = json.loads(next(tmp_path.glob("scores/*/results_*.json")).read_text())
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's")
+@pytest.mark.parametrize("name", ["gpt2", "untied llama"])
+def test_plain_lm_eval_scores_an_export_in_an_empty_network_namespace(
+    name, workplace, scored_alone
+):
+    (file,) = scored_alone.glob(f"{name}-scores/*/results_*.json")
+    theirs = json.loads(file.read_text())
     options = {"include_path": workplace / "tasks", "device": "cpu"}
-    ours = evaluate_folder(workplace / name, list(tasks), **options)
-    for task in tasks:
+    ours = evaluate_folder(workplace / name, list(TASKS), **options)
+    for task in TASKS:
         for metric, value in theirs["results"][task].items():
             if isinstance(value, float):
                 assert ours["results"][task][metric] == pytest.approx(value, rel=1e-5)

@@ -180,6 +180,7 @@ def become(command: dict, streams: list[int]) -> None:
 
 def run(arguments: list[str]) -> None:
     """Do what `python ARGUMENTS` does: options, then a script, -m with a module, -c with code."""
+    sys.executable = os.environ.get("FORKS_CHILDREN", sys.executable)
     while arguments[0] in ("-u", "-W"):
         option = arguments.pop(0)
         if option == "-u":

@@ -9,6 +9,7 @@ from pretrain_lib.models.llama import Llama, LlamaConfig
 from pretrain_lib.optim.groups import build_adamw
 from pretrain_lib.training.speed import choose_compile, run_eagerly, set_up_model
 from pretrain_lib.training.step import train_step
+from tests.compilation import without_code_generation
 
 SHAPE = {"vocabulary_size": 61, "context_length": 32, "num_layers": 2, "num_heads": 4, "width": 32}
 MODELS = {
@@ -97,8 +98,8 @@ def test_full_activation_checkpointing_keeps_little_but_the_inputs_of_the_blocks
     assert inputs < 0.4 * everything
 
 
-@pytest.mark.slow
-def test_a_compiler_keeps_what_activation_checkpointing_says(family):
+def test_a_compiler_keeps_what_activation_checkpointing_says(family, monkeypatch):
+    without_code_generation(monkeypatch)
     everything, selected, inputs = (
         kept_bytes(family, kind, compiled=True) for kind in ("none", "selective", "full")
     )
@@ -109,7 +110,9 @@ def test_a_compiler_keeps_what_activation_checkpointing_says(family):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["none", "selective", "full"])
 @pytest.mark.parametrize("documents", [False, True])
-def test_the_compiled_model_is_the_same_function(family, documents, kind):
+def test_the_compiled_model_is_the_same_function(family, documents, kind, monkeypatch):
+    if (documents, kind) not in ((False, "none"), (True, "selective")):
+        without_code_generation(monkeypatch)
     model = MODELS[family]().initialize(0)
     tensors = batch(2, documents=documents)
     expected = loss_and_gradients(model, tensors)

@@ -1,5 +1,6 @@
 """Find lm-eval tasks by name and download their data before training starts."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def find_tasks(
         found = [manager.match_tasks([task]) for task in tasks]
         if tasks and all(names and set(names) <= set(manager.all_subtasks) for names in found):
             return manager, _flatten(found)
-    manager = TaskManager(include_path=str(include_path) if include_path else None)
+    manager = _all_of_lm_eval(include_path)
     found = [manager.match_tasks([task]) for task in tasks]
     missing = [task for task, names in zip(tasks, found, strict=True) if not names]
     if missing or not tasks:
@@ -109,6 +110,14 @@ def find_tasks(
             f"and {section}include_path may name a folder of your own task files"
         )
     return manager, _flatten(found)
+
+
+@functools.cache
+def _all_of_lm_eval(include_path: Path | None) -> "TaskManager":
+    """Return the task manager of all tasks of lm-eval, and of those below `include_path`."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(include_path) if include_path else None)
 
 
 def _flatten(found: list[list[str]]) -> list[str]:

@@ -1,5 +1,6 @@
 """FLOPs per token, in the two common conventions, and the peak FLOP/s of devices."""
 
+import functools
 import re
 import time
 from dataclasses import dataclass
@@ -113,11 +114,12 @@ def count_parameters(model: nn.Module) -> int:
     return total - padding * config.width * len(tables)
 
 
+@functools.cache
 def device_peak(device: torch.device, dtype: torch.dtype) -> float | None:
     """Return the peak FLOP/s of a device, the reference for `mfu`; None if unknown.
 
     For GPUs in `DEVICES` it is the value of the data sheet. For other GPUs, slices of a GPU, and
-    CPUs it is the rate of a matrix product in `dtype`, measured in about half a second.
+    CPUs it is the rate of a matrix product in `dtype`, measured once, in about half a second.
     """
     if device.type == "cuda" and (known := known_peak(torch.cuda.get_device_name(device))):
         return known
