@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 from collections import Counter
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -171,11 +172,20 @@ def run_pretrain(*arguments, environment=None):
 
 
 @pytest.fixture
-def forked_reload(monkeypatch):
+def forked_reload():
     """Have a fork reload what is exported, where the point is not that the process is fresh."""
+    with reloading_in_forks():
+        yield
+
+
+@contextmanager
+def reloading_in_forks():
+    """Do what the fixture `forked_reload` does."""
     from pretrain_lib.export import check
 
-    monkeypatch.setattr(check, "sys", types.SimpleNamespace(executable=forked_python()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(check, "sys", types.SimpleNamespace(executable=forked_python()))
+        yield
 
 
 def accelerate_script():

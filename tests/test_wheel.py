@@ -13,26 +13,10 @@ import pytest
 from tests.conftest import ROOT
 
 SMALL = [
-    "--model.num_layers",
-    "1",
-    "--model.num_heads",
-    "2",
-    "--model.width",
-    "32",
-    "--model.context_length",
-    "32",
-    "--batch.tokens",
-    "256",
-    "--batch.micro_batch",
-    "4",
-    "--batch.sequence_length",
-    "32",
-    "--schedule.epochs",
-    "0.1",
-    "--validation.tokens",
-    "1024",
-    "--log.every",
-    "10",
+    *("--model.num_layers", "1", "--model.num_heads", "2", "--model.width", "32"),
+    *("--model.context_length", "32", "--batch.sequence_length", "32"),
+    *("--batch.tokens", "256", "--batch.micro_batch", "4"),
+    *("--schedule.epochs", "0.1", "--validation.tokens", "1024", "--log.every", "10"),
 ]
 
 

@@ -27,7 +27,7 @@ def environment_of(node, **variables):
 
 
 @contextmanager
-def two_nodes(folder, *flags, **variables):
+def two_nodes(folder, *flags):
     """Hold a launcher on each node, as ddp_multi_node.yaml says; what it prints goes to files."""
     folder.mkdir()
     port, launchers = get_free_port(), []
@@ -43,9 +43,7 @@ def two_nodes(folder, *flags, **variables):
             process = subprocess.Popen(
                 [str(word) for word in command],
                 cwd=ROOT,
-                env=environment_of(
-                    node, PET_RDZV_ID=str(folder), **variables, **forked_launchers()
-                ),
+                env=environment_of(node, PET_RDZV_ID=str(folder)) | forked_launchers(),
                 stdout=said,
                 stderr=subprocess.STDOUT,
             )

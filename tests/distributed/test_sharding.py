@@ -135,7 +135,7 @@ def log_likelihoods(folder):
 
 
 @pytest.mark.slow
-def test_begun_by_two_copies_it_ends_in_four_pieces(prepared, unsharded, tmp_path):
+def test_begun_by_two_copies_it_ends_in_four_pieces(prepared, unsharded, tmp_path, forked_reload):
     continue_elsewhere(unsharded, tmp_path / "run", step=3)
     flags = flags_of(prepared, tmp_path / "run", "--batch.micro_batch", "1")
     assert "4 x CPU with 1 thread, fp32, FSDP2" in run(SHARDED, flags, processes=4)

@@ -17,7 +17,7 @@ from pretrain_lib.models.gpt2 import GPT2Config
 from pretrain_lib.models.hf import build_model, load_pretrained, save_pretrained
 from pretrain_lib.models.llama import LlamaConfig
 from pretrain_lib.models.rope import RopeScaling
-from tests.conftest import run_command, write_text_and_tasks
+from tests.conftest import reloading_in_forks, run_command, write_text_and_tasks
 
 OTHER = ("transformers==4.57.*", "tokenizers>=0.22,<0.23", "huggingface-hub<1")
 SHAPE = {"vocabulary_size": 400, "context_length": 128, "num_layers": 2, "num_heads": 4}
@@ -137,7 +137,7 @@ def test_folders_that_transformers_4_wrote_are_read_with_its_logits(other, tmp_p
 
 
 @pytest.mark.slow
-def test_several_files_become_one_and_one_several(workplace, tmp_path):
+def test_several_files_become_one_and_one_several(workplace, tmp_path, forked_reload):
     folder, out = workplace / "untied llama", tmp_path / "out"
     export_checkpoint(folder, out, max_shard_bytes=50_000)
     assert len(list(out.glob("model-*.safetensors"))) > 3
@@ -167,8 +167,9 @@ TASKS = ("heldout_choice", "heldout_perplexity")
 def scored_alone(workplace, tmp_path_factory):
     """Exports, and what plain lm-eval scores them where there is no network, `lo` apart."""
     folder = tmp_path_factory.mktemp("alone")
-    for name in ("gpt2", "untied llama"):
-        export_checkpoint(workplace / name, folder / name, max_shard_bytes=100_000)
+    with reloading_in_forks():
+        for name in ("gpt2", "untied llama"):
+            export_checkpoint(workplace / name, folder / name, max_shard_bytes=100_000)
     alone = ["unshare", "--map-root-user", "--net"]
     seen = run_command(*alone, "cat", "/proc/net/dev")
     assert seen.returncode == 0, seen.stderr

@@ -3,8 +3,10 @@
 `server.py` imports all that the library may import, and forks itself for each command. `python`
 stands in for the interpreter: it asks the server for a process with its own arguments, directory,
 environment and standard streams, hands on the signals that end programs, and ends as that process
-does. `bin/accelerate` stands in for the launcher likewise. With `FORKS_CHILDREN`, what a fork starts
-by `sys.executable`, as the launcher of a single process does, is a fork as well. What a test says about a fresh interpreter (what is imported, what is read at import, memory,
+does. `bin/accelerate` stands in for the launcher likewise. With `FORKS_CHILDREN`, what a fork
+starts by `sys.executable`, as the launcher of a single process does, is a fork as well.
+
+What a test says about a fresh interpreter (what is imported, what is read at import, memory,
 limits, a kill of the process itself) it says with `sys.executable`.
 """
 
