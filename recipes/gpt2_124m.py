@@ -3,10 +3,11 @@
     accelerate launch --config_file accelerate_configs/single_gpu.yaml recipes/gpt2_124m.py
 
 Overlays beside this file, for --config: quickstart.yaml, gpt2_5_epochs.yaml, gpt2_t2048.yaml,
-basic.yaml. Sizes: --preset gpt2-medium, gpt3-xl, ... All settings: --print_config.
+basic.yaml. Sizes: --preset gpt2-medium, gpt3-xl, ... (presets.py). All settings: --print_config.
 """
 
 import torch
+from presets import GPT2_PRESETS
 
 from pretrain_lib import (
     GPT2,
@@ -60,40 +61,6 @@ RECIPE = Recipe(
     scores=ScoreConfig(tasks=["hellaswag"], every=250),  # all of its 10,042 items
 )
 
-# Sizes of GPT-2 and GPT-3, for --preset NAME.
-# name: layers, heads, width, peak learning rate, tokens per step, context
-# GPT-2 (Radford et al. 2019, table 2); rates and batches are GPT-3's of the nearest size.
-# GPT-3 (Brown et al. 2020, table 2.1); its batches in tokens are rounded to powers of two. 13B has
-# 40 heads of 128 = 5,120 wide here; the paper's 5,140 is not a multiple of its heads.
-SIZES = {
-    "gpt2": (12, 12, 768, 6.0e-4, 2**19, 1024),
-    "gpt2-medium": (24, 16, 1024, 3.0e-4, 2**19, 1024),
-    "gpt2-large": (36, 20, 1280, 2.5e-4, 2**19, 1024),
-    "gpt2-xl": (48, 25, 1600, 2.0e-4, 2**20, 1024),
-    "gpt3-small": (12, 12, 768, 6.0e-4, 2**19, 2048),
-    "gpt3-medium": (24, 16, 1024, 3.0e-4, 2**19, 2048),
-    "gpt3-large": (24, 16, 1536, 2.5e-4, 2**19, 2048),
-    "gpt3-xl": (24, 16, 2048, 2.0e-4, 2**20, 2048),
-    "gpt3-2.7b": (32, 32, 2560, 1.6e-4, 2**20, 2048),
-    "gpt3-6.7b": (32, 32, 4096, 1.2e-4, 2**21, 2048),
-    "gpt3-13b": (40, 40, 5120, 1.0e-4, 2**21, 2048),
-    "gpt3-175b": (96, 96, 12288, 0.6e-4, 2**22, 2048),
-}
-
-PRESETS = {
-    name: {
-        "model.num_layers": layers,
-        "model.num_heads": heads,
-        "model.width": width,
-        "model.context_length": context,
-        "batch.sequence_length": context,
-        "batch.tokens": tokens,
-        "optimizer.learning_rate": rate,
-        "run.dir": f"runs/{name}",
-    }
-    for name, (layers, heads, width, rate, tokens, context) in SIZES.items()
-}
-
 
 def main(config: Recipe) -> str:
     """Train GPT-2: text, processes, model, loop."""
@@ -105,4 +72,4 @@ def main(config: Recipe) -> str:
 
 
 if __name__ == "__main__":
-    run_recipe(main, RECIPE, presets=PRESETS)
+    run_recipe(main, RECIPE, presets=GPT2_PRESETS)

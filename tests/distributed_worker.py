@@ -116,8 +116,9 @@ def run_case(case, out):
         else:  # in which it is counted what the processes say to one another
             with profile(activities=[ProfilerActivity.CPU]) as profiler:
                 result = train_step(*arguments, **rest)
-            names = (COLLECTIVES.get(event.name) for event in profiler.events())
-            counts.update(name for name in names if name)
+            if accelerator.is_main_process:
+                names = (COLLECTIVES.get(event.name) for event in profiler.events())
+                counts.update(name for name in names if name)
         losses.append(result.loss)
         norms.append(result.grad_norm)
     weights = {n: whole_tensor(p.detach()).clone() for n, p in model.named_parameters()}

@@ -29,6 +29,7 @@ from tests.forks import forked_python
 sys.path.insert(0, str(ROOT / "recipes"))
 import gpt2_124m  # noqa: E402
 import llama_1_3b  # noqa: E402
+import presets  # noqa: E402
 
 
 def test_gpt2_is_the_published_recipe():
@@ -64,10 +65,10 @@ def test_overlays_keep_what_they_promise(overlay, steps, rate):
     assert config.optimizer.learning_rate == rate
 
 
-@pytest.mark.parametrize("name", gpt2_124m.SIZES)
+@pytest.mark.parametrize("name", presets.SIZES)
 def test_every_size_is_one_flag(name):
     config, _ = parse_recipe(
-        gpt2_124m.RECIPE, presets=gpt2_124m.PRESETS, arguments=["--preset", name]
+        gpt2_124m.RECIPE, presets=presets.GPT2_PRESETS, arguments=["--preset", name]
     )
     config.check(processes=8)
     with torch.device("meta"):

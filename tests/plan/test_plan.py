@@ -14,6 +14,7 @@ from tests.conftest import ROOT, change, run_recipe_script
 sys.path.insert(0, str(ROOT / "recipes"))
 import gpt2_124m  # noqa: E402
 import llama_1_3b  # noqa: E402
+import presets  # noqa: E402
 
 
 def plan(recipe, hardware=None, **sections):
@@ -126,10 +127,10 @@ def test_checkpoints_on_disk_are_counted(checkpoint, expected):
 
 
 def test_every_size_has_a_plan():
-    for name in gpt2_124m.SIZES:
+    for name in presets.SIZES:
         flags = ["--preset", name, "--plan", "B200", "--plan_node", "72", "--plan_mfu", "0.35"]
         recipe, hardware = parse_recipe(
-            gpt2_124m.RECIPE, presets=gpt2_124m.PRESETS, arguments=flags
+            gpt2_124m.RECIPE, presets=presets.GPT2_PRESETS, arguments=flags
         )
         assert hardware == Hardware("B200", mfu=0.35, node=72)
         text = format_plan(replace(recipe), hardware)

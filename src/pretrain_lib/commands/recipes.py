@@ -15,9 +15,15 @@ from pretrain_lib.config.flags import Parser, add_argument
 from pretrain_lib.errors import EXIT_CODE_FILE
 from pretrain_lib.values import Rule, did_you_mean
 
-# The recipes of this package, each with its overlays.
+# The recipes of this package, each with the files that lie beside it: overlays and size tables.
 RECIPES = {
-    "gpt2_124m": ("quickstart.yaml", "gpt2_5_epochs.yaml", "gpt2_t2048.yaml", "basic.yaml"),
+    "gpt2_124m": (
+        "presets.py",
+        "quickstart.yaml",
+        "gpt2_5_epochs.yaml",
+        "gpt2_t2048.yaml",
+        "basic.yaml",
+    ),
     "llama_1_3b": (),
 }
 ANSWERED_AT_ONCE = {"--help", "-h", "--print_config", "--plan"}  # they start no processes
@@ -35,7 +41,7 @@ def run_new(options: argparse.Namespace) -> None:
     for file in files:
         shutil.copyfile(packaged("recipes") / file, out / file)
     print(f"{out / files[0]}: the recipe, to be changed")
-    if overlays := files[1:]:
+    if overlays := [file for file in files if file.endswith(".yaml")]:
         print(f"{out}: {', '.join(overlays)}, for --config")
     print(f"Train it with: pretrain train {out / files[0]} --data.source TEXT --run.dir RUN")
 

@@ -1,6 +1,5 @@
 """The training loop. It uses public functions only, so you can copy it into your own script."""
 
-import dataclasses
 import math
 import time
 
@@ -8,8 +7,8 @@ from accelerate import Accelerator
 
 from pretrain_lib.checkpoint.writer import Saved
 from pretrain_lib.config.settings import Recipe
+from pretrain_lib.corpus.fit import fit_to_text
 from pretrain_lib.corpus.paths import Corpus
-from pretrain_lib.corpus.prompts import first_words
 from pretrain_lib.data.windows.batches import Batch
 from pretrain_lib.distributed.launched import on_main
 from pretrain_lib.errors import LocalFault, raised_here
@@ -63,15 +62,6 @@ def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator
         run.dataset.close()
         run.metrics.close()
         run.watch.close()
-
-
-def fit_to_text(config: Recipe, corpus: Corpus) -> Recipe:
-    """Return `config` with the settings filled in that are null until the text is known."""
-    config = config.with_text(sum(map(len, corpus.train)))
-    if config.samples.prompts is None:
-        samples = dataclasses.replace(config.samples, prompts=first_words(corpus))
-        config = dataclasses.replace(config, samples=samples)
-    return config
 
 
 def _step(run: Run, micro_batches: list[Batch]) -> tuple[StepResult, Limits]:

@@ -1,10 +1,25 @@
-"""Choose prompts that fit the text of a run: the first words of its documents."""
+"""Fill in the settings that are null until the text of a run is known."""
 
+import dataclasses
+
+from pretrain_lib.config.settings import Recipe
 from pretrain_lib.corpus.paths import Corpus
 
 DOCUMENTS = 2  # that prompts are taken from
 PROMPT_TOKENS = 8
 SEARCHED_TOKENS = 2**16  # of the text, in which the documents must lie
+
+
+def fit_to_text(config: Recipe, corpus: Corpus) -> Recipe:
+    """Return `config` with the length of the run in tokens, and prompts that fit the text.
+
+    Raises ValueError if the run would be shorter than a step.
+    """
+    config = config.with_text(sum(map(len, corpus.train)))
+    if config.samples.prompts is None:
+        samples = dataclasses.replace(config.samples, prompts=first_words(corpus))
+        config = dataclasses.replace(config, samples=samples)
+    return config
 
 
 def first_words(corpus: Corpus) -> list[str]:

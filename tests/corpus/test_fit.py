@@ -1,11 +1,11 @@
-"""Prompts that are taken from the text of a run."""
+"""Settings that follow from the text of a run: prompts are its first words."""
 
 import dataclasses
 
 import numpy as np
 
 from pretrain_lib import open_corpus
-from pretrain_lib.corpus.prompts import PROMPT_TOKENS, first_words
+from pretrain_lib.corpus.fit import PROMPT_TOKENS, first_words
 from pretrain_lib.data.tokens.arrays import open_split
 from tests.conftest import change
 
