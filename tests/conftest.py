@@ -38,11 +38,17 @@ from pretrain_lib import (  # noqa: E402
 from pretrain_lib.data.prepare.job import TOKENIZER_FOLDER  # noqa: E402
 from pretrain_lib.data.text.tokenizer import load_tokenizer  # noqa: E402
 from pretrain_lib.evaluate.local_tasks import write_local_tasks  # noqa: E402
-from tests.forks import forked_python  # noqa: E402
+from tests.forks import forked_python, start_server  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 VOCABULARY = 512
 WORDS = ("sun", "moon", "cloud", "rain", "wind", "river", "stone", "élan", "naïve", "字", "été")
+
+
+def pytest_configure(config):
+    """Start the fork server that the workers of a parallel session share."""
+    if config.getoption("numprocesses", None):
+        start_server()
 
 
 def pytest_collection_modifyitems(items):

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -114,9 +115,11 @@ def run_case(case, out):
         if step < STEPS - 1:
             result = train_step(*arguments, **rest)
         else:  # in which it is counted what the processes say to one another
-            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            is_main = accelerator.is_main_process
+            counting = profile(activities=[ProfilerActivity.CPU]) if is_main else nullcontext()
+            with counting as profiler:
                 result = train_step(*arguments, **rest)
-            if accelerator.is_main_process:
+            if is_main:
                 names = (COLLECTIVES.get(event.name) for event in profiler.events())
                 counts.update(name for name in names if name)
         losses.append(result.loss)

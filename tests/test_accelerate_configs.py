@@ -24,7 +24,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 
 from pretrain_lib import GPT2, GPT2Config, Llama, LlamaConfig
 from pretrain_lib.config.arguments import parse_recipe
-from tests.conftest import ROOT, forked_workers, read_rows, run_command, tiny_flags
+from tests.conftest import ROOT, forked_launchers, read_rows, run_command, tiny_flags
+from tests.distributed.test_launched import processes_of
 from tests.distributed.test_nodes import NODES, environment_of
 from tests.test_recipes import gpt2_124m, llama_1_3b
 
@@ -202,7 +203,8 @@ def slurm(tmp_path):
     environment = environment_of(NODES[0], RUN_DIR=str(tmp_path / "run"))
     job = {"SLURM_JOB_ID": "77", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1"}
     job |= {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_LOG": str(tmp_path / "log")}
-    return environment | job | {"PATH": f"{tmp_path}:{environment['PATH']}"}
+    forks = forked_launchers()
+    return environment | job | forks | {"PATH": f"{tmp_path}:{forks['PATH']}"}
 
 
 def start_job(slurm, *flags):
@@ -222,7 +224,7 @@ def test_a_slurm_job_is_requeued_as_long_as_its_run_gets_on(prepared, tmp_path, 
         if re.match("step +5/", line):
             break
     launchers = [psutil.Process(int(pid)) for pid in (tmp_path / "log.pids").read_text().split()]
-    workers = [worker for launcher in launchers for worker in launcher.children()]
+    workers = map(psutil.Process, processes_of(tmp_path / "run"))
     for process in [*launchers, *workers]:  # of a step Slurm signals all, on all nodes at once
         os.kill(process.pid, signal.SIGTERM)
     said = "".join([*said, *job.stdout])
@@ -238,7 +240,7 @@ def test_a_slurm_job_is_requeued_as_long_as_its_run_gets_on(prepared, tmp_path, 
     said, _ = job.communicate()
     assert f"resumable at step {status['step']}, was at {status['step']}" in said
     assert job.returncode == 1
-    job = start_job(slurm | forked_workers(), *flags, "--run.max_steps", str(status["step"] + 2))
+    job = start_job(slurm, *flags, "--run.max_steps", str(status["step"] + 2))
     said, _ = job.communicate()
     assert job.returncode == 0, said
     assert f"resumed at step {status['step']}," in said

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from pretrain_lib import GPT2, GPT2Config, save_pretrained, train_tokenizer
-from tests.conftest import ROOT, run_command, run_python
+from tests.conftest import ROOT, forked_launchers, run_command, run_python
 
 SCRIPTS = [path for path in (ROOT / "benchmarks").glob("*.py") if "def main(" in path.read_text()]
 
@@ -38,7 +38,8 @@ def test_scores_agree_with_the_command_line_of_lm_eval(tmp_path):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ["--model", tmp_path / "model", "--out", tmp_path / "out.json", "--items", "2"]
     flags += ["--hellaswag", tmp_path / "items", "--lambada", tmp_path / "words"]
-    result = run_python("benchmarks/agreement.py", *flags, "--dtypes", "float32")
+    command = ["benchmarks/agreement.py", *flags, "--dtypes", "float32"]
+    result = run_python(*command, environment=forked_launchers())
     assert result.returncode == 0, result.stdout + result.stderr
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [row["note"] for row in rows if row["name"] == "largest difference"] == [

@@ -1,6 +1,8 @@
 """The `pretrain` command as installed."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from pretrain_lib import GPT2, GPT2Config, load_tokenizer, save_pretrained, verify_checkpoint
 from pretrain_lib.commands.cli import main
-from tests.conftest import change, run_command
+from tests.conftest import change, run_command, run_pretrain, run_python
 from tests.training.test_loop import run
 
 pytestmark = pytest.mark.moderate
@@ -130,7 +132,7 @@ def test_a_checkpoint_is_scored_as_the_installed_command_does(recipe, prepared, 
     recipe = change(recipe, model={"context_length": 128})  # room for an ending
     run(recipe)
     tasks, out = tmp_path / "tasks", tmp_path / "scores.json"
-    made = run_command("pretrain", "tasks", prepared, "--out", tasks, "--items", "8")
+    made = run_pretrain("tasks", prepared, "--out", tasks, "--items", "8")
     assert made.returncode == 0, made.stderr
     flags = ["--tasks", "heldout_choice", "--include_path", tasks, "--out", out]
     scored = run_command("pretrain", "eval", recipe.run.dir, *flags)
@@ -140,9 +142,9 @@ def test_a_checkpoint_is_scored_as_the_installed_command_does(recipe, prepared, 
     assert f"{score['acc_mutual_info,none']:.4f}" in scored.stdout
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000008"
     model = f"pretrained={checkpoint},dtype=float32"
-    plain = ["lm_eval", "--model", "hf", "--model_args", model, "--tasks", "heldout_choice"]
-    plain += ["--include_path", tasks, "--output_path", tmp_path / "plain.json"]
-    assert run_command(*plain).returncode == 0
+    plain = [Path(sys.executable).with_name("lm_eval"), "--model", "hf", "--model_args", model]
+    plain += ["--tasks", "heldout_choice", "--include_path", tasks]
+    assert run_python(*plain, "--output_path", tmp_path / "plain.json").returncode == 0
     theirs = json.loads(next(tmp_path.glob("plain_*.json")).read_text())
     assert theirs["results"]["heldout_choice"] == score
 

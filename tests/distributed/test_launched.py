@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -124,7 +125,7 @@ def test_a_signal_to_the_launcher_of_two_processes_saves_the_run(prepared, tmp_p
 
 @pytest.mark.slow
 def test_a_group_that_lost_a_process_starts_again_and_is_the_run_that_never_did(prepared, tmp_path):
-    flags = ["--checkpoint.every", "3", "--schedule.tokens", "4096"]
+    flags = ["--checkpoint.every", "3", "--schedule.tokens", "8192"]
     command = ["accelerate", "launch", *TWO, "recipes/gpt2_124m.py"]
     whole_flags = [*tiny_flags(prepared, tmp_path / "whole"), *flags]
     whole = start(*command, *whole_flags, variables=forked_launchers())
@@ -139,9 +140,9 @@ def test_a_group_that_lost_a_process_starts_again_and_is_the_run_that_never_did(
         os.kill(processes_of(folder)[-1], signal.SIGKILL)
         rest = process.stdout.read()
     assert process.wait(60) == 0, (tmp_path / "errors").read_text()
-    assert "resumed at step 6" in rest
+    assert re.search("resumed at step [1-9]", rest)
     assert json.loads((folder / "status.json").read_text())["state"] == "done"
-    assert steps_of(folder) == list(range(1, 17))
+    assert steps_of(folder) == list(range(1, 33))
     told = (tmp_path / "errors").read_text()
     assert "process 0 lost another one, or waited for it longer than" in told
     losses = [[row["loss"] for row in read_rows(f)] for f in (folder, tmp_path / "whole")]

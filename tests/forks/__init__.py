@@ -17,30 +17,38 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+READY_SECONDS = 180
 
 
 @functools.cache
 def forked_python() -> str:
-    """Return what to call instead of `sys.executable`; the first call starts the server."""
+    """Return what to call instead of `sys.executable`, once the server of this session is ready."""
+    if "FORKS_ADDRESS" not in os.environ:
+        start_server()
+    address, deadline = Path(os.environ["FORKS_ADDRESS"]), time.monotonic() + READY_SECONDS
+    while not address.exists():
+        if time.monotonic() > deadline:
+            raise RuntimeError("the fork server did not start: see its error above")
+        time.sleep(0.05)
+    return str(FOLDER / "python")
+
+
+def start_server() -> None:
+    """Start the server, without waiting; processes started from here on share it."""
     folder = tempfile.mkdtemp(prefix="forks-")
     address = f"{folder}/socket"
-    server = subprocess.Popen(
-        [sys.executable, FOLDER / "server.py", address],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+    command = [sys.executable, FOLDER / "server.py", address]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE)
     atexit.register(_stop, server, folder)
-    if server.stdout.readline() != b"ready\n":
-        raise RuntimeError("the fork server did not start: see its error above")
     os.environ |= {
         "FORKS_PYTHON": sys.executable,
         "FORKS_ACCELERATE": str(Path(sys.executable).with_name("accelerate")),
         "FORKS_ADDRESS": address,
     }
-    return str(FOLDER / "python")
 
 
 def _stop(server: subprocess.Popen, folder: str) -> None:

@@ -235,9 +235,10 @@ if __name__ == "__main__":
     import_all()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal's Ctrl-C, pytest decides
     with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(sys.argv[1])
+        address = Path(sys.argv[1])
+        listening.bind(f"{address}.new")
         listening.listen(64)
-        os.write(1, b"ready\n")
+        Path(f"{address}.new").rename(address)  # which says that it is ready
         asked, its_streams = Server(listening).serve()
     become(asked, its_streams)
     with noted_status(exit_status):

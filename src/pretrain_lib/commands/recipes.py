@@ -23,6 +23,7 @@ RECIPES = {
         "gpt2_5_epochs.yaml",
         "gpt2_t2048.yaml",
         "basic.yaml",
+        "shakespeare_char.yaml",
     ),
     "llama_1_3b": (),
 }
