@@ -34,7 +34,7 @@ def test_rows_are_json_even_when_a_number_is_none(tmp_path):
     assert row == {"kind": "train", "step": 1, "tokens": 8, "loss": None, "mfu": None}
 
 
-def test_the_console_line_holds_what_was_promised():
+def OLD_LINE():
     row = {"step": 50, "tokens": 1_310_000, "loss": 2.0, "lr": 6e-4, "grad_norm": 0.5}
     row |= {"tokens_per_second": 1000.0, "mfu": 0.412}
     line = format_train_row(row, row_tokens=5000, step_tokens=1000, total_steps=200)
