@@ -30,11 +30,12 @@ def turn_back_or_go_on(run: Run, result: StepResult, limits: Limits) -> bool:
         return True
     numbers = {"loss": result.loss, "grad_norm": result.grad_norm}
     tell(run, "skipped", f"{reason}: update left out", **numbers)
-    if state.skipped_in_a_row >= settings.max_skipped:
+    if (number := state.skipped_in_a_row) >= settings.max_skipped:
+        updates = f"{plural(number, 'update')} in a row {'was' if number == 1 else 'were'}"
         raise FloatingPointError(
-            f"{plural(state.skipped_in_a_row, 'update')} in a row were left out, up to step {state.step} "
-            f"({reason}): lower optimizer.learning_rate or lengthen schedule.warmup_tokens, and "
-            f"resume from a checkpoint before it"
+            f"{updates} left out, up to step {state.step} ({reason}): lower "
+            f"optimizer.learning_rate or lengthen schedule.warmup_tokens, and resume from a "
+            f"checkpoint before it"
         )
     return False
 
@@ -52,7 +53,7 @@ def _roll_back(run: Run, reason: str) -> bool:
     before = [r for r in spike.rollbacks if r["to_step"] == state.step]
     if len(before) >= MAX_ROLLBACKS:
         raise FloatingPointError(
-            f"{plural(len(before), 'time')} the run went back to step {state.step} and met a spike again "
+            f"{len(before)} times the run went back to step {state.step} and met a spike again "
             f"({reason}): lower optimizer.learning_rate, and resume from an earlier checkpoint"
         )
     load_checkpoint(path, run.model, run.optimizer)

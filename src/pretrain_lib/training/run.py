@@ -176,7 +176,7 @@ def _announce(run: Run, start: Start) -> None:
         origin = "" if start.continues else f" of {start.parent}"
         run.metrics.say(f"resumed at step {step:,} of {last:,}, from the checkpoint{origin}")
     for change in start.changes:
-        run.metrics.say(fill(f"changed since the checkpoint: {change}"))
+        run.metrics.say(f"changed since the checkpoint: {change}")
 
 
 def open_batches(run: Run) -> Iterator[list[Batch]]:

@@ -77,8 +77,9 @@ class Report:
     def check(self, max_rejected: int) -> None:
         """Raise ValueError if more documents than `max_rejected` could not be read."""
         if self.rejected > max_rejected:
+            documents = plural(self.rejected, "document")
             raise ValueError(
-                f"{plural(self.rejected, 'document')} could not be read, more than data.max_rejected="
+                f"{documents} could not be read, more than data.max_rejected="
                 f"{max_rejected}; fix them or raise the limit. {'; '.join(self.examples)}"
             )
 
