@@ -28,7 +28,7 @@ def run_prepare(options: argparse.Namespace) -> None:
         options.text_field,
         options.max_rejected,
     )
-    if holds_out_nothing(job.open_sources(), job.validation):
+    if options.validation != "none" and holds_out_nothing(job.open_sources(), job.validation):
         print(_nothing_held_out(job.validation), file=sys.stderr)
     manifest = prepare(job, options.out, workers=options.workers)
     for line in describe_prepared(options.out, manifest):

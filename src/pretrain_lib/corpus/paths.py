@@ -95,11 +95,12 @@ def open_validation(
             f"set data.validation={there}, or give another folder"
         )
     if not manifest["splits"]["validation"]["tokens"]:
+        documents = plural(manifest["splits"]["train"]["documents"], "document")
+        none = "" if there == "none" else f", which held out none of {documents}"
         raise ValueError(
-            f"data.path={folder} has no validation text: {there} held out none of "
-            f"{plural(manifest['splits']['train']['documents'], 'document')}; set "
-            f"data.validation=none to train without, or prepare the text again into another "
-            f"folder with data.validation=first:TOKENS"
+            f"data.path={folder} has no validation text: it was prepared with {there}{none}; set "
+            f"data.validation=none to train without, or prepare the text into another folder with "
+            f"first:TOKENS"
         )
     return (HeldOut(folder.name, open_split(folder, "validation"), there),)
 

@@ -76,7 +76,7 @@ def _planned_epochs(config: Recipe, dataset: PackedDataset) -> list[float]:
 def _times(epochs: float) -> str:
     if epochs <= 1:
         return f"of which the schedule reads {epochs:.1%}, each at most once"
-    return f"which the schedule reads {epochs:,.2f} times (epochs)"
+    return f"which the schedule reads {epochs:,.{2 if epochs < 100 else 0}f} times"
 
 
 def _epoch_warnings(config: Recipe, corpus: Corpus, dataset: WindowSource) -> list[str]:
