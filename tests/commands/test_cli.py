@@ -86,7 +86,7 @@ def test_prepare_counts_what_it_leaves_out_and_stops_at_the_limit(tmp_path, caps
     flags = ["--train_tokenizer", "300", "--validation", "none", "--out", tmp_path / "out"]
     assert call("prepare", tmp_path / "a.jsonl", *flags, "--max_rejected", "5") == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: 6 documents could not be read, more than --max_rejected 5")
+    assert "\nerror: 6 documents could not be read, more than --max_rejected 5" in error
     assert call("prepare", tmp_path / "a.jsonl", *flags) == 0
     shown = capsys.readouterr().out
     assert "3 empty documents, 6 unreadable" in shown

@@ -100,7 +100,7 @@ def open_validation(
         raise ValueError(
             f"data.path={folder} has no validation text: it was prepared with {there}{none}; set "
             f"data.validation=none to train without, or prepare the text into another folder with "
-            f"first:TOKENS"
+            f"first:TOKENS of the source"
         )
     return (HeldOut(folder.name, open_split(folder, "validation"), there),)
 
