@@ -112,17 +112,18 @@ def _model_line(config: Recipe, model: Model) -> str:
 
 
 def _option_lines(config: Recipe, model: Model) -> list[str]:
-    """Return one line with the non-default training options, or none if there are none."""
-    options, chosen = model.options, []
+    """Return lines with the training options that are not the default, if any."""
+    options, lines, chosen = model.options, [], []
     if options.compiled:
-        chosen.append("compiled blocks and loss (the first step waits for the compiler)")
+        lines.append("compiled blocks and loss (the first step waits for the compiler)")
     if (kind := config.system.activation_checkpointing) != "none":
         chosen.append(f"activation checkpointing: {kind}")
     if config.optimizer.moments != "fp32":
         chosen.append(f"moments in {config.optimizer.moments}")
     if options.z_loss:
         chosen.append(f"z-loss {options.z_loss:g}")
-    return [f"          {', '.join(chosen)}"] if chosen else []
+    lines += [", ".join(chosen)] if chosen else []
+    return [f"          {line}" for line in lines]
 
 
 def _device_line(accelerator: Accelerator) -> str:
