@@ -238,6 +238,6 @@ def read_rows(folder, *, clock=False):
     """Return the rows of a run's metrics, the fields of the clock left out."""
     import json
 
-    fields = () if clock else ("seconds", "tokens_per_second", "mfu")
+    fields = () if clock else ("seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
     lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in fields} for line in lines]

@@ -1,6 +1,7 @@
 """The `pretrain` command as installed."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from pretrain_lib import GPT2, GPT2Config, load_tokenizer, save_pretrained, verify_checkpoint
 from pretrain_lib.commands.cli import main
+from pretrain_lib.data.prepare.holdout import holds_out_nothing
+from pretrain_lib.data.text.sources import open_source
 from tests.conftest import change, run_command, run_pretrain, run_python
 from tests.training.test_loop import run
 
@@ -31,8 +34,9 @@ def test_prepare_verify_inspect(tmp_path, capsys):
     flags = ["--train_tokenizer", "300", "--out", out, "--validation", "hash:0.2"]
     assert call("prepare", source, *flags) == 0
     shown = capsys.readouterr().out
-    assert "train" in shown
-    assert f"--data.path {out}" in shown
+    assert re.search(r"^train +[\d,]+ tokens in \d+ documents$", shown, re.MULTILINE)
+    assert shown.endswith(f"  pretrain train gpt2_124m --data.path {out} --run.dir runs/out\n")
+    assert "warning" not in shown
     assert call("verify", out) == 0
     assert call("inspect", out, "--sequence_length", "128", "--window", "3") == 0
     shown = capsys.readouterr().out
@@ -48,13 +52,43 @@ def test_prepare_verify_inspect(tmp_path, capsys):
     assert captured.err.startswith("error: ")
 
 
+@pytest.mark.parametrize(
+    ("rule", "known_before"), [("hash", True), ("none", False), ("hash:0.99", False)]
+)
+def test_prepare_says_when_nothing_is_held_out(tmp_path, capsys, monkeypatch, rule, known_before):
+    (tmp_path / "a.txt").write_text("A text of a few words. " * 20)
+    flags = ["--train_tokenizer", "300", "--validation", rule, "--out", tmp_path / "out"]
+    if rule == "hash:0.99":  # as it is of text whose documents are not its files
+        monkeypatch.setattr("pretrain_lib.data.prepare.groups.hash_fraction", lambda _: 1.0)
+    assert call("prepare", tmp_path / "a.txt", *flags) == 0
+    output, progress = capsys.readouterr()
+    warning = f"warning: --validation {rule} holds out no text"
+    assert (warning in progress.split("preparing")[0]) == known_before
+    assert warning in output and "--validation first:TOKENS" in output
+    assert re.search(r"^train +\d+ tokens in 1 document$", output, re.MULTILINE)
+    command = f"pretrain train gpt2_124m --data.path {tmp_path}/out --data.validation none "
+    assert output.endswith(f"  {command}--run.dir runs/out\n")
+    assert all(len(line) <= 100 for line in output.splitlines() if str(tmp_path) not in line)
+
+
+def test_prepare_knows_beforehand_that_a_text_is_held_out(tmp_path):
+    for number in range(60):
+        (tmp_path / f"{number}.txt").write_text(f"Text {number}")
+    sources = [open_source(str(tmp_path))]
+    assert not holds_out_nothing(sources, "hash:0.2")
+    assert holds_out_nothing(sources, "hash:1e-9")
+    assert not holds_out_nothing(sources, "first:10")
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}')
+    assert not holds_out_nothing([open_source(str(tmp_path))], "hash:1e-9")  # not known
+
+
 def test_prepare_counts_what_it_leaves_out_and_stops_at_the_limit(tmp_path, capsys):
     lines = ['{"text": "some words"}', "broken", '{"text": "  "}', '{"text": 5}']
     (tmp_path / "a.jsonl").write_text("\n".join(lines * 3))
     flags = ["--train_tokenizer", "300", "--validation", "none", "--out", tmp_path / "out"]
     assert call("prepare", tmp_path / "a.jsonl", *flags, "--max_rejected", "5") == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: 6 documents could not be read, more than --max_rejected 5")
+    assert "\nerror: 6 documents could not be read, more than --max_rejected 5" in error
     assert call("prepare", tmp_path / "a.jsonl", *flags) == 0
     shown = capsys.readouterr().out
     assert "3 empty documents, 6 unreadable" in shown

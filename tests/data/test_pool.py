@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain_lib import Job, prepare
 from pretrain_lib.data import pool
 from pretrain_lib.data.pool import count, run_tasks, show_progress
 from pretrain_lib.data.prepare.holdout import parse_validation
@@ -208,3 +209,15 @@ def test_off_a_terminal_a_line_now_and_then_shows_how_far_it_has_come(monkeypatc
             wait_until(line_is_there) if not quiet else time.sleep(0.2)
     assert shown[0].startswith("preparing: 75%, 1,234 documents, 56,789 tokens, ")
     assert shown[1] == ""
+
+
+def test_progress_counts_text_in_bytes(tmp_path, monkeypatch):
+    text = "字" * 1000
+    (tmp_path / "a.txt").write_text(text)
+    counted = []
+    monkeypatch.setattr(
+        "pretrain_lib.data.prepare.groups.count", lambda **amounts: counted.append(amounts)
+    )
+    job = Job((str(tmp_path / "a.txt"),), train_tokenizer=300, validation="none")
+    prepare(job, tmp_path / "out", workers=1, quiet=True)
+    assert sum(amounts.get("text_bytes", 0) for amounts in counted) == len(text.encode())

@@ -1,5 +1,6 @@
 """Rows and lines: what is written, cut and shown."""
 
+import io
 import json
 import math
 
@@ -9,7 +10,6 @@ from accelerate import Accelerator
 from pretrain_lib.run_folder.metrics import (
     Metrics,
     drop_rows_after,
-    format_train_row,
     human,
     human_time,
     perplexity,
@@ -34,17 +34,16 @@ def test_rows_are_json_even_when_a_number_is_none(tmp_path):
     assert row == {"kind": "train", "step": 1, "tokens": 8, "loss": None, "mfu": None}
 
 
-def test_the_console_line_holds_what_was_promised():
-    row = {"step": 50, "tokens": 1_310_000, "loss": 2.0, "lr": 6e-4, "grad_norm": 0.5}
-    row |= {"tokens_per_second": 1000.0, "mfu": 0.412}
-    line = format_train_row(row, row_tokens=5000, step_tokens=1000, total_steps=200)
-    for part in ("50/200", "25.0%", "loss 2.0000", "ppl 7.3891", "lr 6.00e-04", "norm 0.50"):
-        assert part in line
-    for part in ("+5K = 1.31M", "1K tok/s", "mfu 41.2%", "eta 2m30s"):
-        assert part in line
-    assert "mfu" not in format_train_row(
-        row | {"mfu": None}, row_tokens=5000, step_tokens=1000, total_steps=200
-    )
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_console_of_any_encoding_gets_every_text(tmp_path, monkeypatch, encoding):
+    written = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", written)
+    metrics = Metrics(tmp_path / "metrics.jsonl", Accelerator(cpu=True), total_steps=3)
+    metrics.say("caf\xe9 \u5b57 \ud800")  # the last one is half of a pair, in no encoding
+    metrics.close()
+    shown = written.buffer.getvalue().decode(encoding)
+    expected = {"ascii": r"caf\xe9 \u5b57", "latin-1": "caf\xe9 \\u5b57", "utf-8": "caf\xe9 \u5b57"}
+    assert shown == expected[encoding] + r" \ud800" + "\n"
 
 
 @pytest.mark.parametrize(
@@ -62,4 +61,5 @@ def test_numbers_are_readable():
         "10B",
         "4.5T",
     ]
+    assert [human(n, digits=3) for n in (999.6, 12345, 999_999)] == ["1K", "12.3K", "1M"]
     assert perplexity(1e6) == math.inf

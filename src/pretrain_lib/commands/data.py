@@ -1,18 +1,24 @@
 """The data subcommands: prepare, verify, inspect, overlap."""
 
 import argparse
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 from pretrain_lib.commands.outputs import check_out
 from pretrain_lib.data.overlap import find_overlap, format_overlap, write_overlap
 from pretrain_lib.data.pool import count_cores
 from pretrain_lib.data.prepare.groups import describe_left_out
+from pretrain_lib.data.prepare.holdout import holds_out_nothing
 from pretrain_lib.data.prepare.job import Job
 from pretrain_lib.data.prepare.prepare import prepare
 from pretrain_lib.data.tokens.shards import verify_folder
+from pretrain_lib.wording import plural
 
 
 def run_prepare(options: argparse.Namespace) -> None:
-    """Tokenize text into shards."""
+    """Tokenize text into shards, and print the command that trains on them."""
     check_out(options.out, is_folder=True)
     job = Job(
         tuple(options.sources),
@@ -22,13 +28,37 @@ def run_prepare(options: argparse.Namespace) -> None:
         options.text_field,
         options.max_rejected,
     )
+    if options.validation != "none" and holds_out_nothing(job.open_sources(), job.validation):
+        print(_nothing_held_out(job.validation), file=sys.stderr)
     manifest = prepare(job, options.out, workers=options.workers)
-    for split, totals in manifest["splits"].items():
-        print(f"{split:<12}{totals['tokens']:>16,} tokens {totals['documents']:>12,} documents")
-    for line in describe_left_out(manifest["left_out"]):
+    for line in describe_prepared(options.out, manifest):
         print(line)
-    print(f"vocabulary {manifest['vocabulary_size']:,}, fingerprint {manifest['fingerprint'][:12]}")
-    print(f"{options.out} is ready: train on it with --data.path {options.out}")
+
+
+def describe_prepared(folder: Path, manifest: dict) -> Iterator[str]:
+    """Yield lines about a prepared folder, the last of them a command that trains on it."""
+    for split, totals in manifest["splits"].items():
+        documents = plural(totals["documents"], "document")
+        yield f"{split:<12}{plural(totals['tokens'], 'token')} in {documents}"
+    yield from describe_left_out(manifest["left_out"])
+    yield f"vocabulary  {plural(manifest['vocabulary_size'], 'token')}"
+    yield f"fingerprint {manifest['fingerprint'][:12]}"
+    command = f"pretrain train gpt2_124m --data.path {shlex.quote(str(folder))}"
+    if not manifest["splits"]["validation"]["tokens"]:
+        yield _nothing_held_out(manifest["validation"])
+        command += " --data.validation none"
+    run = Path("runs", folder.resolve().name)
+    yield f"{folder} is ready. To train on it:"
+    yield f"  {command} --run.dir {shlex.quote(str(run))}"
+
+
+def _nothing_held_out(rule: str) -> str:
+    return (
+        f"warning: --validation {rule} holds out no text, so a run has no validation loss and has "
+        f"to be\n"
+        f"         started with --data.validation none. Remedy: prepare into another folder with\n"
+        f"         --validation first:TOKENS, which holds out the first TOKENS tokens"
+    )
 
 
 def run_verify(options: argparse.Namespace) -> None:
@@ -37,7 +67,8 @@ def run_verify(options: argparse.Namespace) -> None:
     for problem in problems:
         print(problem)
     if problems:
-        raise ValueError(f"{options.folder}: {len(problems)} files are not what was written")
+        differ = "file is" if len(problems) == 1 else "files are"
+        raise ValueError(f"{options.folder}: {len(problems):,} {differ} not what was written")
     print(f"{options.folder}: every file is as it was written")
 
 
@@ -72,4 +103,4 @@ def run_overlap(options: argparse.Namespace) -> None:
     print(format_overlap(report))
     if options.out is not None:
         write_overlap(report, options.out)
-        print(f"every item that overlaps is in {options.out}")
+        print(f"the items that overlap are in {options.out}")

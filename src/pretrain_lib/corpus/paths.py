@@ -15,6 +15,7 @@ from pretrain_lib.data.tokens.arrays import TokenArray, open_split
 from pretrain_lib.data.tokens.foreign import is_foreign, names_tokens, open_foreign
 from pretrain_lib.data.tokens.shards import read_manifest
 from pretrain_lib.data.windows.best_fit import BestFitPlan
+from pretrain_lib.wording import plural
 
 SCANNED_TOKENS, SCAN_STEP = 2**30, 2**24  # limit on the foreign ids checked at startup, and chunk
 
@@ -94,10 +95,12 @@ def open_validation(
             f"set data.validation={there}, or give another folder"
         )
     if not manifest["splits"]["validation"]["tokens"]:
+        documents = plural(manifest["splits"]["train"]["documents"], "document")
+        none = "" if there == "none" else f", which held out none of {documents}"
         raise ValueError(
-            f"data.path={folder} has no validation text: data.validation={there} held out none of "
-            f"{manifest['splits']['train']['documents']:,} documents; hold out more (hash:SHARE), "
-            f"or first:TOKENS of the source, or set data.validation=none"
+            f"data.path={folder} has no validation text: it was prepared with {there}{none}; set "
+            f"data.validation=none to train without, or prepare the text into another folder with "
+            f"first:TOKENS of the source"
         )
     return (HeldOut(folder.name, open_split(folder, "validation"), there),)
 

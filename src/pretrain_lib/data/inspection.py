@@ -14,6 +14,7 @@ from pretrain_lib.data.tokens.foreign import is_foreign, open_foreign
 from pretrain_lib.data.tokens.shards import read_manifest
 from pretrain_lib.data.windows.batches import PackedDataset
 from pretrain_lib.data.windows.best_fit import BestFitPlan, open_plan
+from pretrain_lib.wording import plural
 
 QUANTILES = {0: "min", 0.1: "10 %", 0.5: "median", 0.9: "90 %", 1: "max"}
 
@@ -97,7 +98,8 @@ def _describe(one: Inspected) -> Iterator[str]:
     yield f"path        {one.path}"
     if one.manifest is None:
         dtypes = ", ".join(sorted({file.dtype.name for file in one.train.files}))
-        yield f"train       {len(one.train):,} tokens in {len(one.train.files)} files, {dtypes}"
+        files = plural(len(one.train.files), "file")
+        yield f"train       {plural(len(one.train), 'token')} in {files}, {dtypes}"
         yield from _describe_documents(one.train)
         return
     manifest = one.manifest
@@ -109,8 +111,9 @@ def _describe(one: Inspected) -> Iterator[str]:
     for split, totals in manifest["splits"].items():
         if totals["tokens"]:
             yield (
-                f"{split:<12}{totals['tokens']:,} tokens, {totals['text_bytes']:,} bytes of text, "
-                f"{totals['documents']:,} documents"
+                f"{split:<12}{plural(totals['tokens'], 'token')}, "
+                f"{plural(totals['text_bytes'], 'byte')} of text, "
+                f"{plural(totals['documents'], 'document')}"
             )
             yield from _describe_documents(open_split(one.path, split))
     yield from describe_left_out(manifest["left_out"])
@@ -157,7 +160,7 @@ def _cut_share(tokens: TokenArray, first: int, sequence_length: int) -> float:
 def _describe_run(
     opened: Sequence[Inspected], dataset: PackedDataset, windows: int
 ) -> Iterator[str]:
-    yield f"run         {windows:,} windows = {windows * dataset.sequence_length:,} tokens"
+    yield f"run         {plural(windows, 'window')} = {windows * dataset.sequence_length:,} tokens"
     epochs = dataset.order.planned_epochs(windows)
     for number, (one, passes) in enumerate(zip(opened, epochs, strict=True)):
         share = passes * dataset.order.windows_per_epoch(number) / max(windows, 1)

@@ -17,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pretrain_lib.errors import raised_here
+from pretrain_lib.wording import plural
 
 # How often the bar is redrawn on a terminal, and a progress line is printed elsewhere.
 REFRESH_SECONDS, LINE_SECONDS = 0.3, 30
@@ -167,7 +168,8 @@ def show_progress(label: str, *, total_bytes: int, done_bytes: int = 0, quiet: b
             # Read without the lock: a worker may have been killed while holding it.
             done, text_bytes, documents, tokens = _counters.get_obj()[:]
             rate = text_bytes / (now - started)
-            numbers = f"{documents:,} documents, {tokens:,} tokens, {rate / 1e6:.1f} MB/s of text"
+            counts = f"{plural(documents, 'document')}, {plural(tokens, 'token')}"
+            numbers = f"{counts}, {rate / 1e6:.1f} MB/s of text"
             bar.n = min(done_bytes + done, bar.total or 0)
             bar.set_postfix_str(numbers)
             if not (quiet or terminal) and now - said > LINE_SECONDS and done:

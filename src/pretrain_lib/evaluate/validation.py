@@ -12,6 +12,7 @@ from pretrain_lib.corpus.stretches import Stretch
 from pretrain_lib.data.windows.batches import narrow_document_ends, to_device
 from pretrain_lib.data.windows.packing import Windows, fill_window
 from pretrain_lib.run_folder.metrics import perplexity
+from pretrain_lib.wording import plural
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,11 @@ class ValidationResult:
 
     def format(self) -> str:
         """Format the metrics in one line."""
-        bits = "" if self.bits_per_byte is None else f"  bits/byte {self.bits_per_byte:.4f}"
-        parts = "".join(f"  {name} {part.loss:.4f}" for name, part in self.by_text.items())
-        loss = f"loss {self.loss:.4f}  ppl {self.perplexity:.5g}{bits}{parts}"
-        return f"{loss}  ({self.targets:,} targets)"
+        bits = "" if self.bits_per_byte is None else f", {self.bits_per_byte:.4f} bits per byte"
+        parts = "; ".join(f"{name} {part.loss:.4f}" for name, part in self.by_text.items())
+        parts = f" ({parts})" if parts else ""
+        loss = f"loss {self.loss:.4f}{parts}, perplexity {self.perplexity:,.5g}{bits}"
+        return f"{loss}, over {plural(self.targets, 'token')}"
 
 
 @torch.no_grad()

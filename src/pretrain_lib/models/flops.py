@@ -126,6 +126,11 @@ def device_peak(device: torch.device, dtype: torch.dtype) -> float | None:
     return measured_matrix_rate(device, dtype) if device.type in MATRIX_SIZE else None
 
 
+def has_data_sheet(device: torch.device) -> bool:
+    """Return whether `device_peak` is the value of a data sheet, rather than a measured rate."""
+    return device.type == "cuda" and known_peak(torch.cuda.get_device_name(device)) is not None
+
+
 def known_peak(name: str) -> float | None:
     """Return the peak FLOP/s of a GPU by the name that its driver reports; None if unknown."""
     if PART_OF_A_DEVICE.search(name):

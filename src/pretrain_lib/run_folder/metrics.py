@@ -31,6 +31,7 @@ class Metrics:
             total=total_steps,
             initial=step,
             unit="step",
+            bar_format="{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}, {elapsed} since start",
             disable=not self.is_main or not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
@@ -53,9 +54,11 @@ class Metrics:
         self.accelerator.log(numbers, step=row["step"])
 
     def say(self, text: str) -> None:
-        """Print text above the progress bar."""
+        """Print text above the progress bar, escaping what the console's encoding lacks."""
         if self.is_main:
-            tqdm.write(text, file=sys.stdout)
+            encoding = sys.stdout.encoding or "utf-8"
+            known = text.encode(encoding, "backslashreplace").decode(encoding)
+            tqdm.write(known, file=sys.stdout)
             sys.stdout.flush()
 
     def advance(self) -> None:
@@ -122,30 +125,18 @@ def start_trackers(accelerator: Accelerator, settings: dict, *, run_id: str) -> 
         accelerator.init_trackers("pretrain_lib", config=flatten(settings), init_kwargs=own)
 
 
-def format_train_row(row: dict, row_tokens: int, step_tokens: int, total_steps: int) -> str:
-    """Format a train row of `row_tokens` tokens; `step_tokens` of its last step give the ETA."""
-    mfu = "" if row["mfu"] is None else f"  mfu {row['mfu']:.1%}"
-    left = (total_steps - row["step"]) * step_tokens / row["tokens_per_second"]
-    return (
-        f"step {row['step']:>{len(f'{total_steps:,}')},}/{total_steps:,} "
-        f"{row['step'] / total_steps:6.1%}  loss {row['loss']:.4f}  "
-        f"ppl {perplexity(row['loss']):.5g}  lr {row['lr']:.2e}  norm {row['grad_norm']:.2f}  "
-        f"tokens +{human(row_tokens)} = {human(row['tokens'])}  "
-        f"{human(row['tokens_per_second'])} tok/s{mfu}  eta {human_time(left)}"
-    )
-
-
 def perplexity(loss: float) -> float:
     """Return exp(loss) of a loss in nats; infinity if that overflows."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def human(number: float) -> str:
-    """Format a count with a unit suffix: 1.31M."""
+def human(number: float, *, digits: int = 4) -> str:
+    """Format a count in `digits` significant digits with a unit suffix: 1.31M."""
+    number = float(f"{number:.{digits - 1}e}")
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
         if abs(number) >= size:
-            return f"{number / size:.4g}{unit}"
-    return f"{number:.4g}"
+            return f"{number / size:.{digits}g}{unit}"
+    return f"{number:.{digits}g}"
 
 
 def human_time(seconds: float) -> str:

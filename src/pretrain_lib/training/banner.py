@@ -9,59 +9,95 @@ from pretrain_lib.corpus.stretches import choose_stretches
 from pretrain_lib.data.windows.batches import PackedDataset, WindowSource
 from pretrain_lib.distributed.launch_file import launch_remarks
 from pretrain_lib.distributed.sharding import describe_sharding
-from pretrain_lib.models.flops import ASSUMED_MFU, count_parameters, model_flops
+from pretrain_lib.models.flops import count_parameters
 from pretrain_lib.models.hf import Model
-from pretrain_lib.run_folder.metrics import human, human_time
+from pretrain_lib.run_folder.metrics import human
+from pretrain_lib.training.screen import fill
+from pretrain_lib.wording import plural
+
+INDENT = 10  # of what follows the labels
+MOST_EPOCHS = 4  # beyond which repeated data stops helping (Muennighoff et al. 2023)
 
 
 def banner(
-    config: Recipe,
-    model: Model,
-    corpus: Corpus,
-    dataset: WindowSource,
-    accelerator: Accelerator,
-    *,
-    peak: float | None,
+    config: Recipe, model: Model, corpus: Corpus, dataset: WindowSource, accelerator: Accelerator
 ) -> list[str]:
-    """Return the lines that describe data, model, device, batch and schedule of a run."""
-    return [
+    """Return the lines that describe data, model, device, batch and schedule of a run.
+
+    They end with a warning if the data is read too often.
+    """
+    lines = [
         *_data_lines(config, corpus, dataset),
         _model_line(config, model),
-        _device_line(accelerator, peak),
+        _device_line(accelerator),
         *_launch_lines(accelerator),
         *_option_lines(config, model),
-        *_batch_lines(config, model, accelerator, peak),
+        _batch_line(config, accelerator),
+        _schedule_line(config),
+        f"run       {config.run.dir}",
+        *_epoch_warnings(config, corpus, dataset),
     ]
+    return [fill(line, indent=INDENT) for line in lines]
 
 
 def _data_lines(config: Recipe, corpus: Corpus, dataset: WindowSource) -> list[str]:
-    low, high = corpus.id_range
-    ids = f"ids {low} to {high}, vocabulary {config.model.vocabulary_size:,}"
     lines = [f"data      {corpus.name}"]
     if isinstance(dataset, PackedDataset):
-        tokens = " + ".join(f"{len(source):,}" for source in corpus.train)
-        planned = config.batch_sizes().before(config.learning_rate().total_steps)
-        epochs = ", ".join(f"{epochs:.2f}" for epochs in dataset.order.planned_epochs(planned))
-        lines.append(
-            f"          {tokens} tokens ({corpus.dtype}, read from disk as needed), {ids}; "
-            f"{epochs} epochs planned"
-        )
-        padded = [plan.report.padded_share for plan in corpus.plans or ()]
-        cut = [plan.report.cut_share for plan in corpus.plans or ()]
-        lines += [
-            f"          best-fit packing: {share:.2%} padded, {cut_share:.1%} of the documents are "
-            f"longer than a window and cut"
-            for share, cut_share in zip(padded, cut, strict=True)
-        ]
-    else:
-        lines.append(f"          {corpus.dtype}, {ids}")
+        epochs = _planned_epochs(config, dataset)
+        for source, times in zip(corpus.train, epochs, strict=True):
+            lines.append(f"          {plural(len(source), 'token')} to train on, {_times(times)}")
+        for plan in corpus.plans or ():
+            report = plan.report
+            lines.append(
+                f"          best-fit packing: {report.padded_share:.2%} padded, "
+                f"{report.cut_share:.1%} of the documents are longer than a window and cut"
+            )
+    lines.append(f"          vocabulary of {config.model.vocabulary_size:,} tokens, {corpus.dtype}")
+    return [*lines, *_validation_lines(config, corpus)]
+
+
+def _validation_lines(config: Recipe, corpus: Corpus) -> list[str]:
+    if not corpus.validation:
+        return ["          no validation: no text is held out (data.validation=none)"]
     length, limit = config.batch.sequence_length, config.validation.tokens
     stretches = choose_stretches(corpus.validation, length, max_tokens=limit)
-    lines += [
+    return [
         f"          validation on {stretch.windows * length:,} of {len(text.tokens):,} held-out "
         f"tokens{f' of {text.name}' if len(stretches) > 1 else ''} ({text.rule})"
         for stretch, text in zip(stretches, corpus.validation, strict=True)
     ]
+
+
+def _planned_epochs(config: Recipe, dataset: PackedDataset) -> list[float]:
+    planned = config.batch_sizes().before(config.learning_rate().total_steps)
+    return list(dataset.order.planned_epochs(planned))
+
+
+def _times(epochs: float) -> str:
+    if epochs <= 1:
+        return f"of which the schedule reads {epochs:.1%}, each at most once"
+    return f"which the schedule reads {epochs:,.{2 if epochs < 100 else 0}f} times"
+
+
+def _epoch_warnings(config: Recipe, corpus: Corpus, dataset: WindowSource) -> list[str]:
+    """Return a warning for each source that is read more than `MOST_EPOCHS` times."""
+    if not isinstance(dataset, PackedDataset):
+        return []
+    epochs = _planned_epochs(config, dataset)
+    tokens = [len(source) for source in corpus.train]
+    total = config.batch_sizes().before(config.learning_rate().total_steps)
+    total *= config.batch.sequence_length
+    lines = []
+    for number, (times, count) in enumerate(zip(epochs, tokens, strict=True)):
+        if times > MOST_EPOCHS:
+            which = f" of path {number + 1} of data.path" if len(tokens) > 1 else ""
+            enough = max(1, int(total * MOST_EPOCHS / times))
+            lines.append(
+                f"WARNING   {times:,.0f} epochs planned{which}: repeated data stops helping beyond "
+                f"about {MOST_EPOCHS} epochs (Muennighoff et al. 2023, "
+                f"https://arxiv.org/abs/2305.16264). Add text to the {plural(count, 'token')} "
+                f"there are, or train on fewer: --schedule.tokens {enough} makes it {MOST_EPOCHS}"
+            )
     return lines
 
 
@@ -70,35 +106,37 @@ def _model_line(config: Recipe, model: Model) -> str:
     name = type(shape).__name__.removesuffix("Config")
     return (
         f"model     {name}, {count_parameters(model):,} parameters: "
-        f"{shape.num_layers} layers, {shape.num_heads} heads, width {shape.width}, "
-        f"context {shape.context_length}"
+        f"{plural(shape.num_layers, 'layer')}, {plural(shape.num_heads, 'head')}, "
+        f"width {shape.width}, context of {plural(shape.context_length, 'token')}"
     )
 
 
 def _option_lines(config: Recipe, model: Model) -> list[str]:
-    """Return one line with the non-default training options, or none if there are none."""
-    options, chosen = model.options, []
+    """Return lines with the training options that are not the default, if any."""
+    options, lines, chosen = model.options, [], []
     if options.compiled:
-        chosen.append("compiled blocks and loss (the first step waits for the compiler)")
+        lines.append("compiled blocks and loss (the first step waits for the compiler)")
     if (kind := config.system.activation_checkpointing) != "none":
         chosen.append(f"activation checkpointing: {kind}")
     if config.optimizer.moments != "fp32":
         chosen.append(f"moments in {config.optimizer.moments}")
     if options.z_loss:
         chosen.append(f"z-loss {options.z_loss:g}")
-    return [f"          {', '.join(chosen)}"] if chosen else []
+    lines += [", ".join(chosen)] if chosen else []
+    return [f"          {line}" for line in lines]
 
 
-def _device_line(accelerator: Accelerator, peak: float | None) -> str:
-    device = accelerator.device
+def _device_line(accelerator: Accelerator) -> str:
+    device, processes = accelerator.device, accelerator.num_processes
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     if device.type == "cpu":
-        threads = torch.get_num_threads()
-        name = f"CPU with {threads} thread{'s' * (threads != 1)}"
-    precision = {"no": "fp32", "bf16": "bf16 autocast, fp32 weights"}[accelerator.mixed_precision]
-    sharding = describe_sharding(accelerator)
-    rate = "" if peak is None else f", {peak / 1e12:.3g} TFLOP/s taken as its peak"
-    return f"device    {accelerator.num_processes} x {name}, {precision}, {sharding}{rate}"
+        name = f"CPU with {plural(torch.get_num_threads(), 'thread')}"
+    precision = {"no": "fp32", "bf16": "bf16 autocast over fp32 weights"}
+    parts = [name, precision[accelerator.mixed_precision]]
+    if processes > 1:
+        parts = [f"{processes} processes, each on: {name}", *parts[1:]]
+        parts.append(describe_sharding(accelerator))
+    return f"device    {', '.join(parts)}"
 
 
 def _launch_lines(accelerator: Accelerator) -> list[str]:
@@ -106,25 +144,28 @@ def _launch_lines(accelerator: Accelerator) -> list[str]:
     return [f"          {remark}" for remark in remarks]
 
 
-def _batch_lines(
-    config: Recipe, model: Model, accelerator: Accelerator, peak: float | None
-) -> list[str]:
-    batch, schedule = config.batch, config.learning_rate()
-    micro_batches = batch.tokens // (
-        batch.micro_batch * batch.sequence_length * accelerator.num_processes
-    )
-    tokens = config.batch_sizes().before(schedule.total_steps) * batch.sequence_length
-    eta = ""
-    if peak is not None:
-        flops = model_flops(model, sequence_length=batch.sequence_length).total * tokens
-        seconds = flops / (peak * accelerator.num_processes * ASSUMED_MFU)
-        eta = f"; {human_time(seconds)} at {ASSUMED_MFU:.0%} of the peak"
-    return [
-        f"batch     {batch.tokens:,} tokens a step = {accelerator.num_processes} x {micro_batches} "
-        f"x {batch.micro_batch} x {batch.sequence_length} (processes, micro-batches, sequences, "
-        f"tokens)",
-        f"schedule  {schedule.total_steps:,} steps = {human(tokens)} tokens, {schedule.kind} from "
-        f"{schedule.peak:g} to {schedule.floor:g} after {schedule.warmup_steps:,} steps of "
-        f"warm-up{eta}",
-        f"run       {config.run.dir}",
+def _batch_line(config: Recipe, accelerator: Accelerator) -> str:
+    """Return the line that takes a step's tokens apart; factors of 1 are left out."""
+    batch, processes = config.batch, accelerator.num_processes
+    micro_batches = batch.tokens // (batch.micro_batch * batch.sequence_length * processes)
+    factors = [
+        *([f"{processes} processes"] if processes > 1 else []),
+        *([f"{micro_batches:,} micro-batches"] if micro_batches > 1 else []),
+        plural(batch.micro_batch, "sequence"),
+        plural(batch.sequence_length, "token"),
     ]
+    ramp = ""
+    if batch.ramp_from:
+        ramp = f", growing from {batch.ramp_from:,} over the first {human(batch.ramp_tokens)}"
+    return f"batch     {plural(batch.tokens, 'token')} a step = {' x '.join(factors)}{ramp}"
+
+
+def _schedule_line(config: Recipe) -> str:
+    schedule = config.learning_rate()
+    tokens = config.batch_sizes().before(schedule.total_steps) * config.batch.sequence_length
+    shape = "constant, then linear" if schedule.kind == "wsd" else schedule.kind
+    shape += "" if schedule.kind == "constant" else f" to {schedule.floor:g}"
+    return (
+        f"schedule  {plural(schedule.total_steps, 'step')}, {human(tokens)} tokens; learning rate: "
+        f"{plural(schedule.warmup_steps, 'step')} of warm-up to {schedule.peak:g}, then {shape}"
+    )

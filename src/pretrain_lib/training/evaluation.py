@@ -13,7 +13,15 @@ from pretrain_lib.evaluate.validation import validate
 from pretrain_lib.models.generation import sample_texts
 from pretrain_lib.quiet import without_foreign_progress
 from pretrain_lib.run_folder.folder import SAMPLES, SCORES
+from pretrain_lib.training.measured import (
+    SAMPLING,
+    SCORING,
+    VALIDATION,
+    Left,
+    events_ahead,
+)
 from pretrain_lib.training.run import Run
+from pretrain_lib.training.screen import fill, format_sample
 from pretrain_lib.training.speed import run_eagerly
 
 
@@ -29,12 +37,15 @@ def evaluate_if_due(run: Run) -> None:
     started = time.monotonic()
     # Eager, because every new input shape would trigger a compilation.
     with run_eagerly(), whole_weights(run.model, run.accelerator):
-        if _validation_is_due(run, run.state.step):
-            _validate(run)
-        if _scores_are_due(run, run.state.step):
-            _score(run)
-        if _samples_are_due(run, run.state.step):
-            _sample(run)
+        for kind, due, evaluate in (
+            (VALIDATION, _validation_is_due, _validate),
+            (SCORING, _scores_are_due, _score),
+            (SAMPLING, _samples_are_due, _sample),
+        ):
+            if due(run, run.state.step):
+                begun = time.monotonic()
+                evaluate(run)
+                run.time_left.note_evaluation(kind, time.monotonic() - begun)
     run.watch.longest_evaluation = max(run.watch.longest_evaluation, time.monotonic() - started)
 
 
@@ -50,8 +61,25 @@ def _scores_are_due(run: Run, step: int) -> bool:
 
 def _samples_are_due(run: Run, step: int) -> bool:
     samples = run.config.samples
-    wanted = samples.prompts and run.corpus.tokenizer is not None
-    return bool(wanted) and (samples.is_due(step) or step >= run.last_step)
+    return _writes_samples(run) and (samples.is_due(step) or step >= run.last_step)
+
+
+def _writes_samples(run: Run) -> bool:
+    return bool(run.config.samples.prompts) and run.corpus.tokenizer is not None
+
+
+def estimate_left(run: Run) -> Left | None:
+    """Estimate the time that the run still takes, before the evaluations of its current step."""
+    step, sizes = run.state.step, run.config.batch_sizes()
+    ahead = events_ahead(
+        run.config,
+        step=step,
+        validates=bool(run.stretches),
+        scores=bool(run.config.scores.tasks),
+        samples=_writes_samples(run),
+    )
+    windows = sizes.before(run.last_step) - sizes.before(step)
+    return run.time_left.estimate(windows=windows, ahead=ahead)
 
 
 def _validate(run: Run) -> None:
@@ -68,7 +96,7 @@ def _validate(run: Run) -> None:
     run.metrics.write(row | result.to_row())
     if state.best_loss is None or result.loss < state.best_loss:
         state.best_loss, state.best_step = result.loss, state.step
-    run.metrics.say(f"validation at step {state.step:,}: {result.format()}")
+    run.metrics.say(fill(f"validation at step {state.step:,}: {result.format()}"))
 
 
 def _score(run: Run) -> None:
@@ -93,7 +121,8 @@ def _score(run: Run) -> None:
         row |= {f"{task}/{metric}": value, f"{task}/{metric}_stderr": known}
     run.metrics.write(row)
     seconds = time.monotonic() - started
-    run.metrics.say(f"scores at step {state.step:,}, in {seconds:.1f} s: {format_line(results)}")
+    text = f"scores at step {state.step:,}, in {seconds:.1f} s: {format_line(results)}"
+    run.metrics.say(fill(text))
 
 
 def _sample(run: Run) -> None:
@@ -121,5 +150,4 @@ def _sample(run: Run) -> None:
             rows = (json.dumps({"step": run.state.step, **sample}) for sample in samples)
             file.writelines(f"{row}\n" for row in rows)
         for sample in samples:
-            text = sample["prompt"] + sample["text"]
-            run.metrics.say(f"sample at step {run.state.step:,}: {text!r}")
+            run.metrics.say(format_sample(sample, step=run.state.step))

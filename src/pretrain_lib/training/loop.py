@@ -12,15 +12,18 @@ from pretrain_lib.corpus.paths import Corpus
 from pretrain_lib.data.windows.batches import Batch
 from pretrain_lib.distributed.launched import on_main
 from pretrain_lib.errors import LocalFault, raised_here
-from pretrain_lib.models.flops import model_flops
+from pretrain_lib.models.flops import has_data_sheet, model_flops
 from pretrain_lib.models.hf import Model
 from pretrain_lib.optim.spikes import Limits, spike_limits
-from pretrain_lib.run_folder.folder import write_status
-from pretrain_lib.run_folder.metrics import format_train_row
-from pretrain_lib.training.evaluation import evaluate_if_due, is_due
+from pretrain_lib.run_folder.folder import METRICS, write_status
+from pretrain_lib.run_folder.rows import read_rows
+from pretrain_lib.training.evaluation import estimate_left, evaluate_if_due, is_due
+from pretrain_lib.training.measured import peak_memory
 from pretrain_lib.training.rollback import turn_back_or_go_on
 from pretrain_lib.training.run import Run, open_batches, start_run, tell
+from pretrain_lib.training.screen import format_step
 from pretrain_lib.training.step import StepResult, accumulate_gradients, apply_update
+from pretrain_lib.training.summary import summary
 
 
 def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator) -> str:
@@ -42,6 +45,8 @@ def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator
             if is_new:
                 _evaluate(run)
             reason = run.watch.reason(evaluation_next=is_due(run, step + 1))
+            if reason is not None and not ended:
+                run.metrics.say(f"stopping after step {step:,}: {reason}")
             if is_new:
                 _save(run, due=ended or reason is not None)
             if ended or reason is not None:
@@ -92,6 +97,7 @@ def _record(run: Run, result: StepResult, *, seconds: float) -> None:
     windows, rate = config.batch_sizes().at(state.step), config.learning_rate()(state.step)
     tokens = windows * length
     state.count_step(windows=windows, tokens=tokens, seconds=seconds)
+    run.time_left.note_step(windows=windows, seconds=seconds)
     if not result.skipped:
         state.row_loss += result.loss * result.targets
         state.row_targets += result.targets
@@ -103,7 +109,7 @@ def _record(run: Run, result: StepResult, *, seconds: float) -> None:
     run.metrics.advance()
     if state.step % config.log.every and state.step != run.last_step:
         return
-    speed = state.row_tokens / state.row_seconds
+    speed, memory = state.row_tokens / state.row_seconds, peak_memory(run.accelerator.device)
     flops = model_flops(run.model, sequence_length=length).total
     row = {
         "kind": "train",
@@ -116,9 +122,12 @@ def _record(run: Run, result: StepResult, *, seconds: float) -> None:
         "tokens_per_second": speed,
         "mfu": None if run.peak is None else speed * flops / run.peak,
         "seconds": state.seconds,
+        "peak_memory_bytes": memory.peak_bytes,
     }
     run.metrics.write(row)
-    run.metrics.say(format_train_row(row, state.row_tokens, tokens, run.last_step))
+    shown = {"memory": memory, "left": estimate_left(run)}
+    shown["shows_mfu"] = has_data_sheet(run.accelerator.device)
+    run.metrics.say(format_step(row, total_steps=run.last_step, **shown))
     state.begin_row()
 
 
@@ -140,10 +149,12 @@ def _save(run: Run, *, due: bool) -> None:
     if not (due or run.config.save_is_due(state.step, state.tokens)):
         return
     _note_saved(run)
+    started = time.monotonic()
     if run.accelerator.is_main_process:
         run.metrics.sync()
         state.stream = run.dataset.cursor(state.windows)
     run.writer.start(state, run.model, run.optimizer)
+    run.time_left.note_save_begun(time.monotonic() - started)
 
 
 def _note_saved(run: Run) -> Saved | None:
@@ -152,6 +163,7 @@ def _note_saved(run: Run) -> Saved | None:
     if saved is None:
         return None
     run.watch.longest_save = max(run.watch.longest_save, saved.seconds)
+    run.time_left.note_saved(saved.seconds)
     if saved.error is None:
         if run.accelerator.is_main_process:
             write_status(run.folder, "running", step=saved.step)
@@ -172,13 +184,10 @@ def _finish(run: Run, stopped_by: str | None) -> str:
     if failed:
         reason += ", but its checkpoint could not be written: make room and start again"
     if run.accelerator.is_main_process:
-        now = run.state
-        write_status(run.folder, state, step=now.step, reason=reason)
-        notes = [f"{now.skipped} updates were left out"] if now.skipped else []
-        if now.best_loss is not None:
-            notes += [f"best validation loss {now.best_loss:.4f} at step {now.best_step:,}"]
-        text = "; ".join([reason, *notes, f"all is in {run.folder}"])
-        run.metrics.say(f"{state} at step {now.step:,}: {text}")
+        write_status(run.folder, state, step=run.state.step, reason=reason)
+        rows = read_rows(run.folder / METRICS) if (run.folder / METRICS).is_file() else []
+        for line in summary(run, rows, state=state, reason=reason):
+            run.metrics.say(line)
     return state
 
 

@@ -22,6 +22,7 @@ from pretrain_lib.run_folder.folder import (
     was_begun_here,
 )
 from pretrain_lib.values import did_you_mean
+from pretrain_lib.wording import plural
 
 CHOICES = ("auto", "never")  # special values of `run.resume`; anything else is a path
 
@@ -140,7 +141,7 @@ def _choose(config: Recipe) -> tuple[Path | None, bool]:
         return newest, False
     if broken := [path for path in own.glob("step-*") if path.is_dir()]:
         raise ValueError(
-            f"{own} holds {len(broken)} checkpoints and none is whole "
+            f"{own} holds {plural(len(broken), 'checkpoint')} and none is whole "
             f"({verify_checkpoint(max(broken))[0]}): restore one, or delete them to start anew"
         )
     return (None, False) if named is None else (_whole(named), True)

@@ -10,6 +10,7 @@ from pretrain_lib.run_folder.folder import CHECKPOINTS, SAMPLES
 from pretrain_lib.run_folder.metrics import drop_rows_after
 from pretrain_lib.training.run import Run, note, tell
 from pretrain_lib.training.step import StepResult
+from pretrain_lib.wording import plural
 
 MAX_ROLLBACKS = 3  # to the same checkpoint; beyond that, the data is not the cause
 
@@ -29,11 +30,12 @@ def turn_back_or_go_on(run: Run, result: StepResult, limits: Limits) -> bool:
         return True
     numbers = {"loss": result.loss, "grad_norm": result.grad_norm}
     tell(run, "skipped", f"{reason}: update left out", **numbers)
-    if state.skipped_in_a_row >= settings.max_skipped:
+    if (number := state.skipped_in_a_row) >= settings.max_skipped:
+        updates = f"{plural(number, 'update')} in a row {'was' if number == 1 else 'were'}"
         raise FloatingPointError(
-            f"{state.skipped_in_a_row} updates in a row were left out, up to step {state.step} "
-            f"({reason}): lower optimizer.learning_rate or lengthen schedule.warmup_tokens, and "
-            f"resume from a checkpoint before it"
+            f"{updates} left out, up to step {state.step} ({reason}): lower "
+            f"optimizer.learning_rate or lengthen schedule.warmup_tokens, and resume from a "
+            f"checkpoint before it"
         )
     return False
 
@@ -58,7 +60,8 @@ def _roll_back(run: Run, reason: str) -> bool:
     left_out = {"from_step": spike.step, "to_step": state.step}
     left_out |= {"first_window": state.windows, "windows": spike.windows - state.windows}
     text = (
-        f"{reason}: back from step {spike.step:,} to {path.name}, {left_out['windows']:,} windows"
+        f"{reason}: back from step {spike.step:,} to {path.name}, "
+        f"{plural(left_out['windows'], 'window')}"
     )
     left_out["message"] = f"{text} of the data are left out"
     state.rollbacks = [*spike.rollbacks, left_out]

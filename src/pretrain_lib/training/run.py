@@ -1,7 +1,7 @@
 """Assemble a run from a recipe, a model, data and an Accelerator."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -30,8 +30,10 @@ from pretrain_lib.run_folder.folder import (
 from pretrain_lib.run_folder.metrics import Metrics, start_trackers
 from pretrain_lib.training.banner import banner
 from pretrain_lib.training.first_weights import set_first_weights
+from pretrain_lib.training.measured import TimeLeft
 from pretrain_lib.training.placement import place
 from pretrain_lib.training.resume import Start, resume
+from pretrain_lib.training.screen import fill
 from pretrain_lib.training.speed import choose_compile, set_up_model
 from pretrain_lib.training.watch import StopWatch
 
@@ -59,6 +61,7 @@ class Run:
     stretches: tuple[Stretch, ...]  # of held-out text, for validation
     tasks: Tasks | None  # to score on; on the main process only
     continued_at: int | None  # step resumed from, if not a fork: its evaluations are done
+    time_left: TimeLeft = field(default_factory=TimeLeft)
 
     @property
     def folder(self) -> Path:
@@ -165,15 +168,15 @@ def _build_writer(
 
 
 def _announce(run: Run, start: Start) -> None:
-    """Print the banner, and what differs from the checkpoint."""
-    peak = None if run.peak is None else run.peak / run.accelerator.num_processes
-    for line in banner(run.config, run.model, run.corpus, run.dataset, run.accelerator, peak=peak):
+    """Print the banner, where the run resumes, and what differs from the checkpoint."""
+    for line in banner(run.config, run.model, run.corpus, run.dataset, run.accelerator):
         run.metrics.say(line)
-    if start.continues or start.parent:
-        step, windows = run.state.step, run.state.windows
-        run.metrics.say(f"resumed at step {step:,}, window {windows:,} of the data")
+    if not start.is_new:
+        step, last = run.state.step, run.last_step
+        origin = "" if start.continues else f" of {start.parent}"
+        run.metrics.say(f"resumed at step {step:,} of {last:,}, from the checkpoint{origin}")
     for change in start.changes:
-        run.metrics.say(f"changed since: {change}")
+        run.metrics.say(f"changed since the checkpoint: {change}")
 
 
 def open_batches(run: Run) -> Iterator[list[Batch]]:
@@ -195,7 +198,7 @@ def tell(run: Run, event: str, message: str, *, step: int | None = None, **numbe
     """Write an event row to the metrics, and print the message."""
     step = run.state.step if step is None else step
     note(run, event, message, step=step, **numbers)
-    run.metrics.say(f"step {step:,}: {message}")
+    run.metrics.say(fill(f"step {step:,}: {message}"))
 
 
 def note(run: Run, event: str, message: str, *, step: int, **numbers: float) -> None:

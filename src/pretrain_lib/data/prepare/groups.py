@@ -16,6 +16,7 @@ from pretrain_lib.data.prepare.holdout import HeldOut, hash_fraction, parse_vali
 from pretrain_lib.data.text.encoder import Encoder, load_encoder
 from pretrain_lib.data.text.formats import Document, Rejected
 from pretrain_lib.data.text.sources import Source
+from pretrain_lib.wording import plural
 
 GROUP_BYTES = 64 * 2**20  # of text
 COUNT_EVERY_BYTES = 2**20  # of text, between updates of the progress bar
@@ -76,8 +77,9 @@ class Report:
     def check(self, max_rejected: int) -> None:
         """Raise ValueError if more documents than `max_rejected` could not be read."""
         if self.rejected > max_rejected:
+            documents = plural(self.rejected, "document")
             raise ValueError(
-                f"{self.rejected} documents could not be read, more than data.max_rejected="
+                f"{documents} could not be read, more than data.max_rejected="
                 f"{max_rejected}; fix them or raise the limit. {'; '.join(self.examples)}"
             )
 
@@ -137,7 +139,7 @@ def encode_group(task: UnitTask, group: Group) -> list[np.ndarray]:
     ):
         encoded.append(ids)
         documents, tokens = documents + 1, tokens + len(ids)
-        text_bytes += len(document.text)
+        text_bytes += len(document.text.encode())
         if text_bytes >= COUNT_EVERY_BYTES:
             count(documents=documents, tokens=tokens, text_bytes=text_bytes)
             documents = tokens = text_bytes = 0
@@ -152,6 +154,7 @@ def encode_group(task: UnitTask, group: Group) -> list[np.ndarray]:
 def describe_left_out(report: dict) -> Iterator[str]:
     """Yield lines about the documents that `pretrain prepare` left out, if any."""
     if report["empty"] or report["rejected"]:
-        yield f"left out    {report['empty']:,} empty documents, {report['rejected']:,} unreadable"
+        empty = plural(report["empty"], "empty document")
+        yield f"left out    {empty}, {report['rejected']:,} unreadable"
     for example in report["examples"]:
         yield f"            {example}"

@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +10,12 @@ import numpy as np
 
 from pretrain_lib.data.pool import count
 from pretrain_lib.data.text.encoder import Encoder
-from pretrain_lib.data.text.formats import Document, Rejected
-from pretrain_lib.data.text.sources import Source
+from pretrain_lib.data.text.formats import Document, Rejected, is_one_document
+from pretrain_lib.data.text.sources import FileSource, Source
 from pretrain_lib.data.tokens.shards import write_shard
 
 HASH_SHARE = 0.01  # share of documents held out by `hash`
+SCANNED_FILES, SCANNED_BYTES = 1000, 200 * 2**20  # most text that `holds_out_nothing` reads
 
 
 def parse_validation(rule: str) -> tuple[str, float]:
@@ -41,6 +42,28 @@ def hash_fraction(document: Document) -> float:
     key = document.digest or document.text.encode()
     digest = hashlib.blake2b(key, digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64
+
+
+def holds_out_nothing(sources: Sequence[Source], validation: str) -> bool:
+    """Return whether a rule is known to hold out no text, before the text is tokenized.
+
+    Under `hash` it is known only of a few `.txt` files, whose documents are the files.
+    """
+    kind, share = parse_validation(validation)
+    if kind != "hash":
+        return kind == "none"
+    if not all(isinstance(source, FileSource) for source in sources):
+        return False
+    files = [file for source in sources for file in source.files]
+    size = sum(file.stat().st_size for file in files)
+    if size > SCANNED_BYTES or len(files) > SCANNED_FILES or not all(map(is_one_document, files)):
+        return False
+    return not any(
+        isinstance(document, Document) and hash_fraction(document) < share
+        for source in sources
+        for unit in source.units()
+        for document in source.documents(unit)
+    )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ the order in which they finish.
 import hashlib
 import json
 import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ def prepare(job: Job, folder: Path, *, workers: int | None = None, quiet: bool =
 
 def _write_units(job: Job, folder: Path, *, workers: int | None, quiet: bool) -> None:
     sources = job.open_sources()
+    if not quiet:
+        _announce(job, folder)
     if workers != 1 and sum(source.estimated_bytes() or 0 for source in sources) > WORKER_BYTES:
         warm_up(_write_unit)
     tokenizer = write_tokenizer(job, sources, folder)
@@ -96,6 +99,14 @@ def _write_units(job: Job, folder: Path, *, workers: int | None, quiet: bool) ->
             + f"{': ' if report.examples else ''}{'; '.join(report.examples)})"
         )
     write_manifest(job, folder, encoder, splits, report, fingerprint=_fingerprint(encoder, splits))
+
+
+def _announce(job: Job, folder: Path) -> None:
+    tokenizer = "tokenizing"
+    if job.tokenizer is None and not (folder / TOKENIZER_FOLDER).is_dir():
+        tokenizer = f"training a tokenizer of {job.train_tokenizer:,} tokens, then tokenizing"
+    names = ", ".join(job.source_names())
+    print(f"preparing {names} in {folder}: {tokenizer}", file=sys.stderr)
 
 
 def _unit_task(

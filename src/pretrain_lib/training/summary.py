@@ -1,0 +1,156 @@
+"""The table at the end of a run: what it cost, what came of it, where all lies, what to do next."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from pretrain_lib.checkpoint.folders import find_newest
+from pretrain_lib.evaluate.references import find_figure, models_near
+from pretrain_lib.models.flops import count_parameters, has_data_sheet
+from pretrain_lib.run_folder.folder import CHECKPOINTS, METRICS, SAMPLES, SCORES
+from pretrain_lib.run_folder.metrics import human, human_time
+from pretrain_lib.run_folder.rows import COMMON, Rows
+from pretrain_lib.training.measured import Memory, peak_memory
+from pretrain_lib.training.run import Run
+from pretrain_lib.training.screen import WIDTH, fill
+from pretrain_lib.wording import plural
+
+LABEL = 18  # characters of the first column
+MEMORY = {"GPU": "of tensors on the GPU", "RAM": "of RAM"}
+FAMILY = "GPT-"  # the published models that scores are compared with
+
+
+def summary(run: Run, rows: Rows, *, state: str, reason: str) -> list[str]:
+    """Return the lines about a run that has ended; `state` and `reason` are those of its status.
+
+    `rows` are all rows of its metrics. Call it on the main process.
+    """
+    pairs = [
+        *_cost(run, rows),
+        *_losses(run, rows),
+        *_scores(run, rows),
+        ("", ""),
+        *_places(run),
+        ("", ""),
+        *_next_commands(run, state),
+    ]
+    table = [f"  {name:<{LABEL}}{text}".rstrip() for name, text in pairs]
+    return ["", *_headline(run, state, reason), "", *table, ""]
+
+
+def _headline(run: Run, state: str, reason: str) -> list[str]:
+    step, left = run.state.step, run.config.learning_rate().total_steps - run.state.step
+    if state == "resumable":
+        text = f"stopped, resumable at step {step:,} of {run.last_step:,}: {reason}. "
+        return fill(f"{text}Start the same command again to go on from there").split("\n")
+    text = "the schedule is complete"
+    if left > 0:
+        remaining = f"{plural(left, 'step')} of the schedule {'is' if left == 1 else 'are'} left"
+        text = f"run.max_steps={run.config.run.max_steps} is reached, {remaining}"
+    nothing = "; there was nothing left to do" if run.continued_at == step else ""
+    return fill(f"done at step {step:,}: {text}{nothing}").split("\n")
+
+
+def _cost(run: Run, rows: Rows) -> Iterator[tuple[str, str]]:
+    state, trained = run.state, [row for row in rows if row["kind"] == "train"]
+    yield "tokens", f"{state.tokens:,} in {plural(state.step, 'step')}"
+    if not state.seconds or not trained:
+        return
+    speed = state.tokens / state.seconds
+    yield "training time", f"{human_time(state.seconds)}, not counting evaluation"
+    yield "speed", f"{human(speed, digits=3)} tokens/s"
+    if (mfu := _mean_mfu(trained)) is not None:
+        yield "MFU", f"{mfu:.1%} of {_describe_peak(run)}"
+    memory = peak_memory(run.accelerator.device)
+    largest = max([memory.peak_bytes, *(row.get("peak_memory_bytes") or 0 for row in trained)])
+    several = run.accelerator.num_processes > 1
+    what = MEMORY[memory.kind] + (", in the first process" if several else "")
+    yield "peak memory", f"{Memory(memory.kind, largest).gigabytes()} GB {what}"
+
+
+def _mean_mfu(trained: Rows) -> float | None:
+    """Return the MFU over all steps; rows of equal length weigh by their time."""
+    known = [row for row in trained if row.get("mfu") and row.get("tokens_per_second")]
+    seconds = sum(1 / row["tokens_per_second"] for row in known)
+    return sum(row["mfu"] / row["tokens_per_second"] for row in known) / seconds if known else None
+
+
+def _describe_peak(run: Run) -> str:
+    processes = run.accelerator.num_processes
+    rate = f"{(run.peak or 0) / processes / 1e12:.3g} TFLOP/s"
+    several = " on each device" if processes > 1 else ""
+    if has_data_sheet(run.accelerator.device):
+        return f"the {rate} of the data sheet{several}"
+    return f"the rate of a large matrix product measured here, {rate}{several}"
+
+
+def _losses(run: Run, rows: Rows) -> Iterator[tuple[str, str]]:
+    for kind, name, label in (
+        ("train", "loss", "training loss"),
+        ("validation", "loss", "validation loss"),
+        ("validation", "bits_per_byte", "bits per byte"),
+    ):
+        values = [row[name] for row in rows if row["kind"] == kind and row.get(name) is not None]
+        if not values:
+            continue
+        best, state = "", run.state
+        if label == "validation loss" and (state.best_loss or values[-1]) < values[-1]:
+            best = f", best {state.best_loss:.4f} at step {state.best_step:,}"
+        yield label, f"{_first_to_last(values)}{best}"
+    if run.state.skipped:
+        yield "left out", f"{plural(run.state.skipped, 'update')}, not finite or a spike"
+
+
+def _first_to_last(values: list[float]) -> str:
+    ends = [values[0], values[-1]] if len(values) > 1 else values
+    return " -> ".join(f"{value:.4f}" for value in ends)
+
+
+def _scores(run: Run, rows: Rows) -> Iterator[tuple[str, str]]:
+    """Yield each score, first and last, with the published scores of models of similar size."""
+    scored = [row for row in rows if row["kind"] == "evaluation"]
+    if not scored:
+        return
+    shots = _shots(run.folder / SCORES / f"step-{scored[-1]['step']:08d}.json")
+    for name in (n for n in scored[-1] if n not in COMMON and not n.endswith("_stderr")):
+        values = [row[name] for row in scored if row.get(name) is not None]
+        error = scored[-1].get(f"{name}_stderr")
+        text = _first_to_last(values) if values else "unknown"
+        text += "" if error is None else f" +- {error:.4f}"
+        task, _, metric = name.rpartition("/")
+        for model in models_near(count_parameters(run.model)):
+            figure = find_figure(model, task, metric, shots=shots.get(task, 0))
+            text += f"; {model} {figure.value:.4f}" if figure and FAMILY in model else ""
+        yield (name, text) if len(name) < LABEL else (name, "")
+        if len(name) >= LABEL:
+            yield "", text
+
+
+def _shots(path: Path) -> dict[str, int]:
+    """Return the number of examples in the prompts of each task, from lm-eval's results."""
+    return json.loads(path.read_text()).get("n-shot", {}) if path.is_file() else {}
+
+
+def _places(run: Run) -> Iterator[tuple[str, str]]:
+    yield "run folder", str(run.folder)
+    newest = find_newest(run.folder / CHECKPOINTS)
+    if newest is not None:
+        yield "checkpoint", f"{newest} (a Hugging Face model folder)"
+    for label, name in (("metrics", METRICS), ("samples", SAMPLES), ("scores", SCORES)):
+        if (run.folder / name).exists():
+            yield label, str(run.folder / name)
+
+
+def _next_commands(run: Run, state: str) -> Iterator[tuple[str, str]]:
+    folder = shlex.quote(str(run.folder))
+    commands = [
+        f"pretrain export {folder} --out {shlex.quote(str(run.folder / 'export'))}",
+        f"pretrain plot {folder}",
+    ]
+    if run.corpus.tokenizer is not None:
+        prompt = next(iter(run.config.samples.prompts), "Once upon a time")
+        prompt = prompt if len(prompt) < WIDTH // 2 and prompt.isprintable() else "Once upon a time"
+        commands.insert(0, f"pretrain sample {folder} --prompt {shlex.quote(prompt)}")
+    for number, command in enumerate(commands if state == "done" else commands[:1]):
+        yield ("next command", command) if not number else ("", command)
