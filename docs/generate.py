@@ -14,6 +14,7 @@ import json
 import os
 import posixpath
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -25,6 +26,9 @@ from pretrain_lib.models.rope import RopeScaling
 from pretrain_lib.values import rules_of
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "recipes"))
+from presets import GPT2_PRESETS  # noqa: E402
+
 TARGET = ROOT / "docs" / "reference"
 REPOSITORY = "https://github.com/pretrain-lib/pretrain_lib"
 COPIED = {
@@ -164,7 +168,7 @@ def _recipe_flags() -> list[str]:
     """Return the section on the flags of a recipe that are no settings."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        parse_recipe(Recipe(model=GPT2Config()), arguments=["--help"])
+        parse_recipe(Recipe(model=GPT2Config()), presets=GPT2_PRESETS, arguments=["--help"])
     options = printed.getvalue().split("\nmodel:", 1)[0].split("options:\n", 1)[-1]
     return [
         "## Flags of a recipe",
@@ -219,8 +223,7 @@ def _adapted(match: re.Match, source: str) -> str:
 
 def _text(value: Any) -> str:
     """Escape text for a cell of a Markdown table."""
-    text = " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
-    return re.sub(r"(?<![`\w])(\w+)_(\w+)_(?=\w)", r"\1\\_\2\\_", text)
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def pages() -> dict[str, str]:
