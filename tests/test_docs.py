@@ -179,7 +179,8 @@ def workplace(tmp_path_factory):
     library = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.glob("*.py"))[:60]:
         (folder / "my_texts" / f"{path.stem}.txt").write_text(path.read_text())
-    (folder / "my_items.jsonl").write_text('{"question": "How is a module imported?"}\n')
+    question = "What does a module of the standard library have to do before it can be imported?"
+    (folder / "my_items.jsonl").write_text(f'{{"question": "{question}"}}\n')
     for name in ("recipes", "accelerate_configs"):
         (folder / name).symlink_to(ROOT / name)
     return folder
@@ -187,6 +188,7 @@ def workplace(tmp_path_factory):
 
 def start(words: list[str], folder: Path) -> subprocess.CompletedProcess:
     """Run a command of ours in a folder, in a fork that has imported the library."""
+    python = forked_python()  # before the environment is copied: it adds to it
     if words[1] == "train":
         recipe = ROOT / "recipes" / f"{words[2]}.py"
         flags = [
@@ -198,7 +200,7 @@ def start(words: list[str], folder: Path) -> subprocess.CompletedProcess:
         command = [str(Path(sys.executable).with_name("pretrain")), *words[1:]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     options = {"cwd": folder, "env": environment, "capture_output": True, "text": True}
-    return subprocess.run([forked_python(), *command], **options, timeout=120)
+    return subprocess.run([python, *command], **options, timeout=120)
 
 
 @pytest.mark.slow
