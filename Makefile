@@ -1,5 +1,5 @@
 # make quickstart: from text to a scored model, in one go.   make test: every check.
-# make test-fast: the checks that take a minute.
+# make test-fast: the checks that take a minute.   make docs: the documentation, in site/.
 PYTHON ?= python3
 # The index to take torch from, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
@@ -16,7 +16,7 @@ LAUNCH = $(BIN)/accelerate launch --quiet --num_cpu_threads_per_process $(THREAD
 # Two processes of one thread each: most tests keep no more than one core busy.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-fast format clean
+.PHONY: quickstart test test-fast docs format clean
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
@@ -72,6 +72,14 @@ test: $(VENV)/.installed
 
 test-fast: $(VENV)/.installed
 	$(PYTEST) -m "not slow and not moderate and not cuda"
+
+$(VENV)/.docs: $(VENV)/.installed
+	@$(BIN)/pip install --quiet --editable ".[docs]"
+	@touch $@
+
+docs: $(VENV)/.docs
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

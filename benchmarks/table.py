@@ -1,7 +1,7 @@
-"""Writes the README's table of performance from `benchmarks/results`: every figure with a goal.
+"""Writes the table of docs/benchmarks.md from `benchmarks/results`: every figure with a goal.
 
 python benchmarks/table.py            # rewrites what stands between the two markers
-python benchmarks/table.py --check    # exits 1 if the README says something else
+python benchmarks/table.py --check    # exits 1 if the page says something else
 """
 
 import argparse
@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
+PAGE, RESULTS = ROOT / "docs" / "benchmarks.md", ROOT / "benchmarks" / "results"
+REPOSITORY = "https://github.com/pretrain-lib/pretrain_lib/blob/main"
 BEGIN, END = "<!-- performance -->", "<!-- /performance -->"
-# Left out is what the README says elsewhere: data, checkpoints, kills, growth.
+# Left out is what other pages say: data, checkpoints, kills, growth.
 TABLED = ("throughput", "memory", "loss", "attention", "startup", "overhead", "evaluation")
 SIGNS = {">=": "at least", "<": "below", "<=": "at most"}
 
@@ -33,7 +34,7 @@ def describe_origin(path: Path, report: dict) -> str:
     """Return the machine and the day of a result, as a link to its file."""
     machine, day = report["machine"], report["run"]["started"][:10]
     name = machine.get("gpu") or f"{machine['cores']} cores of {machine['cpu']}"
-    return f"[{name}, {day}](benchmarks/results/{path.name})"
+    return f"[{name}, {day}]({REPOSITORY}/benchmarks/results/{path.name})"
 
 
 def format_row(benchmark: str, row: dict, where: str) -> str:
@@ -54,21 +55,21 @@ def insert_table(text: str, table: str) -> str:
     pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
     changed, count = pattern.subn(lambda _: f"{BEGIN}\n{table}\n{END}", text)
     if count != 1:
-        sys.exit(f"error: {README} must have {BEGIN} and {END} once; it has them {count} times")
+        sys.exit(f"error: {PAGE} must have {BEGIN} and {END} once; it has them {count} times")
     return changed
 
 
 def main() -> None:
-    """Write the README's table of performance, or check it."""
+    """Write the table of performance, or check it."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--check", action="store_true", help="exit 1 if it is not up to date")
     options = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     changed = insert_table(text, build_table(RESULTS))
     if not options.check:
-        README.write_text(changed, encoding="utf-8")
+        PAGE.write_text(changed, encoding="utf-8")
     elif changed != text:
-        sys.exit("error: README.md is not up to date: run python benchmarks/table.py")
+        sys.exit("error: docs/benchmarks.md is not up to date: run python benchmarks/table.py")
 
 
 if __name__ == "__main__":

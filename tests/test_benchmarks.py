@@ -1,4 +1,4 @@
-"""The README says what the benchmarks measured, and each of them can be started."""
+"""The documentation says what the benchmarks measured, and each of them can be started."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ SCRIPTS = [path for path in (ROOT / "benchmarks").glob("*.py") if "def main(" in
 
 
 @pytest.mark.slow
-def test_the_table_of_the_readme_is_that_of_the_results():
+def test_the_table_of_the_documentation_is_that_of_the_results():
     result = run_python("benchmarks/table.py", "--check")
     assert result.returncode == 0, result.stderr
 
