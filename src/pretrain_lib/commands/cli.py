@@ -43,7 +43,7 @@ FLAGS = {
     "eval": {"tasks": "--tasks", "include_path": "--include_path"},
     "sample": {"data.tokenizer": "FOLDER"},
     "export": {"data.tokenizer": "CHECKPOINT", "push_to_hub": "--push_to_hub"},
-    "plot": {},
+    "plot": {"panels": "--panels", "x": "--x"},
 }
 
 
@@ -95,6 +95,7 @@ def build_parser() -> Parser:
     _add_data_commands(partial(command, "data"))
     _add_model_commands(partial(command, "model"))
     _add_eval(partial(command, "model"))
+    _add_report_commands(partial(command, "report"))
     return parser
 
 
@@ -172,9 +173,14 @@ def _add_model_commands(command: AddCommand) -> None:
     add("--top_p", top_p)
     add("--seed", SEED, default=0)
 
+
+def _add_report_commands(command: AddCommand) -> None:
     add = command("plot", "Draw the curves of runs.")
     add("runs", Rule(Path, help="run folders"), nargs="+", metavar="RUN")
-    add("--out", Rule(Path, help="the picture, its suffix ignored"))
+    add("--x", Rule(Literal["tokens", "steps", "flops", "hours"], help="x axis"), default="tokens")
+    panels = Rule(str, help="some of loss, lr, grad_norm, speed, scores, separated by commas")
+    add("--panels", panels, default="loss,lr,grad_norm,speed,scores")
+    add("--out", Rule(Path, help="the picture: .png, .svg or .pdf; else both .png and .svg"))
 
 
 def _add_eval(command: AddCommand) -> None:

@@ -1,4 +1,4 @@
-"""The subcommands for models and runs: tasks, export, eval, sample, plot."""
+"""The subcommands for models and runs: tasks, export, eval, sample."""
 
 import argparse
 from pathlib import Path
@@ -17,7 +17,6 @@ from pretrain_lib.export.hub import check_hub, push_to_hub
 from pretrain_lib.models.generation import sample_texts
 from pretrain_lib.models.hf import load_pretrained
 from pretrain_lib.quiet import without_foreign_progress
-from pretrain_lib.report.pictures import plot_runs
 from pretrain_lib.run_folder.folder import CHECKPOINTS
 
 LM_EVAL_MODEL = "lm-eval's own model"
@@ -101,13 +100,6 @@ def run_sample(options: argparse.Namespace) -> None:
     )
     for text in texts:
         print(f"{text['prompt']}{text['text']}\n---")
-
-
-def run_plot(options: argparse.Namespace) -> None:
-    """Plot the metrics of runs."""
-    check_out(options.out)
-    for path in plot_runs(options.runs, options.out):
-        print(path)
 
 
 def check_device(name: str | None) -> None:
