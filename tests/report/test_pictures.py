@@ -221,11 +221,11 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
     for name in "ab":
         write_run(tmp_path / name, final=3.0 + (name == "b"))
     runs = [tmp_path / "a", tmp_path / "b"]
-    first = [path.read_bytes() for path in plot_runs(runs, tmp_path / "v1.5" / "both.png")]
-    second = [path.read_bytes() for path in plot_runs(runs, tmp_path / "again.v2")]
+    first = [path.read_bytes() for path in plot_runs(runs, tmp_path / "v1.5")]
+    second = [path.read_bytes() for path in plot_runs(runs, tmp_path / "more" / "again.v2")]
     assert first == second
-    assert sorted(path.name for path in tmp_path.glob("*/both.*")) == ["both.png", "both.svg"]
-    assert sorted(path.name for path in tmp_path.glob("again*")) == ["again.v2.png", "again.v2.svg"]
+    assert sorted(path.name for path in tmp_path.glob("v1.5*")) == ["v1.5.png", "v1.5.svg"]
+    assert sorted(path.name for path in tmp_path.glob("more/*")) == ["again.v2.png", "again.v2.svg"]
 
 
 @pytest.mark.filterwarnings("error")

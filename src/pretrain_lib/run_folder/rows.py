@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain_lib.run_folder.folder import METRICS
+from pretrain_lib.run_folder.folder import METRICS, SAMPLES
 
 Rows = list[dict]
 COMMON = ("kind", "step", "tokens")
@@ -36,6 +36,12 @@ def read_rows(path: Path, *, fields: Iterable[str] = COMMON) -> Rows:
         _read_row(line, f"{path}, line {number}", fields)
         for number, line in enumerate(lines, start=1)
     ]
+
+
+def read_samples(run: Path) -> list[dict]:
+    """Return the rows of a run's `samples.jsonl`: step, prompt, text; none without the file."""
+    path = run / SAMPLES
+    return read_rows(path, fields=("step", "prompt", "text")) if path.is_file() else []
 
 
 def _read_row(line: str, where: str, fields: Iterable[str]) -> dict:
