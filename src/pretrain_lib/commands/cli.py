@@ -44,6 +44,7 @@ FLAGS = {
     "sample": {"data.tokenizer": "FOLDER"},
     "export": {"data.tokenizer": "CHECKPOINT", "push_to_hub": "--push_to_hub"},
     "plot": {"panels": "--panels", "x": "--x"},
+    "report": {"out": "--out"},
 }
 
 
@@ -181,6 +182,12 @@ def _add_report_commands(command: AddCommand) -> None:
     panels = Rule(str, help="some of loss, lr, grad_norm, speed, scores, separated by commas")
     add("--panels", panels, default="loss,lr,grad_norm,speed,scores")
     add("--out", Rule(Path, help="the picture: .png, .svg or .pdf; else both .png and .svg"))
+
+    add = command("report", "Write an HTML page about runs, and a Markdown twin.")
+    add("runs", Rule(Path, help="run folders"), nargs="+", metavar="RUN")
+    add("--out", Rule(Path, help="the .html file; for one run by default RUN/report.html"))
+    watts = Rule(float, above=0, unit="watts", help="power of a device, for the energy")
+    add("--watts", watts)
 
 
 def _add_eval(command: AddCommand) -> None:
