@@ -42,7 +42,15 @@ class Charts:
     group: str
 
 
-Block = str | Table | Samples | Charts  # a str is a paragraph
+@dataclass(frozen=True)
+class Note:
+    """A remark in small letters, with the address of its source."""
+
+    text: str
+    url: str
+
+
+Block = str | Table | Samples | Charts | Note  # a str is a paragraph
 
 
 @dataclass(frozen=True)

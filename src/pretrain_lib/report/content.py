@@ -152,7 +152,11 @@ def _setting_sections(runs: Sequence[Run]) -> list[Section]:
         source, table = found
         number = count(len(table.rows), "setting")
         verb = "differs" if len(table.rows) == 1 else "differ"
-        text = f"{number} {verb} from {source}." if table.rows else f"All are those of {source}."
+        text = (
+            f"{number} {verb} from {source}."
+            if table.rows
+            else f"All settings are those of {source}."
+        )
         blocks += [f"{whose}{text} config.yaml has every setting.", *[table] * bool(table.rows)]
     return [*sections, Section("Settings", tuple(blocks))]
 

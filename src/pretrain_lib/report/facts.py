@@ -38,7 +38,7 @@ def state_of(run: Run) -> tuple[str, str]:
     status = read_status(run.folder)
     state, reason = status.get("state", "unknown"), status.get("reason", "")
     if state == "running" and not _is_locked(run.folder / LOCK):
-        return "killed", "it ended without a word; started again, it goes on from its checkpoint"
+        return "killed", "no process holds the run; started again, it resumes"
     return state, reason
 
 
@@ -141,9 +141,9 @@ def environment_facts(run: Run) -> dict[str, str]:
     versions = run.manifest.get("versions", {})
     return {
         "Devices": f"{world['processes']} × {name}",
-        "Processes": count(world["processes"], "process"),
+        "Processes": f"{world['processes']:,}",
         "Distributed": "" if world["distributed"] == "NO" else world["distributed"],
-        "Threads": count(world["threads"], "thread") + " per process",
+        "Threads": f"{world['threads']:,} per process",
         "Precision": PRECISIONS.get(world["precision"], world["precision"]),
         "System": world["system"],
         "Launcher's file": file or "",

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
 
-from pretrain_lib.report.blocks import Block, Charts, Report, Samples, Section, Table
+from pretrain_lib.report.blocks import Block, Charts, Note, Report, Samples, Section, Table
 
 # Nothing is loaded from elsewhere, whatever a text of the run contains.
 POLICY = (
@@ -79,6 +79,9 @@ def _block(block: Block) -> str:
         return _samples(block)
     if isinstance(block, Charts):
         return f'<div id="{block.group}"></div>'
+    if isinstance(block, Note):
+        link = f'<a href="{escape(block.url)}">{escape(block.url)}</a>'
+        return f'<p class="note">{escape(block.text)} {link}</p>'
     return f"<p>{escape(block)}</p>"
 
 

@@ -47,8 +47,7 @@ def check_page(runs: Sequence[Path], out: Path | None) -> Path:
     """Return the path of the page; raises ValueError if it is missing or does not end in .html."""
     if out is None and len(runs) > 1:
         raise ValueError(
-            f"out is missing, and a report of {len(runs)} runs belongs to none of their folders: "
-            f"give --out FILE.html"
+            f"a report of {len(runs)} runs belongs to none of their folders: give --out FILE.html"
         )
     if out is not None and out.suffix != ".html":
         raise ValueError(f"out={out} must end in .html; its Markdown twin ends in .md")

@@ -9,7 +9,7 @@ from pretrain_lib.evaluate.references import Figure, find_figure, models_near
 from pretrain_lib.evaluate.scored import Score, last_scores, read_results, scores_of_results
 from pretrain_lib.models.flops import count_parameters
 from pretrain_lib.models.hf import build_model
-from pretrain_lib.report.blocks import Table
+from pretrain_lib.report.blocks import Note, Table
 from pretrain_lib.report.runs import Run, read_shape
 
 OF_COMMAND = "scores.json"  # where `make quickstart` has `pretrain eval` write
@@ -60,7 +60,7 @@ def scored(run: Run) -> Scored:
     return Scored(run, scores, tuple(sources))
 
 
-def score_table(runs: Sequence[Scored]) -> tuple[Table, tuple[str, ...]]:
+def score_table(runs: Sequence[Scored]) -> tuple[Table, tuple[Note, ...]]:
     """Return a row for each task and metric of the runs, and the notes below the table.
 
     Published scores have the letter of their source; only those with the same number of shots are
@@ -82,7 +82,7 @@ def score_table(runs: Sequence[Scored]) -> tuple[Table, tuple[str, ...]]:
         own = [format_score(each.scores.get(key)) for each in runs]
         rows.append((*key, items, shots, *own, *(column[number] for column in columns.values())))
     header = ("Task", "Metric", "Items", "Shots", *(each.run.name for each in runs), *columns)
-    notes = [f"{letter}: {s.title}; {s.note}; {s.url}" for s, letter in letters.items()]
+    notes = [Note(f"{letter}: {s.title}; {s.note}.", s.url) for s, letter in letters.items()]
     table = Table(header, tuple(rows), numeric=tuple(range(2, len(header))))
     return table, tuple(notes)
 

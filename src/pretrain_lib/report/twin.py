@@ -1,6 +1,6 @@
 """Write a report as Markdown, for where HTML is not shown."""
 
-from pretrain_lib.report.blocks import Block, Charts, Report, Samples, Table
+from pretrain_lib.report.blocks import Block, Charts, Note, Report, Samples, Table
 from pretrain_lib.run_folder.markdown import escaped, fenced
 
 
@@ -21,6 +21,8 @@ def _block(block: Block, picture: str | None) -> str:
         return "\n\n".join([f"**{escaped(block.title)}**", *texts])
     if isinstance(block, Charts):
         return f"![Curves]({picture})" if picture and block.group == "curves" else ""
+    if isinstance(block, Note):
+        return f"{escaped(block.text)} <{block.url}>"
     return escaped(block)
 
 

@@ -21,4 +21,5 @@ def code(text: str) -> str:
 
 def escaped(text: str) -> str:
     """Return the text in one line, with the punctuation of Markdown and HTML escaped."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", " ".join(text.split()))
+    punctuation = r"([\\`*{}\[\]<>#|~&$]|(?<!\w)_|_(?!\w))"
+    return re.sub(punctuation, r"\\\1", " ".join(text.split()))
