@@ -60,7 +60,7 @@ def test_the_card_of_a_run_tells_what_its_rows_tell(recipe, tmp_path):
     (result,) = card.data.eval_results
     assert (result.dataset_type, result.metric_type, result.metric_value) == ("mine", "acc", 0.5)
     assert "| mine | acc |  |  | 0.5000 | 0.1000 |" in card.content
-    assert card.content.strip().startswith("# run\n") and card.data.model_name == "run"
+    assert card.text.strip().startswith("# run\n") and card.data.model_name == "run"
     (sample,) = [
         row for line in (folder / "samples.jsonl").open() if (row := json.loads(line))["step"] == 8
     ]

@@ -70,7 +70,7 @@ def _score_charts(runs: Sequence[Run], places: list[Places]) -> list[dict]:
             traces += _measured(run, place, "evaluation", name, color)
         lines = [(figure.model, figure.value) for figure in panel.published]
         log = "perplexity" in panel.metric
-        charts.append(_chart(panel.title, traces, lines=lines, log=log))
+        charts.append(_chart(panel.title, traces, lines=lines, log=log) | {"rises": not log})
     return charts
 
 
@@ -160,9 +160,10 @@ def _events(run: Run, place: Places, color: int, *, many: bool) -> list[dict]:
         f"step {row['step']:,}: {row.get('message') or row['event'].replace('_', ' ')}"
         for row in said
     ]
+    heights = np.full(len(rows), 0.04 * color)  # of the height of the chart
     legend = f"{run.name}, events" if many else "events"
     more = {"name": run.name, "legend": legend, "texts": texts}
-    return [_trace(place, rows, np.zeros(len(rows)), look="event", color=color, **more)]
+    return [_trace(place, rows, heights, look="event", color=color, **more)]
 
 
 def thin(values: np.ndarray, most: int) -> np.ndarray:

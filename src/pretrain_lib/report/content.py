@@ -31,6 +31,7 @@ from pretrain_lib.run_folder.metrics import human, human_time, perplexity
 from pretrain_lib.run_folder.rows import read_samples
 
 SHOWN_STEPS = 12  # at which samples are shown
+SHOWN_OF_SEVERAL = 3  # of each of several runs
 
 
 def compose(runs: Sequence[Run], *, watts: float | None = None) -> Report:
@@ -116,7 +117,7 @@ def _sample_section(runs: Sequence[Run]) -> Section:
     for run in runs:
         rows = read_samples(run.folder)
         steps = list(dict.fromkeys(row["step"] for row in rows))
-        shown = _spread(steps, SHOWN_STEPS)
+        shown = _spread(steps, SHOWN_STEPS if len(runs) == 1 else SHOWN_OF_SEVERAL)
         if len(shown) < len(steps):
             text = f"Samples at {len(shown)} of {len(steps)} steps; samples.jsonl has all."
             blocks.append(text if len(runs) == 1 else f"{run.name}: {text}")

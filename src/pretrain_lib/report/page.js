@@ -7,9 +7,7 @@
   const root = document.documentElement;
   const config = {
     responsive: true,
-    displaylogo: false,
-    displayModeBar: "hover",
-    modeBarButtonsToRemove: ["lasso2d", "select2d", "zoomIn2d", "zoomOut2d"],
+    displayModeBar: false, // it would cover the curves: one drags to zoom, double-clicks to reset
   };
   let axis = Object.keys(report.axes)[0];
 
@@ -27,20 +25,30 @@
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: css("--text") },
       hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--text") } },
-      modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--muted"), activecolor: css("--accent") },
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
     };
     return { ...base, ...more, xaxis: { ...lines, ...more.xaxis }, yaxis: { ...lines, ...more.yaxis } };
   }
 
-  function trace(each) {
+  // The standard errors of many points are a band, those of a few are bars.
+  function band(each) {
+    const edge = (sign) => each.y.map((y, i) => (y === null ? null : y + sign * (each.errors[i] || 0)));
+    const shared = { type: "scatter", mode: "lines", x: each.x[axis], line: { width: 0 }, hoverinfo: "skip" };
+    const fill = { fill: "tonexty", fillcolor: `${color(each.color)}33` };
+    return [-1, 1].map((sign) => ({ ...shared, y: edge(sign), showlegend: false, ...(sign > 0 ? fill : {}) }));
+  }
+
+  function traces(each) {
+    const many = each.y.length > 25;
+    const banded = each.errors && many;
     const look = {
       pale: { mode: "lines", line: { width: 1, color: color(each.color) }, opacity: 0.3, hoverinfo: "skip" },
       line: { mode: each.y.length > 1 ? "lines" : "markers", line: { width: 2.2, color: color(each.color) } },
       measured: {
         mode: "lines+markers",
         line: { width: 1.6, color: color(each.color) },
-        marker: { size: 7, color: css("--card"), line: { width: 1.6, color: color(each.color) } },
+        marker: { size: many ? 5 : 7, color: css("--card"), line: { width: 1.4, color: color(each.color) } },
+        ...(banded ? { mode: "lines" } : {}),
       },
       event: {
         mode: "markers",
@@ -50,22 +58,24 @@
         hovertemplate: "%{text}<extra></extra>",
       },
     }[each.look];
-    const errors = each.errors && {
+    const errors = each.errors && !many && {
       error_y: { type: "data", array: each.errors, thickness: 1, width: 3, color: color(each.color) },
     };
     const name = plain(each.legend || each.name || "");
-    return { type: "scatter", x: each.x[axis], y: each.y, name, showlegend: Boolean(each.legend), ...look, ...errors };
+    const own = { type: "scatter", x: each.x[axis], y: each.y, name, showlegend: Boolean(each.legend) };
+    return [...(banded ? band(each) : []), { ...own, ...look, ...errors }];
   }
 
   function drawChart(chart, place) {
     const scale = axis === "flops" ? { exponentformat: "e" } : { exponentformat: "B" };
     const y = chart.log ? { type: "log" } : chart.limits ? { range: chart.limits } : {};
+    const small = chart.limits && chart.limits[1] < 1; // such as a learning rate: 0.0006, not 600µ
     const line = { width: 1, dash: "dash", color: css("--muted") };
     const shapes = chart.lines.map((each) => (
       { type: "line", xref: "paper", x0: 0, x1: 1, y0: each.value, y1: each.value, line }
     ));
     const annotations = chart.lines.map((each) => ({
-      xref: "paper", x: 1, xanchor: "right", y: chart.log ? Math.log10(each.value) : each.value, yanchor: "bottom",
+      xref: "paper", x: chart.rises ? 0.01 : 1, xanchor: chart.rises ? "left" : "right", y: chart.log ? Math.log10(each.value) : each.value, yanchor: "bottom",
       text: plain(each.label), showarrow: false, font: { size: 11, color: css("--muted") },
     }));
     const more = {
@@ -74,17 +84,17 @@
       shapes,
       annotations,
       xaxis: { title: { text: report.axes[axis] }, nticks: chart.wide ? 10 : 5, rangemode: "tozero", ...scale },
-      yaxis: { exponentformat: "B", nticks: chart.wide ? 9 : 6, ...y },
+      yaxis: { exponentformat: small ? "none" : "B", nticks: chart.wide ? 9 : 6, ...y },
       yaxis2: { overlaying: "y", range: [-0.04, 1], visible: false, fixedrange: true },
     };
-    Plotly.react(place, chart.traces.map(trace), layout(more), config);
+    Plotly.react(place, chart.traces.flatMap(traces), layout(more), config);
   }
 
   function drawScores(place) {
     const { rows, series } = report.scores;
     const symbols = ["diamond-open", "square-open", "triangle-up-open", "cross-open", "x-open"];
     let published = 0;
-    const traces = series.map((each) => {
+    const points = series.map((each) => {
       const own = each.color !== null;
       const marker = own
         ? { size: 10, color: color(each.color) }
@@ -102,7 +112,7 @@
       xaxis: { title: { text: "Score ± standard error" }, rangemode: "tozero" },
       yaxis: { type: "category", autorange: "reversed", automargin: true },
     };
-    Plotly.react(place, traces, layout(more), config);
+    Plotly.react(place, points, layout(more), config);
   }
 
   function add(parent, tag, properties) {

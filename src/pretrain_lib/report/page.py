@@ -13,6 +13,8 @@ POLICY = (
     "img-src data: blob:; font-src data:"
 )
 
+ZOOM = '<p class="note">Drag over a chart to zoom in, double-click it to see all of it again.</p>'
+
 
 def check_plotly() -> None:
     """Raise ValueError if plotly, whose script is embedded in the page, is not installed."""
@@ -78,7 +80,7 @@ def _block(block: Block) -> str:
     if isinstance(block, Samples):
         return _samples(block)
     if isinstance(block, Charts):
-        return f'<div id="{block.group}"></div>'
+        return f'<div id="{block.group}"></div>{ZOOM * (block.group == "curves")}'
     if isinstance(block, Note):
         link = f'<a href="{escape(block.url)}">{escape(block.url)}</a>'
         return f'<p class="note">{escape(block.text)} {link}</p>'
