@@ -104,9 +104,8 @@ def _score_section(runs: Sequence[Run]) -> Section:
     if not any(each.scores for each in found):
         return Section("Scores", ("No scores have been measured.",))
     table, notes = score_table(found)
-    models = len(table.header) > 4 + len(runs)
     intro = ["Value ± standard error."]
-    if models:
+    if notes:
         intro.append("Published scores of models of similar size have the letter of their source.")
     intro += [source for each in found for source in each.sources]
     return Section("Scores", (" ".join(intro), Charts("scores"), table, *notes))

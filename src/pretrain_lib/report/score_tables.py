@@ -82,6 +82,8 @@ def score_table(runs: Sequence[Scored]) -> tuple[Table, tuple[Note, ...]]:
         own = [format_score(each.scores.get(key)) for each in runs]
         rows.append((*key, items, shots, *own, *(column[number] for column in columns.values())))
     header = ("Task", "Metric", "Items", "Shots", *(each.run.name for each in runs), *columns)
+    kept = [i for i in range(len(header)) if any(row[i] for row in rows)]  # items may be unknown
+    header, *rows = (tuple(cells[i] for i in kept) for cells in (header, *rows))
     notes = [Note(f"{letter}: {s.title}; {s.note}.", s.url) for s, letter in letters.items()]
     table = Table(header, tuple(rows), numeric=tuple(range(2, len(header))))
     return table, tuple(notes)
