@@ -78,7 +78,7 @@ def test_the_report_of_a_trained_run(recipe, tmp_path):
         assert "1 setting differs from the recipe" in said and "run.max_steps" in said
         assert "done: step 6 is reached" in said and "kWh at 100 W per device" in said
         assert "No scores have been measured." in said
-        assert manifest["data_fingerprint"] in said
+        assert manifest["data_fingerprint"] in said and "bits per byte)" in said
         assert "1 resume." in said
         assert all(sample["text"].splitlines()[0] in said for sample in samples)
     assert "![Curves](report-curves.png)" in twin

@@ -76,7 +76,8 @@ def format_loss(row: dict) -> str:
     loss = row.get("loss")
     if loss is None:
         return ""
-    return f"{loss:.4f} nats per token at step {row['step']:,} (perplexity {perplexity(loss):,.4g})"
+    known = ", ".join(filter(None, [f"perplexity {perplexity(loss):,.4g}", bits(row)]))
+    return f"{loss:.4f} nats per token at step {row['step']:,} ({known})"
 
 
 def bits(row: dict) -> str:
