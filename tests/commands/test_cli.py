@@ -121,6 +121,8 @@ def test_export_sample_plot(recipe, tmp_path, capsys, forked_reload):
     assert ours.keys() == exported.keys()
     assert all(torch.equal(ours[name], exported[name]) for name in ours)
     assert not (out / "training").exists()
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "(curves.png)" in (out / "README.md").read_text()
     half = tmp_path / "half"
     assert call("export", checkpoint, "--out", half, "--dtype", "bfloat16") == 0
     model = AutoModelForCausalLM.from_pretrained(half)

@@ -133,6 +133,24 @@ def test_a_run_killed_in_mid_write_is_plotted_without_its_last_row(tmp_path, cap
     assert (tmp_path / "plots" / "curves.png").is_file()
 
 
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("plot x --panels los", "--panels los must be some of loss, lr, grad_norm, speed, scores"),
+        ("plot x --panels loss,", "--panels '' must be some of"),
+        ("plot x --x token", "--x token must be tokens, steps, flops or hours; did you mean"),
+        ("report x y", "a report of 2 runs belongs to none of their folders: give --out"),
+        ("report x --out y.htm", "--out y.htm must end in .html"),
+        ("report x --watts 0", "--watts 0 must be a number above 0"),
+        ("report x", "x is not a run folder"),
+    ],
+)
+def test_what_plot_and_report_refuse(capsys, tmp_path, monkeypatch, command, expected):
+    monkeypatch.chdir(tmp_path)
+    assert expected in refuse(capsys, *command.split())
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("broken", [b'{"kind": "tr', b"5", b'{"kind": "train"}', b"\xff\0\0"])
 def test_a_broken_row_is_named(tmp_path, capsys, broken):
     good = json.dumps(rows(1)[0]).encode()
@@ -171,6 +189,7 @@ NEEDED = {
     "new": ["gpt2_124m", "o"],
     "train": ["gpt2_124m"],
     "completion": ["bash"],
+    "report": ["x"],
 }
 FLAGS = [
     (name, action.option_strings[0])

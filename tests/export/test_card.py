@@ -33,6 +33,7 @@ def results_of(parameters, **changes):
     return {
         "results": {"alias": {}, "hellaswag": scores | {"acc_norm_per_token_stderr,none": "N/A"}},
         "n-shot": {"hellaswag": 0},
+        "n-samples": {"hellaswag": {"original": 10_042, "effective": 1_000}},
         "config": {"model_num_parameters": parameters, "limit": None},
         "lm_eval_version": "0.4.13",
     } | changes
@@ -58,7 +59,13 @@ def test_the_card_of_a_run_tells_what_its_rows_tell(recipe, tmp_path):
     assert card.data.license is None and card.data.datasets is None
     (result,) = card.data.eval_results
     assert (result.dataset_type, result.metric_type, result.metric_value) == ("mine", "acc", 0.5)
-    assert "| mine | acc |  | 0.5000 | 0.1000 |" in card.content
+    assert "| mine | acc |  |  | 0.5000 | 0.1000 |" in card.content
+    assert card.text.strip().startswith("# run\n") and card.data.model_name == "run"
+    (sample,) = [
+        row for line in (folder / "samples.jsonl").open() if (row := json.loads(line))["step"] == 8
+    ]
+    said = f'at step 8, after the prompt `"def "`:\n\n```text\ndef {sample["text"]}\n```'
+    assert said in card.content and 'tokenizer("def ", return_tensors' in card.content
 
     rows, told = read_rows(folder, clock=True), table(card.content)
     last = {kind: [r for r in rows if r["kind"] == kind][-1] for kind in ("train", "validation")}
@@ -71,6 +78,9 @@ def test_the_card_of_a_run_tells_what_its_rows_tell(recipe, tmp_path):
     assert told["fingerprint of the data"] == f"`{manifest['data_fingerprint']}`"
     assert told["text"].endswith("(held out: hash:0.1)")
     assert str(tmp_path.parent) not in card.content  # nothing of this machine's folders
+    precision = manifest["world"]["precision"]
+    assert told["precision"] == {"no": "fp32", "bf16": "bf16 autocast, fp32 weights"}[precision]
+    assert "pretrained on 2.048K tokens of text" in card.content
     settings = yaml.safe_load(card.content.split("```yaml\n")[1].split("```")[0])
     config = manifest["config"]
     for section in ("model", "batch", "optimizer", "schedule"):
@@ -122,8 +132,8 @@ def test_scores_of_a_file_are_shown_with_their_errors(bare, tmp_path):
     found = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert found == {"acc": 0.25, "acc_norm_per_token": 0.375}
     assert card.data.model_name == "out"
-    assert "| hellaswag | acc | 0 | 0.2500 | 0.0433 |" in card.content
-    assert "| hellaswag | acc_norm_per_token | 0 | 0.3750 |  |" in card.content
+    assert "| hellaswag | acc | 1,000 | 0 | 0.2500 | 0.0433 |" in card.content
+    assert "| hellaswag | acc_norm_per_token | 1,000 | 0 | 0.3750 |  |" in card.content
     assert "lm-evaluation-harness 0.4.13.\n" in card.content
     limited = results_of(1416, config={"limit": 100})
     path.write_text(json.dumps(limited))
@@ -163,3 +173,26 @@ def test_sources_on_the_hub_are_named_as_data_sets(recipe, bare, tmp_path):
     text = f"{sources[0]}, {sources[1]}, {tmp_path.name}, python-stdlib (held out: first:100e6)"
     assert table(card.content)["text"] == text
     assert "training loss, last row" not in table(card.content)
+
+
+def test_a_run_in_fp32_is_said_to_be_so_and_its_curves_are_shown(recipe, bare, tmp_path):
+    run(change(recipe, run={"max_steps": 1}))
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000001"
+    path = checkpoint / "training" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["world"]["precision"] = "no"
+    path.write_text(json.dumps(manifest))
+    model = load_pretrained(checkpoint)
+    write_card(tmp_path, "name", model, gather(checkpoint, model), picture="curves.png")
+    card = (tmp_path / "README.md").read_text()
+    assert table(card)["precision"] == "fp32"
+    assert "![The curves of the run](curves.png)" in card
+
+
+def test_a_picture_travels_with_an_export_which_can_be_replaced(bare, tmp_path):
+    (tmp_path / "drawn.png").write_bytes(b"png")
+    for _ in range(2):
+        export_checkpoint(bare, tmp_path / "out", picture=tmp_path / "drawn.png")
+    assert (tmp_path / "out" / "curves.png").read_bytes() == b"png"
+    export_checkpoint(bare, tmp_path / "out")
+    assert not (tmp_path / "out" / "curves.png").exists()

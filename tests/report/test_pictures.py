@@ -14,6 +14,7 @@ import pytest
 from pretrain_lib.report.baselines import loss_baselines, score_baselines
 from pretrain_lib.report.curves import looks_of, robust_limits, without_spikes
 from pretrain_lib.report.pictures import choose_panels, plot_runs
+from pretrain_lib.report.runs import flops_per_token, open_runs, positions
 from pretrain_lib.run_folder.rows import column, read_metrics, scored_tasks, smooth
 
 pytestmark = pytest.mark.moderate
@@ -136,6 +137,61 @@ def test_limits_hold_the_curve_but_neither_its_start_nor_its_spikes():
     assert low < 0.25 and high > 0.3
 
 
+def test_limits_of_a_short_run_hold_its_whole_fall():
+    tokens = np.arange(1.0, 31.0)
+    values = 4 + 5 * np.exp(-tokens / 5)
+    low, high = robust_limits([(tokens, values), (np.array([0.0, 30.0]), np.array([9.05, 4.2]))])
+    assert low < 4.1 and 9.05 < high < 10
+
+
+def test_each_axis_has_its_place_of_a_row(tmp_path):
+    rows = write_run(tmp_path, steps=4)
+    for row in rows:
+        row["seconds"] = 900 * row["step"]
+    steps = [row["step"] for row in rows]
+    assert positions(rows, "steps").tolist() == steps
+    assert positions(rows, "tokens").tolist() == [1024 * step for step in steps]
+    hours = positions(rows, "hours").tolist()  # known of train rows only
+    assert hours == pytest.approx([step / 4 for step in steps])
+    flops = positions(rows, "flops", flops_per_token=10.0).tolist()
+    assert flops == [10_240 * step for step in steps]
+    shape = {"vocabulary_size": 100, "num_layers": 2, "num_heads": 2, "width": 64}
+    rate = flops_per_token({"model": shape, "batch": {"sequence_length": 32}})
+    # 100 x 64 of the head, 12 d^2 + 13 d of a block, 2 d of the last norm; 12 L d T of attention
+    weights = 100 * 64 + 2 * (12 * 64**2 + 13 * 64) + 2 * 64
+    assert rate == 6 * weights + 12 * 2 * 64 * 32
+    llama = shape | {"num_key_value_heads": 2, "mlp_width": 128}
+    assert flops_per_token({"model": llama, "batch": {"sequence_length": 32}}) > 0
+    with pytest.raises(ValueError, match="give --x tokens, steps or hours"):
+        plot_runs([tmp_path], x="flops")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_the_suffix_of_the_picture_chooses_its_format(tmp_path, suffix):
+    write_run(tmp_path / "run")
+    panels = {".png": ["loss"], ".svg": ["lr", "speed"], ".pdf": ["scores"]}[suffix]
+    (path,) = plot_runs([tmp_path / "run"], tmp_path / f"a{suffix}", panels=panels, x="steps")
+    assert path.suffix == suffix and [path] == list(tmp_path.glob("a*"))
+    assert path.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml", b"%PDF-")
+
+
+def test_panels_of_which_there_are_none_are_refused(tmp_path):
+    rows = write_run(tmp_path / "run")
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows if r["kind"] != "evaluation"))
+    with pytest.raises(ValueError, match="panels=scores: the runs have no scores yet"):
+        plot_runs([tmp_path / "run"], panels=["scores"])
+    with pytest.raises(ValueError, match="separated by commas; did you mean grad_norm"):
+        plot_runs([tmp_path / "run"], panels=["grad_nrom"])
+    assert not (tmp_path / "run" / "plots").exists()
+
+
+def test_rows_after_the_last_step_are_left_out(tmp_path):
+    write_run(tmp_path)
+    (run,) = open_runs([tmp_path], last_step=20)
+    assert max(row["step"] for row in run.rows) == 20
+
+
 def test_runs_differ_by_color_or_marker():
     assert len({(look.color, look.marker) for look in looks_of(20)}) == 20
 
@@ -221,11 +277,11 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
     for name in "ab":
         write_run(tmp_path / name, final=3.0 + (name == "b"))
     runs = [tmp_path / "a", tmp_path / "b"]
-    first = [path.read_bytes() for path in plot_runs(runs, tmp_path / "v1.5" / "both.png")]
-    second = [path.read_bytes() for path in plot_runs(runs, tmp_path / "again.v2")]
+    first = [path.read_bytes() for path in plot_runs(runs, tmp_path / "v1.5")]
+    second = [path.read_bytes() for path in plot_runs(runs, tmp_path / "more" / "again.v2")]
     assert first == second
-    assert sorted(path.name for path in tmp_path.glob("*/both.*")) == ["both.png", "both.svg"]
-    assert sorted(path.name for path in tmp_path.glob("again*")) == ["again.v2.png", "again.v2.svg"]
+    assert sorted(path.name for path in tmp_path.glob("v1.5*")) == ["v1.5.png", "v1.5.svg"]
+    assert sorted(path.name for path in tmp_path.glob("more/*")) == ["again.v2.png", "again.v2.svg"]
 
 
 @pytest.mark.filterwarnings("error")

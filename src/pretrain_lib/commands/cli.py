@@ -46,10 +46,11 @@ FLAGS = {
     "eval": {"tasks": "--tasks", "include_path": "--include_path"},
     "sample": {"data.tokenizer": "FOLDER"},
     "export": {"data.tokenizer": "CHECKPOINT", "push_to_hub": "--push_to_hub"},
-    "plot": {},
     "new": {},
     "train": {},
     "completion": {},
+    "plot": {"panels": "--panels", "x": "--x"},
+    "report": {"out": "--out"},
 }
 SHELLS = ("bash", "zsh", "tcsh")
 
@@ -109,6 +110,7 @@ def build_parser() -> Parser:
     _add_data_commands(partial(command, "data"))
     _add_model_commands(partial(command, "model"))
     _add_eval(partial(command, "model"))
+    _add_report_commands(partial(command, "report"))
     return parser
 
 
@@ -210,9 +212,20 @@ def _add_model_commands(command: AddCommand) -> None:
     add("--top_p", top_p)
     add("--seed", SEED, default=0)
 
+
+def _add_report_commands(command: AddCommand) -> None:
     add = command("plot", "Draw the curves of runs.")
     add("runs", Rule(Path, help="run folders"), nargs="+", metavar="RUN")
-    add("--out", Rule(Path, help="the picture, its suffix ignored"))
+    add("--x", Rule(Literal["tokens", "steps", "flops", "hours"], help="x axis"), default="tokens")
+    panels = Rule(str, help="some of loss, lr, grad_norm, speed, scores, separated by commas")
+    add("--panels", panels, default="loss,lr,grad_norm,speed,scores")
+    add("--out", Rule(Path, help="the picture: .png, .svg or .pdf; else both .png and .svg"))
+
+    add = command("report", "Write an HTML page about runs, and a Markdown twin.")
+    add("runs", Rule(Path, help="run folders"), nargs="+", metavar="RUN")
+    add("--out", Rule(Path, help="the .html file; for one run by default RUN/report.html"))
+    watts = Rule(float, above=0, unit="watts", help="power of a device, for the energy")
+    add("--watts", watts)
 
 
 def _add_eval(command: AddCommand) -> None:

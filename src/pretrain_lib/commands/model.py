@@ -1,24 +1,28 @@
-"""The subcommands for models and runs: tasks, export, eval, sample, plot."""
+"""The subcommands for models and runs: tasks, export, eval, sample."""
 
 import argparse
+import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
-from pretrain_lib.checkpoint.folders import FILES, find_newest, verify_checkpoint
+from pretrain_lib.checkpoint.folders import FILES, STATE, find_newest, verify_checkpoint
 from pretrain_lib.commands.outputs import check_out
 from pretrain_lib.data.text.tokenizer import load_tokenizer
 from pretrain_lib.evaluate.harness import evaluate_folder, is_ours
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
 from pretrain_lib.evaluate.results import format_table, write_results
 from pretrain_lib.evaluate.suites import SUITES
+from pretrain_lib.export.card import run_of
 from pretrain_lib.export.export import export_checkpoint
 from pretrain_lib.export.hub import check_hub, push_to_hub
 from pretrain_lib.models.generation import sample_texts
 from pretrain_lib.models.hf import load_pretrained
 from pretrain_lib.quiet import without_foreign_progress
 from pretrain_lib.report.pictures import plot_runs
-from pretrain_lib.run_folder.folder import CHECKPOINTS
+from pretrain_lib.run_folder.folder import CHECKPOINTS, METRICS
+from pretrain_lib.run_folder.rows import read_rows
 
 LM_EVAL_MODEL = "lm-eval's own model"
 OUR_MODEL = "our model under lm-eval (--harness for its own)"
@@ -39,12 +43,13 @@ def run_export(options: argparse.Namespace) -> None:
     check_out(options.out, is_folder=True)
     if name is not None:
         check_hub(name)
-    with without_foreign_progress():
+    with without_foreign_progress(), TemporaryDirectory() as folder:
         difference = export_checkpoint(
             source,
             options.out,
             dtype=getattr(torch, options.dtype),
             scores=options.scores,
+            picture=_draw_curves(source, Path(folder)),
             max_shard_bytes=options.max_shard_size,
         )
     print(
@@ -55,6 +60,19 @@ def run_export(options: argparse.Namespace) -> None:
         with without_foreign_progress():
             address = push_to_hub(options.out, name, private=options.private)
         print(f"{options.out}: uploaded to {address}")
+
+
+def _draw_curves(checkpoint: Path, folder: Path) -> Path | None:
+    """Draw the run of a checkpoint up to it; return the picture, None if there are no rows."""
+    run = run_of(checkpoint)
+    if run is None or not (checkpoint / STATE).is_file():
+        return None
+    step = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["step"]
+    rows = [row for row in read_rows(run / METRICS) if row["step"] <= step]
+    if not any(row["kind"] == "train" for row in rows):
+        return None
+    (picture,) = plot_runs([run], folder / "curves.png", last_step=step)
+    return picture
 
 
 def run_eval(options: argparse.Namespace) -> None:
@@ -101,13 +119,6 @@ def run_sample(options: argparse.Namespace) -> None:
     )
     for text in texts:
         print(f"{text['prompt']}{text['text']}\n---")
-
-
-def run_plot(options: argparse.Namespace) -> None:
-    """Plot the metrics of runs."""
-    check_out(options.out)
-    for path in plot_runs(options.runs, options.out):
-        print(path)
 
 
 def check_device(name: str | None) -> None:

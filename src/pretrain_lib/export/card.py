@@ -9,28 +9,18 @@ import yaml
 from pretrain_lib.checkpoint.folders import MANIFEST, STATE
 from pretrain_lib.corpus.origin import Origin, find_origins
 from pretrain_lib.data.text.rows import HUB_NAME
-from pretrain_lib.evaluate.results import iterate_scores
+from pretrain_lib.evaluate.scored import Score, last_scores, read_results, scores_of_results
 from pretrain_lib.models.flops import count_parameters
 from pretrain_lib.models.gpt2 import GPT2Config
 from pretrain_lib.models.hf import Model
-from pretrain_lib.run_folder.folder import CHECKPOINTS, METRICS
+from pretrain_lib.run_folder.folder import CHECKPOINTS, METRICS, PRECISIONS
+from pretrain_lib.run_folder.markdown import code, fenced
 from pretrain_lib.run_folder.metrics import human, human_time, perplexity
-from pretrain_lib.run_folder.rows import COMMON, Rows, read_rows
+from pretrain_lib.run_folder.rows import Rows, read_rows, read_samples
 
 CARD = "README.md"
 RECIPE = ("model", "batch", "optimizer", "schedule")
 OF_DATA = ("weights", "document_masking", "packing", "streaming")
-
-
-@dataclass(frozen=True)
-class Score:
-    """A score of lm-eval."""
-
-    task: str
-    metric: str
-    value: float
-    error: float | None
-    shots: int | None
 
 
 @dataclass(frozen=True)
@@ -41,18 +31,26 @@ class Known:
     state: dict = field(default_factory=dict)
     rows: Rows = field(default_factory=list)
     """The metrics rows of the run up to the checkpoint."""
+    samples: list[dict] = field(default_factory=list)
+    """What the model wrote at the checkpoint."""
     scores: tuple[Score, ...] = ()
     scored_by: str = ""
 
 
-def write_card(folder: Path, name: str, model: Model, known: Known) -> None:
-    """Write `README.md` into an export, with the metadata header of the Hub."""
+def write_card(
+    folder: Path, name: str, model: Model, known: Known, *, picture: str | None = None
+) -> None:
+    """Write `README.md` into an export, with the metadata header of the Hub.
+
+    `picture` is the name of a file beside it that shows the curves.
+    """
     sections = [
         _front_matter(name, model, known),
         f"# {name}\n\n{_describe(model, known)}",
-        _training_section(known),
+        _training_section(known, picture),
         _score_section(known),
-        USE,
+        _sample_section(known),
+        _use_section(known),
         LICENSE,
     ]
     text = "\n\n".join(section for section in sections if section)
@@ -65,52 +63,41 @@ def gather(checkpoint: Path, model: Model, *, scores: Path | None = None) -> Kno
     `scores` is a file in lm-eval's format; without it, the scores are those of the run's last
     evaluation. Raises ValueError for a file in another format, or scores of another model.
     """
-    manifest, state, rows = {}, {}, []
+    manifest, state, rows, samples = {}, {}, [], []
+    run = run_of(checkpoint)
     if (checkpoint / STATE).is_file():
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        path = checkpoint.resolve().parent.parent / METRICS
-        if checkpoint.resolve().parent.name == CHECKPOINTS and path.is_file():
-            rows = [row for row in read_rows(path) if row["step"] <= state["step"]]
+    if state and run is not None:
+        rows = [row for row in read_rows(run / METRICS) if row["step"] <= state["step"]]
+        samples = [row for row in read_samples(run) if row["step"] == state["step"]]
     if scores is not None:
-        return Known(manifest, state, rows, *_scores_of_file(scores, model))
-    return Known(manifest, state, rows, *_scores_of_rows(rows))
+        found, by = _scores_of_file(scores, model)
+    else:
+        found, step = last_scores(run or checkpoint, rows)
+        by = f"lm-evaluation-harness during training, at step {step:,}"
+    return Known(manifest, state, rows, samples, found, by if found else "")
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """Return the run folder that contains a checkpoint, None if it lies elsewhere."""
+    folder = checkpoint.resolve().parent
+    run = folder.parent
+    return run if folder.name == CHECKPOINTS and (run / METRICS).is_file() else None
 
 
 def _scores_of_file(path: Path, model: Model) -> tuple[tuple[Score, ...], str]:
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        results = {}
-    if not {"results", "config"} <= set(results):
-        raise ValueError(
-            f"scores={path} holds no lm-eval results: give a file written by `pretrain eval --out`"
-        )
+    results = read_results(path)
     parameters = results["config"].get("model_num_parameters")
     if parameters not in (None, own := count_parameters(model)):
         raise ValueError(
             f"scores={path} has the scores of a model of {parameters:,} parameters, but this one "
             f"has {own:,}: give the scores of this model"
         )
-    shots, limit = results.get("n-shot", {}), results["config"].get("limit")
-    found = [
-        Score(task, metric, value, error if isinstance(error, float) else None, shots.get(task))
-        for task, metric, value, error in iterate_scores(results)
-    ]
     by = f"lm-evaluation-harness {results.get('lm_eval_version', '')}".strip()
-    return tuple(found), f"{by}; the first {limit:g} items of each task" if limit else by
-
-
-def _scores_of_rows(rows: Rows) -> tuple[tuple[Score, ...], str]:
-    row = _last(rows, "evaluation")
-    names = [name for name in row if name not in COMMON and not name.endswith("_stderr")]
-    found = [
-        Score(*name.rsplit("/", 1), row[name], row.get(f"{name}_stderr"), None)
-        for name in names
-        if "/" in name and row[name] is not None
-    ]
-    by = f"lm-evaluation-harness during training, at step {row['step']:,}" if found else ""
-    return tuple(found), by
+    limit = results["config"].get("limit")
+    by = f"{by}; the first {limit:g} items of each task" if limit else by
+    return scores_of_results(results), by
 
 
 def _last(rows: Rows, kind: str) -> dict:
@@ -161,14 +148,16 @@ def _describe(model: Model, known: Known) -> str:
         f"A {_family(model)[1]} of {count_parameters(model):,} parameters with a context of "
         f"{config.context_length:,} tokens and a vocabulary of {config.vocabulary_size:,}"
     )
-    trained = "" if tokens is None else f", pretrained on {human(tokens)} tokens with pretrain_lib"
+    names = list(dict.fromkeys(filter(None, map(_name_origin, _origins(known)))))
+    of = f" of {' and '.join(names)}" if names else ""
+    trained = f", pretrained on {human(tokens)} tokens{of} with pretrain_lib" if tokens else ""
     return (
         f"{text}{trained}. It is a base model: it was not trained to follow instructions, and what "
         f"it writes may be false or harmful."
     )
 
 
-def _training_section(known: Known) -> str:
+def _training_section(known: Known, picture: str | None) -> str:
     if not known.state:
         return ""
     config, state = known.manifest["config"], known.state
@@ -186,8 +175,8 @@ def _training_section(known: Known) -> str:
         "fingerprint of the data": f"`{known.manifest['data_fingerprint']}`",
         "continued from": _parent(known.manifest["parent"]),
         "initial weights": Path(config["run"].get("initial_weights") or "").name,
-        "time": f"{human_time(state['seconds'])} on {world['processes']} x {world['device']}, "
-        f"precision {world['precision']}",
+        "time": f"{human_time(state['seconds'])} on {_device(world)}",
+        "precision": PRECISIONS.get(world["precision"], world["precision"]),
         "software": ", ".join(f"{name} {versions[name]}" for name in names if name in versions),
         "revision": _revision(known.manifest["git"]),
     }
@@ -196,7 +185,9 @@ def _training_section(known: Known) -> str:
     shown["run"] = {"seed": config["run"]["seed"]}
     settings = yaml.safe_dump(shown, sort_keys=False)
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value)
-    return f"## Training\n\n| | |\n|---|---|\n{table}\n\nThe recipe:\n\n```yaml\n{settings}```"
+    curves = f"![The curves of the run]({picture})\n\n" if picture else ""
+    recipe = f"The recipe:\n\n```yaml\n{settings}```"
+    return f"## Training\n\n{curves}| | |\n|---|---|\n{table}\n\n{recipe}"
 
 
 def _loss(row: dict) -> str:
@@ -220,11 +211,23 @@ def _parent(checkpoint: str | None) -> str:
     return f"{path.parent.parent.name}, {path.name}" if checkpoint else ""
 
 
+def _device(world: dict) -> str:
+    """Return the number and name of the devices, such as "8 x NVIDIA H100"."""
+    return f"{world['processes']} x {world.get('device_name') or world['device']}"
+
+
+def _name_origin(origin: Origin) -> str:
+    """Name the text of an origin without the folder names of this machine."""
+    if not origin.sources:
+        return origin.path or ""
+    return ", ".join(Path(s).name if Path(s).exists() else s for s in origin.sources)
+
+
 def _describe_origin(origin: Origin) -> str:
     """Describe an origin without the folder names of this machine."""
     if not origin.sources:
         return f"the tokens of {origin.path}"
-    names = ", ".join(Path(s).name if Path(s).exists() else s for s in origin.sources)
+    names = _name_origin(origin)
     return names if origin.validation is None else f"{names} (held out: {origin.validation})"
 
 
@@ -235,15 +238,32 @@ def _revision(git: dict | None) -> str:
 def _score_section(known: Known) -> str:
     if not known.scores:
         return ""
-    lines = [f"## Scores\n\n{known.scored_by}.\n", "| task | metric | shots | value | stderr |"]
-    lines.append("|---|---|---|---|---|")
+    lines = [f"## Scores\n\n{known.scored_by}.\n"]
+    lines.append("| task | metric | items | shots | value | stderr |\n|---|---|---|---|---|---|")
     for score in known.scores:
+        items = "" if score.items is None else f"{score.items:,}"
         shots = "" if score.shots is None else score.shots
         error = "" if score.error is None else f"{score.error:.4f}"
-        lines.append(f"| {score.task} | {score.metric} | {shots} | {score.value:.4f} | {error} |")
+        numbers = f"{items} | {shots} | {score.value:.4f} | {error}"
+        lines.append(f"| {score.task} | {score.metric} | {numbers} |")
     return "\n".join(lines)
 
 
+def _sample_section(known: Known) -> str:
+    """Return the first text that the model wrote at the checkpoint, if it wrote any there."""
+    if not known.samples:
+        return ""
+    sample, step = known.samples[0], known.state["step"]
+    intro = f"What the model wrote at step {step:,}, after the prompt {code(sample['prompt'])}:"
+    return f"## Sample\n\n{intro}\n\n{fenced(sample['prompt'] + sample['text'])}"
+
+
+def _use_section(known: Known) -> str:
+    prompt = next((s["prompt"] for s in known.samples if s["prompt"].strip()), PROMPT)
+    return USE.replace("PROMPT", json.dumps(prompt, ensure_ascii=False))
+
+
+PROMPT = "Once upon a time"
 USE = """## Use
 
 ```python
@@ -252,13 +272,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 folder = "."  # the folder of this file, or the model's name on the Hub
 model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
-ids = tokenizer("Once upon a time", return_tensors="pt")
+ids = tokenizer(PROMPT, return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=50, do_sample=True)[0]))
 ```
 
 Score it with `pretrain eval FOLDER --tasks hellaswag`, or with lm-evaluation-harness itself:
 
     lm_eval --model hf --model_args pretrained=FOLDER,dtype=float32 --tasks hellaswag"""
-LICENSE = """## License
+LICENSE = """## License and language
 
-None is stated: whoever publishes the model adds one, as `license:` at the top of this file."""
+Neither is stated: whoever publishes the model adds them, as `license:` and `language:` at the top
+of this file."""

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from pretrain_lib.data.text.tokenizer import load_tokenizer
-from pretrain_lib.export.card import CARD, gather, write_card
+from pretrain_lib.export.card import CARD, gather, run_of, write_card
 from pretrain_lib.export.check import check_export
 from pretrain_lib.models.hf import INDEX, load_pretrained, save_pretrained
 
+PICTURE = "curves.png"
 WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 
@@ -20,15 +21,17 @@ def export_checkpoint(
     *,
     dtype: torch.dtype = torch.float32,
     scores: Path | None = None,
+    picture: Path | None = None,
     max_shard_bytes: int | None = None,
 ) -> float:
     """Export the model and tokenizer of a checkpoint to `out`; return the result of `check_export`.
 
-    The export has a model card; `scores` is a file of lm-eval results to show in it. Weight files
-    hold at most `max_shard_bytes`, or a single larger tensor (default: one file). An earlier export
-    in `out` is replaced. `out` appears only after a fresh process has loaded it with transformers
-    as the same model and tokenizer. Raises ValueError if `out` holds anything but an export, or if
-    the check fails.
+    The export has a model card, titled by the run's name; `scores` is a file of lm-eval results to
+    show in it, `picture` a PNG of the run's curves to copy beside it. Weight files hold at most
+    `max_shard_bytes`, or a single larger tensor (default: one file). An earlier export in `out` is
+    replaced. `out` appears only after a fresh process has loaded it with transformers as the same
+    model and tokenizer. Raises ValueError if `out` holds anything but an export, or if the check
+    fails.
     """
     out = out.resolve()
     if out.exists() and not _is_replaceable(out):
@@ -44,7 +47,11 @@ def export_checkpoint(
     model.to(dtype).float()
     files = {"dtype": dtype, "tokenizer": tokenizer}
     save_pretrained(model, staging, max_shard_bytes=max_shard_bytes, **files)
-    write_card(staging, out.name, model, known)
+    run = run_of(checkpoint)
+    if picture is not None:
+        shutil.copyfile(picture, staging / PICTURE)
+    shown = {} if picture is None else {"picture": PICTURE}
+    write_card(staging, out.name if run is None else run.name, model, known, **shown)
     difference = check_export(model, staging, **files)
     if out.exists():
         shutil.rmtree(out)
@@ -55,9 +62,10 @@ def export_checkpoint(
 def _is_replaceable(out: Path) -> bool:
     """Return whether a folder is empty or holds only the files of an export."""
     exported = {"config.json", "generation_config.json", INDEX}
-    exported |= {"tokenizer.json", "tokenizer_config.json", CARD}
+    exported |= {"tokenizer.json", "tokenizer_config.json", CARD, PICTURE}
     if not out.is_dir():
         return False
     found = {path.name for path in out.iterdir() if not WEIGHT_FILE.fullmatch(path.name)}
     weights = len(list(out.iterdir())) > len(found)
-    return found <= exported and (weights or found != {CARD})  # a README.md alone is not an export
+    is_bare = bool(found) and found <= {CARD, PICTURE}  # a README.md alone is not an export
+    return found <= exported and (weights or not is_bare)

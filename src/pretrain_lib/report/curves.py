@@ -27,7 +27,8 @@ GREY = "#555555"
 EVENT_MARKERS = {"skipped": "x", "rollback": "<", "not_saved": "s", "resumed": ">"}
 OTHER_EVENT = "d"
 SMOOTHED_SHARE = 1 / 50  # window of the moving average, as a share of a run's rows
-SKIPPED_SHARE = 1 / 20  # share of a run, at its start, ignored for the limits of the y axis
+SKIPPED_SHARE = 1 / 20  # share of a run, at its start, that may be outside the y limits
+WHOLE_SHARE = 1 / 5  # what the remainder must fill of the height for the start to be inside
 SPIKE_SHARE = 1 / 50  # share of the highest values ignored for the limits
 SPIKE_SIGMA = 8.0
 FEWEST_LATER = 2  # with fewer values after the skipped share, it is not ignored
@@ -54,7 +55,7 @@ STYLE = {
     "svg.hashsalt": "pretrain_lib",  # makes the SVG reproducible
 }
 
-Curves = Iterable[tuple[np.ndarray, np.ndarray]]  # (tokens, values)
+Curves = Iterable[tuple[np.ndarray, np.ndarray]]  # (x, values)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def looks_of(number: int) -> list[Look]:
 
 
 def draw_noisy(
-    panel: "Axes", tokens: np.ndarray, values: np.ndarray, look: Look, *, spikes: bool = True
+    panel: "Axes", x: np.ndarray, values: np.ndarray, look: Look, *, spikes: bool = True
 ) -> None:
     """Draw the values as a thin, pale line and their moving average as a thick one.
 
@@ -85,13 +86,13 @@ def draw_noisy(
     """
     # Rasterized: as vector graphics, a hundred thousand points would take megabytes of SVG.
     pale = {"linewidth": 0.6, "alpha": 0.3, "rasterized": True}
-    panel.plot(tokens, values, color=look.color, **pale)
+    panel.plot(x, values, color=look.color, **pale)
     window = max(1, round(len(values) * SMOOTHED_SHARE))
-    usual = without_spikes(tokens, values, window) if spikes else values
-    draw_line(panel, tokens, smooth(usual, window), look)
+    usual = without_spikes(x, values, window) if spikes else values
+    draw_line(panel, x, smooth(usual, window), look)
 
 
-def without_spikes(tokens: np.ndarray, values: np.ndarray, window: int) -> np.ndarray:
+def without_spikes(x: np.ndarray, values: np.ndarray, window: int) -> np.ndarray:
     """Return the values with spikes, which would distort the moving average, replaced by NaN.
 
     A spike is more than `SPIKE_SIGMA` robust standard deviations above the average, and not within
@@ -101,15 +102,15 @@ def without_spikes(tokens: np.ndarray, values: np.ndarray, window: int) -> np.nd
     known = np.abs(above[np.isfinite(above)])
     # The standard deviation of a normal distribution is 1.4826 times its MAD.
     sigma = 1.4826 * np.median(known) if len(known) else 0.0
-    is_spike = (above > SPIKE_SIGMA * sigma) & _is_later(tokens)
+    is_spike = (above > SPIKE_SIGMA * sigma) & _is_later(x)
     return np.where(is_spike, np.nan, values) if sigma else values
 
 
-def draw_line(panel: "Axes", tokens: np.ndarray, values: np.ndarray, look: Look) -> None:
+def draw_line(panel: "Axes", x: np.ndarray, values: np.ndarray, look: Look) -> None:
     """Draw a thick line, with sparse markers if there are several runs."""
     dot = "." if len(values) < FEW_POINTS else None  # a line of one point would be invisible
     panel.plot(
-        tokens,
+        x,
         values,
         color=look.color,
         linewidth=1.6,
@@ -121,7 +122,7 @@ def draw_line(panel: "Axes", tokens: np.ndarray, values: np.ndarray, look: Look)
 
 def draw_measured(
     panel: "Axes",
-    tokens: np.ndarray,
+    x: np.ndarray,
     values: np.ndarray,
     look: Look,
     *,
@@ -132,9 +133,9 @@ def draw_measured(
     if errors is not None:
         known = np.nan_to_num(errors)
         band = {"color": color, "alpha": 0.15, "linewidth": 0}
-        panel.fill_between(tokens, values - known, values + known, **band)
+        panel.fill_between(x, values - known, values + known, **band)
     panel.plot(
-        tokens,
+        x,
         values,
         color=color,
         linewidth=1.2,
@@ -175,15 +176,15 @@ def draw_baselines(
         )
 
 
-def _densely(tokens: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _densely(x: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return the points of a curve, and interpolated ones between them: `(N, 2)`."""
     known = np.isfinite(values)
     if not known.any():
         return np.zeros((0, 2))
-    tokens, values = tokens[known], values[known]
-    between = np.linspace(tokens[0], tokens[-1], POINTS_BETWEEN)
-    x = np.concatenate([tokens, between])
-    return np.column_stack([x, np.concatenate([values, np.interp(between, tokens, values)])])
+    x, values = x[known], values[known]
+    between = np.linspace(x[0], x[-1], POINTS_BETWEEN)
+    filled = np.concatenate([values, np.interp(between, x, values)])
+    return np.column_stack([np.concatenate([x, between]), filled])
 
 
 def _emptiest_side(
@@ -204,10 +205,10 @@ def draw_events(panel: "Axes", rows: Rows, look: Look, *, place: int) -> None:
     """Draw the events of a run as marks above the x axis; run number `place` has its own height."""
     events = [row for row in rows if row["kind"] == "event"]
     for name in dict.fromkeys(row["event"] for row in events):
-        tokens = [row["tokens"] for row in events if row["event"] == name]
+        places = [row["x"] for row in events if row["event"] == name]
         panel.plot(
-            tokens,
-            [0.03 + 0.05 * place] * len(tokens),
+            places,
+            [0.03 + 0.05 * place] * len(places),
             transform=panel.get_xaxis_transform(),
             color=look.color,
             marker=EVENT_MARKERS.get(name, OTHER_EVENT),
@@ -232,21 +233,28 @@ def event_entries(runs: Iterable[Rows]) -> list["Line2D"]:
 def robust_limits(
     curves: Curves, lines: Iterable[float] = (), *, spike_share: float = SPIKE_SHARE
 ) -> tuple[float, float]:
-    """Return y limits that fit the curves without the first `SKIPPED_SHARE` and spikes.
+    """Return y limits that fit the curves without spikes.
 
-    Values in `lines` are included unless they are too far away.
+    The first `SKIPPED_SHARE` is left out if the remainder would fill less than `WHOLE_SHARE` of the
+    height beside it, so that a short run shows its whole fall and a long one its end. Values in
+    `lines` are included unless they are too far away.
     """
-    kept = [np.zeros(0)]
-    for tokens, values in curves:
+    start, kept = [np.zeros(0)], [np.zeros(0)]
+    for x, values in curves:
         finite = np.isfinite(values)
-        later = values[finite & _is_later(tokens)]
-        later = later if len(later) >= FEWEST_LATER else values[finite]
+        is_later = finite & _is_later(x)
+        is_later = is_later if is_later.sum() >= FEWEST_LATER else finite
+        later = values[is_later]
         if len(later) >= FEWEST_WITH_SPIKES:
             later = later[later <= np.quantile(later, 1 - spike_share)]
         kept.append(later)
+        start.append(values[finite & ~is_later])
     values = np.concatenate(kept)
     if not len(values):
         return 0.0, 1.0
+    whole = np.concatenate([values, *start])
+    if np.ptp(values) >= WHOLE_SHARE * np.ptp(whole):
+        values = whole
     low, high = float(values.min()), float(values.max())
     reach = max(FARTHEST_LINE * (high - low), NEAR_LINE * abs(high))
     near = [line for line in lines if low - reach <= line <= high + reach]
@@ -256,8 +264,8 @@ def robust_limits(
     return low - margin, high + margin
 
 
-def _is_later(tokens: np.ndarray) -> np.ndarray:
-    return tokens >= tokens.max(initial=0.0) * SKIPPED_SHARE
+def _is_later(x: np.ndarray) -> np.ndarray:
+    return x >= x.max(initial=0.0) * SKIPPED_SHARE
 
 
 def tick(value: float, _position: object = None) -> str:

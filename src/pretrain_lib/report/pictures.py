@@ -1,6 +1,5 @@
 """Plot runs from their `metrics.jsonl`."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +24,18 @@ from pretrain_lib.report.curves import (
     robust_limits,
     tick,
 )
-from pretrain_lib.run_folder.rows import Rows, column, read_metrics, scored_tasks
+from pretrain_lib.report.runs import AXIS_TITLES, Axis, Run, format_tick, open_runs
+from pretrain_lib.run_folder.rows import Rows, column, scored_tasks
+from pretrain_lib.values import did_you_mean, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FORMATS = (".png", ".svg")
+# The metadata of each format: without the date, the same runs give the same bytes.
+FORMATS = {".png": None, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+DEFAULT_FORMATS = (".png", ".svg")
+PANELS = ("loss", "lr", "grad_norm", "speed", "scores")
 WIDTH, LOSS_HEIGHT, ROW_HEIGHT = 10, 4.4, 2.6  # inches
 COLUMNS = 3
 HEADROOM = 1.2
@@ -40,8 +44,9 @@ LOSS_TITLE = "Loss (nats per token)"
 TITLES = {
     "lr": "Learning rate",
     "grad_norm": "Gradient norm",
-    "tokens_per_second": "Tokens per second",
+    "speed": "Tokens per second",
 }
+COLUMNS_OF = {"speed": "tokens_per_second"}  # in the train rows, if it has another name
 MAIN_METRICS = ("acc_norm", "acc")  # in order of preference
 
 
@@ -58,33 +63,50 @@ class Panel:
         return f"{self.task} {self.metric}"
 
 
-def plot_runs(runs: Sequence[Path], out: Path | None = None) -> list[Path]:
-    """Plot one or several runs in one figure; return the paths of its PNG and SVG.
+def plot_runs(
+    runs: Sequence[Path],
+    out: Path | None = None,
+    *,
+    x: Axis = "tokens",
+    panels: Sequence[str] = PANELS,
+    last_step: int | None = None,
+) -> list[Path]:
+    """Plot one or several runs in one figure; return the paths of the pictures.
 
-    Shows loss (nats per token), learning rate, gradient norm, speed and scores over tokens, the
-    events of the runs as marks, and GPT-2 and GPT-3 as dashed lines where they are comparable.
-    `out` is the path of the figure, with or without suffix; by default `plots/curves` in the run's
-    folder, or `plots/comparison` in that of the first of several runs. Raises ValueError for a run
-    without train rows.
+    Shows the `panels` over `x`: loss (nats per token), learning rate, gradient norm, speed (tokens
+    per second) and scores; the events of the runs as marks, and GPT-2 and GPT-3 as dashed lines
+    where they are comparable. Rows after `last_step` are left out. `out` is the path of the
+    picture, by default `plots/curves` in the run's folder, or `plots/comparison` in that of the
+    first of several runs. It is written as PNG, SVG or PDF if `out` ends so, else as PNG and SVG.
+    Raises ValueError for a run without train rows, an unknown panel, or nothing to draw.
     """
-    if not runs:
-        raise ValueError("runs is empty: name at least one run folder")
-    rows = [read_metrics(run) for run in runs]
-    settings = [_read_settings(run) for run in runs]
+    check_panels(panels)
+    opened = open_runs(runs, axis=x, last_step=last_step)
     if out is None:
         out = runs[0] / "plots" / ("curves" if len(runs) == 1 else "comparison")
+    suffixes = (out.suffix,) if out.suffix in FORMATS else DEFAULT_FORMATS
     stem = out.with_suffix("") if out.suffix in FORMATS else out
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(stem.name + suffix) for suffix in FORMATS]
 
     from matplotlib import rc_context
 
     with rc_context(STYLE):
-        figure = _draw(rows, _labels(runs), settings)
+        figure = _draw(opened, panels, axis=x)
         _settle(figure)
-        figure.savefig(paths[0], dpi=150)
-        figure.savefig(paths[1], dpi=150, metadata={"Date": None})
+        paths = [stem.with_name(stem.name + suffix) for suffix in suffixes]
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            figure.savefig(path, dpi=150, metadata=FORMATS[path.suffix])
     return paths
+
+
+def check_panels(panels: Sequence[str]) -> None:
+    """Raise ValueError for a name that is not in `PANELS`, or none at all."""
+    for name in panels or [""]:
+        if name not in PANELS:
+            raise ValueError(
+                f"panels={show(name)} must be some of {', '.join(PANELS)}, separated by commas"
+                f"{did_you_mean(name, PANELS)}"
+            )
 
 
 def _settle(figure: "Figure") -> None:
@@ -114,40 +136,46 @@ def _rank(metric: str) -> int:
     return MAIN_METRICS.index(metric) if metric in MAIN_METRICS else len(MAIN_METRICS)
 
 
-def _read_settings(run: Path) -> dict:
-    path = run / "manifest.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["config"] if path.is_file() else {}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not the manifest of a run: {error}") from error
-
-
-def _draw(runs: list[Rows], names: list[str], settings: list[dict]) -> "Figure":
+def _draw(runs: list[Run], wanted: Sequence[str], *, axis: Axis) -> "Figure":
     from matplotlib.figure import Figure
 
-    scores, looks = choose_panels(runs, settings), looks_of(len(runs))
-    small = [*TITLES, *(score.title for score in scores)]
-    small += ["."] * (-len(small) % COLUMNS)
-    below = [small[first : first + COLUMNS] for first in range(0, len(small), COLUMNS)]
-    heights = [LOSS_HEIGHT, *[ROW_HEIGHT] * len(below)]
+    rows, settings = [run.rows for run in runs], [run.settings for run in runs]
+    looks = looks_of(len(runs))
+    scores = choose_panels(rows, settings) if "scores" in wanted else []
+    small = [name for name in TITLES if name in wanted] + [score.title for score in scores]
+    grid, heights = _arrange(small, with_loss="loss" in wanted)
     figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
-    panels = figure.subplot_mosaic([["loss"] * COLUMNS, *below], height_ratios=heights)
-    end = max(row["tokens"] for rows in runs for row in rows)
+    panels = figure.subplot_mosaic(grid, height_ratios=heights)
+    end = max(row["x"] for each in rows for row in each) or 1.0
     for name, panel in panels.items():
         panel.set_xlim(-0.02 * end, 1.02 * end)
-        _set_up(panel, TITLES.get(name, name), wide=name == "loss")
-    _fill_loss(panels["loss"], runs, looks, loss_baselines(settings))
-    _fill_training(panels, runs, looks)
+        _set_up(panel, {"loss": LOSS_TITLE, **TITLES}.get(name, name), axis)
+    if "loss" in panels:
+        _fill_loss(panels["loss"], rows, looks, loss_baselines(settings))
+    _fill_training(panels, rows, looks)
     for score in scores:
-        _fill_score(panels[score.title], score, runs, looks)
-    _add_legend(figure, runs, names, looks)
+        _fill_score(panels[score.title], score, rows, looks)
+    _add_legend(figure, runs, looks, shown=panels.keys() & {"loss", *TITLES}, scored=bool(scores))
     return figure
 
 
-def _set_up(panel: "Axes", title: str, *, wide: bool) -> None:
-    panel.set_title(LOSS_TITLE if wide else title)
-    panel.set_xlabel("Tokens")
-    panel.xaxis.set_major_formatter(tick)
+def _arrange(small: list[str], *, with_loss: bool) -> tuple[list[list[str]], list[float]]:
+    """Return the names of the panels row by row, the loss alone in the first, and the heights."""
+    if not small and not with_loss:
+        raise ValueError("panels=scores: the runs have no scores yet; give --panels loss as well")
+    columns = max(1, min(COLUMNS, len(small)))
+    filled = small + ["."] * (-len(small) % columns)
+    below = [filled[first : first + columns] for first in range(0, len(filled), columns)]
+    height = ROW_HEIGHT if with_loss or len(below) > 1 else LOSS_HEIGHT
+    grid = [["loss"] * columns, *below] if with_loss else below
+    return grid, [LOSS_HEIGHT] * with_loss + [height] * len(below)
+
+
+def _set_up(panel: "Axes", title: str, axis: Axis) -> None:
+    wide = title == LOSS_TITLE
+    panel.set_title(title)
+    panel.set_xlabel(AXIS_TITLES[axis])
+    panel.xaxis.set_major_formatter(format_tick(axis))
     panel.yaxis.set_major_formatter(tick)
     panel.locator_params(axis="x", nbins=10 if wide else 4)
     panel.locator_params(axis="y", nbins=9 if wide else 5)
@@ -157,38 +185,39 @@ def _fill_loss(
     panel: "Axes", runs: list[Rows], looks: list[Look], published: list[Published]
 ) -> None:
     for place, (rows, look) in enumerate(zip(runs, looks, strict=True)):
-        draw_noisy(panel, *column(rows, "train", "loss"), look)
-        draw_measured(panel, *column(rows, "validation", "loss"), look)
+        draw_noisy(panel, *column(rows, "train", "loss", x="x"), look)
+        draw_measured(panel, *column(rows, "validation", "loss", x="x"), look)
         draw_events(panel, rows, look, place=place)
-    curves = [column(rows, kind, "loss") for rows in runs for kind in ("train", "validation")]
+    kinds = ("train", "validation")
+    curves = [column(rows, kind, "loss", x="x") for rows in runs for kind in kinds]
     panel.set_ylim(*robust_limits(curves, [figure.value for figure in published]))
     draw_baselines(panel, published, curves, label=(0.15, 0.07))
 
 
 def _fill_training(panels: dict[str, "Axes"], runs: list[Rows], looks: list[Look]) -> None:
-    for rows, look in zip(runs, looks, strict=True):
-        draw_line(panels["lr"], *column(rows, "train", "lr"), look)
-        draw_noisy(panels["grad_norm"], *column(rows, "train", "grad_norm"), look)
-        speed = column(rows, "train", "tokens_per_second")
-        draw_noisy(panels["tokens_per_second"], *speed, look, spikes=False)
-    panels["lr"].set_ylim(bottom=0.0)
-    for name in ("grad_norm", "tokens_per_second"):
-        _, high = robust_limits([column(rows, "train", name) for rows in runs])
-        panels[name].set_ylim(0.0, HEADROOM * high)
+    for name, panel in ((name, panels[name]) for name in TITLES if name in panels):
+        curves = [column(rows, "train", COLUMNS_OF.get(name, name), x="x") for rows in runs]
+        for curve, look in zip(curves, looks, strict=True):
+            if name == "lr":
+                draw_line(panel, *curve, look)
+            else:
+                draw_noisy(panel, *curve, look, spikes=name == "grad_norm")
+        _, high = robust_limits(curves)
+        panel.set_ylim(0.0, None if name == "lr" else HEADROOM * high)
 
 
 def _fill_score(panel: "Axes", score: Panel, runs: list[Rows], looks: list[Look]) -> None:
     name, curves, bounds = f"{score.task}/{score.metric}", [], []
     for rows, look in zip(runs, looks, strict=True):
-        tokens, values = column(rows, "evaluation", name)
+        x, values = column(rows, "evaluation", name, x="x")
         errors = np.nan_to_num(column(rows, "evaluation", f"{name}_stderr")[1])
-        draw_measured(panel, tokens, values, look, errors=errors)
-        curves.append((tokens, values))
-        bounds += [(tokens, values - errors), (tokens, values + errors)]
+        draw_measured(panel, x, values, look, errors=errors)
+        curves.append((x, values))
+        bounds += [(x, values - errors), (x, values + errors)]
     lines = [figure.value for figure in score.published]
     if "perplexity" in score.metric:  # falls by orders of magnitude
         _use_logarithm(panel)
-        powers = [(tokens, np.log10(values)) for tokens, values in curves]
+        powers = [(x, np.log10(values)) for x, values in curves]
         limits = robust_limits(powers, np.log10(lines), spike_share=0.0)
         panel.set_ylim(*(10**limit for limit in limits))
     else:
@@ -205,37 +234,32 @@ def _use_logarithm(panel: "Axes") -> None:
     panel.yaxis.set_major_formatter(tick)
 
 
-def _labels(runs: Sequence[Path]) -> list[str]:
-    """Return the folder names of the runs, prefixed by their parents' if two are equal."""
-    names = [run.resolve().name for run in runs]
-    if len(set(names)) == len(names):
-        return names
-    return [f"{run.resolve().parent.name}/{run.resolve().name}" for run in runs]
-
-
-def _add_legend(figure: "Figure", runs: list[Rows], names: list[str], looks: list[Look]) -> None:
-    """Add a legend of lines, marks and runs above the panels."""
+def _add_legend(
+    figure: "Figure", runs: list[Run], looks: list[Look], *, shown: set[str], scored: bool
+) -> None:
+    """Add a legend of the lines and marks of the panels `shown`, and runs, above the panels."""
     from matplotlib.lines import Line2D
 
     entries, first = [], looks[0]
     if len(runs) > 1:
         first = Look(GREY, GREY, "o", True)
-        for name, look in zip(names, looks, strict=True):
+        for run, look in zip(runs, looks, strict=True):
             style = {"color": look.color, "marker": look.marker, "markersize": 6}
-            entries.append(Line2D([], [], linewidth=2.5, label=name, **style))
+            entries.append(Line2D([], [], linewidth=2.5, label=run.name, **style))
     marker = first.marker if first.marks_noisy else None
     train = {"color": first.color, "linewidth": 1.6, "marker": marker}
-    entries.append(Line2D([], [], label="train, average without spikes", **train))
+    if shown:
+        entries.append(Line2D([], [], label="train, average without spikes", **train))
     hollow = {"marker": "o", "markerfacecolor": "white", "linewidth": 1.2, "markersize": 5}
-    scored = any(row["kind"] == "evaluation" for rows in runs for row in rows)
-    label = "validation; scores, ± stderr" if scored else "validation"
-    entries.append(Line2D([], [], color=first.validation_color, label=label, **hollow))
-    entries += event_entries(runs)
+    label = "; ".join(["validation"] * ("loss" in shown) + ["scores, ± stderr"] * scored)
+    if label:
+        entries.append(Line2D([], [], color=first.validation_color, label=label, **hollow))
+    entries += event_entries(run.rows for run in runs if "loss" in shown)
     figure.legend(
         handles=entries,
         loc="outside upper left",
         ncols=max(1, int(WIDTH / max(_width(entry.get_label()) for entry in entries))),
-        title=names[0] if len(runs) == 1 else None,
+        title=runs[0].name if len(runs) == 1 else None,
         title_fontproperties={"weight": "bold", "size": 11},
         alignment="left",
     )

@@ -2,10 +2,12 @@
 
 import json
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,11 +22,15 @@ from pretrain_lib.distributed.launched import is_restart, launch_id
 from pretrain_lib.run_folder.metrics import drop_rows_after
 
 CHECKPOINTS = "checkpoints"
+RECIPE = "recipe.yaml"  # the settings of the recipe itself, before presets, overlays and flags
+MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 SCORES = "scores"  # lm-eval results, one file per evaluated step
 STATUS = "status.json"
 PACKAGES = ("pretrain_lib", "torch", "accelerate", "transformers", "tokenizers", "safetensors")
+# What Accelerate's names of precisions mean.
+PRECISIONS = {"no": "fp32", "bf16": "bf16 autocast, fp32 weights"}
 # Settings that may change on resume: they affect where and how a run executes, not its result.
 FREE_SETTINGS = (
     "run.",
@@ -75,7 +81,7 @@ def await_run_folder(folder: Path) -> None:
     Raises ValueError if it does not appear within `SHARED_SECONDS`.
     """
     deadline = time.monotonic() + SHARED_SECONDS
-    while not (folder / "manifest.json").is_file():
+    while not (folder / MANIFEST).is_file():
         if time.monotonic() > deadline:
             raise ValueError(
                 f"run.dir={folder} is not visible to every process, and each writes its part of a "
@@ -98,19 +104,41 @@ def _is_used(folder: Path) -> bool:
     if checkpoints.is_dir() and not any(checkpoints.iterdir()):
         entries.discard(CHECKPOINTS)
     if read_status(folder).get("state") == "refused":
-        entries.discard(STATUS)
+        entries -= {STATUS, RECIPE}
     return bool(entries)
 
 
 def begin_run(folder: Path, config: Recipe, manifest: dict, *, step: int, last_row: int) -> None:
-    """Write `config.yaml`, `manifest.json` and the status; drop the rows after step `last_row`."""
+    """Write `config.yaml`, `manifest.json` and the status; drop the rows after step `last_row`.
+
+    The manifest lists the starts of the run: this one, and those before it if it was resumed.
+    """
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(config.to_dict(), sort_keys=False)
-    write_atomically(folder / "config.yaml", text.encode())
-    write_json(folder / "manifest.json", manifest)
+    _write_settings(folder / "config.yaml", config)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    start = {"step": step, "time": now, "processes": manifest["world"]["processes"]}
+    starts = [*_earlier_starts(folder, manifest), start]
+    write_json(folder / MANIFEST, manifest | {"starts": starts})
     write_status(folder, "running", step=step)
     for rows in (METRICS, SAMPLES):
         drop_rows_after(folder / rows, last_row)
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    """Write `recipe.yaml`: the settings before presets, overlays and flags changed them."""
+    _write_settings(folder / RECIPE, recipe)
+
+
+def _write_settings(path: Path, settings: Recipe) -> None:
+    write_atomically(path, yaml.safe_dump(settings.to_dict(), sort_keys=False).encode())
+
+
+def _earlier_starts(folder: Path, manifest: dict) -> list[dict]:
+    """Return the starts of the same run that the manifest in its folder lists."""
+    path = folder / MANIFEST
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    is_same = before.get("run_id") == manifest["run_id"]
+    return before.get("starts", []) if is_same else []
 
 
 def write_status(folder: Path, state: str, *, step: int | None = None, reason: str = "") -> None:
@@ -137,6 +165,7 @@ def build_manifest(config: Recipe, fingerprint: str, accelerator: Accelerator) -
         "git": _git_revision(),
         "world": {
             "device": accelerator.device.type,
+            "device_name": device_name(accelerator.device),
             "processes": accelerator.num_processes,
             "precision": accelerator.mixed_precision,
             "distributed": accelerator.distributed_type.value,
@@ -146,6 +175,17 @@ def build_manifest(config: Recipe, fingerprint: str, accelerator: Accelerator) -
         },
         "parent": None,
     }
+
+
+def device_name(device: torch.device) -> str | None:
+    """Return the model name of a device, None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpus = Path("/proc/cpuinfo")  # Linux
+    if device.type != "cpu" or not cpus.is_file():
+        return None
+    found = re.search(r"^model name\s*: (.+)$", cpus.read_text(), flags=re.MULTILINE)
+    return found[1] if found else None
 
 
 def _git_revision() -> dict | None:

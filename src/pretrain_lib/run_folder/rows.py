@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain_lib.run_folder.folder import METRICS
+from pretrain_lib.run_folder.folder import METRICS, SAMPLES
 
 Rows = list[dict]
 COMMON = ("kind", "step", "tokens")
@@ -26,30 +26,42 @@ def read_metrics(run: Path) -> Rows:
     return rows
 
 
-def read_rows(path: Path) -> Rows:
+def read_rows(path: Path, *, fields: Iterable[str] = COMMON) -> Rows:
     """Return the rows of a file, ignoring an incomplete last line.
 
-    Raises ValueError for a line that is not a row.
+    Raises ValueError for a line that is not a row with all of `fields`.
     """
     *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    return [_read_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    return [
+        _read_row(line, f"{path}, line {number}", fields)
+        for number, line in enumerate(lines, start=1)
+    ]
 
 
-def _read_row(line: str, where: str) -> dict:
+def read_samples(run: Path) -> list[dict]:
+    """Return the rows of a run's `samples.jsonl`: step, prompt, text; none without the file."""
+    path = run / SAMPLES
+    return read_rows(path, fields=("step", "prompt", "text")) if path.is_file() else []
+
+
+def _read_row(line: str, where: str, fields: Iterable[str]) -> dict:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is not JSON: {line[:60]!r}") from error
-    if not isinstance(row, dict) or not row.keys() >= set(COMMON):
-        raise ValueError(f"{where} is not a row with {', '.join(COMMON)}: {line[:60]!r}")
+    if not isinstance(row, dict) or not row.keys() >= set(fields):
+        raise ValueError(f"{where} is not a row with {', '.join(fields)}: {line[:60]!r}")
     return row
 
 
-def column(rows: Rows, kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return `(tokens, values)` of the rows of one kind, float64; a missing value is NaN."""
+def column(rows: Rows, kind: str, name: str, *, x: str = "tokens") -> tuple[np.ndarray, np.ndarray]:
+    """Return `(x, values)` of the rows of one kind, float64; a missing value is NaN.
+
+    `x` is the field that has the place of a row on the x axis.
+    """
     chosen = [row for row in rows if row["kind"] == kind]
-    tokens = np.array([row["tokens"] for row in chosen], dtype=np.float64)
-    return tokens, np.array([row.get(name) for row in chosen], dtype=np.float64)
+    places = np.array([row[x] for row in chosen], dtype=np.float64)
+    return places, np.array([row.get(name) for row in chosen], dtype=np.float64)
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:

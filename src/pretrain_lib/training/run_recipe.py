@@ -33,6 +33,7 @@ from pretrain_lib.run_folder.folder import (
     CHECKPOINTS,
     open_run_folder,
     read_status,
+    write_recipe,
     write_status,
 )
 from pretrain_lib.training.first_weights import check_first_weights
@@ -72,7 +73,7 @@ def _run(main: Callable[[Recipe], str], defaults: Recipe, presets: dict[str, dic
         print(format_plan(config, planned))
         return DONE
     try:
-        return _run_in_folder(main, config)
+        return _run_in_folder(main, config, defaults)
     except ValueError as error:
         if raised_here(error) and not refuse_together(str(error)):
             print(f"error: {error}", file=sys.stderr)
@@ -80,7 +81,7 @@ def _run(main: Callable[[Recipe], str], defaults: Recipe, presets: dict[str, dic
         raise
 
 
-def _run_in_folder(main: Callable[[Recipe], str], config: Recipe) -> int:
+def _run_in_folder(main: Callable[[Recipe], str], config: Recipe, defaults: Recipe) -> int:
     folder, is_main = Path(config.run.dir), is_main_rank()
     try:
         _check(config, is_main=is_main)
@@ -91,6 +92,8 @@ def _run_in_folder(main: Callable[[Recipe], str], config: Recipe) -> int:
         raise
     with open_run_folder(folder, resume=config.run.resume) if is_main else nullcontext():
         try:
+            if is_main:
+                write_recipe(folder, defaults)
             return RESUMABLE if main(config) == "resumable" else DONE
         except BaseException as error:
             state, remark = _state_after(error), _remark_on(error)
