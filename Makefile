@@ -7,11 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
 DATA := runs/python-stdlib
-DEVICE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo single_gpu || echo cpu)
-THREADS = $(shell $(BIN)/python -c "import torch; print(torch.get_num_threads())")
-LAUNCH = $(BIN)/accelerate launch --quiet --num_cpu_threads_per_process $(THREADS) \
-	--config_file accelerate_configs/$(DEVICE).yaml \
-	recipes/gpt2_124m.py --config recipes/quickstart.yaml
+TRAIN = $(BIN)/pretrain train gpt2_124m --config quickstart.yaml --data.path $(DATA)
 
 # Two processes of one thread each: most tests keep no more than one core busy.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -32,10 +28,10 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 quickstart: $(VENV)/.installed
-	@echo "== 1/6 Training a small GPT-2 on the Python standard library's sources ($(DEVICE))"
-	@$(LAUNCH) --data.path $(DATA) --run.dir $(RUN)
+	@echo "== 1/6 Training a small GPT-2 on the Python standard library's sources"
+	@$(TRAIN) --run.dir $(RUN)
 	@echo "== 2/6 Making the same model untrained, to compare with"
-	@$(LAUNCH) --data.path $(DATA) --run.dir $(RUN)-untrained --run.max_steps 0
+	@$(TRAIN) --run.dir $(RUN)-untrained --run.max_steps 0
 	@echo "== 3/6 Building two lm-eval tasks from held-out text"
 	@$(BIN)/pretrain tasks $(DATA) --out $(RUN)/tasks
 	@echo "== 4/6 Scoring both with lm-eval-harness (chance is 0.25 for heldout_choice)"
@@ -47,22 +43,21 @@ quickstart: $(VENV)/.installed
 		--include_path $(RUN)/tasks --out $(RUN)/scores.json
 	@echo "== 5/6 Exporting the trained one as a Hugging Face folder, its scores in the card"
 	@$(BIN)/pretrain export $(RUN) --out $(RUN)/export --scores $(RUN)/scores.json
-	@echo "== 6/6 Drawing the curves"
+	@echo "== 6/6 Drawing the curves, and a page about the run"
 	@$(BIN)/pretrain plot $(RUN)
+	@$(BIN)/pretrain report $(RUN)
 	@echo
 	@echo "What lies where"
-	@echo "  $(DATA)                      tokens, with their tokenizer"
-	@echo "  $(RUN)/metrics.jsonl           losses, rates, speed; samples.jsonl: what the model wrote"
-	@echo "  $(RUN)/plots/curves.png        loss, learning rate, gradient norm, speed"
-	@echo "  $(RUN)/checkpoints             each is a model folder; the run resumes from the newest"
-	@echo "  $(RUN)/export                  the model and its card, for transformers, lm-eval and all else"
-	@echo "  $(RUN)/scores.json             lm-eval's results"
+	@echo "  $(RUN)/report.html       the run on one page: curves, scores, samples, settings"
+	@echo "  $(RUN)/plots/curves.png  loss, learning rate, gradient norm, speed"
+	@echo "  $(RUN)/export            the model and its card, for transformers, lm-eval and all else"
+	@echo "  $(RUN)/scores.json       lm-eval's results"
+	@echo "  $(DATA)            the tokens, with their tokenizer"
 	@echo "What next"
-	@echo "  let it write      $(BIN)/pretrain sample $(RUN)/export --prompt 'def read_'"
-	@echo "  your own text     $(BIN)/accelerate launch --config_file accelerate_configs/$(DEVICE).yaml \\"
-	@echo "                      recipes/gpt2_124m.py --config recipes/quickstart.yaml \\"
-	@echo "                      --data.source FILE_OR_FOLDER --data.validation first:20000 --run.dir runs/mine"
-	@echo "  the real recipe   see recipes/README.md"
+	@echo "  let it write       $(BIN)/pretrain sample $(RUN)/export --prompt 'def read_'"
+	@echo "  your own text      $(BIN)/pretrain train gpt2_124m --config quickstart.yaml \\"
+	@echo "                       --data.source FILE_OR_FOLDER --data.validation first:20000 --run.dir runs/mine"
+	@echo "  the real recipes   recipes/README.md"
 
 test: $(VENV)/.installed
 	$(BIN)/ruff check .
