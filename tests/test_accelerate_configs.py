@@ -243,7 +243,7 @@ def test_a_slurm_job_is_requeued_as_long_as_its_run_gets_on(prepared, tmp_path, 
     job = start_job(slurm, *flags, "--run.max_steps", str(status["step"] + 2))
     said, _ = job.communicate()
     assert job.returncode == 0, said
-    assert f"resumed at step {status['step']}," in said
+    assert f"resumed at step {status['step']} of" in said
     assert (tmp_path / "log").read_text() == "requeue 77\n"
 
 

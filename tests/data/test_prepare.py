@@ -552,9 +552,9 @@ def test_too_many_documents_that_cannot_be_read_stop_it_in_one_line(
         assert report_errors(lambda limit=max_rejected: act(limit)) == BAD_INPUT
         error = capsys.readouterr().err
         assert error.count("\n") == 1
-        assert f" documents could not be read, more than data.max_rejected={max_rejected};" in error
+        assert f" could not be read, more than data.max_rejected={max_rejected};" in error
         if unit_bytes > 100:  # a unit is not read on
-            assert error.startswith(f"error: {max_rejected + 1} documents")
+            assert error.startswith(f"error: {max_rejected + 1} document")
         assert f"{source}/a.jsonl, line at byte 16: " in error
         assert not (tmp_path / "out" / "manifest.json").exists()
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("unit-*.json")}

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 import yaml
 
 from pretrain_lib.distributed.launch_file import launch_configuration
@@ -67,6 +68,20 @@ def test_the_file_that_a_launcher_took_is_told(tmp_path, home):
     two = {"file": str(default), "default": True, "settings": SETTINGS}
     command = ["accelerate_configs/with_restarts.sh", "--main_process_port", "0"]
     assert told(tmp_path, environment, *command) == [two, two]
+
+
+@pytest.mark.slow
+def test_a_launcher_without_configuration_hands_on_what_nobody_asked_for(prepared, tmp_path):
+    """It says "no" to mixed precision and runs one process, whatever --num_processes says."""
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--run.max_steps", "1"]
+    command = ["accelerate", "launch", "--cpu", "--num_processes", "2", "recipes/gpt2_124m.py"]
+    environment = {"HF_HOME": str(tmp_path / "nobody"), "OMP_NUM_THREADS": "1"}
+    result = run_command(*command, *flags, environment=environment)
+    assert result.returncode == 0, result.stderr
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    assert ("bf16 autocast over fp32 weights" if fast else "is not fast in bf16") in result.stdout
+    said = " ".join(result.stdout.split())
+    assert "`accelerate launch --cpu --num_processes 2` starts one process" in said
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def test_a_sharded_run_is_the_run_and_its_checkpoints_are_folders_for_transforme
     prepared, unsharded, tmp_path
 ):
     said = run(SHARDED, flags_of(prepared, tmp_path / "run"))
-    assert "2 x CPU with 1 thread, fp32, FSDP2" in said
+    assert "2 processes, each on: CPU with 1 thread, fp32, FSDP2" in said
     assert said.count("done at step 8") == 1  # the other process is quiet
     assert_same_curve(tmp_path / "run", unsharded)
     texts = [(folder / "samples.jsonl").read_text() for folder in (tmp_path / "run", unsharded)]
@@ -138,7 +138,9 @@ def log_likelihoods(folder):
 def test_begun_by_two_copies_it_ends_in_four_pieces(prepared, unsharded, tmp_path, forked_reload):
     continue_elsewhere(unsharded, tmp_path / "run", step=3)
     flags = flags_of(prepared, tmp_path / "run", "--batch.micro_batch", "1")
-    assert "4 x CPU with 1 thread, fp32, FSDP2" in run(SHARDED, flags, processes=4)
+    assert "4 processes, each on: CPU with 1 thread, fp32, FSDP2" in run(
+        SHARDED, flags, processes=4
+    )
     found = []
     for folder in (tmp_path / "run", unsharded):
         export_checkpoint(folder / "checkpoints" / "step-00000008", tmp_path / folder.parent.name)

@@ -62,7 +62,7 @@ def test_a_checkpoint_with_old_names_resumes_bit_equal(recipe, tmp_path, capsys)
     run(change(old, checkpoint={"every": 2}))
     shown = capsys.readouterr().out
     assert "resumed at step 3" in shown
-    assert "changed since: checkpoint.every was 3, is 2" in shown
+    assert "changed since the checkpoint: checkpoint.every was 3, is 2" in shown
     changes = [line for line in shown.splitlines() if line.startswith("changed since")]
     assert len(changes) == 2  # and run.max_steps
     assert status(old)["state"] == "done"

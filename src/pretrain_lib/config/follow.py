@@ -103,7 +103,9 @@ def _vocabulary_size(data: DataConfig, given: Given) -> int | None:
         return max(sizes, default=None)
     if data.tokenizer is None:
         return data.train_tokenizer
-    return load_tokenizer(data.tokenizer).vocabulary_size if "data.tokenizer" in given else None
+    # What is on the Hub is loaded when the run starts, not to print its settings.
+    there = "data.tokenizer" in given and Path(data.tokenizer).expanduser().exists()
+    return load_tokenizer(data.tokenizer).vocabulary_size if there else None
 
 
 def _manifest(path: str) -> dict | None:

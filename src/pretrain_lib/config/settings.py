@@ -85,18 +85,8 @@ class Recipe:
         )
 
     def with_text(self, train_tokens: int) -> "Recipe":
-        """Return the recipe with the length of run and warm-up in tokens.
-
-        `train_tokens` are the tokens of the training text, of which `schedule.epochs` are made.
-        """
-        schedule = self.schedule
-        if schedule.tokens is None:
-            tokens = TokenCount(schedule.epochs * train_tokens)
-            schedule = dataclasses.replace(schedule, tokens=tokens, epochs=None)
-        schedule = dataclasses.replace(
-            schedule, warmup_tokens=schedule.count_warmup_tokens(), warmup_fraction=None
-        )
-        resolved = dataclasses.replace(self, schedule=schedule)
+        """Return the recipe for a text of so many tokens; raises ValueError if it is too short."""
+        resolved = dataclasses.replace(self, schedule=self.schedule.in_tokens(train_tokens))
         resolved.check_length()
         return resolved
 

@@ -4,6 +4,7 @@ Each field defines its type, default, unit, range and help sentence in one place
 checks are generated from them (`pretrain_lib.values`).
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -172,3 +173,10 @@ class ScheduleConfig:
         if self.warmup_tokens is not None:
             return self.warmup_tokens
         return TokenCount(self.warmup_fraction * self.tokens)
+
+    def in_tokens(self, train_tokens: int) -> "ScheduleConfig":
+        """Return the schedule with run and warm-up in tokens; an epoch has `train_tokens`."""
+        tokens = TokenCount(self.epochs * train_tokens) if self.tokens is None else self.tokens
+        known = dataclasses.replace(self, tokens=tokens, epochs=None)
+        warmup = known.count_warmup_tokens()
+        return dataclasses.replace(known, warmup_tokens=warmup, warmup_fraction=None)

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -125,7 +126,12 @@ def begin_run(folder: Path, config: Recipe, manifest: dict, *, step: int, last_r
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
-    """Write `recipe.yaml`: the settings before presets, overlays and flags changed them."""
+    """Write `recipe.yaml`: the settings before presets, overlays and flags changed them.
+
+    The warm-up is in tokens there, as in `config.yaml`.
+    """
+    if recipe.schedule.tokens is not None:
+        recipe = replace(recipe, schedule=recipe.schedule.in_tokens(0))
     _write_settings(folder / RECIPE, recipe)
 
 
