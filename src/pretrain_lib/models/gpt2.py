@@ -25,7 +25,12 @@ INITIAL_STD = 0.02
 class GPT2Config:
     """The shape of a GPT-2; the defaults are those of the 124M model."""
 
-    vocabulary_size: int = setting(50257, "Ids of the vocabulary.", unit="ids", minimum=1)
+    vocabulary_size: int = setting(
+        50257,
+        "Ids of the vocabulary; for text of your own, those of its tokenizer by default.",
+        unit="ids",
+        minimum=1,
+    )
     context_length: int = setting(
         1024,
         "Positions that have an embedding: the longest sequence.",

@@ -26,7 +26,12 @@ INITIAL_STD = 0.02
 class LlamaConfig:
     """The shape of a LLaMA; the defaults are those of the 1.3B recipe."""
 
-    vocabulary_size: int = setting(8192, "Ids of the vocabulary.", unit="ids", minimum=1)
+    vocabulary_size: int = setting(
+        8192,
+        "Ids of the vocabulary; for text of your own, those of its tokenizer by default.",
+        unit="ids",
+        minimum=1,
+    )
     context_length: int = setting(2048, "The longest sequence.", unit="tokens", minimum=1)
     num_layers: int = setting(24, "Blocks.", minimum=1)
     num_heads: int = setting(32, "Attention heads of a block.", minimum=1)
