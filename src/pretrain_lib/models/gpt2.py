@@ -27,7 +27,7 @@ class GPT2Config:
 
     vocabulary_size: int = setting(
         50257,
-        "Ids of the vocabulary; for text of your own, those of its tokenizer by default.",
+        "Ids of the vocabulary. Text of your own has that of its tokenizer by default.",
         unit="ids",
         minimum=1,
     )

@@ -28,7 +28,7 @@ class LlamaConfig:
 
     vocabulary_size: int = setting(
         8192,
-        "Ids of the vocabulary; for text of your own, those of its tokenizer by default.",
+        "Ids of the vocabulary. Text of your own has that of its tokenizer by default.",
         unit="ids",
         minimum=1,
     )
