@@ -9,8 +9,8 @@ RUN := runs/quickstart
 DATA := runs/python-stdlib
 TRAIN = $(BIN)/pretrain train gpt2_124m --config quickstart.yaml --data.path $(DATA)
 
-# Four processes of one thread each, on two cores: while some wait, others compute.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
+# Three processes of one thread each, on two cores: while some wait, others compute.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test test-fast docs format clean
 export HF_HUB_OFFLINE ?= 1

@@ -26,10 +26,7 @@ class GPT2Config:
     """The shape of a GPT-2; the defaults are those of the 124M model."""
 
     vocabulary_size: int = setting(
-        50257,
-        "Ids of the vocabulary. Text of your own has that of its tokenizer by default.",
-        unit="ids",
-        minimum=1,
+        50257, "Ids of the vocabulary; by default those of your data.", unit="ids", minimum=1
     )
     context_length: int = setting(
         1024,

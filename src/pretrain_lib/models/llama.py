@@ -27,10 +27,7 @@ class LlamaConfig:
     """The shape of a LLaMA; the defaults are those of the 1.3B recipe."""
 
     vocabulary_size: int = setting(
-        8192,
-        "Ids of the vocabulary. Text of your own has that of its tokenizer by default.",
-        unit="ids",
-        minimum=1,
+        8192, "Ids of the vocabulary; by default those of your data.", unit="ids", minimum=1
     )
     context_length: int = setting(2048, "The longest sequence.", unit="tokens", minimum=1)
     num_layers: int = setting(24, "Blocks.", minimum=1)
