@@ -52,7 +52,7 @@ quickstart: $(VENV)/.installed
 	@echo "  $(RUN)/plots/curves.png  loss, learning rate, gradient norm, speed"
 	@echo "  $(RUN)/export            the model and its card, for transformers, lm-eval and all else"
 	@echo "  $(RUN)/scores.json       lm-eval's results"
-	@echo "  $(DATA)            the tokens, with their tokenizer"
+	@echo "  $(DATA)                the tokens, with their tokenizer"
 	@echo "What next"
 	@echo "  let it write       $(BIN)/pretrain sample $(RUN)/export --prompt 'def read_'"
 	@echo "  your own text      $(BIN)/pretrain train gpt2_124m --config quickstart.yaml \\"
