@@ -92,6 +92,12 @@ def test_tasks_that_cannot_be_had_are_refused_before_the_run(recipe, tasks):
     assert not Path(recipe.run.dir, "metrics.jsonl").exists()
 
 
+def test_a_task_out_of_reach_is_said_with_the_way_to_do_without(recipe, tmp_path):
+    (tmp_path / "far.yaml").write_text("task: far\ndataset_path: owner/name\ntest_split: test\n")
+    with pytest.raises(ValueError, match=r"scores\.tasks=far: .* with --scores\.tasks '\[\]'"):
+        run(scored(recipe, tmp_path, tasks=["far"]))
+
+
 @pytest.mark.slow
 def test_a_sharded_run_may_begin_with_scores(prepared, tasks, tmp_path):
     flags = flags_of(prepared, tmp_path, "--run.max_steps", "1", "--data.validation", "none")

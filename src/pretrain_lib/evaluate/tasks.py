@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 
+NO_TASKS = ", or score none with --scores.tasks '[]'"
+
+
 @dataclass(frozen=True)
 class Tasks:
     """Tasks whose data is available locally."""
@@ -25,21 +28,24 @@ class Tasks:
     names: list[str]
 
 
-def open_tasks(tasks: Sequence[str], *, include_path: Path | None = None) -> Tasks:
+def open_tasks(
+    tasks: Sequence[str], *, include_path: Path | None = None, section: str = ""
+) -> Tasks:
     """Find tasks (names or patterns) and download their data.
 
     Tasks come from lm-eval or from YAML files below `include_path`; the Python code in these is
     executed, so they must be trusted. Raises ValueError for an unknown task, or data that is not
     available.
     """
-    manager, names = find_tasks(tasks, include_path=include_path)
+    manager, names = find_tasks(tasks, include_path=include_path, section=section)
     try:
         manager.load(names)
     except (ConnectionError, FileNotFoundError) as error:
         raise ValueError(
-            f"tasks={','.join(names)}: the data is neither in the cache nor in a local file, and "
-            f"the Hugging Face Hub cannot be reached ({error}); download it once on a machine with "
-            f"a network, or set include_path to task files whose data_files are local"
+            f"{section}tasks={','.join(names)}: the data is neither in the cache nor in a local "
+            f"file, and the Hugging Face Hub cannot be reached ({error}); download it once on a "
+            f"machine with a network, set {section}include_path to task files whose data_files are "
+            f"local{NO_TASKS if section else ''}"
         ) from error
     return Tasks(manager, names)
 
@@ -61,7 +67,8 @@ def open_scored_tasks(config: Recipe, corpus: Corpus, accelerator: Accelerator) 
 
     def fetch() -> None:
         with without_foreign_progress():
-            opened.append(open_tasks(config.scores.tasks, include_path=_include_path(config)))
+            options = {"include_path": _include_path(config), "section": "scores."}
+            opened.append(open_tasks(config.scores.tasks, **options))
 
     on_main(accelerator, fetch)
     return opened[0] if opened else None
