@@ -99,6 +99,26 @@ def test_a_folder_named_by_a_flag_replaces_the_source_of_an_overlay(
     assert config.model.vocabulary_size == 300
 
 
+def test_what_an_overlay_says_of_its_own_text_does_not_hold_for_another(published, tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(
+        "data: {source: python-stdlib, train_tokenizer: 300, tokenizer: null}\n"
+        "samples: {prompts: ['def ']}\nscores: {tasks: [mine]}\nmodel: {vocabulary_size: 999}\n"
+    )
+    config = parse(published, "--config", overlay)
+    assert config.samples.prompts == ["def "] and config.scores.tasks == ["mine"]
+    assert config.model.vocabulary_size == 999
+    config = parse(published, "--config", overlay, "--data.source", "other.txt")
+    assert config.samples.prompts is None and config.scores.tasks == []
+    assert config.model.vocabulary_size == 300
+    flags = ["--data.source", "other.txt", "--samples.prompts", "[x]"]
+    assert parse(published, "--config", overlay, *flags).samples.prompts == ["x"]
+    # An overlay that names no text speaks of whatever text there is.
+    overlay.write_text("samples: {prompts: [y]}")
+    config = parse(published, "--config", overlay, "--data.source", "other.txt")
+    assert config.samples.prompts == ["y"]
+
+
 def test_a_folder_made_from_the_source_of_an_overlay_belongs_to_it(published, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("a b c " * 400)

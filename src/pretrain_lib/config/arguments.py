@@ -29,9 +29,9 @@ def parse_recipe(
     """
     rules = _recipe_rules(defaults)
     options = _build_parser(defaults, presets or {}, rules).parse_args(arguments)
-    flags = _flags(options, rules)
-    given = _overlays(options, presets or {}, rules) | flags
-    config = follow_choices(defaults, _replace(defaults, given), given, flags=flags)
+    overlays, flags = _overlays(options, presets or {}, rules), _flags(options, rules)
+    given = _replace(defaults, overlays | flags)
+    config = follow_choices(defaults, given, overlays=overlays, flags=flags)
     config.check_values()
     if options.print_config:
         print(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), end="")

@@ -17,24 +17,28 @@ Given = dict[str, Any]
 ORIGIN = ("source", "tokenizer", "train_tokenizer")
 
 
-def follow_choices(defaults: Recipe, config: Recipe, given: Given, *, flags: Given) -> Recipe:
+def follow_choices(defaults: Recipe, config: Recipe, *, overlays: Given, flags: Given) -> Recipe:
     """Return `config` without defaults of the recipe that the user's choices replace.
 
-    `flags` are the values of `given` that flags named. Text of the user's own has its own
-    vocabulary and prompts, and is not scored on tasks of the hub that nobody asked for.
+    `overlays` are the values that preset and overlays named, `flags` those of flags. Text of the
+    user's own has its own vocabulary and prompts, and is not scored on tasks of the hub that nobody
+    asked for.
     """
+    given = overlays | flags
     data = _choose_data(config.data, given, flags=flags)
-    config = dataclasses.replace(
-        config, data=data, schedule=_choose_lengths(config.schedule, given, flags=flags)
-    )
+    schedule = _choose_lengths(config.schedule, given, flags=flags)
+    config = dataclasses.replace(config, data=data, schedule=schedule)
     if not _is_own_text(defaults, data, given):
         return config
+    # What an overlay says about its own text does not hold for another.
+    replaced = overlays.get("data.source") not in (None, data.source)
+    asked = flags if replaced else given
     samples, scores, model = config.samples, config.scores, config.model
-    if "samples.prompts" not in given:
+    if "samples.prompts" not in asked:
         samples = dataclasses.replace(samples, prompts=None)
-    if "scores.tasks" not in given:
+    if "scores.tasks" not in asked:
         scores = dataclasses.replace(scores, tasks=[])
-    if "model.vocabulary_size" not in given and config.run.initial_weights is None:
+    if "model.vocabulary_size" not in asked and config.run.initial_weights is None:
         size = _vocabulary_size(data, given) or model.vocabulary_size
         model = dataclasses.replace(model, vocabulary_size=size)
     return dataclasses.replace(config, samples=samples, scores=scores, model=model)
