@@ -15,7 +15,14 @@ import torch
 
 from pretrain_lib.commands.cli import main
 from pretrain_lib.commands.recipes import RECIPES, find_overlays, launch_flags, packaged
-from tests.conftest import ROOT, forked_launchers, read_rows, run_pretrain, tiny_flags
+from tests.conftest import (
+    ROOT,
+    forked_launchers,
+    read_rows,
+    run_pretrain,
+    run_python,
+    tiny_flags,
+)
 
 PRETRAIN = Path(sys.executable).with_name("pretrain")
 
@@ -67,13 +74,8 @@ def test_a_new_recipe_is_a_copy_that_is_never_written_over(tmp_path, capsys):
 
 def test_a_recipe_copied_anywhere_runs(tmp_path):
     run("new", "gpt2_124m", tmp_path)
-    shown = subprocess.run(
-        [sys.executable, "gpt2_124m.py", "--config", "quickstart.yaml", "--print_config"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    flags = ["--config", tmp_path / "quickstart.yaml", "--print_config"]
+    shown = run_python(tmp_path / "gpt2_124m.py", *flags).stdout
     assert "vocabulary_size: 8192" in shown
 
 

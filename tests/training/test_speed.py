@@ -98,6 +98,7 @@ def test_full_activation_checkpointing_keeps_little_but_the_inputs_of_the_blocks
     assert inputs < 0.4 * everything
 
 
+@pytest.mark.slow
 def test_a_compiler_keeps_what_activation_checkpointing_says(family, monkeypatch):
     without_code_generation(monkeypatch)
     everything, selected, inputs = (

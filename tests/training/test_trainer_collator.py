@@ -21,7 +21,7 @@ from pretrain_lib.data.tokens.shards import write_shard
 from tests.data.test_batches import assert_equal
 from tests.data.test_streaming import LENGTH, PlainRow, one_thread, open_small, read, write_job
 
-pytestmark = pytest.mark.usefixtures(one_thread.__name__)
+pytestmark = [pytest.mark.moderate, pytest.mark.usefixtures(one_thread.__name__)]
 
 VOCABULARY = 61
 BATCH, ACCUMULATED = 2, 2  # windows of a micro-batch, micro-batches of a step
