@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from contenders import DTYPES, device, measure_calls
 from measuring import Row, begin, build_parser, in_turn, ready, run_child, write_report
 
-from pretrain_lib.data.windows.batches import narrow_document_ends
+from pretrain_lib.data.windows.document_ends import narrow_document_ends
 from pretrain_lib.models.attention import causal_attention, document_index
 from pretrain_lib.models.document_attention import document_boundaries
 

@@ -6,9 +6,12 @@ their own.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
+import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -37,8 +40,12 @@ from measuring import (
 
 # Only the standard library up here: what is imported in a child is part of what is measured.
 
-TEXT_BYTES, DOCUMENT_CHARACTERS = 256 * 10**6, (1000, 8000)
+TEXT_MEGABYTES, DOCUMENT_CHARACTERS = 256, (1000, 8000)
+GIGATOKEN_BATCH = 1000  # documents
 VOCABULARY_SIZE = 8192
+INSTALLED, TRAINING_BYTES = "installed", 20 * 10**6
+UNREPEATED, LETTERS = "unrepeated", str.maketrans("0123456789", "ghijklmnop")
+WORKER_GOAL = f"value < {2**30 / 1e6:.0f}"  # 1 GiB
 SLICE = 8  # `tokenizers` is slow: it gets every so many-th document
 T, BATCH = 1024, 64
 NEEDED_WINDOWS = 600_000 / T  # a second: what GPT-2 124M takes on a fast GPU
@@ -60,6 +67,7 @@ PACKAGES = (
     "pretrain_lib",
     "torch",
     "numpy",
+    "gigatoken",
     "tiktoken",
     "tokenizers",
     "datasets",
@@ -71,58 +79,105 @@ PACKAGES = (
 # Text to tokens
 
 
-def write_text(text: str, tokenizer: str | None, folder: str) -> dict:
-    """Write text.jsonl, and a tokenizer if none is given; return what was written."""
+def write_text(text: str, tokenizer: str | None, folder: str, megabytes: int) -> dict:
+    """Write the text in each format, and a tokenizer if none is given; return what was written."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
     import pretrain_lib as pl
     from pretrain_lib.data.text.encoder import choose_encoder
-    from pretrain_lib.data.text.sources import open_source
+    from pretrain_lib.data.text.equivalence import as_tiktoken
 
     ready()
-    source, texts, size = open_source(text), [], 0
-    for document in (d for unit in source.units() for d in source.documents(unit)):
-        texts.append(getattr(document, "text", ""))  # one that cannot be read has none
-        size += len(texts[-1])
-        if size > TEXT_BYTES:
+    documents, size = [], 0
+    for document in cut_documents(installed_sources() if text == INSTALLED else texts_of(text)):
+        documents.append(document)
+        size += len(document.encode())
+        if size > megabytes * 10**6:
             break
-    if not any(text.strip() for text in texts):
+    if not size:
         sys.exit(f"error: --text {text} holds no text")
     if tokenizer is None:
-        trained = pl.train_tokenizer(texts, vocabulary_size=VOCABULARY_SIZE)
+        sample = documents[:: max(1, size // TRAINING_BYTES)]
+        trained = pl.train_tokenizer(sample, vocabulary_size=VOCABULARY_SIZE)
         trained.save(Path(folder, "tokenizer"))
     loaded = pl.load_tokenizer(tokenizer or Path(folder, "tokenizer"))
-    whole, lengths = "\n".join(texts), random.Random(0)
-    fast = choose_encoder(loaded, [whole[: 2**18]]).fast
-    size = documents = start = 0
-    with Path(folder, "text.jsonl").open("w", encoding="utf-8") as file:
-        while size < TEXT_BYTES:  # each time round with other cuts
+    lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents)
+    Path(folder, "text.jsonl").write_text("".join(lines), encoding="utf-8")
+    Path(folder, "text.txt").write_text("".join(documents), encoding="utf-8")
+    parquet.write_table(pa.table({"text": documents}), Path(folder, "text.parquet"))
+    used = choose_encoder(loaded, documents[:50]).package
+    bare = [used, *(["tiktoken"] if as_tiktoken(loaded) else []), "tokenizers"]
+    return {
+        "encoders": list(dict.fromkeys(bare)),
+        "megabytes": size / 1e6,
+        "documents": len(documents),
+    }
+
+
+def installed_sources() -> Iterator[str]:
+    """Yield the Python sources of the standard library and of all installed packages, mixed.
+
+    None comes twice, so that no encoder knows the words of a text from an earlier copy of it.
+    """
+    roots = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
+    paths = sorted({path for root in roots for path in root.rglob("*.py") if path.is_file()})
+    random.Random(0).shuffle(paths)
+    seen = set()
+    for path in paths:
+        raw = path.read_bytes()
+        if (digest := hashlib.blake2b(raw).digest()) not in seen:
+            seen.add(digest)
+            yield raw.decode("utf-8", errors="replace")
+
+
+def texts_of(name: str) -> Iterator[str]:
+    """Yield the documents of a file or folder, as `pretrain prepare` reads them."""
+    from pretrain_lib.data.text.sources import open_source
+
+    source = open_source(name)
+    for document in (d for unit in source.units() for d in source.documents(unit)):
+        yield getattr(document, "text", "")  # one that cannot be read has none
+
+
+def cut_documents(texts: Iterator[str]) -> Iterator[str]:
+    """Yield the texts in pieces of lengths as web pages have them."""
+    lengths = random.Random(0)
+    for text in texts:
+        start = 0
+        while start < len(text):
             end = start + lengths.randint(*DOCUMENT_CHARACTERS)
-            document, start = whole[start:end], end if end < len(whole) else 0
-            file.write(json.dumps({"text": document}, ensure_ascii=False) + "\n")
-            size, documents = size + len(document.encode()), documents + 1
-    encoder = "tokenizers" if fast is None else "tiktoken"
-    return {"encoder": encoder, "megabytes": size / 1e6, "documents": documents}
+            yield text[start:end]
+            start = end
 
 
-def encode_bare(encoder: str, tokenizer: str, path: str, part: int = 0, parts: int = 1) -> float:
+def encode_bare(package: str, tokenizer: str, path: str, part: int = 0, parts: int = 1) -> float:
     """Return the MB/s of an encoder alone, on texts in memory."""
+    import gigatoken
+
     import pretrain_lib as pl
-    from pretrain_lib.data.text.encoder import choose_encoder
+    from pretrain_lib.data.text.equivalence import as_tiktoken, strip_added_tokens
 
     with Path(path).open(encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for line in file]
-    texts = texts[part :: parts * (SLICE if encoder == "tokenizers" else 1)]
-    loaded = pl.load_tokenizer(tokenizer)
-    fast = choose_encoder(loaded, texts[:16]).fast if encoder == "tiktoken" else None
+    texts = texts[part :: parts * (SLICE if package == "tokenizers" else 1)]
+    loaded, raw = pl.load_tokenizer(tokenizer), [text.encode() for text in texts]
+    fast = as_tiktoken(loaded) if package == "tiktoken" else None
+    giga = gigatoken.Tokenizer.from_json(strip_added_tokens(loaded))
 
     def encode() -> None:
-        if fast is None:
+        if package == "gigatoken":
+            for start in range(0, len(raw), GIGATOKEN_BATCH):
+                giga.encode_batch(raw[start : start + GIGATOKEN_BATCH], parallel=False)
+        elif fast is None:
             loaded.backend.encode_batch_fast(texts, add_special_tokens=False)
         else:
             for text in texts:
                 fast.encode_ordinary(text)
 
+    giga.encode_batch([], parallel=False)  # imports what it returns
     ready()
-    return sum(len(text.encode()) for text in texts) / 1e6 / timed(encode)
+    return sum(map(len, raw)) / 1e6 / timed(encode)
 
 
 def prepare_text(tokenizer: str, path: str, folder: str, workers: int) -> list:
@@ -138,16 +193,19 @@ def prepare_text(tokenizer: str, path: str, folder: str, workers: int) -> list:
 def measure_prepare(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
     """Yield the rows of text to tokens."""
     tokenizer, path = options.tokenizer or str(folder / "tokenizer"), str(folder / "text.jsonl")
-    text = run_child(write_text, options.text, options.tokenizer, str(folder))[0]
-    encoder, megabytes = text["encoder"], text["megabytes"]
+    text = run_child(
+        write_text, options.text, options.tokenizer, str(folder), options.text_megabytes
+    )[0]
+    encoders, megabytes = text["encoders"], text["megabytes"]
     out = (str(folder / f"prepared-{number}") for number in count())
 
     def bare(name: str, copies: int = 1) -> float:
         return sum(run_child(encode_bare, name, tokenizer, path, copies=copies))
 
-    def ours(workers: int) -> float:
-        seconds, used = run_child(prepare_text, tokenizer, path, next(out), workers)[0]
-        assert used == encoder, f"{used} was used, not {encoder}"
+    def ours(workers: int, suffix: str = ".jsonl") -> float:
+        source = str(folder / f"text{suffix}")
+        seconds, used = run_child(prepare_text, tokenizer, source, next(out), workers)[0]
+        assert used == encoders[0], f"{used} was used, not {encoders[0]}"
         return megabytes / seconds
 
     def command() -> float:
@@ -156,19 +214,82 @@ def measure_prepare(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
         run = partial(subprocess.run, check=True, capture_output=True)
         return megabytes / timed(lambda: run([script, "prepare", path, *flags]))
 
-    measures = {name: partial(bare, name) for name in dict.fromkeys([encoder, "tokenizers"])}
+    measures = {name: partial(bare, name) for name in encoders}
     measures |= {
-        f"{encoder}, two processes": partial(bare, encoder, 2),
+        f"{encoders[0]}, two processes": partial(bare, encoders[0], 2),
         "ours, 1 worker": partial(ours, 1),
         "ours, 2 workers": partial(ours, 2),
+        "ours, 1 worker, .parquet": partial(ours, 1, ".parquet"),
+        "ours, 1 worker, .txt": partial(ours, 1, ".txt"),
         "the command, 1 worker": command,
     }
-    goals = {"ours, 1 worker": "ratio >= 0.9", "ours, 2 workers": "ratio >= 1.8"}
-    notes = {encoder: f"the bare encoder; {megabytes:.0f} MB, {text['documents']:,} documents"}
+    notes = {encoders[0]: f"the bare encoder; {megabytes:.0f} MB, {text['documents']:,} documents"}
     values = in_turn(measures, options.repeat)
+    peer = "tiktoken" if "tiktoken" in encoders else encoders[0]
     for name, own in values.items():
-        goal, note = goals.get(name, ""), notes.get(name, "")
-        yield Row("prepare", name, "MB/s", own, values[encoder], goal, note)
+        goal = "ratio >= 8" if name == "ours, 1 worker" and peer == "tiktoken" else ""
+        yield Row("prepare", name, "MB/s", own, values[peer], goal, notes.get(name, ""))
+    for name, other, goal in (
+        ("ours, 1 worker", encoders[0], "ratio >= 0.7"),
+        ("ours, 2 workers", "ours, 1 worker", "ratio >= 1.8"),
+    ):
+        yield Row("prepare", f"{name} / {other}", "MB/s", values[name], values[other], goal)
+
+
+# The memory of a worker
+
+
+def write_long_text(text: str, path: str, megabytes: int) -> int:
+    """Write JSON lines of so many MB, the text again and again or words that never repeat."""
+    ready()
+    draw, documents, size = random.Random(0), [], 0
+    if text != UNREPEATED:
+        for document in cut_documents(installed_sources() if text == INSTALLED else texts_of(text)):
+            documents.append(document)
+            size += len(document.encode())
+            if size > megabytes * 10**6:
+                break
+    size = 0
+    with Path(path).open("w", encoding="utf-8") as file:
+        for number in count():
+            if documents:
+                own = documents[number % len(documents)]
+            else:  # lower-case letters, digits would be cut
+                words = (draw.getrandbits(4 * draw.randint(6, 24)) for _ in range(300))
+                own = " ".join(f"{word:x}".translate(LETTERS) for word in words)
+            file.write(json.dumps({"text": own}, ensure_ascii=False) + "\n")
+            size += len(own.encode())
+            if size > megabytes * 10**6:
+                return size
+    return size
+
+
+def peak_of_command(tokenizer: str, path: str, out: str) -> float:
+    """Return the highest resident memory of `pretrain prepare` with one worker, in MB."""
+    script = Path(sysconfig.get_path("scripts"), "pretrain")
+    command = [script, "prepare", path, "--tokenizer", tokenizer, "--workers", "1", "--out", out]
+    ready()
+    subprocess.run(command, check=True, capture_output=True)
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
+
+
+def measure_worker(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    """Yield the rows of the memory of a worker."""
+    tokenizer = options.tokenizer or str(folder / "tokenizer")
+    if not Path(tokenizer).exists():
+        run_child(write_text, options.text, None, str(folder), 20)
+    for name, text, megabytes in (
+        ("2 GB of text", options.text, 8 * options.text_megabytes),
+        ("words that never repeat", UNREPEATED, options.text_megabytes),
+    ):
+        path, out = str(folder / "long.jsonl"), str(folder / f"worker-{megabytes}")
+        size = run_child(write_long_text, text, path, megabytes)[0]
+        say(f"the memory of a worker: {name}")
+        peak = run_child(peak_of_command, tokenizer, path, out)[0]
+        shutil.rmtree(out)
+        Path(path).unlink()
+        note = f"{size / 1e6:,.0f} MB of text"
+        yield Row("worker", f"the command, {name}", "MB", [peak], None, WORKER_GOAL, note)
 
 
 # Tokens to batches
@@ -182,7 +303,8 @@ def write_tokens(folder: str, shards: int, sparse: bool) -> int:
     import numpy as np
 
     from pretrain_lib.data.prepare.manifest import summarize
-    from pretrain_lib.data.tokens.shards import FORMAT_VERSION, MANIFEST, write_json, write_shard
+    from pretrain_lib.data.tokens.manifests import FORMAT_VERSION, MANIFEST, manifest_bytes
+    from pretrain_lib.data.tokens.shards import write_shard
 
     ready()
     root, generator, dtype = Path(folder), np.random.default_rng(0), np.dtype("<u2")
@@ -191,7 +313,7 @@ def write_tokens(folder: str, shards: int, sparse: bool) -> int:
     for name in names[:1] if sparse else names:
         ids = generator.integers(0, 1 if sparse else VOCABULARY_SIZE, SHARD_TOKENS, dtype)
         cuts = np.unique(generator.integers(1, SHARD_TOKENS, SHARD_TOKENS // DOCUMENT_TOKENS))
-        write_shard(root, name, np.split(ids, cuts), dtype=dtype, text_bytes=0)
+        write_shard(root, name, ids, np.append(cuts, SHARD_TOKENS), text_bytes=0)
         with (root / FLAT).open("ab") as flat:
             flat.write(ids.tobytes())
     for name in names[1:] if sparse else ():
@@ -200,9 +322,18 @@ def write_tokens(folder: str, shards: int, sparse: bool) -> int:
         for suffix in (".ends.npy", ".json"):
             (root / f"{name}{suffix}").write_bytes((root / f"{names[0]}{suffix}").read_bytes())
     os.truncate(root / FLAT, shards * ids.nbytes)
-    splits = {"train": summarize(root, names)}
-    manifest = {"format_version": FORMAT_VERSION, "dtype": dtype.str, "splits": splits}
-    write_json(root / MANIFEST, manifest)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "sources": ["random"],
+        "validation": "none",
+        "dtype": dtype.str,
+        "tokenizer_sha256": "",
+        "tokenizer_files": {},
+        "vocabulary_size": VOCABULARY_SIZE,
+        "splits": {"train": summarize(root, names), "validation": summarize(root, [])},
+        "fingerprint": "",
+    }
+    (root / MANIFEST).write_bytes(manifest_bytes(manifest))
     if not sparse:
         open_reader("ours, best_fit", folder)  # makes the plan
         write_arrow(root)
@@ -458,9 +589,15 @@ def measure_start(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
 
 # The whole
 
-SECTIONS = {"prepare": measure_prepare, "read": measure_read, "start": measure_start}
+SECTIONS = {
+    "prepare": measure_prepare,
+    "worker": measure_worker,
+    "read": measure_read,
+    "start": measure_start,
+}
 HEADERS = {
-    "prepare": "Text to tokens: MB/s of text, and how many times the bare encoder",
+    "prepare": "Text to tokens: MB/s of text, and how many times bare tiktoken",
+    "worker": "Memory of a worker: the peak of `pretrain prepare --workers 1`, in MB",
     "read": "Tokens to batches: windows of 1,024 tokens, and how many times nanoGPT; goal: 1 %",
     "memory": "Memory: growth over an epoch of so much data, and how many times nanoGPT",
     "start": "Start on 10B tokens: until the first batch, and times nanoGPT's (torch's, plain's)",
@@ -478,8 +615,11 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
 def main() -> None:
     """Measure the data layer and write the results."""
     parser = build_parser(main.__doc__, "data")
-    parser.add_argument("--text", default="python-stdlib", help="a file or folder of text")
+    parser.add_argument(
+        "--text", default=INSTALLED, help="a file or folder (default: all installed Python sources)"
+    )
     parser.add_argument("--tokenizer", help="a folder (default: a BPE trained on the text)")
+    parser.add_argument("--text_megabytes", type=int, default=TEXT_MEGABYTES)
     parser.add_argument("--only", choices=SECTIONS)
     options = parser.parse_args()
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}

@@ -13,7 +13,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs" / "benchmarks.md", ROOT / "benchmarks" / "results"
 REPOSITORY = "https://github.com/pretrain-lib/pretrain_lib/blob/main"
-BEGIN, END = "<!-- performance -->", "<!-- /performance -->"
 # Left out is what other pages say: data, checkpoints, kills, growth.
 TABLED = ("throughput", "memory", "loss", "attention", "startup", "overhead", "evaluation")
 SIGNS = {">=": "at least", "<": "below", "<=": "at most"}
@@ -50,27 +49,29 @@ def format_row(benchmark: str, row: dict, where: str) -> str:
     return f"| {what} | {goal} | {measured} {unit} | {met} | {where} |"
 
 
-def insert_table(text: str, table: str) -> str:
-    """Return a text with the table between its markers."""
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    changed, count = pattern.subn(lambda _: f"{BEGIN}\n{table}\n{END}", text)
+def insert_table(text: str, table: str, name: str) -> str:
+    """Return a text with the table between the markers of its name."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    changed, count = pattern.subn(lambda _: f"{begin}\n{table}\n{end}", text)
     if count != 1:
-        sys.exit(f"error: {PAGE} must have {BEGIN} and {END} once; it has them {count} times")
+        sys.exit(f"error: the page must have {begin} and {end} once; it has them {count} times")
     return changed
 
 
-def main() -> None:
-    """Write the table of performance, or check it."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--check", action="store_true", help="exit 1 if it is not up to date")
+def keep_page(page: Path, table: str, name: str) -> None:
+    """Write a table into a page, or with the flag `--check` exit 1 if it is not there."""
+    parser = argparse.ArgumentParser(description=f"Write the tables of {page.name}, or check them.")
+    parser.add_argument("--check", action="store_true", help="exit 1 if they are not up to date")
     options = parser.parse_args()
-    text = PAGE.read_text(encoding="utf-8")
-    changed = insert_table(text, build_table(RESULTS))
+    text = page.read_text(encoding="utf-8")
+    changed = insert_table(text, table, name)
     if not options.check:
-        PAGE.write_text(changed, encoding="utf-8")
+        page.write_text(changed, encoding="utf-8")
     elif changed != text:
-        sys.exit("error: docs/benchmarks.md is not up to date: run python benchmarks/table.py")
+        script = f"benchmarks/{Path(sys.argv[0]).name}"
+        sys.exit(f"error: docs/{page.name} is not up to date: run python {script}")
 
 
 if __name__ == "__main__":
-    main()
+    keep_page(PAGE, build_table(RESULTS), "performance")

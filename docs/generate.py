@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from pretrain_lib import GPT2Config, LlamaConfig, Recipe
+from pretrain_lib import CausalLMConfig, GPT2Config, LlamaConfig, Recipe
 from pretrain_lib.commands.cli import build_parser
 from pretrain_lib.config.arguments import parse_recipe
 from pretrain_lib.models.rope import RopeScaling
@@ -77,6 +77,7 @@ def _model_sections() -> list[str]:
     return [
         *_section("model of a GPT-2", "model", GPT2Config),
         *_section("model of a LLaMA", "model", LlamaConfig),
+        *_section("model of transformers (the recipe causal_lm)", "model", CausalLMConfig),
         "### model.rope_scaling",
         scaling,
         _settings_table("model.rope_scaling", RopeScaling),

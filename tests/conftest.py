@@ -42,6 +42,7 @@ from tests.forks import forked_python, start_server  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 VOCABULARY = 512
+OTHER = ("transformers==4.57.*", "tokenizers>=0.22,<0.23", "huggingface-hub<1")
 WORDS = ("sun", "moon", "cloud", "rain", "wind", "river", "stone", "élan", "naïve", "字", "été")
 
 
@@ -96,9 +97,30 @@ def prepared(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def other(tmp_path_factory):
+    """The variables under which a process imports transformers 4.57, and torch from here."""
+    target = tmp_path_factory.mktemp("transformers457")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
+    pip += ["--target", target]
+    installed = run_command(*pip, *OTHER)
+    assert installed.returncode == 0, installed.stderr
+    before = os.environ.get("PYTHONPATH")
+    variables = {"PYTHONPATH": os.pathsep.join([str(target), *([before] if before else [])])}
+    code = "import transformers; print(transformers.__version__)"
+    version = run_command(sys.executable, "-c", code, environment=variables)
+    assert version.stdout.startswith("4.57."), version.stderr
+    return variables
+
+
 @pytest.fixture
 def recipe(prepared, tmp_path):
     """A run of 8 steps of a tiny GPT-2 that takes a second or two."""
+    return small_recipe(prepared, tmp_path)
+
+
+def small_recipe(prepared, folder):
+    """Return the recipe of the fixture `recipe`, with its run in a folder."""
     return Recipe(
         model=GPT2Config(
             vocabulary_size=VOCABULARY, context_length=32, num_layers=2, num_heads=2, width=32
@@ -108,7 +130,7 @@ def recipe(prepared, tmp_path):
         optimizer=OptimizerConfig(learning_rate=1e-2),
         schedule=ScheduleConfig(tokens=8 * 256, warmup_tokens=2 * 256),
         samples=SampleConfig(prompts=["def "], per_prompt=1, tokens=8, every=4),
-        run=RunConfig(dir=str(tmp_path / "run")),
+        run=RunConfig(dir=str(folder / "run")),
         checkpoint=CheckpointConfig(every=3),
         validation=ValidationConfig(every=4, tokens=512),
     )

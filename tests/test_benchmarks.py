@@ -12,8 +12,9 @@ SCRIPTS = [path for path in (ROOT / "benchmarks").glob("*.py") if "def main(" in
 
 
 @pytest.mark.slow
-def test_the_table_of_the_documentation_is_that_of_the_results():
-    result = run_python("benchmarks/table.py", "--check")
+@pytest.mark.parametrize("script", ["table", "null_gpu_table"])
+def test_the_tables_of_the_documentation_are_those_of_the_results(script):
+    result = run_python(f"benchmarks/{script}.py", "--check")
     assert result.returncode == 0, result.stderr
 
 

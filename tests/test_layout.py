@@ -1,5 +1,6 @@
 """The drawing of the packages, the size of the spine, and what importing the library costs."""
 
+import ast
 import re
 import sys
 from pathlib import Path
@@ -68,6 +69,24 @@ def test_no_pickle_in_the_library():
         text = path.read_text()
         for name in ("pickle.load", "torch.load(", "torch.save(", "allow_pickle=True"):
             assert name not in text, f"{path} uses {name}"
+
+
+def test_text_files_are_utf8_in_every_locale():
+    for path in modules():
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+                owner, name = ast.unparse(call.func.value), call.func.attr
+                if name in ("open", "read_text", "write_text") and owner != "os":
+                    text = ast.unparse(call)
+                    is_binary = re.search(r"\.open\('[rwa]\+?b'", text)
+                    assert is_binary or "encoding='utf-8" in text, f"{path}: {text}"
+
+
+def test_no_file_holds_a_merge_that_was_not_finished():
+    for name in run_command("git", "ls-files").stdout.split():
+        if Path(name).suffix in (".md", ".py", ".pyi", ".toml", ".yaml", ".yml", ".sh"):
+            text = Path(ROOT / name).read_text(encoding="utf-8")
+            assert not re.search(r"^(<{7}|>{7}) ", text, re.MULTILINE), name
 
 
 def test_files_stay_readable():

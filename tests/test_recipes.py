@@ -14,6 +14,7 @@ import yaml
 from pretrain_lib import GPT2, Llama
 from pretrain_lib.config.arguments import parse_recipe
 from pretrain_lib.models.flops import count_parameters
+from pretrain_lib.models.hf_config import config_to_hf
 from tests.conftest import (
     ROOT,
     forked_launchers,
@@ -30,6 +31,7 @@ sys.path.insert(0, str(ROOT / "recipes"))
 import gpt2_124m  # noqa: E402
 import llama_1_3b  # noqa: E402
 import presets  # noqa: E402
+import qwen3_124m  # noqa: E402
 
 
 def test_gpt2_is_the_published_recipe():
@@ -53,16 +55,54 @@ def test_llama_is_the_published_recipe():
         assert count_parameters(Llama(recipe.model)) == 1_266_780_160
 
 
-@pytest.mark.parametrize(
-    ("overlay", "steps", "rate"),
-    [("gpt2_5_epochs", 95_365, 1e-3), ("gpt2_t2048", 19_073, 6e-4), ("basic", 100_000, 1e-4)],
-)
-def test_overlays_keep_what_they_promise(overlay, steps, rate):
-    flags = ["--config", str(ROOT / "recipes" / f"{overlay}.yaml")]
+def test_qwen3_has_the_size_the_vocabulary_and_the_text_of_gpt2():
+    recipe, gpt2 = qwen3_124m.RECIPE, gpt2_124m.RECIPE
+    recipe.check(processes=8)
+    with torch.device("meta"):
+        model = Llama(recipe.model)
+    assert count_parameters(model) == 123_552_768
+    assert config_to_hf(recipe.model)["architectures"] == ["Qwen3ForCausalLM"]
+    assert recipe.model.vocabulary_size == gpt2.model.vocabulary_size
+    assert (recipe.data, recipe.batch) == (gpt2.data, gpt2.batch)
+
+
+def test_the_fast_overlay_keeps_all_of_gpt2_but_optimizer_and_schedule():
+    flags = ["--config", str(ROOT / "recipes" / "gpt2_124m_fast.yaml")]
     config, _ = parse_recipe(gpt2_124m.RECIPE, arguments=flags)
+    config.check(processes=8)
+    assert config.optimizer.kind == "muon"
+    schedule = config.learning_rate()
+    assert (schedule.total_steps, schedule.floor) == (9_536, 0)
+    assert schedule.decay_steps == pytest.approx(0.6 * 9_536, abs=1)
+    same = ("model", "data", "batch", "validation", "scores", "samples")
+    assert all(getattr(config, s) == getattr(gpt2_124m.RECIPE, s) for s in same)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overlay", "steps", "rate"),
+    [
+        (gpt2_124m, "gpt2_5_epochs", 95_365, 1e-3),
+        (gpt2_124m, "gpt2_t2048", 19_073, 6e-4),
+        (llama_1_3b, "basic", 100_000, 1e-4),
+    ],
+)
+def test_overlays_keep_what_they_promise(recipe, overlay, steps, rate):
+    flags = ["--config", str(ROOT / "recipes" / f"{overlay}.yaml")]
+    config, _ = parse_recipe(recipe.RECIPE, arguments=flags)
     config.check(processes=1)
     assert config.learning_rate().total_steps == steps
     assert config.optimizer.learning_rate == rate
+
+
+def test_five_epochs_are_evaluated_and_sampled_as_at_their_source():
+    flags = ["--config", str(ROOT / "recipes" / "gpt2_5_epochs.yaml")]
+    config, _ = parse_recipe(gpt2_124m.RECIPE, arguments=flags)
+    samples, batch = config.samples, config.batch
+    assert samples.prompts == ["Hello, I am a language model"]
+    assert (samples.per_prompt, samples.top_k, samples.every) == (5, 50, 250)
+    assert samples.tokens == 32 - 7  # six words and a comma, a token each in GPT-2's vocabulary
+    assert config.validation.tokens == 20 * batch.micro_batch * batch.sequence_length
+    assert config.validation.every == 250
 
 
 @pytest.mark.parametrize("name", presets.SIZES)
@@ -79,7 +119,7 @@ def test_every_size_is_one_flag(name):
     assert millions == pytest.approx(published[name], rel=0.025)
 
 
-@pytest.mark.parametrize("script", ["gpt2_124m", "llama_1_3b"])
+@pytest.mark.parametrize("script", ["gpt2_124m", "llama_1_3b", "qwen3_124m"])
 def test_print_config_shows_settings_that_are_read_again(script, tmp_path):
     result = run_recipe_script("--print_config", script=f"recipes/{script}.py")
     assert result.returncode == 0, result.stderr
@@ -158,8 +198,7 @@ def test_a_world_that_was_not_asked_for_is_refused(prepared, tmp_path):
     result = run_recipe_script(*flags)
     assert result.returncode == 2
     assert "error: system.processes=2 but 1 run" in result.stderr
-    status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert status["state"] == "refused"
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_input_ends_with_one_line_and_exit_code_2(prepared, tmp_path):
@@ -186,7 +225,12 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(prepared, tmp_path):
         "longer than model.context_length=32": ["--batch.sequence_length", "64"],
         "is not the tokenizer that": ["--data.tokenizer", f"{bad}/tokenizer.json"],
         "cannot be written": ["--run.dir", f"{bad}/file/run"],
-        "is not empty and run.resume=never": ["--run.dir", str(bad), "--run.resume", "never"],
+        "is neither empty nor a run folder: it holds": [
+            "--run.dir",
+            str(bad),
+            "--run.resume",
+            "never",
+        ],
         "is not a whole checkpoint": ["--run.resume", f"{bad}/nothing"],
     }
     from pretrain_lib import train_tokenizer

@@ -1,21 +1,38 @@
 """Report user errors in one line, and define the exit codes of all commands."""
 
+import errno
+import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from pretrain_lib.ranks import is_local_main_rank
 
-DONE, BAD_INPUT, RESUMABLE, INTERRUPTED = 0, 2, 75, 130
+DONE, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 # The environment variable of a file into which a recipe writes its exit code: `accelerate launch`
 # turns all but 0 into 1.
 EXIT_CODE_FILE = "PRETRAIN_EXIT_CODE_FILE"
+ISSUES = "https://github.com/pretrain-lib/pretrain_lib/issues"
 OWN_CODE = Path(__file__).parent
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_ERRORS = (*DISK_FULL, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ESTALE)
 
 
 class LocalFault(ValueError):
     """An error that may occur on a single process, such as a damaged file; any rank prints it."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error says that there is no room on the disk."""
+    return isinstance(error, OSError) and error.errno in DISK_FULL
+
+
+def is_of_disk(error: BaseException) -> bool:
+    """Return whether an error says that a file cannot be read or written."""
+    return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
 
 def report_errors(
@@ -23,17 +40,38 @@ def report_errors(
 ) -> int:
     """Call `action` and return its exit code; on a user error, print it in one line and return 2.
 
-    A ValueError raised outside this library is a bug, not a user error, and propagates.
+    Any other exception, such as a ValueError raised outside this library, is a bug: its traceback
+    is printed and logged, the last line says what to report, and the exit code is 1.
     """
     try:
         return action() or DONE
-    except user_errors as error:
+    except BrokenPipeError:
+        raise
+    except Exception as error:
         defect = isinstance(error, ValueError) and not raised_here(error)
-        if defect or isinstance(error, BrokenPipeError):
-            raise
+        if defect or not isinstance(error, user_errors):
+            descriptor, log = tempfile.mkstemp(prefix="pretrain-error-", suffix=".log")
+            os.close(descriptor)
+            tell_bug(error, Path(log))
+            return FAILED
         if is_local_main_rank():  # the other processes of the machine have the same error
             print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+
+
+def tell_bug(error: Exception, log: Path) -> None:
+    """Print the traceback of a bug and write it to `log`; the last line says what to report."""
+    text = "".join(traceback.format_exception(error))
+    print(text, end="", file=sys.stderr)
+    try:
+        log.write_text(text, encoding="utf-8")
+    except OSError as problem:  # the traceback stands above
+        print(f"error: {log} could not be written: {problem}", file=sys.stderr)
+    print(
+        f"error: {type(error).__name__}, which is unexpected: the traceback is in {log}; unless it "
+        f"comes from code of your own, please report it with that file at {ISSUES}",
+        file=sys.stderr,
+    )
 
 
 def raised_here(error: ValueError) -> bool:

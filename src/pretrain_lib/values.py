@@ -26,6 +26,7 @@ NOUNS = {
     list[str]: "a list such as [a, b]",
     list[float]: "a list of numbers such as [0.7, 0.3]",
     tuple[float, float]: "two numbers such as [0.9, 0.95]",
+    tuple[int, int]: "two whole numbers such as [10, 13]",
 }
 
 
@@ -117,7 +118,7 @@ def setting(default: Any, help: str, **rule: Any) -> Any:
     The type of the rule is taken from the field's annotation.
     """
     metadata = {"rule": Rule(help=help, **rule)}
-    if isinstance(default, list):
+    if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
@@ -188,6 +189,8 @@ def _read_one(kind: Any, written: Any) -> Any:
         return _read_dataclass(kind, written) if isinstance(written, dict) else UNREADABLE
     if get_origin(kind) in (list, tuple):
         return _read_items(kind, written)
+    if isinstance(kind, type) and issubclass(kind, dict):
+        return kind.parse(written) if isinstance(written, str | dict) else UNREADABLE
     if not isinstance(written, str) or "\0" in written:
         return UNREADABLE
     if get_origin(kind) is Literal:

@@ -1,7 +1,10 @@
 """Checkpoints: model folders, exact, verified, never pickled."""
 
+import errno
 import json
+import os
 import pickle
+import re
 
 import pytest
 import torch
@@ -21,6 +24,7 @@ from pretrain_lib import (
     train_step,
     verify_checkpoint,
 )
+from pretrain_lib.checkpoint.folders import FILES
 from pretrain_lib.checkpoint.state import TrainingState, read_state
 
 GPT2_SHAPE = GPT2Config(vocabulary_size=61, context_length=8, num_layers=2, num_heads=2, width=16)
@@ -128,9 +132,6 @@ def test_every_damage_is_found_and_the_newest_whole_one_taken(tmp_path):
             with pytest.warns(UserWarning, match=file.name):
                 assert find_newest(tmp_path) == older
         file.write_bytes(whole)
-    (newer / "extra.bin").write_bytes(b"")
-    assert "extra.bin: not part of the checkpoint" in verify_checkpoint(newer)[0]
-    (newer / "extra.bin").unlink()
     assert verify_checkpoint(newer) == []
     assert find_newest(tmp_path) == newer
 
@@ -177,8 +178,75 @@ def test_the_checkpoint_just_written_is_never_pruned(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"]
 
 
-def test_what_a_desktop_leaves_in_a_folder_does_no_harm(tmp_path):
+def test_a_checkpoint_with_a_file_that_cannot_be_read_is_passed_over(tmp_path):
+    model = build(GPT2_SHAPE)
+    optimizer = build_adamw(model, learning_rate=1e-2)
+    steps(model, optimizer, range(1))
+    older, newer = (save(tmp_path, step, model, optimizer) for step in (1, 2))
+    for file in [file for file in newer.rglob("*") if file.is_file()]:
+        aside = file.rename(tmp_path / "aside")
+        for error in (errno.EIO, errno.ELOOP, errno.EISDIR):
+            if error == errno.EISDIR:
+                file.mkdir()
+            else:  # reading address 0 of a process's memory is an EIO, as of a bad sector
+                file.symlink_to("/proc/self/mem" if error == errno.EIO else file.name)
+            problem = f"{file}: cannot be read ({os.strerror(error)})"
+            assert verify_checkpoint(newer) == [problem]
+            with pytest.warns(UserWarning, match=re.escape(problem)):
+                assert find_newest(tmp_path) == older
+            file.rmdir() if error == errno.EISDIR else file.unlink()
+        aside.rename(file)
+    assert find_newest(tmp_path) == newer
+
+
+FOREIGN = (
+    ".DS_Store",
+    ".ipynb_checkpoints/config-checkpoint.json",
+    ".cache/huggingface/download/config.json.metadata",
+    "notes.txt",
+    "training/notes/today.md",
+    "training/optimizer-copy.safetensors",
+)
+
+
+def test_foreign_files_in_a_checkpoint_neither_matter_nor_go(tmp_path):
+    model = build(GPT2_SHAPE)
+    optimizer = build_adamw(model, learning_rate=1e-2)
+    steps(model, optimizer, range(1))
+    path = save(tmp_path, 1, model, optimizer)
+    for name in FOREIGN:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(b"not ours")
+    assert verify_checkpoint(path) == []
+    assert find_newest(tmp_path) == path
+    other = build(GPT2_SHAPE)
+    restored = build_adamw(other, learning_rate=1e-2)
+    load_checkpoint(path, other, restored)
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+        assert torch.equal(optimizer.state[mine]["exp_avg"], restored.state[theirs]["exp_avg"])
+    save(tmp_path, 2, model, optimizer)
+    assert all((path / name).read_bytes() == b"not ours" for name in FOREIGN)
+
+
+def test_a_file_list_with_a_flipped_bit_is_found(tmp_path):
     model = build(GPT2_SHAPE)
     path = save(tmp_path, 1, model, build_adamw(model, learning_rate=1e-2))
-    (path / ".DS_Store").write_bytes(b"x")
-    assert find_newest(tmp_path) == path
+    whole = (path / FILES).read_bytes()
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (path / FILES).write_bytes(flipped)
+        if json_of(flipped) != json.loads(whole):  # white space may become other white space
+            assert verify_checkpoint(path), bit
+    # One of two names became the other: JSON would keep the last entry without a word.
+    entry = json.dumps(json.loads(whole)["config.json"])
+    (path / FILES).write_text(f'{{"config.json": {entry}, "config.json": {entry}}}')
+    assert verify_checkpoint(path) == [f"{path / FILES}: not readable"]
+
+
+def json_of(text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None

@@ -12,11 +12,11 @@ import pytest
 from pretrain_lib.checkpoint import folders as checkpoint_files
 from pretrain_lib.checkpoint import state as checkpoint
 from pretrain_lib.checkpoint.folders import FILES, checkpoint_path
-from pretrain_lib.models.hf import WEIGHTS
+from pretrain_lib.models.weight_files import WEIGHTS
 from pretrain_lib.tensors import piece_files
 from tests.checkpoint.test_checkpoint import GPT2_SHAPE, build, build_adamw, save, steps
 from tests.conftest import run_python
-from tests.faults import (
+from tests.faults.kills import (
     COMMITTED,
     FLUSHING,
     OPTIMIZER,
@@ -32,19 +32,24 @@ INJECT = "from tests.checkpoint.test_faults import print_report; print_report({!
 
 
 def sabotage(function):
-    """Let something happen after `flush_to_disk`, which is called before and after the commit.
+    """Let something happen before and after the commit of a checkpoint that is on the disk.
 
     Not in the run that shows how the checkpoints ought to be.
     """
-    module = checkpoint_files
-    flush = module.flush_to_disk
+    flush, commit = checkpoint_files.flush_to_disk, checkpoint.commit_staged
 
-    def flush_and_more(folder, *, recursive=True):
-        flush(folder, recursive=recursive)
+    def flush_and_more(folder):
+        flush(folder)
         if "reference" not in folder.parts:
-            function(folder, committed=not recursive)
+            function(folder, committed=False)
 
-    module.flush_to_disk = flush_and_more
+    def commit_and_more(staging, target):
+        commit(staging, target)
+        if "reference" not in target.parts:
+            function(target.parent, committed=True)
+
+    checkpoint_files.flush_to_disk = flush_and_more
+    checkpoint.commit_staged = commit_and_more
 
 
 def prune_too_early(folder, *, committed):
@@ -141,7 +146,6 @@ def test_the_phases_are_those_of_a_real_save(trained, tmp_path, monkeypatch):
         ("write_json", 6, "listing files"),
         ("write_json", 6, "listing files"),
         ("flush_to_disk", 6, "flushing"),
-        ("flush_to_disk", 6, "committed, not pruned"),
         ("prune", 6, "committed, not pruned"),
         ("remove_leftovers", 6, "pruning"),
         ("rmtree", 6, "pruning"),

@@ -93,6 +93,22 @@ def test_prepare_counts_what_it_leaves_out_and_stops_at_the_limit(tmp_path, caps
     shown = capsys.readouterr().out
     assert "3 empty documents, 6 unreadable" in shown
     assert f"{tmp_path}/a.jsonl, line at byte {len(lines[0]) + 1}" in shown
+    assert "3 documents: not a JSON object in UTF-8; the first: " in shown
+
+
+def test_prepare_hints_at_separators_and_takes_one(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("one boat\n<|endoftext|>\ntwo balls\n<|endoftext|>\n")
+    flags = [tmp_path / "a.txt", "--train_tokenizer", "300", "--validation", "none", "--out"]
+    assert call("prepare", *flags, tmp_path / "one") == 0
+    shown = capsys.readouterr()
+    assert "a.txt has lines of <|endoftext|> but is read as one document" in shown.err
+    assert "--document_separator '<|endoftext|>' splits it there" in shown.err
+    assert "in 1 document\n" in shown.out
+    separator = ["--document_separator", "<|endoftext|>"]
+    assert call("prepare", *flags, tmp_path / "two", *separator) == 0
+    shown = capsys.readouterr()
+    assert "hint:" not in shown.err
+    assert "in 2 documents\n" in shown.out
 
 
 def test_overlap_names_the_item_and_where_it_stands(tmp_path, capsys):
@@ -141,7 +157,7 @@ def test_export_sample_plot(recipe, tmp_path, capsys, forked_reload):
     assert (tmp_path / "run" / "plots" / "curves.png").stat().st_size > 10_000
     for taken in (tmp_path / "run", checkpoint):
         assert call("export", recipe.run.dir, "--out", taken) == 2
-        assert "holds something other than an export" in capsys.readouterr().err
+        assert "is neither empty nor an export: it holds" in capsys.readouterr().err
     assert verify_checkpoint(checkpoint) == []
     (checkpoint / "config.json").write_text("{}")
     assert call("export", checkpoint, "--out", tmp_path / "more") == 2
@@ -171,9 +187,13 @@ def test_a_checkpoint_is_scored_as_the_installed_command_does(recipe, prepared, 
     made = run_pretrain("tasks", prepared, "--out", tasks, "--items", "8")
     assert made.returncode == 0, made.stderr
     flags = ["--tasks", "heldout_choice", "--include_path", tasks, "--out", out]
-    scored = run_command("pretrain", "eval", recipe.run.dir, *flags)
+    no_git = {"GIT_DIR": str(tmp_path / "none")}  # of which git complains on the console
+    command = ["pretrain", "eval", recipe.run.dir, *flags, "--log_samples"]
+    scored = run_command(*command, environment=no_git)
     assert scored.returncode == 0, scored.stderr
     assert scored.stderr == ""  # no progress bars where there is no terminal
+    samples = (tmp_path / "samples_heldout_choice.jsonl").read_text().splitlines()
+    assert len(samples) == 8
     score = json.loads(out.read_text())["results"]["heldout_choice"]
     assert f"{score['acc_mutual_info,none']:.4f}" in scored.stdout
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000008"

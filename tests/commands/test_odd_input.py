@@ -91,9 +91,9 @@ def test_it_is_refused_in_one_line(model, capsys, arguments, expected):
 @pytest.mark.parametrize(
     ("file", "content", "expected"),
     [
-        ("config.json", b"{", "config.json is broken, no JSON"),
-        ("config.json", b"\xff\xfe", "config.json is broken, no JSON"),
-        ("config.json", b"[]", "config.json must hold a JSON object"),
+        ("config.json", b"{", "config.json is damaged, no JSON"),
+        ("config.json", b"\xff\xfe", "config.json is damaged, no JSON"),
+        ("config.json", b"[]", "config.json is damaged: it must hold a JSON object"),
         ("model.safetensors", None, "model.safetensors is broken or cut short"),
         ("model.safetensors", b"", "model.safetensors is broken or cut short"),
     ],
@@ -188,6 +188,7 @@ NEEDED = {
     "plot": ["x"],
     "new": ["gpt2_124m", "o"],
     "train": ["gpt2_124m"],
+    "tune": ["gpt2_124m", "--budget", "60"],
     "completion": ["bash"],
     "report": ["x"],
 }

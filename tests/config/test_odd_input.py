@@ -219,7 +219,7 @@ def test_no_value_outside_a_rule_is_taken_within_a_setting(name):
         ({}, {"log.trackers": "[tensorbord]"}, "did you mean tensorboard?"),
         ({}, {"run.resume": "atuo"}, "did you mean auto?"),
         ({}, {"run.initial_weights": "{d}/nothing"}, "is no folder: give one with config.json"),
-        ({}, {"run.initial_weights": "{d}/broken"}, "config.json is broken, no JSON"),
+        ({}, {"run.initial_weights": "{d}/broken"}, "config.json is damaged, no JSON"),
         (
             {},
             {"scores.tasks": "[x]", "scores.include_path": "{d}/no"},

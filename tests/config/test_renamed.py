@@ -62,3 +62,10 @@ def test_settings_of_before_are_read_under_their_new_names():
         "system": {"fsdp_param_dtype": "fp32"},
         "batch": {"tokens": 8},
     }
+
+
+def test_a_setting_that_was_added_later_has_the_value_of_what_was_done_before():
+    now = {"data": {"packing": "concat", "shuffle": "documents"}, "model": {"width": 8}}
+    before = with_new_names({"data": {"packing": "concat"}, "model": {"width": 8}}, now=now)
+    assert before == {"data": {"packing": "concat", "shuffle": "windows"}, "model": {"width": 8}}
+    assert with_new_names(now, now=now) == now

@@ -1,6 +1,7 @@
 """Settings: what is read, what is refused, and what follows from them."""
 
 import re
+import sys
 
 import pytest
 import yaml
@@ -91,6 +92,19 @@ def test_an_unknown_yaml_key_is_refused(recipe, tmp_path):
     overlay.write_text("batch: {tokns: 5}")
     with pytest.raises(ValueError, match=r"batch\.tokns is no setting; did you mean batch\.tokens"):
         parse(recipe, "--config", overlay)
+
+
+@pytest.mark.parametrize("key", ["model", "optimizer", "data.source", "scores.tasks"])
+def test_an_overlay_imports_no_module(recipe, tmp_path, monkeypatch, key):
+    (tmp_path / "imported_by_an_overlay.py").write_text("class Thing: ...")
+    monkeypatch.syspath_prepend(tmp_path)
+    value = {"class_path": "imported_by_an_overlay.Thing", "init_args": {}}
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    (tmp_path / "overlay.yaml").write_text(yaml.safe_dump(value))
+    with pytest.raises(ValueError, match=re.escape(key)):
+        parse(recipe, "--config", tmp_path / "overlay.yaml")
+    assert "imported_by_an_overlay" not in sys.modules
 
 
 def test_the_settings_written_are_the_settings_read(recipe, tmp_path):

@@ -218,6 +218,7 @@ def test_files_that_a_pattern_matches_are_one_array(recipe, tmp_path):
         ({"source": None}, "data.streaming=true needs a data.source"),
         ({"weights": [1.0]}, "and no data.weights"),
         ({"packing": "best_fit"}, ", data.packing=concat"),
+        ({"shuffle": "documents"}, ", data.shuffle=windows"),
         ({"spool_tokens": 1000}, "data.spool_tokens=1000 must be at least 4 x batch.tokens=256"),
         ({"validation": "hash"}, "data.validation=hash needs the whole source"),
     ],
@@ -228,3 +229,25 @@ def test_streams_that_cannot_be_are_refused(recipe, tmp_path, data, rule):
     stream = {"streaming": True, "validation": "first:100", "spool_tokens": 1024}
     with pytest.raises(ValueError, match=rule):
         open_corpus(change(recipe, data=source | stream | data))
+
+
+def test_documents_are_permuted_if_asked_for(recipe):
+    batches = []
+    for shuffle in ("windows", "documents"):
+        config = change(recipe, data={"shuffle": shuffle})
+        batches.append(build_dataset(config, open_corpus(config)).batch(range(4))["input_ids"])
+    assert batches[0].shape == batches[1].shape
+    assert not batches[0].equal(batches[1])
+
+
+def test_the_type_of_bare_ids_is_that_of_the_setting(recipe, tmp_path):
+    ids = np.random.default_rng(0).integers(0, 300, 4000)
+    for name in ("train.bin", "held_out.npy"):
+        ids.astype("<u4").tofile(tmp_path / name)
+    paths = {"path": str(tmp_path / "train.bin"), "validation": str(tmp_path / "held_out.npy")}
+    with pytest.raises(ValueError, match="train.bin has no header, .*data.dtype=uint32"):
+        open_corpus(change(recipe, data=paths))
+    corpus = open_corpus(change(recipe, data=paths | {"dtype": "uint32"}))
+    assert corpus.dtype == "uint32"
+    for tokens in (corpus.train[0], corpus.validation[0].tokens):
+        assert tokens.read(0, 4000).tolist() == ids.tolist()

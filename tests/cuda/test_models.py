@@ -21,6 +21,15 @@ CONFIGS = {
     "llama, grouped heads of 64": LlamaConfig(
         **SHAPE, num_heads=4, num_key_value_heads=2, width=256, mlp_width=384
     ),
+    "qwen3, grouped heads of 128": LlamaConfig(
+        **SHAPE,
+        num_heads=4,
+        num_key_value_heads=2,
+        width=256,
+        mlp_width=384,
+        head_width=128,
+        qk_norm=True,
+    ),
     "llama, grouped heads of 128": LlamaConfig(
         **SHAPE, num_heads=2, num_key_value_heads=1, width=256, mlp_width=384
     ),

@@ -11,20 +11,20 @@ from torch.utils.data import DataLoader
 
 from pretrain_lib.data.tokens.arrays import TokenArray, TokenFile
 from pretrain_lib.data.tokens.foreign import open_foreign
-from pretrain_lib.data.tokens.shards import write_shard
 from pretrain_lib.data.windows.batches import (
     PackedDataset,
     iterate_steps,
-    narrow_document_ends,
     rank_micro_batches,
 )
 from pretrain_lib.data.windows.best_fit import open_plan
+from pretrain_lib.data.windows.document_ends import narrow_document_ends
 from pretrain_lib.data.windows.order import BLOCK_WINDOWS
 from pretrain_lib.data.windows.packing import IGNORED_TARGET
 from pretrain_lib.models.attention import document_index
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.llama import Llama, LlamaConfig
 from pretrain_lib.optim.schedule import BatchSizes
+from tests.shards import write_documents
 
 LENGTH = 16
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 def write_source(folder, name, num_tokens, first_id):
     ids = np.arange(num_tokens) + first_id
     documents = np.split(ids, range(7, num_tokens, 7))
-    write_shard(folder, name, documents, dtype=np.dtype("<u2"), text_bytes=0)
+    write_documents(folder, name, documents)
     return TokenArray(
         [TokenFile(folder / f"{name}.bin", num_tokens, np.dtype("<u2"), is_shard=True)]
     )
@@ -192,7 +192,7 @@ def model(request):
 def test_a_changed_document_leaves_the_logits_of_the_others_bit_equal(tmp_path, model, packing):
     random = np.random.default_rng(0)
     documents = [random.integers(0, 61, random.integers(1, 14)) for _ in range(40)]
-    write_shard(tmp_path, "a", documents, dtype=np.dtype("<u2"))
+    write_documents(tmp_path, "a", documents)
     count = sum(map(len, documents))
     tokens = TokenArray([TokenFile(tmp_path / "a.bin", count, np.dtype("<u2"), is_shard=True)])
     options = {"fingerprint": "a" * 64, "sequence_length": LENGTH}

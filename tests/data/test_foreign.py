@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain_lib.data.tokens.foreign import open_foreign
-from pretrain_lib.data.tokens.shards import token_dtype, write_shard
 from pretrain_lib.data.windows.batches import PackedDataset
 from pretrain_lib.data.windows.packing import IGNORED_TARGET
+from tests.shards import write_documents
 
 INTEGERS = [f"{order}{kind}{size}" for order in "<>" for kind in "iu" for size in (1, 2, 4, 8)]
 GPT2 = (20240520, 1, "H")  # magic, version and type of llm.c's files
@@ -76,13 +76,17 @@ def test_nanogpt_bin_reads_as_written(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "vocabulary"), [(GPT2, 50_257), (LLAMA3, 128_256)])
-def test_llmc_bin_reads_as_written(tmp_path, kind, vocabulary):
-    ids = random_ids(5000, below=vocabulary).tolist()
-    write_llmc(tmp_path / "train.bin", ids, kind)
-    split = open_foreign(tmp_path / "train.bin", vocabulary_size=vocabulary)
-    assert len(split) == 5000
-    assert split.read(0, 5000).tolist() == ids
-    assert split.read(17, 4983).tolist() == ids[17:]
+@settings(deadline=None, max_examples=20)
+@given(data=st.data())
+def test_llmc_bin_reads_as_written(tmp_path_factory, kind, vocabulary, data):
+    ids = data.draw(st.lists(st.integers(0, vocabulary - 1), min_size=1, max_size=50))
+    path = tmp_path_factory.mktemp("llmc") / "train.bin"
+    write_llmc(path, ids, kind)
+    split = open_foreign(path, vocabulary_size=vocabulary)
+    assert len(split) == len(ids)
+    assert split.read(0, len(ids)).tolist() == ids
+    start = data.draw(st.integers(0, len(ids) - 1))
+    assert split.read(start, len(ids) - start).tolist() == ids[start:]
 
 
 @pytest.mark.parametrize("token_size", [2, 4])
@@ -176,7 +180,7 @@ def test_arrays_that_are_no_tokens_are_refused(tmp_path, wrong):
     [
         ("a.npy", None, "there is no such file"),
         ("a*.bin", None, "there is no such file"),
-        ("a.npy", b"", "is not a .npy array"),
+        ("a.npy", b"", "has no .npy header"),
         ("a.npy", b"\x93NUMPY\1\0", "is not a .npy array"),
         ("a.bin", b"", "0 bytes"),
         ("a.bin", b"abc", "3 bytes are not a whole number of uint16 ids"),
@@ -209,7 +213,7 @@ def test_truncated_files_are_refused(tmp_path):
     write_datatrove(tmp_path, "trove.ds", [ids[:3000], ids[3000:]], 2)
     for name, message in (
         ("llmc.bin", "11022 bytes, but its tokens need 11024"),
-        ("ids.npy", "is not a .npy array"),
+        ("ids.npy", "40126 bytes, but its tokens need 40128"),
         ("trove.ds", "9998 bytes do not fit the documents that trove.ds.index lists"),
     ):
         raw = (tmp_path / name).read_bytes()
@@ -225,6 +229,26 @@ def test_an_index_of_other_tokens_is_refused(tmp_path):
         open_foreign(tmp_path / "a.ds", vocabulary_size=10)
 
 
+@pytest.mark.parametrize("length", [1, 3, 16])
+def test_many_empty_documents_at_one_place_are_read(tmp_path, length):
+    documents = [[1, 2, 3], *[[]] * 40, [4, 5], *[[]] * 40, list(range(6, 40)), [], []]
+    write_datatrove(tmp_path, "a.ds", documents, 2)
+    tokens = open_foreign(tmp_path / "a.ds", vocabulary_size=50)
+    assert tokens.document_ends(0, 39).tolist() == [3, 5]
+    dataset = PackedDataset(tokens, sequence_length=length, document_masking=True)
+    for window in (dataset[i] for i in range(len(dataset))):
+        first = tokens.read(0, 39).tolist().index(int(window["input_ids"][0]))
+        inside = [end - first for end in (3, 5) if first < end < first + length]
+        assert window["document_ends"].tolist() == inside + [length] * (length - len(inside))
+
+
+def test_an_index_that_falls_is_refused(tmp_path):
+    write_datatrove(tmp_path, "a.ds", [[1, 2, 3], [4], [5, 6]], 2)
+    (tmp_path / "a.ds.index").write_bytes(struct.pack("<3Q", 4, 3, 6))
+    with pytest.raises(ValueError, match="a.ds.index: document 1 ends at token 3, before document"):
+        open_foreign(tmp_path / "a.ds", vocabulary_size=10)
+
+
 def test_an_index_without_documents_is_refused(tmp_path):
     write_datatrove(tmp_path, "a.ds", [], 2)
     with pytest.raises(ValueError, match="0 bytes do not fit"):
@@ -232,6 +256,6 @@ def test_an_index_without_documents_is_refused(tmp_path):
 
 
 def test_a_shard_of_a_prepared_folder_is_not_taken_for_an_array(tmp_path):
-    write_shard(tmp_path, "train-00000-000", [np.arange(9)], dtype=token_dtype(9), text_bytes=9)
+    write_documents(tmp_path, "train-00000-000", [np.arange(9)])
     with pytest.raises(ValueError, match="is a shard of a prepared folder: give the folder"):
         open_foreign(tmp_path / "train-00000-000.bin", vocabulary_size=9)

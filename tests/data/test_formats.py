@@ -1,8 +1,15 @@
 """Formats of text: the documents that other readers find, wherever a file is cut."""
 
+import bz2
+import contextlib
 import gzip
+import io
 import json
+import lzma
+import os
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,12 +19,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from pretrain_lib.data.text import formats
+from pretrain_lib.data.text import formats, separators
+from pretrain_lib.data.text.documents import Fields
 from pretrain_lib.data.text.formats import Document, Rejected, cut_file, read_documents
 from pretrain_lib.data.text.sources import open_source
 
 SIZES = (1, 7, 500, 2**62)
 DRAW = random.Random(0)
+COMPRESSORS = {
+    ".gz": gzip.compress,
+    ".zst": zstandard.ZstdCompressor(write_checksum=True).compress,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+}
 TEXTS = ["", " ", "Größe\n\u2028\x85大きさ 😀", *("a b\r\n" * (i % 7) for i in range(60))]
 unicode_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 # Letters, places to cut, and characters of one to four bytes that are none.
@@ -26,7 +40,7 @@ cut_text = st.lists(st.sampled_from("a7 \n\t.é你😀\u3000\ufeff"), max_size=6
 
 def read(path, size=2**62, *, text_field="text", cut_text=True):
     pieces = cut_file(path, size, text_field=text_field, cut_text=cut_text)
-    return [document for piece in pieces for document in read_documents(piece, text_field)]
+    return [document for piece in pieces for document in read_documents(piece, Fields(text_field))]
 
 
 def lines(texts):
@@ -195,24 +209,188 @@ def test_parts_of_different_files_are_told_apart(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress])
-def test_a_truncated_file_of_lines_gives_what_comes_before_and_is_named(tmp_path, compress, share):
+def test_a_truncated_file_of_lines_is_refused_behind_what_can_be_read(tmp_path, compress, share):
     texts = [f"{i} {DRAW.random()}" for i in range(20_000)]
     raw = compress(lines(texts))
     path = tmp_path / ("a.jsonl.gz" if compress is gzip.compress else "a.jsonl.zst")
     path.write_bytes(raw[: int(len(raw) * share)])
-    *found, last = read(path)
+    found = []
+    with pytest.raises(ValueError, match="restore the file, or move it away") as error:
+        for piece in cut_file(path, 2**62, text_field="text", cut_text=True):
+            found.extend(read_documents(piece, Fields("text")))
     assert found == [Document(text) for text in texts[: len(found)]]
-    assert last.where == f"{path}, after line {len(found)}"
-    assert "the file is damaged (Truncated compressed stream)" in last.reason
+    place = f"{path} cannot be read behind document {len(found):,}"
+    assert f"{place} (the compressed data is truncated)" in str(error.value)
     assert len(found) >= (share - 0.2) * len(texts)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
-def test_a_file_that_is_not_compressed_is_named(tmp_path, name):
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.txt.xz", "a.ndjson.bz2"])
+def test_a_file_that_is_not_compressed_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(lines(TEXTS))
-    (found,) = read(tmp_path / name)
-    assert found.where == f"{tmp_path / name}, after line 0"
-    assert "the file is damaged" in found.reason
+    with pytest.raises(ValueError, match=r"read behind document 0 \(it does not begin like"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize(("kind", "compress"), COMPRESSORS.items())
+def test_a_flipped_byte_of_a_compressed_file_is_refused(tmp_path, kind, compress):
+    raw = bytearray(compress(lines([str(DRAW.random()) for _ in range(900)])))
+    raw[len(raw) // 2] ^= 255
+    (tmp_path / f"a.jsonl{kind}").write_bytes(raw)
+    message = f"a.jsonl{kind} cannot be read behind document"
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / f"a.jsonl{kind}")
+    (tmp_path / f"a.jsonl{kind}").write_bytes(compress(lines(TEXTS))[:-5])
+    with pytest.raises(ValueError, match=f"{message} .*truncated"):
+        read(tmp_path / f"a.jsonl{kind}")
+
+
+def long_window(log):
+    """Compress like `zstd --long=LOG`."""
+    options = zstandard.ZstdCompressionParameters.from_level(
+        1, window_log=log, enable_ldm=True, write_content_size=False
+    )
+    return zstandard.ZstdCompressor(compression_params=options).compressobj()
+
+
+def test_a_zstd_file_with_a_long_window_is_read(tmp_path):
+    compressor = long_window(30)
+    raw = compressor.compress(lines(TEXTS)) + compressor.flush()
+    assert zstandard.get_frame_parameters(raw).window_size == 2**30
+    (tmp_path / "a.jsonl.zst").write_bytes(raw)
+    assert read(tmp_path / "a.jsonl.zst") == [Document(text) for text in TEXTS]
+
+
+def test_a_zstd_window_over_the_memory_limit_is_refused_with_a_remedy(tmp_path):
+    # A frame header without content size, whose window descriptor says 2**35 bytes (RFC 8878).
+    frame = b"\x28\xb5\x2f\xfd" + bytes([0, (35 - 10) << 3]) + b"\1\0\0"
+    (tmp_path / "a.jsonl.zst").write_bytes(frame)
+    with pytest.raises(ValueError, match=r"a.jsonl.zst.*window is larger than 2048 MiB.*--long=31"):
+        read(tmp_path / "a.jsonl.zst")
+
+
+@pytest.mark.parametrize(("kind", "compress"), COMPRESSORS.items())
+def test_padding_is_read_over_and_other_bytes_are_counted(tmp_path, kind, compress):
+    expected, path = [Document(text) for text in TEXTS], tmp_path / f"a.jsonl{kind}"
+    members = in_members(TEXTS, compress)
+    path.write_bytes(members + b"\0" * 40_000)
+    assert read(path) == expected
+    path.write_bytes(members + b"\0" * 7 + compress(lines(["more"])))
+    assert read(path) == [*expected, Document("more")]
+    for garbage in (b"x", b"some other bytes" * 99, b"\0\0x"):
+        path.write_bytes(members + garbage)
+        *found, warning = read(path)
+        assert found == expected
+        assert (warning.where, warning.documents) == (str(path), 0)
+        assert "are ignored" in warning.reason
+    path.write_bytes(compress(b""))
+    assert read(path) == []
+
+
+@pytest.mark.parametrize(("kind", "compress"), [*COMPRESSORS.items(), ("", bytes)])
+@pytest.mark.parametrize("ending", [".txt", ".jsonl", ".ndjson", ".JSONL"])
+def test_every_ending_is_read_with_every_compression_in_any_case(tmp_path, ending, kind, compress):
+    content = "one\ntext" if ending == ".txt" else '{"text": "one\\ntext"}\n'
+    for name in (ending + kind, ending + kind.upper()):
+        path = tmp_path / f"a{name}"
+        path.write_bytes(compress(content.encode()))
+        assert read(path) == [Document("one\ntext")]
+
+
+def separated(raw, line="<|sep|>"):
+    """Split a text at lines as `splitlines` gives them."""
+    documents = [[]]
+    for part in io.StringIO(raw.decode(), newline="\n"):
+        if part.rstrip("\r\n") == line and part in (line, f"{line}\n", f"{line}\r\n", f"{line}\r"):
+            documents.append([])
+        else:
+            documents[-1].append(part)
+    texts = ["".join(parts) for parts in documents]
+    texts = [re.sub(r"\r?\n\Z", "", text) for text in texts[:-1]] + texts[-1:]
+    edges = [raw.decode().startswith(line) and not documents[0], not documents[-1]]
+    return texts[edges[0] : len(texts) - edges[1]]
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    parts=st.lists(
+        st.sampled_from(["<|sep|>", "<|sep|>\n", "\n", "a", "é b\n", "\r\n", "<|sep", "|>", " "]),
+        max_size=30,
+    ),
+    size=st.integers(1, 30),
+    part=st.sampled_from([1, 3, 2**20]),
+)
+def test_documents_between_separator_lines_do_not_depend_on_where_the_file_is_cut(
+    tmp_path_factory, parts, size, part
+):
+    raw = "".join(parts).encode()
+    path = tmp_path_factory.mktemp("separated") / "a.txt"
+    path.write_bytes(raw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(separators, "READ_BYTES", part)
+        pieces = cut_file(path, size, text_field="", cut_text=False, separator="<|sep|>")
+        found = [d for p in pieces for d in read_documents(p, Fields(), separator="<|sep|>")]
+        assert found == [Document(text) for text in separated(raw)]
+    packed = path.with_name("a.txt.gz")
+    packed.write_bytes(gzip.compress(raw))
+    (piece,) = cut_file(packed, size, text_field="", cut_text=False, separator="<|sep|>")
+    assert list(read_documents(piece, Fields(), separator="<|sep|>")) == found
+
+
+def test_a_separator_line_is_hinted_at(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one\n<|endoftext|>\ntwo\n")
+    hint = separators.hint_at_separator([path])
+    assert str(path) in hint
+    assert "data.document_separator='<|endoftext|>'" in hint
+    path.write_text("one\n<end>\ntwo\n<end>")
+    assert "lines of <end>" in separators.hint_at_separator([path], "<end>")
+    path.write_text("one <|endoftext|>\n<|endoftext|> two\n")
+    assert separators.hint_at_separator([path]) is None
+
+
+@pytest.mark.parametrize("line", [b"NaN", b"Infinity", b"-Infinity", b"9" * 5000, rb'"\ud800"'])
+def test_a_line_that_python_writes_is_read_whatever_other_fields_hold(tmp_path, line):
+    (tmp_path / "a.jsonl").write_bytes(b'{"score": ' + line + b', "text": "good"}\n')
+    assert read(tmp_path / "a.jsonl") == [Document("good")]
+
+
+def test_a_null_is_an_empty_document_in_every_format(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(lines(["a", None, "b"]))
+    write_parquet(tmp_path / "b.parquet", ["a", None, "b"])
+    write_parquet(tmp_path / "c.parquet", [None, None, None], kind=pa.null())
+    expected = [Document("a"), Document(""), Document("b")]
+    assert read(tmp_path / "a.jsonl") == read(tmp_path / "b.parquet") == expected
+    assert read(tmp_path / "c.parquet") == [Document("")] * 3
+
+
+@pytest.mark.parametrize("inner", [pa.string(), pa.large_string(), pa.binary()])
+def test_columns_of_categories_and_of_bytes_are_text(tmp_path, inner):
+    texts = ["Größe", None, "b", "Größe"]
+    raw = [t.encode() if t and inner == pa.binary() else t for t in texts]
+    for kind in (inner, pa.dictionary(pa.int32(), inner)):
+        write_parquet(tmp_path / "a.parquet", raw, kind=kind)
+        assert read(tmp_path / "a.parquet") == [Document(text or "") for text in texts]
+    raw = pa.array([b"good", b"\xff"], pa.binary())
+    parquet.write_table(pa.table({"text": raw}), tmp_path / "b.parquet")
+    good, bad = read(tmp_path / "b.parquet")
+    assert (good, bad.reason) == (Document("good"), "the text is not UTF-8")
+
+
+@pytest.mark.parametrize("name", [b"a\xff.jsonl", b"a\xff.txt", b"a\xff.parquet", b"a\xff.txt.gz"])
+def test_a_file_name_that_is_not_utf8_is_read(tmp_path, name):
+    path = tmp_path / os.fsdecode(name)
+    if path.suffix == ".parquet":
+        write_parquet(tmp_path / "b.parquet", ["text"])
+        Path(tmp_path / "b.parquet").rename(path)
+    else:
+        raw = lines(["text"]) if path.suffix == ".jsonl" else b"text"
+        path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    assert read(path) == [Document("text")]
+    source = open_source(str(tmp_path))
+    assert source.identity()["files"] == 1
+    path.write_bytes(b"\xff\n")
+    with contextlib.suppress(ValueError):
+        assert "a\\xff" in read(path)[0].where
 
 
 @pytest.mark.parametrize("size", [0, 3, 100, -1])
@@ -220,7 +398,7 @@ def test_a_truncated_parquet_file_is_refused_before_any_work(tmp_path, size):
     path = tmp_path / "a.parquet"
     write_parquet(path, TEXTS)
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match="a.parquet is not a .parquet file"):
+    with pytest.raises(ValueError, match="a.parquet cannot be read as .parquet"):
         read(path)
 
 
@@ -231,7 +409,7 @@ def test_a_truncated_parquet_file_is_refused_before_any_work(tmp_path, size):
         ({"compression": "none"}, slice(-6, None)),  # numbers that the dictionary does not have
     ],
 )
-def test_a_damaged_row_group_is_named_and_the_others_are_read(tmp_path, options, damaged):
+def test_a_damaged_row_group_is_refused_and_named(tmp_path, options, damaged):
     path, texts = tmp_path / "a.parquet", [f"text {i}" for i in range(30)]
     write_parquet(path, texts, row_group_size=10, **options)
     column = parquet.ParquetFile(path).metadata.row_group(1).column(1)
@@ -240,37 +418,47 @@ def test_a_damaged_row_group_is_named_and_the_others_are_read(tmp_path, options,
     for place in places[damaged]:
         raw[place] = 255
     path.write_bytes(raw)
-    found = read(path, 1)
-    (bad,) = (document for document in found if isinstance(document, Rejected))
-    assert bad.where == f"{path}, row groups 1 to 2, after row 0"
-    assert "the file is damaged" in bad.reason
-    expected = [Document(text) for text in texts]
-    assert found == [*expected[:10], bad, *expected[20:]]
+    with pytest.raises(ValueError, match="read in row groups 1 to 2, after row 0") as error:
+        read(path, 1)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "line",
-    [b'{"text": "cut', b'{"other": "field"}', b'["text"]', b'"text"', b"5", b'{"text": null}']
-    + [b'{"text": 5}', b'{"text": ["a"]}', b'{"text": "\xff"}', rb'{"text": "\ud800"}', b"[" * 9**5]
-    + [b'{"text": ' + b"9" * 5000 + b"}", b"\0\0"],
+    ("reason", "line"),
+    [
+        *(
+            ("not a JSON object in UTF-8", line)
+            for line in (b'{"text": "cut', b'["text"]', b'"text"', b"5", b'{"text": "\xff"}')
+        ),
+        *(("not a JSON object in UTF-8", line) for line in (b"[" * 9**5, b"\0\0", b"NaN")),
+        ("no field data.text_field='text'", b'{"other": "field"}'),
+        *(
+            ("no text in data.text_field='text'", line)
+            for line in (b'{"text": 5}', b'{"text": ["a"]}', rb'{"text": "\ud800"}')
+        ),
+        ("no text in data.text_field='text'", b'{"text": ' + b"9" * 5000 + b"}"),
+    ],
 )
-def test_a_bad_line_is_named_with_its_place_and_the_others_are_read(tmp_path, line):
+def test_a_bad_line_is_named_with_its_place_and_the_others_are_read(tmp_path, reason, line):
     good = b'{"text": "good"}\n'
     (tmp_path / "a.jsonl").write_bytes(good + line + b"\n" + good)
     before, bad, after = read(tmp_path / "a.jsonl", 40)
     assert before == after == Document("good")
     assert bad.where == f"{tmp_path}/a.jsonl, line at byte {len(good)}"
-    assert bad.reason.startswith("not a UTF-8 JSON object with text in data.text_field='text'")
+    assert (bad.reason, bad.detail) == (reason, f"{line[:60]!r}")
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(good + line + b"\n" + good))
     assert read(tmp_path / "a.jsonl.gz")[1] == Rejected(
-        f"{tmp_path}/a.jsonl.gz, line 2", bad.reason
+        f"{tmp_path}/a.jsonl.gz, line 2", reason, bad.detail
     )
 
 
 def test_a_text_that_is_not_utf8_is_named(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"abc\xffdef")
-    reason = "the text is not UTF-8 (invalid start byte at byte 3)"
-    assert read(tmp_path / "a.txt") == [Rejected(f"{tmp_path}/a.txt", reason)]
+    reason = ("the text is not UTF-8", "invalid start byte at byte 3")
+    assert read(tmp_path / "a.txt") == [Rejected(f"{tmp_path}/a.txt", *reason)]
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"abc\xffdef"))
+    assert read(tmp_path / "b.txt.gz") == [Rejected(f"{tmp_path}/b.txt.gz", *reason)]
 
 
 def test_of_a_cut_text_only_the_part_that_is_not_utf8_is_left_out(tmp_path):

@@ -5,7 +5,9 @@ import re
 import numpy as np
 import pytest
 
+from pretrain_lib.commands.cli import main
 from pretrain_lib.data.inspection import inspect_data
+from pretrain_lib.data.text.tokenizer import load_tokenizer
 from pretrain_lib.data.tokens.arrays import open_split
 from pretrain_lib.data.windows.batches import PackedDataset
 
@@ -78,6 +80,17 @@ def test_the_window_shown_is_the_window_trained_on_cut_at_its_documents(prepared
     assert shown == [f"--- tokens {a} to {b}" for a, b in zip(edges, edges[1:], strict=False)]
 
 
+def test_the_window_shown_is_that_of_permuted_documents(prepared):
+    options = {"sequence_length": LENGTH, "seed": 5, "document_masking": True}
+    dataset = PackedDataset(open_split(prepared, "train"), shuffle="documents", **options)
+    tokenizer = load_tokenizer(prepared / "tokenizer")
+    ends = sorted({0, LENGTH, *dataset[3]["document_ends"].tolist()})
+    ids = dataset[3]["input_ids"].tolist()
+    texts = [tokenizer.decode(ids[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    shown = "\n".join(lines_of(prepared, window=3, seed=5, shuffle="documents"))
+    assert all(text in shown for text in texts)
+
+
 def test_arrays_of_others_are_shown_as_ids(tmp_path):
     ids = np.arange(200, dtype=np.uint16)
     ids.tofile(tmp_path / "train.bin")
@@ -87,3 +100,18 @@ def test_arrays_of_others_are_shown_as_ids(tmp_path):
     assert shown == list(range(shown[0], shown[0] + LENGTH))
     with pytest.raises(ValueError, match="best_fit: .*must be a folder of `pretrain prepare`"):
         lines_of(tmp_path / "train.bin", packing="best_fit")
+
+
+def test_the_type_of_bare_ids_is_that_of_the_flag(tmp_path, capsys):
+    ids = np.arange(60_000, 60_100, dtype=np.uint32)
+    ids.tofile(tmp_path / "train.bin")
+    command = ["inspect", str(tmp_path / "train.bin"), "--sequence_length", "48"]
+    with pytest.raises(SystemExit) as stopped:
+        main(command)
+    assert stopped.value.code
+    assert "give --dtype uint32" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--dtype", "uint32"])
+    assert not stopped.value.code
+    shown = [int(number) for number in capsys.readouterr().out.splitlines()[-1].split()]
+    assert shown == list(range(shown[0], shown[0] + 48))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +20,8 @@ WORDS = [f"w{i}" for i in range(40)]
 
 
 def naive_words(text):
-    return "".join(c if c.isalnum() else " " for c in text.lower()).split()
+    normal = unicodedata.normalize("NFC", text)
+    return "".join(c if c.isalnum() else " " for c in normal.lower()).split()
 
 
 def naive_ngrams(strings, n):
@@ -55,6 +57,15 @@ def small_text(words):
     """Return texts of few words, so that n-grams occur again and again."""
     parts = st.tuples(st.sampled_from(words), st.sampled_from([" ", "_", ", ", "\n", "' -"]))
     return st.lists(parts, max_size=14).map(lambda ps: "".join(w + gap for w, gap in ps))
+
+
+def test_composed_and_decomposed_text_are_the_same_words(tmp_path):
+    item, text = "Größe und Ähnlichkeit für Öl", "die größe und ähnlichkeit für öl hier"
+    for form, other in (("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")):
+        items = [{"question": unicodedata.normalize(form, item)}]
+        corpus = [{"text": unicodedata.normalize(other, text)}]
+        report = run(tmp_path, [text["text"] for text in corpus], items, ngram=5)
+        assert (report.items, report.overlapping) == (1, 1)
 
 
 @settings(deadline=None, max_examples=150)
@@ -383,3 +394,12 @@ def test_missing_files_are_refused(tmp_path):
     blank.write_text("\n\n")
     with pytest.raises(ValueError, match="blank.jsonl: no document can be read: it has none"):
         find_overlap([corpus, str(blank)], [items], **options)
+
+
+def test_a_separator_splits_a_text_file_into_documents(tmp_path):
+    """An n-gram that spans two documents occurs in neither."""
+    (tmp_path / "a.txt").write_text("one two three\n<|sep|>\nfour five six\n")
+    items = write_lines(tmp_path / "items.jsonl", [{"q": "two three four"}, {"q": "four five six"}])
+    options = {"ngram": 3, "quiet": True, "document_separator": "<|sep|>"}
+    (file,) = find_overlap([str(tmp_path / "a.txt")], [items], **options).files
+    assert [(found.line, found.file) for found in file.overlaps] == [(2, str(tmp_path / "a.txt"))]

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from pretrain_lib.data.tokens.arrays import TokenArray, TokenFile
 from pretrain_lib.data.tokens.foreign import open_foreign
-from pretrain_lib.data.tokens.shards import write_shard
 from pretrain_lib.data.windows.batches import PackedDataset
 from pretrain_lib.data.windows.best_fit import open_plan
 from pretrain_lib.data.windows.packing import (
@@ -17,16 +16,17 @@ from pretrain_lib.data.windows.packing import (
     fill_window,
     validation_windows,
 )
+from tests.shards import write_documents
 
 
-def write_documents(folder, shards):
+def write_shards(folder, shards):
     """Write lists of documents as shards and return them as one array."""
     files = []
     for index, lengths in enumerate(shards):
         ids = np.arange(sum(lengths)) + 1000 * index
         documents = np.split(ids, np.cumsum(lengths)[:-1])
         dtype = np.dtype("<u2")
-        write_shard(folder, f"s{index}", documents, dtype=dtype, text_bytes=0)
+        write_documents(folder, f"s{index}", documents)
         files.append(TokenFile(folder / f"s{index}.bin", len(ids), dtype, is_shard=True))
     return TokenArray(files)
 
@@ -45,7 +45,7 @@ def read_window(tokens, start, length, *, document_masking=False):
 def test_windows_equal_plain_slices_and_mask_the_targets_that_begin_documents(
     tmp_path_factory, shards, data
 ):
-    tokens = write_documents(tmp_path_factory.mktemp("shards"), [[2], *shards])
+    tokens = write_shards(tmp_path_factory.mktemp("shards"), [[2], *shards])
     ids, begins = [], []
     for index, lengths in enumerate([[2], *shards]):
         for length in lengths:
@@ -82,7 +82,7 @@ def test_foreign_arrays_give_the_windows_of_their_ids(tmp_path):
 
 
 def test_validation_reads_whole_windows_within_the_set_and_the_limit(tmp_path):
-    tokens = write_documents(tmp_path, [[101]])
+    tokens = write_shards(tmp_path, [[101]])
     for length, limit, windows in ((10, 10**9, 10), (10, 35, 3), (100, 100, 1), (50, 99, 1)):
         assert validation_windows(tokens, length, max_tokens=limit) == windows
         assert len(read_window(tokens, (windows - 1) * length, length)["targets"]) == length
@@ -90,7 +90,7 @@ def test_validation_reads_whole_windows_within_the_set_and_the_limit(tmp_path):
 
 @pytest.mark.parametrize(("length", "limit"), [(101, 10**9), (50, 49)])
 def test_validation_set_shorter_than_a_window_is_refused(tmp_path, length, limit):
-    tokens = write_documents(tmp_path, [[101]])
+    tokens = write_shards(tmp_path, [[101]])
     with pytest.raises(ValueError, match=f"{length + 1} tokens: the set has 101, .*={limit}"):
         validation_windows(tokens, length, max_tokens=limit)
 
@@ -111,7 +111,7 @@ def test_planned_windows_hold_every_token_once_with_the_token_that_follows_it(
     tmp_path_factory, shards, length, document_masking
 ):
     folder = tmp_path_factory.mktemp("planned")
-    tokens = write_documents(folder, shards)
+    tokens = write_shards(folder, shards)
     ids = [1000 * index + i for index, lengths in enumerate(shards) for i in range(sum(lengths))]
     lasts = set(np.cumsum([n for lengths in shards for n in lengths]) - 1)
     follows = dict(zip(ids, ids[1:] + [IGNORED_TARGET], strict=True))
@@ -140,8 +140,8 @@ def test_planned_epochs_are_permutations_of_the_plan_in_exact_shares(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     sources = [
-        write_documents(tmp_path / "a", [[9, 4, 3, 12, 7] * 8]),
-        write_documents(tmp_path / "b", [[5, 30, 2] * 8]),
+        write_shards(tmp_path / "a", [[9, 4, 3, 12, 7] * 8]),
+        write_shards(tmp_path / "b", [[5, 30, 2] * 8]),
     ]
     plans = [plan_of(sources[0], tmp_path / "a", 8), plan_of(sources[1], tmp_path / "b", 8)]
     dataset = PackedDataset(sources, sequence_length=8, weights=(1, 3), plans=plans)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from multiprocessing import active_children
 from pathlib import Path
@@ -16,7 +17,7 @@ from pretrain_lib import Job, prepare
 from pretrain_lib.data import pool
 from pretrain_lib.data.pool import count, run_tasks, show_progress
 from pretrain_lib.data.prepare.holdout import parse_validation
-from pretrain_lib.errors import BAD_INPUT, report_errors
+from pretrain_lib.errors import BAD_INPUT, FAILED, report_errors
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.moderate
@@ -177,12 +178,18 @@ def test_a_mistake_found_by_a_worker_is_told_in_one_line(capsys, workers):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_defect_in_a_worker_keeps_its_traceback(workers):
+def test_a_defect_in_a_worker_keeps_its_traceback(workers, capsys, tmp_path, monkeypatch):
     def act():
         list(run_tasks(json.loads, ["1", "{"], workers=workers))
 
-    with pytest.raises(ValueError, match="Expecting property name"):
-        report_errors(act)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert report_errors(act) == FAILED
+    *traceback, last = capsys.readouterr().err.splitlines()
+    assert "Traceback" in traceback[0] and "Expecting property name" in "\n".join(traceback)
+    (log,) = tmp_path.glob("pretrain-error-*.log")
+    assert last.startswith("error: JSONDecodeError, which is unexpected: the traceback is in ")
+    assert str(log) in last and last.endswith("/issues")
+    assert log.read_text().splitlines() == traceback
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -13,16 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain_lib.data.tokens.arrays import open_split
+from pretrain_lib.data.tokens.manifests import FORMAT_VERSION
 from pretrain_lib.data.tokens.shards import (
     BLOCK_BYTES,
-    FORMAT_VERSION,
     SHARD_HASHES,
     read_manifest,
     token_dtype,
-    verify_folder,
-    write_json,
     write_shard,
 )
+from pretrain_lib.data.tokens.verify import verify_folder
+from pretrain_lib.files.writes import STAGING, write_json
+from tests.shards import write_documents
 
 documents = st.lists(st.lists(st.integers(0, 2**16 - 1), min_size=1, max_size=9), max_size=6)
 
@@ -38,14 +39,29 @@ def write_folder(folder, shards, dtype="<u2", last_ends=()):
         name = f"train-{index:05d}"
         arrays = [np.array(document, dtype=np.int64) for document in docs]
         ends = {"last_ends": last_ends[index]} if last_ends else {}
-        record = write_shard(folder, name, arrays, dtype=np.dtype(dtype), text_bytes=0, **ends)
+        record = write_documents(folder, name, arrays, dtype=dtype, **ends)
         assert record == json.loads((folder / f"{name}.json").read_text())
         json_hash = hashlib.sha256((folder / f"{name}.json").read_bytes())
         records.append(record | {"name": name, "json_sha256": json_hash.hexdigest()})
-    splits = {"train": {"shards": records}}
-    manifest = {"format_version": FORMAT_VERSION, "dtype": dtype, "splits": splits}
-    write_json(folder / "manifest.json", manifest | {"tokenizer_files": {}})
+    write_json(folder / "manifest.json", manifest_of(records, dtype))
     return folder
+
+
+def manifest_of(records, dtype):
+    """Return a manifest of an earlier version, without a hash of its own."""
+    totals = {key: sum(record[key] for record in records) for key in ("tokens", "documents")}
+    splits = {"train": totals | {"shards": records, "lowest_id": 0, "highest_id": 2**16 - 1}}
+    return {
+        "format_version": FORMAT_VERSION,
+        "sources": ["by hand"],
+        "validation": "none",
+        "dtype": dtype,
+        "tokenizer_sha256": "",
+        "tokenizer_files": {},
+        "vocabulary_size": 2**16,
+        "splits": splits | {"validation": {"tokens": 0, "documents": 0, "shards": []}},
+        "fingerprint": "",
+    }
 
 
 def flip(path, position):
@@ -93,13 +109,13 @@ def test_files_on_disk_are_what_other_readers_expect(tmp_path):
     ends = np.load(tmp_path / "train-00000.ends.npy", allow_pickle=False)
     assert ends.dtype == np.uint64
     assert ends.tolist() == [3, 4]
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(f"*.{STAGING}"))
 
 
 def test_a_file_that_is_being_replaced_is_whole_at_any_instant(tmp_path):
     script = (
         "import itertools, sys; from pathlib import Path;"
-        "from pretrain_lib.data.tokens.shards import write_atomically;"
+        "from pretrain_lib.files.writes import write_atomically;"
         "[write_atomically(Path(sys.argv[1]), b'%d' % (i % 10) * 2**22) for i in itertools.count()]"
     )
     path = tmp_path / "file"
@@ -203,8 +219,8 @@ def test_folder_without_manifest_or_of_another_format_is_refused(tmp_path):
 
 
 def test_the_format_on_disk_is_frozen(tmp_path):
-    documents = [np.array([0, 5, 6]), np.array([0, 40_000])]
-    write_shard(tmp_path, "x", documents, dtype=token_dtype(50_257), text_bytes=9)
+    tokens = np.array([0, 5, 6, 0, 40_000], dtype=token_dtype(50_257))
+    write_shard(tmp_path, "x", tokens, np.array([3, 5]), text_bytes=9)
     assert (tmp_path / "x.bin").read_bytes().hex() == "0000050006000000409c"
     assert np.load(tmp_path / "x.ends.npy").dtype == np.dtype("<u8")
     hashes = {

@@ -130,9 +130,9 @@ def test_embedded_corpus_is_the_standard_library_and_stays_the_same():
         ("./owner/name", None, "no such file or folder"),
         ("empty.txt", b"", "is empty"),
         ("empty.jsonl", b"", "is empty"),
-        ("a.csv", b"text\n", "must end in one of .txt, .parquet, .jsonl, .jsonl.gz"),
+        ("a.csv", b"text\n", "must end in one of .txt, .parquet, .jsonl or .ndjson"),
         ("a.npy", b"text\n", "--data.path"),
-        ("a.jsonl.bz2", b"text\n", "must end in one of"),
+        ("a.jsonl.7z", b"text\n", "must end in one of"),
     ],
 )
 def test_sources_that_cannot_be_opened_are_refused(tmp_path, name, content, rule):
@@ -146,8 +146,44 @@ def test_sources_that_cannot_be_opened_are_refused(tmp_path, name, content, rule
 
 def test_folder_without_text_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("text")
-    with pytest.raises(ValueError, match=r"holds none of .txt, .parquet, .jsonl"):
+    with pytest.raises(ValueError, match=r"holds none of .txt, .parquet, .jsonl.*1 .csv"):
         open_source(str(tmp_path))
+
+
+def test_linked_folders_are_read_once_each_and_loops_are_none(tmp_path):
+    web, data, more = (tmp_path / name for name in ("store/web", "data", "more"))
+    for folder in (web, data / "z" / "deep", more):
+        folder.mkdir(parents=True)
+        (folder / "a.txt").write_text(f"from {folder.name}")
+    (data / "web").symlink_to(web)
+    (data / "web again").symlink_to(web)
+    (data / "a").symlink_to(data / "z")  # which is here already, and keeps its path
+    (data / "z" / "up").symlink_to(data)
+    (web / "back").symlink_to(data)
+    (web / "more").symlink_to(more)
+    (data / "broken").symlink_to(tmp_path / "nowhere")
+    source = open_source(str(data))
+    names = [str(path.relative_to(data)) for path in source.files]
+    assert names == ["web/a.txt", "web/more/a.txt", "z/deep/a.txt"]
+    assert source.skipped == (("broken links", 1),)
+    (data / "links").mkdir()
+    (data / "links" / "web").symlink_to(web, target_is_directory=True)
+    assert len(open_source(str(data / "links")).files) == 3
+
+
+def test_hidden_and_other_files_are_counted_not_read(tmp_path):
+    (tmp_path / ".hidden").mkdir()
+    folder = tmp_path / ".hidden" / "data"  # it is named by the user
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    (folder / ".Trash").mkdir()
+    for name in ("a.jsonl", ".ipynb_checkpoints/a.jsonl", ".Trash/b.jsonl", "._a.jsonl"):
+        (folder / name).write_text('{"text": "one"}')
+    for name in ("b.CSV", "c.csv", "README", "d.json", "e.tar.gz", "f.csv.bz2"):
+        (folder / name).write_text("x")
+    source = open_source(str(folder))
+    assert texts_of(source) == ["one"]
+    counts = {".csv": 2, ".csv.bz2": 1, ".json": 1, ".tar.gz": 1, "hidden": 3, "no ending": 1}
+    assert dict(source.skipped) == counts
 
 
 def test_a_pipe_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Streams: the endless shuffled row of a source, by hand; resumes, kills, disk, refusals."""
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -38,9 +39,10 @@ from pretrain_lib import (
 from pretrain_lib.config.arguments import parse_recipe
 from pretrain_lib.config.units import TokenCount
 from pretrain_lib.data.pool import run_tasks
-from pretrain_lib.data.prepare import groups
+from pretrain_lib.data.prepare import groups, stream_errors
 from pretrain_lib.data.prepare.job import open_units
 from pretrain_lib.data.prepare.spool import Cursor, _cut, _delete_far_from
+from pretrain_lib.data.prepare.stream_errors import raise_error, record_error
 from pretrain_lib.data.text import sources
 from pretrain_lib.data.text.formats import Document
 from pretrain_lib.data.text.tokenizer import load_tokenizer
@@ -560,6 +562,11 @@ def test_documents_that_cannot_be_read_are_counted_once_in_each_epoch(tmp_path, 
     assert_windows(dataset, row, range(0, 20 * WINDOWS, 9))
     assert row.epochs > 3
     dataset.close()
+    left_out = json.loads((tmp_path / "spool" / "manifest.json").read_text())["left_out"]
+    (entry,) = left_out["reasons"]
+    assert (left_out["rejected"], entry["documents"]) == (3, 3)
+    assert entry["reason"] == "not a JSON object in UTF-8"
+    assert Path(job.sources[2]).name in entry["first"]
     strict = read(open_small(replace(job, max_rejected=2), tmp_path / "strict"))
     with pytest.raises(
         ValueError, match="3 documents could not be read, more than data.max_rejected=2"
@@ -710,3 +717,25 @@ def test_a_run_begun_by_two_processes_ends_on_one(streamed, prepared, tmp_path):
     for one, moved in zip(*rows, strict=True):
         assert one["loss"] == pytest.approx(moved["loss"], abs=1e-5)
         assert one["targets"] == moved["targets"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("can_be_told", [True, False])
+def test_an_error_of_the_disk_in_the_producer_is_one_in_the_run(
+    tmp_path, monkeypatch, number, can_be_told
+):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    error = OSError(number, os.strerror(number))
+    if can_be_told:
+        record_error(tmp_path, error)
+        ended = {"process": os.getpid(), "exit_code": 0}
+    else:
+        monkeypatch.setattr(stream_errors, "write_json", refuse)
+        with pytest.raises(SystemExit) as end:
+            record_error(tmp_path, error)
+        ended = {"process": os.getpid(), "exit_code": end.value.code}
+    with pytest.raises(OSError, match="the stream's producer failed") as raised:
+        raise_error(tmp_path, **ended)
+    assert raised.value.errno == number

@@ -5,10 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain_lib.data.text.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer
+from pretrain_lib.data.text.tokenizer import (
+    END_OF_TEXT,
+    Tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
 
 CORPUS = [
     Path(json.__file__).read_text(),
@@ -172,3 +178,127 @@ def test_file_that_is_no_tokenizer_is_refused(tmp_path):
     for name in (tmp_path, tmp_path / "tokenizer.json"):
         with pytest.raises(ValueError, match="is not a tokenizer.json"):
             load_tokenizer(name)
+
+
+def test_a_byte_order_mark_in_tokenizer_config_is_no_part_of_it(tmp_path):
+    TRAINED.save(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_tokenizer(tmp_path).sha256 == TRAINED.sha256
+
+
+def trained(kind, *, prefix=True):
+    """Train a small tokenizer of a family."""
+    scheme = "always" if prefix else "never"
+    options = {"vocab_size": 400, "special_tokens": [END_OF_TEXT, "<unk>"], "show_progress": False}
+    normalizers, pre, decoders = (
+        tokenizers.normalizers,
+        tokenizers.pre_tokenizers,
+        tokenizers.decoders,
+    )
+    spelled_bytes = [f"<0x{byte:02X}>" for byte in range(256)]
+    if kind == "wordpiece":
+        backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="<unk>"))
+        backend.pre_tokenizer = pre.BertPreTokenizer()
+        backend.decoder = decoders.WordPiece(cleanup=prefix)
+        trainer = tokenizers.trainers.WordPieceTrainer(**options)
+    elif kind == "unigram":
+        backend = tokenizers.Tokenizer(tokenizers.models.Unigram())
+        backend.pre_tokenizer = pre.Metaspace(prepend_scheme=scheme)
+        backend.decoder = decoders.Metaspace(prepend_scheme=scheme)
+        trainer = tokenizers.trainers.UnigramTrainer(unk_token="<unk>", **options)
+    elif kind == "words":
+        backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token="<unk>"))
+        backend.pre_tokenizer = pre.Whitespace()
+        trainer = tokenizers.trainers.WordLevelTrainer(**options)
+    elif kind == "byte_level":
+        backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+        backend.pre_tokenizer = pre.ByteLevel(add_prefix_space=prefix)
+        backend.decoder = decoders.ByteLevel()
+        options["initial_alphabet"] = pre.ByteLevel.alphabet()
+        trainer = tokenizers.trainers.BpeTrainer(**options)
+    elif kind == "end_of_word":
+        backend = tokenizers.Tokenizer(
+            tokenizers.models.BPE(unk_token="<unk>", end_of_word_suffix="</w>")
+        )
+        backend.pre_tokenizer = pre.Whitespace()
+        backend.decoder = decoders.BPEDecoder(suffix="</w>")
+        trainer = tokenizers.trainers.BpeTrainer(end_of_word_suffix="</w>", **options)
+    else:
+        assert kind == "byte_fallback"
+        backend = tokenizers.Tokenizer(
+            tokenizers.models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+        )
+        steps = [normalizers.Prepend("▁")] * prefix + [normalizers.Replace(" ", "▁")]
+        backend.normalizer = normalizers.Sequence(steps)
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        steps += [decoders.Strip(" ", 1, 0)] * prefix
+        backend.decoder = decoders.Sequence(steps)
+        options |= {"special_tokens": [*options["special_tokens"], *spelled_bytes]}
+        options |= {"vocab_size": 500, "max_token_length": 8}
+        trainer = tokenizers.trainers.BpeTrainer(**options)
+    texts = ["to be or not to be, that is it. " * 30, "Größe and naïve, don't! " * 9]
+    backend.train_from_iterator(texts, trainer)
+    if kind == "byte_fallback":  # they are plain tokens of the model, as in SentencePiece
+        settings = json.loads(backend.to_str())
+        own = {END_OF_TEXT, "<unk>"}
+        settings["added_tokens"] = [t for t in settings["added_tokens"] if t["content"] in own]
+        backend = tokenizers.Tokenizer.from_str(json.dumps(settings))
+    return Tokenizer(backend, END_OF_TEXT)
+
+
+FAMILIES = {
+    (kind, prefix): trained(kind, prefix=prefix)
+    for kind in ("byte_level", "byte_fallback", "unigram", "wordpiece", "words", "end_of_word")
+    for prefix in (True, False)
+}
+written_text = st.lists(
+    st.sampled_from(["to", "be", " ", "  ", "ö", "don't", ".", "大", "😀", "\n", "é", "a", " ?"]),
+    max_size=12,
+).map("".join)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+@settings(deadline=None, max_examples=60)
+@given(texts=st.lists(written_text, max_size=4))
+def test_the_bytes_of_tokens_are_those_of_the_decoded_documents(family, texts):
+    tokenizer = FAMILIES[family]
+    documents = tokenizer.encode_documents(texts)
+    decode = tokenizer.backend.decode
+    sizes = [len(decode(ids.tolist(), skip_special_tokens=True).encode()) for ids in documents]
+    whole = np.concatenate([*documents, np.empty(0, np.int64)]).astype(np.int64)
+    assert tokenizer.count_bytes(whole) == sum(sizes)
+    assert [tokenizer.count_bytes(ids) for ids in documents] == sizes
+    assert [tokenizer.count_bytes(ids[1:], before=int(ids[0])) for ids in documents] == sizes
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f[0] != "end_of_word"], ids=str)
+@settings(deadline=None, max_examples=40)
+@given(texts=st.lists(written_text, min_size=1, max_size=3), data=st.data())
+def test_the_bytes_of_the_parts_add_up_wherever_tokens_are_cut(family, texts, data):
+    tokenizer = FAMILIES[family]
+    ids = np.concatenate(tokenizer.encode_documents(texts))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=4)))
+    unknown = tokenizer.backend.token_to_id("<unk>")  # special: it does not tell what came before
+    cuts = [cut for cut in cuts if cut == 0 or ids[cut - 1] != unknown]
+    parts = [
+        tokenizer.count_bytes(ids[start:stop], before=int(ids[start - 1]) if start else None)
+        for start, stop in zip([0, *cuts], [*cuts, len(ids)], strict=True)
+    ]
+    assert sum(parts) == tokenizer.count_bytes(ids)
+
+
+@settings(deadline=None, max_examples=60)
+@given(texts=st.lists(any_text, max_size=4))
+def test_the_bytes_of_byte_level_and_byte_fallback_tokens_are_those_of_the_text(texts):
+    size = sum(len(text.encode()) for text in texts)
+    assert TRAINED.count_bytes(np.concatenate([*TRAINED.encode_documents(texts), []])) == size
+    fallback = FAMILIES["byte_fallback", True]
+    assert fallback.count_bytes(np.concatenate([*fallback.encode_documents(texts), []])) == size
+
+
+def test_a_cut_byte_fallback_counts_one_byte_per_token():
+    tokenizer = FAMILIES["byte_fallback", True]
+    ids = tokenizer.encode_documents(["大"])[0]
+    assert ids.shape == (5,)  # end of text, the prefix, three bytes
+    assert [tokenizer.count_bytes(ids[:stop]) for stop in range(6)] == [0, 0, 0, 1, 2, 3]

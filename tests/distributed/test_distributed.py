@@ -11,7 +11,15 @@ from tests.conftest import launcher_environment
 from tests.distributed_worker import LENGTH, MICRO_BATCHES, MODELS, STEPS, VOCABULARY
 from tests.forks import forked_python
 
+FAMILIES = ("gpt2", "llama", "qwen3")
 WAYS = {2: ("ddp", "fsdp"), 4: ("ddp", "fsdp")}
+# With Muon, by the number of processes.
+MUON = {
+    1: [f"{model}-ddp-no-muon" for model in ("gpt2", "qwen3", "narrow")],
+    2: ["gpt2-ddp-no-muon", "gpt2-fsdp-no-muon", "qwen3-fsdp-no-muon"],
+    3: ["narrow-fsdp-no-muon", "gpt2-fsdp-no-muon", "gpt2-ddp-no-muon"],
+    4: ["gpt2-ddp-no-muon", "gpt2-hsdp-no-muon", "narrow-hsdp-no-muon"],
+}
 OPTIONS = {
     "gpt2-fsdp-no-full": "gpt2-ddp-no",
     "gpt2-fsdp-no-selective": "gpt2-ddp-no",
@@ -33,10 +41,11 @@ def work(out, processes, cases):
 def results(tmp_path_factory):
     """Return a function that reads what a case came to on so many processes."""
     folders = {}
-    for processes in (1, 2, 4):
+    for processes in (1, 2, 3, 4):
         out = folders[processes] = tmp_path_factory.mktemp(f"world-{processes}")
-        ways = WAYS.get(processes, ("ddp",))
-        cases = [f"{m}-{way}-{p}" for m in MODELS for way in ways for p in ("no", "bf16")]
+        ways = WAYS.get(processes, ("ddp",) if processes == 1 else ())
+        cases = [f"{m}-{way}-{p}" for m in FAMILIES for way in ways for p in ("no", "bf16")]
+        cases += MUON[processes]
         if processes == 2:
             cases += [*OPTIONS, "gpt2-fsdp-bf16-gather", "gpt2-fsdp-no-moments"]
         if processes == 1:
@@ -71,7 +80,7 @@ def without_key_bias(weights):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", WAYS)
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", FAMILIES)
 def test_any_number_of_processes_is_the_run_of_one(results, model, way, processes):
     one, many = results(f"{model}-ddp-no", 1), results(f"{model}-{way}-no", processes)
     assert len(many["losses"]) == STEPS
@@ -86,7 +95,7 @@ def test_any_number_of_processes_is_the_run_of_one(results, model, way, processe
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", WAYS)
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", FAMILIES)
 def test_in_bf16_as_well(results, model, way, processes):
     one, many = results(f"{model}-ddp-bf16", 1), results(f"{model}-{way}-bf16", processes)
     assert many["losses"] == pytest.approx(one["losses"], abs=1e-3)
@@ -126,7 +135,7 @@ def test_ddp_speaks_once_a_step(results, processes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", WAYS)
-@pytest.mark.parametrize("case", ["gpt2-fsdp-no", "llama-fsdp-bf16"])
+@pytest.mark.parametrize("case", ["gpt2-fsdp-no", "llama-fsdp-bf16", "qwen3-fsdp-no"])
 def test_fsdp_sends_gradients_once_a_step(results, case, processes):
     layers, micro_batches = 2, MICRO_BATCHES // processes
     counted = results(case, processes)["collectives"]
@@ -141,3 +150,29 @@ def test_recomputation_gathers_nothing_again(results):
     plain = results("gpt2-fsdp-no", 2)["collectives"]
     for way in ("full", "selective"):
         assert results(f"gpt2-fsdp-no-{way}", 2)["collectives"] == plain
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "processes"), [(case, n) for n, cases in MUON.items() if n > 1 for case in cases]
+)
+def test_muon_is_that_of_one_process(results, case, processes):
+    one, many = results(f"{case.split('-')[0]}-ddp-no-muon", 1), results(case, processes)
+    assert many["losses"] == pytest.approx(one["losses"], abs=1e-5)
+    expected, found = without_key_bias(one["weights"]), without_key_bias(many["weights"])
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=2e-5, rtol=0)
+    assert one["losses"][-1] != results("gpt2-ddp-no", 1)["losses"][-1]
+
+
+@pytest.mark.slow
+def test_muon_sends_the_matrices_of_each_shape_once_a_step(results):
+    shapes = 4  # of the matrices in a layer of GPT-2
+    for processes in (2, 3, 4):
+        counted = results("gpt2-ddp-no-muon", processes)["collectives"]
+        assert counted == {"all_reduce": 3, "all_gather": shapes}
+    for case, processes in (("gpt2-fsdp-no-muon", 2), ("gpt2-fsdp-no-muon", 3)):
+        counted = results(case, processes)["collectives"]
+        assert counted["all_to_all"] == 2 * shapes  # to an owner, and back
+        assert counted["reduce_scatter"] == 3
+    assert results("gpt2-hsdp-no-muon", 4)["collectives"]["all_to_all"] == 2 * shapes

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pretrain_lib.data.tokens.shards import lock_folder
 from pretrain_lib.distributed.launched import launch_time
+from pretrain_lib.files.locks import lock_folder
 from pretrain_lib.run_folder.folder import was_begun_here, write_status
 from tests.conftest import ROOT, forked_launchers, read_rows, run_command
 from tests.test_recipes import tiny_flags

@@ -164,8 +164,9 @@ def test_begun_by_two_copies_it_ends_in_two_times_two_pieces(prepared, unsharded
 
 
 @pytest.mark.slow
-def test_killed_and_started_again_it_is_the_run_that_was_never_killed(prepared, tmp_path):
-    more = ["--schedule.tokens", "6144", "--checkpoint.every", "2"]
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_killed_and_started_again_it_is_the_run_that_was_never_killed(prepared, tmp_path, kind):
+    more = ["--schedule.tokens", "6144", "--checkpoint.every", "2", "--optimizer.kind", kind]
     whole, killed = (flags_of(prepared, tmp_path / name, *more) for name in ("whole", "killed"))
     run(SHARDED, whole)
     options = {"stderr": subprocess.DEVNULL, "variables": forked_launchers()}

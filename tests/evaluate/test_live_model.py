@@ -34,6 +34,9 @@ SHAPE = {"vocabulary_size": VOCABULARY, "context_length": CONTEXT, "num_layers":
 CONFIGS = {
     "gpt2": GPT2Config(**SHAPE, width=32, dropout=0.5),
     "llama": LlamaConfig(**SHAPE, width=32, num_key_value_heads=2, mlp_width=48),
+    "qwen3": LlamaConfig(
+        **SHAPE, width=32, num_key_value_heads=2, mlp_width=48, head_width=16, qk_norm=True
+    ),
 }
 WORDS = ("def", "return", "self", "argument", "the", "value", "of", "a", "<|endoftext|>", "None")
 
@@ -140,10 +143,25 @@ def test_generated_texts_are_those_of_hflm(live, hflm):
 
 
 def test_generation_settings_that_are_not_known_are_refused(live):
-    for settings in ({"num_beams": 2}, {"max_gen_toks": CONTEXT}):
-        asked = instances("generate_until", [("a", {"until": []} | settings)])
-        with pytest.raises(ValueError, match="generation_kwargs=.*max_gen_toks"):
+    for settings, what in (({"num_beams": 2}, "eval --harness"), ({"max_gen_toks": 99}, "less")):
+        known, other = (("a", {"until": []} | each) for each in ({"max_gen_toks": 1}, settings))
+        asked = [
+            Instance("generate_until", {}, each, number, ("riddles", 7 + number, 1))
+            for number, each in enumerate((known, other, other))
+        ]
+        message = f"task riddles, item 8: generation_kwargs=.*{next(iter(settings))}.*{what}"
+        with pytest.raises(ValueError, match=message):
             live.generate_until(asked)
+
+
+def test_what_cannot_be_scored_is_refused_with_its_task_and_item(live):
+    long = "a b c " * CONTEXT
+    asked = [
+        Instance("loglikelihood", {}, each, 0, ("riddles", number, 1))
+        for number, each in enumerate([("a", " b"), ("a", f" {long}")])
+    ]
+    with pytest.raises(ValueError, match=r"task riddles, item 1 has .* tokens to score, .*1 to 40"):
+        live.loglikelihood(asked)
 
 
 def test_sampled_texts_of_one_context_differ_and_come_again(live):

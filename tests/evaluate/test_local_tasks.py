@@ -10,6 +10,7 @@ import yaml
 
 from pretrain_lib.data.prepare.prepare import Job, prepare
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
+from pretrain_lib.evaluate.tasks import open_tasks
 
 SIZES = {"context_characters": 80, "ending_characters": 30}
 WORDS = ("sun", "moon", "cloud", "rain", "wind", "river", "stone", "élan", "naïve", "字", "été")
@@ -108,6 +109,15 @@ def test_data_files_are_absolute(prepared, tmp_path, monkeypatch):
         config = yaml.safe_load((tmp_path / "tasks" / f"{task}.yaml").read_text())
         data = Path(config["dataset_kwargs"]["data_files"]["validation"])
         assert data == (tmp_path / "tasks" / f"{task}.jsonl").resolve()
+
+
+@pytest.mark.slow
+def test_tasks_load_from_a_folder_whose_name_is_a_pattern(prepared, tmp_path):
+    folder = tmp_path / "my tasks [1]*"
+    names = write_local_tasks(prepared, folder, items=4, **SIZES)
+    tasks = open_tasks(names, include_path=folder).manager.load(names)["tasks"]
+    for name in names:
+        assert len(tasks[name].validation_docs()) == len(read_rows(folder, name))
 
 
 def test_too_little_text_is_refused(prepared, tmp_path):

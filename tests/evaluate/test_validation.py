@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain_lib import (
     GPT2,
@@ -14,6 +15,7 @@ from pretrain_lib import (
     HeldOut,
     Stretch,
     choose_stretches,
+    load_tokenizer,
     open_foreign,
     open_split,
     validate,
@@ -57,6 +59,27 @@ def test_the_loss_is_the_mean_over_the_first_windows(tokens, max_tokens, windows
     assert result.bits_per_byte == pytest.approx(
         expected * windows * 16 / math.log(2) / 1000, rel=1e-5
     )
+
+
+def test_it_multiplies_no_more_than_a_forward_does(tokens):
+    model = GPT2(CONFIG).initialize(0)
+    (stretch,) = choose_stretches([HeldOut("all", tokens, "")], 16, max_tokens=None)
+    with FlopCounterMode(display=False) as validated:
+        validate(Accelerator(cpu=True), model, [stretch], sequence_length=16, micro_batch=4)
+    ids = torch.zeros(stretch.windows, 16, dtype=torch.int64)
+    with torch.no_grad(), FlopCounterMode(display=False) as forward:
+        model.hidden_states(ids) @ model.head_weight.T
+    assert validated.get_total_flops() == forward.get_total_flops() > 0
+
+
+def test_the_bytes_of_a_stretch_are_those_of_the_text_of_its_targets(prepared):
+    tokens, tokenizer = open_split(prepared, "validation"), load_tokenizer(prepared / "tokenizer")
+    options = {"max_tokens": 16 * 400, "tokenizer": tokenizer}
+    (stretch,) = choose_stretches([HeldOut("all", tokens, "")], 16, **options)
+    ids = tokens.read(1, 16 * 400).tolist()
+    text = tokenizer.backend.decode(ids, skip_special_tokens=True)
+    assert text.isascii()  # no character is cut
+    assert stretch.text_bytes == len(text)
 
 
 def test_with_document_masking_targets_of_other_documents_do_not_count(prepared):

@@ -1,6 +1,7 @@
 """Model cards: what the hub reads of them, and figures that are those of the run."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -109,6 +110,31 @@ def bare(tmp_path):
     return tmp_path / "bare"
 
 
+@pytest.mark.parametrize("fatal_rename", [1, 2])
+def test_an_export_that_ends_between_its_renames_is_made_good_by_the_next(
+    bare, tmp_path, monkeypatch, fatal_rename
+):
+    out, calls, rename = tmp_path / "out", [], Path.rename
+    (tmp_path / "out.tmp").mkdir()
+    (tmp_path / "out.tmp" / "own.txt").write_text("of the user")
+    export_checkpoint(bare, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def rename_or_fail(path, target):
+        calls.append(path)
+        if len(calls) == fatal_rename:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", rename_or_fail)
+        export_checkpoint(bare, out)
+    export_checkpoint(bare, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"bare", "out", "out.tmp"}
+    assert (tmp_path / "out.tmp" / "own.txt").read_text() == "of the user"
+
+
 def test_a_bare_folder_has_a_card_that_says_less(bare, tmp_path):
     out = tmp_path / "out"
     export_checkpoint(bare, out)
@@ -120,7 +146,7 @@ def test_a_bare_folder_has_a_card_that_says_less(bare, tmp_path):
     (out / "config.json").unlink()
     for name in ("model.safetensors", "generation_config.json"):
         (out / name).unlink()
-    with pytest.raises(ValueError, match="something other than an export"):
+    with pytest.raises(ValueError, match="neither empty nor an export"):
         export_checkpoint(bare, out)  # a README alone is somebody's own
 
 

@@ -27,6 +27,7 @@ CONFIGS = {
     "tied llama": LlamaConfig(
         **GROUPED, tied_head=True, rope_scaling=RopeScaling("llama3", 4.0, 16)
     ),
+    "qwen3": LlamaConfig(**GROUPED, head_width=12, qk_norm=True),
 }
 
 

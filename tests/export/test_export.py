@@ -1,7 +1,6 @@
 """Exports as other programs read them: transformers 4.57, and lm-eval without a network."""
 
 import json
-import os
 import shutil
 import sys
 
@@ -13,13 +12,12 @@ from pretrain_lib.data.text.tokenizer import load_tokenizer
 from pretrain_lib.evaluate.harness import evaluate_folder
 from pretrain_lib.export.check import write_expected
 from pretrain_lib.export.export import export_checkpoint
+from pretrain_lib.models.any_model import build_model, load_pretrained, save_pretrained
 from pretrain_lib.models.gpt2 import GPT2Config
-from pretrain_lib.models.hf import build_model, load_pretrained, save_pretrained
 from pretrain_lib.models.llama import LlamaConfig
 from pretrain_lib.models.rope import RopeScaling
 from tests.conftest import reloading_in_forks, run_command, write_text_and_tasks
 
-OTHER = ("transformers==4.57.*", "tokenizers>=0.22,<0.23", "huggingface-hub<1")
 SHAPE = {"vocabulary_size": 400, "context_length": 128, "num_layers": 2, "num_heads": 4}
 GROUPED = SHAPE | {"width": 64, "num_key_value_heads": 2, "mlp_width": 96}
 CONFIGS = {
@@ -32,6 +30,7 @@ CONFIGS = {
     "yarn llama": LlamaConfig(
         **GROUPED, rope_scaling=RopeScaling("yarn", 4.0, 32, beta_fast=8.0, attention_factor=1.2)
     ),
+    "qwen3": LlamaConfig(**GROUPED, head_width=24, qk_norm=True, tied_head=True),
 }
 READ = """
 import json, sys
@@ -81,22 +80,6 @@ def workplace(tmp_path_factory):
                 parameter.mul_(3)  # or all endings would be nearly as likely
         save_pretrained(model, folder / name, tokenizer=tokenizer)
     return folder
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory):
-    """The variables under which a process imports transformers 4.57, and torch from here."""
-    target = tmp_path_factory.mktemp("transformers457")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
-    pip += ["--target", target]
-    installed = run_command(*pip, *OTHER)
-    assert installed.returncode == 0, installed.stderr
-    before = os.environ.get("PYTHONPATH")
-    variables = {"PYTHONPATH": os.pathsep.join([str(target), *([before] if before else [])])}
-    code = "import transformers; print(transformers.__version__)"
-    version = run_command(sys.executable, "-c", code, environment=variables)
-    assert version.stdout.startswith("4.57."), version.stderr
-    return variables
 
 
 @pytest.mark.slow

@@ -165,6 +165,11 @@ def become(command: dict, streams: list[int]) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    # Anew: the old objects know whether what they were opened on can be sought in.
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115, PTH123
+    sys.stderr = open(  # noqa: SIM115, PTH123
+        2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1
+    )
     os.chdir(command["cwd"])
     multiprocessing_process.ORIGINAL_DIR = command["cwd"]
     os.environ.clear()

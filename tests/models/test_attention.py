@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import library
 
+from pretrain_lib.models import document_attention
 from pretrain_lib.models.attention import (
     causal_attention,
     document_index,
@@ -210,3 +211,22 @@ def test_with_dropout_documents_are_kept_apart_all_the_same():
     again = causal_attention(q, k, v, boundaries=document_boundaries(ends, 10), dropout=0.5)
     assert torch.equal(packed[:, :, 4:], again[:, :, 4:])
     assert not torch.equal(packed[:, :, :4], again[:, :, :4])
+
+
+def test_any_number_of_documents_is_one_graph_on_cuda(monkeypatch):
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    def attend(q, k, v, starts, ends, *lengths, is_causal, enable_gqa=False):
+        return q + starts.sum()
+
+    monkeypatch.setattr(document_attention, "varlen_attn", attend)
+    torch.compiler.reset()
+    compiled = torch.compile(document_attention._attend_on_cuda, backend=count, fullgraph=True)
+    q, k, v = torch.zeros(3, 4, 2, 64, 8)
+    for documents in (16, 4, 1, 64, 2, 32):
+        compiled(q, k, v, torch.zeros(4 * documents + 1, dtype=torch.int32), grouped=False)
+    assert len(graphs) == 2  # of the first number, and of any

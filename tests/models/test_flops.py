@@ -24,6 +24,16 @@ BUILDERS = {
             vocabulary_multiple=multiple,
         )
     ),
+    "qwen3": lambda multiple: Llama(
+        LlamaConfig(
+            **SMALL,
+            num_key_value_heads=2,
+            mlp_width=80,
+            head_width=12,
+            qk_norm=True,
+            vocabulary_multiple=multiple,
+        )
+    ),
 }
 
 

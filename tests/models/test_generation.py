@@ -27,6 +27,9 @@ CONFIGS = {
     "gpt2": CONFIG,
     "llama": LlamaConfig(**SHAPE, num_heads=4, num_key_value_heads=4, mlp_width=24),
     "grouped llama": LlamaConfig(**SHAPE, num_heads=4, num_key_value_heads=2, mlp_width=24),
+    "qwen3": LlamaConfig(
+        **SHAPE, num_heads=4, num_key_value_heads=2, mlp_width=24, head_width=8, qk_norm=True
+    ),
 }
 PROMPTS = [[1, 2, 3], [60], [7, 7, 7, 7, 9], [5] * 8]
 

@@ -11,14 +11,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pretrain_lib.data.text.tokenizer import train_tokenizer
 from pretrain_lib.models.adapter import CausalLMAdapter
+from pretrain_lib.models.any_model import save_pretrained
 from pretrain_lib.models.gpt2 import GPT2Config
 from pretrain_lib.models.hf import (
     build_model,
     hf_tensors,
     load_pretrained,
-    save_pretrained,
 )
 from pretrain_lib.models.llama import LlamaConfig
+from pretrain_lib.models.loss import CHUNK_BYTES
 
 ODD = 61  # an odd vocabulary, so that padding rows exist
 SHAPE = {"vocabulary_size": ODD, "context_length": 48, "num_layers": 2, "num_heads": 4, "width": 32}
@@ -31,6 +32,18 @@ OURS = {
     ),
     "tied one-group llama": LlamaConfig(
         **SHAPE, num_key_value_heads=1, mlp_width=80, tied_head=True
+    ),
+    "wide-headed llama": LlamaConfig(**SHAPE, num_key_value_heads=2, mlp_width=80, head_width=24),
+    "qwen3": LlamaConfig(**SHAPE, num_key_value_heads=4, mlp_width=80, qk_norm=True),
+    "tied wide-headed qwen3": LlamaConfig(
+        **SHAPE,
+        num_key_value_heads=2,
+        mlp_width=80,
+        head_width=24,
+        qk_norm=True,
+        rope_theta=500.0,
+        norm_epsilon=1e-3,
+        tied_head=True,
     ),
 }
 HF_SHAPE = {
@@ -65,6 +78,16 @@ THEIRS = {
     ),
     "tied one-group llama": transformers.LlamaConfig(
         **HF_SHAPE, num_key_value_heads=1, tie_word_embeddings=True
+    ),
+    "wide-headed llama": transformers.LlamaConfig(**HF_SHAPE, num_key_value_heads=2, head_dim=24),
+    "qwen3": transformers.Qwen3Config(**HF_SHAPE, num_key_value_heads=4, head_dim=8),
+    "tied wide-headed qwen3": transformers.Qwen3Config(
+        **HF_SHAPE,
+        num_key_value_heads=2,
+        head_dim=24,
+        rms_norm_eps=1e-3,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
     ),
 }
 
@@ -249,6 +272,37 @@ def test_a_tensor_larger_than_a_file_may_be_has_a_file_of_its_own(tmp_path):
     assert_close_logits(model, AutoModelForCausalLM.from_pretrained(tmp_path))
 
 
+@pytest.mark.parametrize("first_bytes", [None, 20_000], ids=["one file", "shards"])
+def test_a_folder_that_is_written_again_holds_the_last_model_alone(first_bytes, tmp_path):
+    models = [randomize(build_model(OURS["llama"]), seed) for seed in (0, 1)]
+    save_pretrained(models[0], tmp_path, tokenizer=None, max_shard_bytes=first_bytes)
+    second_bytes = 20_000 if first_bytes is None else None
+    save_pretrained(models[1], tmp_path, tokenizer=None, max_shard_bytes=second_bytes)
+    assert_close_logits(models[1], AutoModelForCausalLM.from_pretrained(tmp_path))
+    assert_close_logits(load_pretrained(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path))
+
+
+def test_one_file_goes_before_the_index_that_an_earlier_writer_left(tmp_path):
+    saved(theirs_at_random(THEIRS["llama"], seed=0), tmp_path, max_shard_size="20KB")
+    index = (tmp_path / "model.safetensors.index.json").read_text()
+    theirs = theirs_at_random(THEIRS["llama"], seed=1)
+    saved(theirs, tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    assert_close_logits(load_pretrained(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path))
+    assert_close_logits(load_pretrained(tmp_path), theirs)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "tied llama"])
+def test_a_tied_head_that_is_stored_with_other_values_is_refused(name, tmp_path):
+    saved(theirs_at_random(THEIRS[name]), tmp_path)
+    table = "transformer.wte.weight" if name == "gpt2" else "model.embed_tokens.weight"
+    edit_tensors(tmp_path, lambda t: t.update({"lm_head.weight": t[table].clone()}))
+    assert_close_logits(load_pretrained(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path))
+    edit_tensors(tmp_path, lambda t: t.update({"lm_head.weight": t[table] + 0.1}))
+    with pytest.raises(ValueError, match="lm_head.weight differs from .*tie_word_embeddings"):
+        load_pretrained(tmp_path)
+
+
 def test_gpt2_folders_without_the_prefix_and_with_stored_masks_load(tmp_path):
     theirs = theirs_at_random(THEIRS["gpt2"])
     saved(theirs, tmp_path)
@@ -304,9 +358,9 @@ def test_a_table_with_another_number_of_rows_is_refused(llama_folder):
         load_pretrained(llama_folder)
 
 
-def test_another_family_is_refused_and_the_adapter_named(llama_folder):
+def test_another_family_is_refused_and_its_recipe_named(llama_folder):
     edit_config(llama_folder, model_type="mamba")
-    with pytest.raises(ValueError, match="model_type='mamba'.*gpt2, llama.*CausalLMAdapter"):
+    with pytest.raises(ValueError, match="model_type='mamba'.*gpt2, llama, qwen3.*causal_lm"):
         load_pretrained(llama_folder)
 
 
@@ -316,7 +370,6 @@ def test_another_family_is_refused_and_the_adapter_named(llama_folder):
         {"hidden_act": "gelu"},
         {"attention_bias": True},
         {"mlp_bias": True},
-        {"head_dim": 16},
         {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}},
         {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
         {"rope_scaling": {"type": "linear"}},
@@ -359,6 +412,19 @@ def test_a_folder_with_pickled_weights_alone_is_refused(llama_folder):
         load_pretrained(llama_folder)
 
 
+# They scale, cap or shift what the matrix gives.
+OTHER_HEADS = {
+    "phi": transformers.PhiConfig(**HF_SHAPE),
+    "gptj": transformers.GPTJConfig(**GPT2_SHAPE, rotary_dim=4),
+    "granite": transformers.GraniteConfig(**HF_SHAPE, logits_scaling=8.0),
+    "cohere": transformers.CohereConfig(**HF_SHAPE),
+    "gemma2": transformers.Gemma2Config(**HF_SHAPE, num_key_value_heads=2, head_dim=8),
+    "gemma3": transformers.Gemma3TextConfig(
+        **HF_SHAPE, num_key_value_heads=2, head_dim=8, final_logit_softcapping=30.0
+    ),
+}
+
+
 ADAPTED = {
     "gpt_neox": transformers.GPTNeoXConfig(**HF_SHAPE),
     "qwen2": transformers.Qwen2Config(**HF_SHAPE, num_key_value_heads=2),
@@ -367,9 +433,10 @@ ADAPTED = {
 }
 
 
-@pytest.mark.parametrize("name", ADAPTED)
-def test_adapter_has_the_loss_and_gradients_of_transformers(name):
-    model = theirs_at_random(ADAPTED[name])
+@pytest.mark.parametrize("name", [*ADAPTED, *OTHER_HEADS])
+def test_adapter_has_the_loss_and_gradients_of_transformers(name, monkeypatch):
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 7 * ODD * 4)  # seven rows of logits at a time
+    model = theirs_at_random((ADAPTED | OTHER_HEADS)[name])
     ids = random_ids(3, 20)
     model(input_ids=ids, labels=ids).loss.backward()
     expected_loss = model(input_ids=ids, labels=ids).loss.item()
@@ -423,29 +490,32 @@ def test_adapter_refuses_documents_where_the_family_would_mix_them(name):
         adapter(random_ids(1, 20), document_ends=torch.tensor([[8, 20]]))
 
 
-REFUSED_HEADS = {
-    "phi": transformers.PhiConfig(**HF_SHAPE),
-    "gptj": transformers.GPTJConfig(**GPT2_SHAPE, rotary_dim=4),
-    "granite": transformers.GraniteConfig(**HF_SHAPE, logits_scaling=8.0),
-    "cohere": transformers.CohereConfig(**HF_SHAPE),
-    "gemma2": transformers.Gemma2Config(**HF_SHAPE, num_key_value_heads=2, head_dim=8),
-    "gemma3": transformers.Gemma3TextConfig(
-        **HF_SHAPE, num_key_value_heads=2, head_dim=8, final_logit_softcapping=30.0
-    ),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED_HEADS)
-def test_adapter_refuses_heads_that_do_more_than_multiply(name):
-    """At their own initialisation too, where the logits are too small for a cap to show."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(REFUSED_HEADS[name])
-    with pytest.raises(ValueError, match=f"{type(model).__name__}.*fused loss"):
-        CausalLMAdapter(model)
-
-
 def test_adapter_leaves_the_mode_of_the_model():
     for training in (True, False):
         model = theirs_at_random(ADAPTED["qwen2"]).train(training)
         CausalLMAdapter(model)
         assert model.training is training
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "alias"),
+    [
+        ("gpt2", "activation_function", "gelu_pytorch_tanh"),
+        ("llama", "hidden_act", "swish"),
+    ],
+)
+@torch.no_grad()
+def test_another_name_of_the_same_function_is_the_same_model(kind, field, alias, tmp_path):
+    model = build_model(OURS[kind]).initialize(0)
+    save_pretrained(model, tmp_path, tokenizer=None)
+    edit_config(tmp_path, **{field: alias})
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    ids = random_ids(2, 20)
+    logits = load_pretrained(tmp_path).eval()(ids)
+    torch.testing.assert_close(logits, theirs(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gpt2_names_its_context_as_converters_read_it(tmp_path):
+    save_pretrained(build_model(OURS["gpt2"]), tmp_path, tokenizer=None)
+    described = json.loads((tmp_path / "config.json").read_text())
+    assert described["n_ctx"] == described["n_positions"] == 48

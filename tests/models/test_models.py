@@ -16,6 +16,7 @@ SMALL = {
     "gpt2": GPT2Config(**SHAPE),
     "llama": LlamaConfig(**LLAMA_SHAPE),
     "tied llama": LlamaConfig(**LLAMA_SHAPE, tied_head=True),
+    "qwen3": LlamaConfig(**LLAMA_SHAPE, head_width=12, qk_norm=True),
 }
 TABLES = ("wte.weight", "embed_tokens.weight", "lm_head.weight")
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain_lib.optim.schedule import BatchSizes, LearningRate, ScheduleKind
+from pretrain_lib.optim.schedule import BatchSizes, DecayShape, LearningRate, ScheduleKind
 
 GPT2_RECIPE = LearningRate(
     kind="cosine", peak=6e-4, floor=6e-5, warmup_steps=715, total_steps=19_073
@@ -40,7 +40,8 @@ def schedules(draw):
     total = warmup + decay + draw(st.integers(0, 60))
     peak = draw(st.floats(1e-6, 1.0))
     floor = peak * draw(st.floats(0.0, 1.0))
-    return LearningRate(kind, peak, floor, warmup, total, decay)
+    shape = draw(st.sampled_from(get_args(DecayShape)))
+    return LearningRate(kind, peak, floor, warmup, total, decay, shape)
 
 
 @given(schedules())
@@ -155,3 +156,18 @@ def test_without_a_ramp_it_is_plain_multiplication(full, step, windows):
 def test_a_ramp_that_misses_the_full_batch_is_refused(initial, increment):
     with pytest.raises(ValueError, match=f"batch.ramp_from .{initial} .*batch.tokens .8 "):
         BatchSizes(full=8, initial=initial, increment=increment, ramp_windows=10)
+
+
+@pytest.mark.parametrize(
+    ("shape", "left"),
+    [
+        ("linear", lambda p: 1 - p),
+        ("cosine", lambda p: (1 + math.cos(math.pi * p)) / 2),
+        ("1-sqrt", lambda p: 1 - p**0.5),
+    ],
+)
+def test_wsd_decays_in_each_shape_by_its_closed_form(shape, left):
+    schedule = LearningRate("wsd", 1.0, 0.1, 5, 100, decay_steps=40, decay_shape=shape)
+    for step in range(5, 110):
+        progress = min(1.0, max(0.0, (step - 60) / 40))
+        assert schedule(step) == pytest.approx(0.1 + 0.9 * left(progress))

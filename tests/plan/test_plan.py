@@ -55,12 +55,21 @@ def test_gpt2_124m_on_one_node_and_on_four():
     assert warnings == []
 
 
+def test_muon_keeps_one_moment_of_the_matrices_and_is_counted():
+    facts, rows, _ = plan(gpt2_124m.RECIPE, optimizer={"kind": "muon"})
+    # 12 layers x 5 x (4 x 6 x 768^3 + 2 x (4 x 4 + 2) x 768^3) of 855.2M x 524,288 and themselves
+    assert facts["Muon"].startswith("1.63e+12 FLOPs a step, 0.4% of all")
+    # 8 bytes x 124,475,904, less 4 bytes x 12 x 7,077,888
+    assert rows["1 none"][3] == "0.66"
+    assert "checkpoints of 1.15 GB" in facts["disk"]
+
+
 def test_llama_1_3b_on_24_devices_where_its_batch_does_not_divide():
     hardware = Hardware("A100", mfu=0.5)
     facts, rows, warnings = plan(llama_1_3b.RECIPE, hardware, system={"processes": 24})
     # 6 x (1,266,780,160 - 8,192 x 2,048) + 12 x 24 x 2,048 x 2,048 a token, 85,830 x 524,288 tokens
     assert facts["FLOPs"] == "3.92e+20; per token 8.708B (6N + 12LdT), 7.5B (6N)"
-    assert facts["activations"].startswith("none 21.9, selective 11.0, full 1.68 GB")
+    assert facts["activations"].startswith("none 16.5, selective 11.0, full 1.68 GB")
     assert list(rows) == ["24 DDP", "24 FSDP2", "24 HSDP 3 x 8"]
     # 3.92e20 / (24 x 0.5 x 312e12) = 104,700 seconds
     assert rows["24 DDP"][:5] == ["3", "5.07", "5.07", "10.1", "5.07"]

@@ -16,7 +16,7 @@ from pretrain_lib.report.charts import thin
 from pretrain_lib.report.facts import device_hours, state_of
 from pretrain_lib.report.report import write_report
 from pretrain_lib.report.runs import open_runs
-from pretrain_lib.run_folder.folder import write_recipe
+from pretrain_lib.run_folder.folder import open_run_folder, write_recipe
 from tests.conftest import change
 from tests.report.test_pictures import write_run
 
@@ -59,8 +59,8 @@ def texts(page):
 
 def test_the_report_of_a_trained_run(recipe, tmp_path):
     config = change(recipe, run={"max_steps": 6})
-    (tmp_path / "run").mkdir()
-    write_recipe(tmp_path / "run", recipe)
+    with open_run_folder(tmp_path / "run", resume="auto"):
+        write_recipe(tmp_path / "run", recipe)
     for each in (change(recipe, run={"max_steps": 4}), config):  # the second goes on
         corpus = open_corpus(each)
         train(each, GPT2(each.model).initialize(0), corpus, start_accelerator(each))

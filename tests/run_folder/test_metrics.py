@@ -7,9 +7,10 @@ import math
 import pytest
 from accelerate import Accelerator
 
+from pretrain_lib.run_folder.cut import drop_rows_after
+from pretrain_lib.run_folder.folder import STATUS, read_status, was_begun_here, write_status
 from pretrain_lib.run_folder.metrics import (
     Metrics,
-    drop_rows_after,
     human,
     human_time,
     perplexity,
@@ -24,6 +25,32 @@ def test_rows_after_the_checkpoint_and_torn_lines_go(tmp_path):
     assert [json.loads(line) for line in file.read_text().splitlines()] == rows[:4]
     drop_rows_after(tmp_path / "none.jsonl", 3)
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+DAMAGED = (b"\xff\xfe", b"null", b"[1]", b'{"kind": "train"}', b'{"step": null}', b"\0" * 40, b"")
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_row_is_named_and_the_others_stay(tmp_path, damage):
+    file = tmp_path / "metrics.jsonl"
+    rows = [json.dumps({"kind": "train", "step": step, "text": "\u2028"}) for step in range(4)]
+    lines = [row.encode() for row in rows]
+    file.write_bytes(b"\n".join([*lines[:2], damage, *lines[2:], b""]))
+    with pytest.warns(UserWarning, match="metrics.jsonl, line 3 is damaged") as caught:
+        drop_rows_after(file, 2)
+    assert len(caught) == 1
+    assert file.read_bytes() == b"".join(line + b"\n" for line in lines[:3])
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 40, b"null", b"[]", b"\xff", b'{"state": "run'])
+def test_a_damaged_status_counts_as_missing(tmp_path, damage):
+    (tmp_path / STATUS).write_bytes(damage)
+    with pytest.warns(UserWarning, match=STATUS):
+        assert read_status(tmp_path) == {}
+    with pytest.warns(UserWarning, match=STATUS):
+        assert not was_begun_here(tmp_path)
+    write_status(tmp_path, "running", step=3)
+    assert read_status(tmp_path)["step"] == 3
 
 
 def test_rows_are_json_even_when_a_number_is_none(tmp_path):

@@ -2,21 +2,38 @@
 
 import dataclasses
 import shlex
+import shutil
 
 import pytest
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from pretrain_lib import GPT2, Llama, LlamaConfig, open_corpus, start_accelerator, train
+from pretrain_lib import (
+    GPT2,
+    Llama,
+    LlamaConfig,
+    build_model,
+    open_corpus,
+    start_accelerator,
+    train,
+)
 from pretrain_lib.config.arguments import parse_recipe
 from pretrain_lib.corpus.corpus import build_dataset
 from pretrain_lib.export.export import export_checkpoint
 from pretrain_lib.models.hf import load_pretrained
 from pretrain_lib.models.rope import RopeScaling
-from pretrain_lib.training.first_weights import check_first_weights
-from tests.conftest import VOCABULARY, change, read_rows, run_recipe_script, tiny_flags
+from pretrain_lib.training.first_weights import check_first_weights, set_first_weights
+from tests.conftest import (
+    VOCABULARY,
+    change,
+    read_rows,
+    run_recipe_script,
+    small_recipe,
+    tiny_flags,
+)
 from tests.distributed.test_sharding import SHARDED, run
+from tests.families import family
 
 NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 LLAMA = LlamaConfig(
@@ -156,3 +173,40 @@ def test_other_models_are_refused_by_field(recipe, folders, tmp_path):
         check_first_weights(plain)
     flags = shlex.split(str(refusal.value).split(": give ")[1])
     assert parse_recipe(plain, arguments=flags)[0].model == llama.model
+
+
+def test_a_name_on_the_hub_is_looked_up_in_its_cache(recipe, folders, tmp_path, monkeypatch):
+    """The cache of the hub as its client lays it out; no network is asked."""
+    cached = tmp_path / "hub" / "models--someone--tiny"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("abc")
+    shutil.copytree(folders / "gpt2", cached / "snapshots" / "abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    named = change(recipe, run={"initial_weights": "someone/tiny"})
+    check_first_weights(named)
+    model = GPT2(named.model)
+    set_first_weights(named, model, has_weights=False)
+    expected = load_pretrained(folders / "gpt2").state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+    missing = change(recipe, run={"initial_weights": "someone/other"})
+    with pytest.raises(ValueError, match="no folder, and the Hugging Face Hub has no such model"):
+        check_first_weights(missing)
+
+
+def test_a_family_of_transformers_begins_with_a_folder_of_it(prepared, tmp_path):
+    config = family("olmo2", vocab_size=VOCABULARY)
+    theirs = build_model(config).initialize(5)
+    theirs.model.save_pretrained(tmp_path / "weights")
+    small = dataclasses.replace(small_recipe(prepared, tmp_path), model=config)
+    small = change(small, run={"initial_weights": str(tmp_path / "weights")})
+    check_first_weights(small)
+    with torch.device("meta"):
+        model = build_model(config)
+    model.to_empty(device="cpu")
+    set_first_weights(small, model, has_weights=False)
+    ids = torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(ids), theirs.eval()(ids))
+    other = family("olmo2", vocab_size=VOCABULARY, rope_theta=77.0)
+    with pytest.raises(ValueError, match="another model than model.config.*77.0"):
+        check_first_weights(dataclasses.replace(small, model=other))

@@ -20,6 +20,8 @@ from pretrain_lib import (
 )
 from pretrain_lib.checkpoint.state import read_state
 from pretrain_lib.config.units import TokenCount
+from pretrain_lib.evaluate.local_tasks import write_local_tasks
+from pretrain_lib.run_folder.status import write_status
 from tests.conftest import change, read_rows
 
 pytestmark = pytest.mark.moderate
@@ -232,6 +234,7 @@ def test_a_run_killed_before_its_first_checkpoint_has_no_row_twice(recipe, tmp_p
     killed = elsewhere(recipe, tmp_path / "killed")
     shutil.copytree(recipe.run.dir, killed.run.dir)
     shutil.rmtree(tmp_path / "killed" / "checkpoints")
+    write_status(tmp_path / "killed", "running", step=0)
     run(killed)
     assert read_rows(killed.run.dir) == read_rows(recipe.run.dir)
 
@@ -343,3 +346,74 @@ def test_names_in_the_list_of_files_cannot_leave_the_checkpoint(recipe, tmp_path
         changed = listed | {name: {"bytes": 7, "xxh3_128": "0" * 32}}
         (path / "training" / "files.json").write_text(json.dumps(changed))
         assert verify_checkpoint(path) == [f"{path / name}: missing"]  # it was not looked at
+
+
+def test_the_checkpoint_of_the_lowest_validation_loss_is_kept(recipe):
+    """At so high a rate the loss soon rises, so the lowest is neither the first nor the last."""
+    config = change(recipe, optimizer={"learning_rate": 0.3}, schedule={"kind": "constant"})
+    config = change(config, validation={"every": 1}, samples={"every": 100})
+    config = change(config, run={"max_steps": 6})
+    run(change(config, checkpoint={"every": None, "keep_last": 1, "keep_best": "loss"}))
+    losses = {r["step"]: r["loss"] for r in read_rows(recipe.run.dir) if r["kind"] == "validation"}
+    best = min((step for step in losses if step), key=losses.get)
+    assert 0 < best < 6
+    assert checkpoints(recipe) == [f"step-{best:08d}", "step-00000006"]
+    assert verify_checkpoint(Path(recipe.run.dir) / "checkpoints" / f"step-{best:08d}") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("metric", "best_of"), [("acc", max), ("bits_per_byte", min)])
+def test_the_checkpoint_of_the_best_score_is_kept(recipe, metric, best_of, prepared, tmp_path):
+    sizes = {"context_characters": 60, "ending_characters": 20, "document_characters": 200}
+    choice, perplexity = write_local_tasks(prepared, tmp_path / "tasks", items=8, **sizes)
+    task = choice if metric == "acc" else perplexity
+    scores = {"tasks": [task], "include_path": str(tmp_path / "tasks"), "every": 2}
+    config = change(recipe, optimizer={"learning_rate": 0.3}, schedule={"kind": "constant"})
+    config = change(config, scores=scores, samples={"every": 100}, validation={"every": 100})
+    kept = {"every": None, "keep_last": 1, "keep_best": f"{task}/{metric}"}
+    run(change(config, checkpoint=kept))
+    rows = [row for row in read_rows(recipe.run.dir) if row["kind"] == "evaluation"]
+    values = {row["step"]: row[f"{task}/{metric}"] for row in rows}
+    assert list(values) == [0, 2, 4, 6, 8]
+    best = best_of(values, key=values.get)  # the first of equal ones
+    assert checkpoints(recipe) == sorted({f"step-{s:08d}" for s in (best, 8) if s})
+    state, _ = read_state(Path(recipe.run.dir, "checkpoints", "step-00000008"))
+    assert state.best_scores == {f"{task}/{metric}": [values[best], best]}
+
+
+@pytest.mark.slow
+def test_a_score_that_there_is_not_is_refused_before_training(recipe, prepared, tmp_path):
+    sizes = {"context_characters": 60, "ending_characters": 20, "document_characters": 200}
+    write_local_tasks(prepared, tmp_path / "tasks", items=4, **sizes)
+    scores = {"tasks": ["heldout_choice"], "include_path": str(tmp_path / "tasks")}
+    config = change(recipe, scores=scores, checkpoint={"keep_best": "heldout_choice/wrong"})
+    with pytest.raises(
+        ValueError, match="heldout_choice/wrong is no score, there are .*heldout_choice/acc"
+    ):
+        run(config)
+    assert [row for row in read_rows(recipe.run.dir) if row["kind"] == "train"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("true", "must be loss or a score TASK/METRIC"),
+        ("hellaswag/acc", "is a score, but there are no scores.tasks"),
+    ],
+)
+def test_what_cannot_be_best_is_refused(recipe, name, message):
+    with pytest.raises(ValueError, match=f"checkpoint.keep_best={name} {message}"):
+        change(recipe, checkpoint={"keep_best": name}).check(processes=1)
+
+
+def test_a_run_goes_on_at_the_floor_after_its_schedule(recipe, capsys):
+    schedule = {"tokens": TokenCount(4 * 256), "continue_at_floor": TokenCount(3 * 256)}
+    config = change(recipe, schedule=schedule)
+    run(config)
+    trained = [row for row in read_rows(recipe.run.dir) if row["kind"] == "train"]
+    floor = 0.1 * config.optimizer.learning_rate
+    assert [row["lr"] for row in trained[4:]] == pytest.approx([floor] * 3)
+    assert trained[3]["lr"] > floor
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "schedule 7 steps" in shown
+    assert "then 3 steps there" in shown

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
+from pretrain_lib.models.any_model import build_model, save_pretrained
 from pretrain_lib.models.gpt2 import GPT2Config
-from pretrain_lib.models.hf import build_model, save_pretrained
 from pretrain_lib.models.llama import LlamaConfig
 from pretrain_lib.optim.groups import build_adamw
 
@@ -15,6 +15,9 @@ CONFIGS = {
     "gpt2": GPT2Config(**SHAPE),
     "llama": LlamaConfig(**SHAPE, num_key_value_heads=2, mlp_width=80),
     "tied llama": LlamaConfig(**SHAPE, num_key_value_heads=4, mlp_width=80, tied_head=True),
+    "qwen3": LlamaConfig(
+        **SHAPE, num_key_value_heads=2, mlp_width=80, head_width=12, qk_norm=True, tied_head=True
+    ),
 }
 
 

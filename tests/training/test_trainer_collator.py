@@ -17,9 +17,9 @@ from pretrain_lib import (
     train_tokenizer,
 )
 from pretrain_lib.data.tokens.arrays import TokenArray, TokenFile
-from pretrain_lib.data.tokens.shards import write_shard
 from tests.data.test_batches import assert_equal
 from tests.data.test_streaming import LENGTH, PlainRow, one_thread, open_small, read, write_job
+from tests.shards import write_documents
 
 pytestmark = [pytest.mark.moderate, pytest.mark.usefixtures(one_thread.__name__)]
 
@@ -33,7 +33,7 @@ def packed(tmp_path, request):
     """About 26 windows of short documents."""
     random = np.random.default_rng(0)
     documents = [random.integers(0, VOCABULARY, random.integers(1, 30)) for _ in range(14)]
-    write_shard(tmp_path, "text", documents, dtype=np.dtype("<u2"))
+    write_documents(tmp_path, "text", documents)
     count = sum(map(len, documents))
     file = TokenFile(tmp_path / "text.bin", count, np.dtype("<u2"), is_shard=True)
     return PackedDataset(

@@ -1,12 +1,14 @@
 """Checkpoint folders: names, hashes, verification, pruning, the newest intact one."""
 
 import json
-import os
 import re
 import shutil
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
+from pretrain_lib.files.reading import parse_json
+from pretrain_lib.files.writes import flush, flush_to_disk
 from pretrain_lib.tensors.files import hash_file
 
 TRAINING = "training"  # inside a checkpoint: what a resume needs beyond the model
@@ -27,7 +29,7 @@ def staging_path(folder: Path, step: int) -> Path:
 
 
 def find_newest(folder: Path) -> Path | None:
-    """Return the newest intact checkpoint, skipping damaged ones with a warning."""
+    """Return the newest intact checkpoint, skipping damaged and unreadable ones with a warning."""
     for path in reversed(_by_age(folder)):
         if not (problems := verify_checkpoint(path)):
             return path
@@ -36,23 +38,50 @@ def find_newest(folder: Path) -> Path | None:
 
 
 def verify_checkpoint(path: Path) -> list[str]:
-    """Verify the hashes of a checkpoint; return one line per problem, none if it is intact."""
-    if not (path / FILES).is_file():
-        return [f"{path / FILES}: missing"]
+    """Verify the files of a checkpoint; return one line per problem, none if it is intact.
+
+    A file that cannot be read is a problem like any other. Files that the checkpoint's list does
+    not name are not part of it and are ignored.
+    """
     try:
-        expected = json.loads((path / FILES).read_text())
+        expected = parse_json((path / FILES).read_bytes(), pairs=_without_repeats)
+    except FileNotFoundError:
+        return [f"{path / FILES}: missing"]
+    except OSError as error:
+        return [f"{path / FILES}: cannot be read ({error.strerror})"]
     except ValueError:
         return [f"{path / FILES}: not readable"]
-    found = describe_files(path)
-    problems = [f"{path / name}: missing" for name in expected.keys() - found.keys()]
-    added = {name for name in found.keys() - expected.keys() if not _is_hidden(name)}
-    problems += [f"{path / name}: not part of the checkpoint" for name in added]
-    problems += [
-        f"{path / name}: its bytes differ from its hash"
-        for name in expected.keys() & found.keys()
-        if expected[name] != found[name]
-    ]
-    return sorted(problems)
+    if not isinstance(expected, dict):
+        return [f"{path / FILES}: not readable"]
+    problems = {name: _problem(path, name, expected[name]) for name in sorted(expected)}
+    return [f"{path / name}: {problem}" for name, problem in problems.items() if problem]
+
+
+def listed_files(path: Path) -> list[str]:
+    """Return the names of the files that a checkpoint consists of, in order."""
+    return sorted(json.loads((path / FILES).read_bytes()))
+
+
+def _without_repeats(pairs: list[tuple]) -> dict:
+    """Return the dict of a JSON object; raises ValueError for a key that occurs twice."""
+    if len(dict(pairs)) < len(pairs):  # a flipped bit makes one name another's
+        raise ValueError("a key occurs twice")
+    return dict(pairs)
+
+
+def _problem(folder: Path, name: str, expected: dict) -> str | None:
+    """Return what is wrong with a file of a checkpoint, None if it is intact."""
+    if name.startswith("/") or ".." in name.split("/"):
+        return "missing"  # what lies outside of the folder is no part of the checkpoint
+    try:
+        found = _describe(folder / name)
+    except (FileNotFoundError, NotADirectoryError):
+        return "missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except ValueError:  # a null byte in the name
+        return "missing"
+    return None if found == expected else "its bytes differ from its hash"
 
 
 def commit_staged(staging: Path, target: Path) -> None:
@@ -61,7 +90,7 @@ def commit_staged(staging: Path, target: Path) -> None:
     if target.exists():  # a damaged checkpoint, or one from before a rollback
         target.rename(target.with_name(f".{target.name}.old"))
     staging.rename(target)
-    flush_to_disk(target.parent, recursive=False)
+    flush(target.parent)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -74,28 +103,37 @@ def remove_leftovers(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def prune(folder: Path, newest: Path, *, keep_last: int, keep_every: int | None) -> None:
+def prune(
+    folder: Path,
+    newest: Path,
+    *,
+    keep_last: int,
+    keep_every: int | None,
+    best: int | None = None,
+    later: bool = True,
+) -> None:
     """Retire the checkpoints that `newest`, just committed, makes obsolete.
 
     Keeps the `keep_last` newest (0: all) and every checkpoint whose step is a multiple of
-    `keep_every`. Checkpoints of later steps are obsolete too: they precede a rollback.
+    `keep_every`, and that of the step `best`. Checkpoints of `later` steps are obsolete too: they
+    precede a rollback.
     """
-    obsolete = [path for path in _by_age(folder) if path.name > newest.name]
+    obsolete = [path for path in _by_age(folder) if later and path.name > newest.name]
     if keep_last:
         earlier = [path for path in _by_age(folder) if path.name < newest.name]
         too_old = earlier[: max(0, len(earlier) + 1 - keep_last)]
-        obsolete += [p for p in too_old if not (keep_every and _step_of(p) % keep_every == 0)]
+        kept = [p for p in too_old if keep_every and _step_of(p) % keep_every == 0]
+        kept += [path for path in too_old if _step_of(path) == best]
+        obsolete += [path for path in too_old if path not in kept]
     for path in obsolete:
         try:
             # Rename before deleting, so that a half-deleted one is not taken for a checkpoint.
             path.rename(folder / f".{path.name}.old")
         except OSError as error:  # does not affect the new checkpoint
             warnings.warn(f"cannot remove an obsolete checkpoint: {error}", stacklevel=2)
-
-
-def _is_hidden(name: str) -> bool:
-    """Return whether a file is hidden, such as those that desktops leave behind (.DS_Store)."""
-    return Path(name).name.startswith(".")
+    if obsolete:  # before their files go: a power cut must not give back names without files
+        with suppress(OSError):  # it does not affect the new checkpoint either
+            flush(folder)
 
 
 def _by_age(folder: Path) -> list[Path]:
@@ -115,16 +153,9 @@ def describe_files(path: Path, digests: dict[str, str] | None = None) -> dict[st
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         name = file.relative_to(path).as_posix()
         if name != FILES:
-            digest = (digests or {}).get(name) or hash_file(file)
-            described[name] = {"bytes": file.stat().st_size, "xxh3_128": digest}
+            described[name] = _describe(file, (digests or {}).get(name))
     return described
 
 
-def flush_to_disk(folder: Path, *, recursive: bool = True) -> None:
-    """Fsync a folder, and with `recursive` all files and folders below it."""
-    for path in [*(folder.rglob("*") if recursive else ()), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _describe(file: Path, digest: str | None = None) -> dict:
+    return {"xxh3_128": digest or hash_file(file), "bytes": file.stat().st_size}

@@ -5,20 +5,22 @@ file in Hugging Face's format. Optimizer moments are written as shards, each by 
 holds it. Any number of processes can read what any other number wrote.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed import ProcessGroup, all_gather_object
 
-from pretrain_lib.checkpoint.folders import TRAINING
+from pretrain_lib.checkpoint.folders import TRAINING, listed_files
+from pretrain_lib.models.any_model import ModelConfig, names_in_folder, to_folder
 from pretrain_lib.models.flops import count_parameters
-from pretrain_lib.models.gpt2 import GPT2Config
-from pretrain_lib.models.hf import Model, to_hf, weight_file, write_index, write_weights
-from pretrain_lib.models.llama import LlamaConfig
-from pretrain_lib.optim.groups import moment_dtype
+from pretrain_lib.models.interface import Model
+from pretrain_lib.models.weight_files import weight_file, write_index, write_weights
+from pretrain_lib.optim.muon import MOMENTUM
+from pretrain_lib.optim.state import moment_bytes, moment_dtype, state_names
 from pretrain_lib.tensors.piece_files import fill_piece, read_pieces, write_pieces
 from pretrain_lib.tensors.pieces import Holder, Piece, find_holder, local_piece, whole_tensor
 
@@ -31,7 +33,7 @@ class Part:
     """The part of a checkpoint that this process writes."""
 
     holder: Holder
-    config: GPT2Config | LlamaConfig
+    config: ModelConfig
     weights: dict[str, torch.Tensor]
     """With the names and shapes of transformers."""
     moments: dict[str, Piece]
@@ -74,18 +76,22 @@ def collect_part(
     return Part(
         holder=Holder(0, 1) if by_one else holder,
         config=model.config,
-        weights={n: to_hf(n, t, model.config) for n, t in weights.items() if t is not None},
+        weights=to_folder(model, {n: t for n, t in weights.items() if t is not None}),
         moments=_own_pieces(moments, first=holder.index == 0),
-        files={name: weight_file(owner, writers) for name, owner in owners.items()},
+        files={
+            name: weight_file(owners[parameter], writers)
+            for parameter, names in names_in_folder(model).items()
+            for name in names
+        },
         weight_bytes=4 * count_parameters(model),
         checkpoint_bytes=checkpoint_bytes(model, optimizer),
     )
 
 
 def checkpoint_bytes(model: Model, optimizer: torch.optim.Optimizer) -> int:
-    """Return the disk space of a checkpoint in bytes: fp32 weights and both Adam moments."""
-    each = 4 + 2 * moment_dtype(optimizer).itemsize
-    return each * sum(parameter.numel() for parameter in model.parameters()) + SPARE_BYTES
+    """Return the disk space of a checkpoint in bytes: fp32 weights and the optimizer's moments."""
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    return weights + moment_bytes(optimizer) + SPARE_BYTES
 
 
 def write_part(part: Part, folder: Path) -> dict[str, str]:
@@ -126,15 +132,19 @@ def on_writers(part: Part, function: Callable[[], Any], *, first_only: bool = Fa
 def load_moments(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> None:
     """Load the optimizer state of a checkpoint, or the local shards of it.
 
-    Raises ValueError if only some parameters have stored moments, or if stored moments belong to no
-    parameter.
+    Raises ValueError if only some parameters have stored moments, if those are of another kind of
+    optimizer, or if stored moments belong to no parameter.
     """
-    stored, dtype = read_pieces(path.glob(OPTIMIZER_FILES)), moment_dtype(optimizer)
+    files = [path / name for name in listed_files(path) if fnmatch(name, OPTIMIZER_FILES)]
+    stored, dtype = read_pieces(files), moment_dtype(optimizer)
     without = {name for name, _ in model.named_parameters()} - {k.rsplit(".", 1)[0] for k in stored}
     if stored and without:
         raise ValueError(f"{path}: the optimizer moments of {sorted(without)[:3]}... are missing")
+    expected = state_names(optimizer)
     for name, parameter in model.named_parameters():
         kinds = [key.rsplit(".", 1)[1] for key in stored if key.rsplit(".", 1)[0] == name]
+        if kinds and sorted(kinds) != sorted(expected.get(parameter, ())):
+            raise _other_optimizer(path, name, kinds, expected.get(parameter, ()))
         state = {}
         for kind in kinds:
             pieces = stored.pop(f"{name}.{kind}")
@@ -148,6 +158,17 @@ def load_moments(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> 
         raise ValueError(
             f"{path}: the optimizer moments {sorted(stored)[:3]}... belong to no parameter"
         )
+
+
+def _other_optimizer(
+    path: Path, name: str, stored: Sequence[str], expected: Sequence[str]
+) -> ValueError:
+    before, now = ("muon" if MOMENTUM in names else "adamw" for names in (stored, expected))
+    return ValueError(
+        f"{path} holds {', '.join(sorted(stored))} of {name}, as optimizer.kind={before} keeps "
+        f"them; this run has optimizer.kind={now}: set it back, or start a new run from these "
+        f"weights with run.initial_weights={path}"
+    )
 
 
 def _moments(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

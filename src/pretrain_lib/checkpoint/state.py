@@ -35,8 +35,9 @@ from pretrain_lib.checkpoint.parts import (
 )
 from pretrain_lib.data.permutation import ORDER_VERSION
 from pretrain_lib.data.text.tokenizer import Tokenizer
-from pretrain_lib.data.tokens.shards import write_json
-from pretrain_lib.models.hf import Model, load_weights, write_configuration
+from pretrain_lib.files.writes import write_json
+from pretrain_lib.models.any_model import load_weights, write_configuration
+from pretrain_lib.models.interface import Model
 
 STATE_VERSION = 2
 
@@ -58,6 +59,8 @@ class TrainingState:
     best_loss: float | None = None
     """The lowest validation loss so far, in nats per target token."""
     best_step: int = 0
+    best_scores: dict[str, list] = field(default_factory=dict)
+    """The best value so far of the score that `checkpoint.keep_best` names, and its step."""
     recent: list[list[float]] = field(default_factory=list)
     """Loss and gradient norm of the last steps, for spike detection."""
     rollbacks: list[dict] = field(default_factory=list)
@@ -80,6 +83,13 @@ class TrainingState:
         self.row_tokens += tokens
         self.seconds += seconds
         self.row_seconds += seconds
+
+    def step_of_best(self, kept: str | None) -> int | None:
+        """Return the step at which the validation loss, or the score `kept`, was best so far."""
+        if kept is None:
+            return None
+        is_score = "/" in kept  # TASK/METRIC
+        return self.best_scores.get(kept, (0, 0))[1] if is_score else self.best_step
 
     def begin_row(self) -> None:
         """Reset the totals of the metrics row."""
@@ -113,10 +123,12 @@ def write_checkpoint(
     manifest: dict,
     keep_last: int = 0,
     keep_every: int | None = None,
+    keep_best: str | None = None,
 ) -> Path:
     """Write this process's part of a checkpoint; the first process commits it once all have.
 
-    Keeps the `keep_last` newest checkpoints (0: all) and those of every `keep_every`-th step.
+    Keeps the `keep_last` newest checkpoints (0: all), those of every `keep_every`-th step, and with
+    `keep_best` that at which the loss or score of this name was best.
     """
     staging, target = staging_path(folder, state.step), checkpoint_path(folder, state.step)
 
@@ -142,7 +154,8 @@ def write_checkpoint(
             remove_leftovers(folder)  # otherwise a full disk would stay full
         raise
     if part.holder.index == 0:
-        prune(folder, target, keep_last=keep_last, keep_every=keep_every)
+        best = state.step_of_best(keep_best)
+        prune(folder, target, keep_last=keep_last, keep_every=keep_every, best=best)
         remove_leftovers(folder)
     return target
 
@@ -169,13 +182,13 @@ def read_state(path: Path) -> tuple[TrainingState, dict]:
     """Return the training state and the manifest of a checkpoint."""
     if not (path / STATE).is_file():
         raise ValueError(f"run.resume={path} is not a checkpoint: it has no {STATE}")
-    values = json.loads((path / STATE).read_text())
+    values = json.loads((path / STATE).read_text(encoding="utf-8"))
     if values.get("state_version") != STATE_VERSION:
         raise ValueError(
             f"{path}: state_version={values.get('state_version')} is not supported, this version "
             f"reads {STATE_VERSION}; resume with the version that wrote the checkpoint"
         )
-    return TrainingState(**values), json.loads((path / MANIFEST).read_text())
+    return TrainingState(**values), json.loads((path / MANIFEST).read_text(encoding="utf-8"))
 
 
 def load_checkpoint(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> None:

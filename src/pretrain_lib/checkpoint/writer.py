@@ -12,7 +12,7 @@ import torch
 from pretrain_lib.checkpoint.parts import Part, collect_part
 from pretrain_lib.checkpoint.state import TrainingState, write_checkpoint
 from pretrain_lib.data.text.tokenizer import Tokenizer
-from pretrain_lib.models.hf import Model
+from pretrain_lib.models.interface import Model
 from pretrain_lib.tensors.pieces import find_holder
 
 
@@ -45,6 +45,7 @@ class CheckpointWriter:
         manifest: dict,
         keep_last: int = 0,
         keep_every: int | None = None,
+        keep_best: str | None = None,
         by_one: bool = False,
         timeout: float = 1800.0,
     ) -> None:
@@ -54,6 +55,7 @@ class CheckpointWriter:
             "manifest": manifest,
             "keep_last": keep_last,
             "keep_every": keep_every,
+            "keep_best": keep_best,
         }
         self._by_one = by_one
         self._group = None if by_one else _group_of_writers(model, timeout)

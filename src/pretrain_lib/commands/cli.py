@@ -10,17 +10,27 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from pretrain_lib.commands.recipes import RECIPES, add_train_flags
+from pretrain_lib.commands.recipes import RECIPES, add_train_flags, add_tune_flags
 from pretrain_lib.config.flags import Parser, add_argument
 from pretrain_lib.config.units import ByteCount, DeviceName, Text, TokenCount
+from pretrain_lib.data.tokens.headerless import IdType
 from pretrain_lib.data.windows.best_fit import Packing
-from pretrain_lib.errors import DONE, INTERRUPTED, raised_here, report_errors
+from pretrain_lib.data.windows.shuffled import Shuffle
+from pretrain_lib.errors import (
+    DONE,
+    INTERRUPTED,
+    raised_here,
+    report_errors,
+)
 from pretrain_lib.evaluate.suites import SUITES
+from pretrain_lib.files.console import open_console
 from pretrain_lib.values import Rule
 
 DESCRIPTION = "Pretrain language models: from text to a scored, exported model."
 AddCommand = Callable[..., Callable[..., None]]
-SOURCE = Rule(str, help="python-stdlib, files, folders, or a hub name")
+SOURCE = Rule(str, help="python-stdlib, files, folders, URLs, or a hub name")
+SEPARATOR = Rule(str, help="a line between the documents of a .txt file")
+RECIPE = Rule(str, help=f"{', '.join(RECIPES)}, or the path of a .py file")
 TEXT_FIELD = Rule(str, help="the column or JSON field with the text")
 SEED = Rule(int, minimum=0, maximum=2**63 - 1, help="of the random draws")
 WORKERS = Rule(int, minimum=1, maximum=4096, unit="processes", help="by default one per core")
@@ -38,16 +48,28 @@ FLAGS = {
         "data.validation": "--validation",
         "data.text_field": "--text_field",
         "data.max_rejected": "--max_rejected",
+        "data.document_separator": "--document_separator",
     },
-    "overlap": {"data.source": "SOURCE", "data.text_field": "--text_field"},
+    "overlap": {
+        "data.source": "SOURCE",
+        "data.text_field": "--text_field",
+        "data.document_separator": "--document_separator",
+    },
     "verify": {"data.path": "FOLDER"},
-    "inspect": {"data.path": "PATH", "data.weights": "--weights", "data.packing": "--packing"},
-    "tasks": {"data.path": "FOLDER", "items": "--items"},
+    "inspect": {
+        "data.path": "PATH",
+        "data.dtype": "--dtype",
+        "data.weights": "--weights",
+        "data.packing": "--packing",
+        "data.shuffle": "--shuffle",
+    },
+    "tasks": {"data.path": "FOLDER", "items": "--items", "out": "--out"},
     "eval": {"tasks": "--tasks", "include_path": "--include_path"},
     "sample": {"data.tokenizer": "FOLDER"},
-    "export": {"data.tokenizer": "CHECKPOINT", "push_to_hub": "--push_to_hub"},
+    "export": {"data.tokenizer": "CHECKPOINT", "push_to_hub": "--push_to_hub", "out": "--out"},
     "new": {},
     "train": {},
+    "tune": {"budget": "--budget", "width": "--width", "out": "--out"},
     "completion": {},
     "plot": {"panels": "--panels", "x": "--x"},
     "report": {"out": "--out"},
@@ -57,6 +79,7 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the `pretrain` command."""
+    open_console()
     try:
         # A file that cannot be read or written is a user's error as well.
         code = report_errors(lambda: _run(arguments), user_errors=(ValueError, OSError))
@@ -107,6 +130,7 @@ def build_parser() -> Parser:
         return partial(add_argument, added)
 
     _add_recipe_commands(partial(command, "recipes"))
+    _add_tune(partial(command, "tune"))
     _add_data_commands(partial(command, "data"))
     _add_model_commands(partial(command, "model"))
     _add_eval(partial(command, "model"))
@@ -127,8 +151,7 @@ def _add_recipe_commands(command: AddCommand) -> None:
 
     text = "Run a recipe under `accelerate launch`, on all GPUs or on the CPU."
     add = command("train", text)
-    recipe = Rule(str, help=f"{', '.join(RECIPES)}, or the path of a .py file")
-    add("recipe", recipe, metavar="RECIPE")
+    add("recipe", RECIPE, metavar="RECIPE")
     (parser,) = add.args
     add_train_flags(parser)
     text = "the recipe's own, such as --data.path DATA; `pretrain train RECIPE --help` lists them"
@@ -136,6 +159,15 @@ def _add_recipe_commands(command: AddCommand) -> None:
 
     add = command("completion", "Print the completion script of a shell.")
     add("shell", Rule(Literal[SHELLS], help="the shell"), metavar="SHELL")
+
+
+def _add_tune(command: AddCommand) -> None:
+    add = command("tune", "Find the learning rates of a recipe by short runs of a smaller model.")
+    add("recipe", RECIPE, metavar="RECIPE")
+    (parser,) = add.args
+    add_tune_flags(parser)
+    text = "the recipe's own, such as --data.path DATA, which all runs are given"
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="FLAGS", help=text)
 
 
 def _add_data_commands(command: AddCommand) -> None:
@@ -146,21 +178,30 @@ def _add_data_commands(command: AddCommand) -> None:
     add("--train_tokenizer", vocabulary, metavar="VOCABULARY")
     add("--out", Rule(Path, help="the folder of the shards"), required=True)
     add("--workers", WORKERS)
-    add(
-        "--max_rejected", Rule(int, minimum=0, help="documents that may be unreadable"), default=100
-    )
+    rejected = Rule(int, minimum=0, help="documents that may be unreadable")
+    add("--max_rejected", rejected, default=100)
     add("--validation", Rule(str, help="hash[:SHARE], first:TOKENS or none"), default="hash")
     add("--text_field", TEXT_FIELD, default="text")
+    add("--document_separator", SEPARATOR, metavar="TEXT")
+    spans = Rule(str, help="a field of JSON lines: the [start, end] in characters to train on")
+    add("--loss_spans", spans, metavar="FIELD")
 
     add = command("verify", "Check every hash of a prepared folder.")
     add("folder", Rule(Path, help="a prepared folder"), metavar="FOLDER")
 
     text = "Show what lies in prepared folders or arrays, and what a run makes of it."
     add = command("inspect", text)
-    add("paths", Rule(Path, help="prepared folders, .npy, .bin, .ds"), nargs="+", metavar="PATH")
+    add(
+        "paths",
+        Rule(str, help="prepared folders, .npy, .bin, .ds, index.json, also behind URLs"),
+        nargs="+",
+        metavar="PATH",
+    )
     length = Rule(int, minimum=1, unit="tokens", help="length of a window")
     add("--sequence_length", length, default=256)
     add("--packing", Rule(Packing, help="how documents are packed"), default="concat")
+    add("--shuffle", Rule(Shuffle, help="what each epoch permutes"), default="windows")
+    add("--dtype", Rule(IdType, help="of the ids in arrays without a header"))
     weights = Rule(float, above=0, help="shares of a mixture, one for each path")
     add("--weights", weights, nargs="+", metavar="SHARE")
     planned = Rule(TokenCount, minimum=1, help="of a planned run: shows the epochs of each path")
@@ -176,6 +217,7 @@ def _add_data_commands(command: AddCommand) -> None:
     add("--fields", Rule(str, help="of the items, separated by commas; by default every text"))
     add("--ngram", Rule(int, minimum=1, unit="words", help="length of an n-gram"), default=13)
     add("--text_field", TEXT_FIELD, default="text")
+    add("--document_separator", SEPARATOR, metavar="TEXT")
     add("--workers", WORKERS)
     add("--out", Rule(Path, help="where the whole report goes, as JSON"))
 
@@ -244,6 +286,7 @@ def _add_eval(command: AddCommand) -> None:
     add("--device", Rule(DeviceName, help="by default CUDA or MPS where there is one"))
     add("--num_fewshot", Rule(int, minimum=0, help="examples in front of each item"))
     _add_switch(add, "--harness", "score with lm-eval's own model, slower")
+    _add_switch(add, "--log_samples", "write samples_TASK.jsonl files beside --out")
     add("--out", Rule(Path, help="where lm-eval's JSON goes"))
 
 

@@ -6,20 +6,21 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pretrain_lib.commands.outputs import check_out
 from pretrain_lib.data.overlap import find_overlap, format_overlap, write_overlap
 from pretrain_lib.data.pool import count_cores
-from pretrain_lib.data.prepare.groups import describe_left_out
 from pretrain_lib.data.prepare.holdout import holds_out_nothing
-from pretrain_lib.data.prepare.job import Job
+from pretrain_lib.data.prepare.job import Job, hint_at_documents
+from pretrain_lib.data.prepare.left_out import describe_left_out
 from pretrain_lib.data.prepare.prepare import prepare
-from pretrain_lib.data.tokens.shards import verify_folder
+from pretrain_lib.data.prepare.target import check_target
+from pretrain_lib.data.tokens.manifests import MANIFEST
+from pretrain_lib.data.tokens.verify import has_own_hash, verify_folder
+from pretrain_lib.files.outputs import check_file
 from pretrain_lib.wording import plural
 
 
 def run_prepare(options: argparse.Namespace) -> None:
     """Tokenize text into shards, and print the command that trains on them."""
-    check_out(options.out, is_folder=True)
     job = Job(
         tuple(options.sources),
         options.tokenizer,
@@ -27,8 +28,14 @@ def run_prepare(options: argparse.Namespace) -> None:
         options.validation,
         options.text_field,
         options.max_rejected,
+        options.document_separator,
+        options.loss_spans,
     )
-    if options.validation != "none" and holds_out_nothing(job.open_sources(), job.validation):
+    check_target(job, options.out)
+    sources = job.open_sources()
+    if hint := hint_at_documents(job, sources):
+        print(hint.replace("data.document_separator=", "--document_separator "), file=sys.stderr)
+    if options.validation != "none" and holds_out_nothing(sources, job.validation):
         print(_nothing_held_out(job.validation), file=sys.stderr)
     manifest = prepare(job, options.out, workers=options.workers)
     for line in describe_prepared(options.out, manifest):
@@ -70,6 +77,11 @@ def run_verify(options: argparse.Namespace) -> None:
         differ = "file is" if len(problems) == 1 else "files are"
         raise ValueError(f"{options.folder}: {len(problems):,} {differ} not what was written")
     print(f"{options.folder}: every file is as it was written")
+    if not has_own_hash(options.folder):
+        print(
+            f"{options.folder / MANIFEST} was written by an earlier version and has no hash of "
+            f"itself: what it says besides hashes was not checked"
+        )
 
 
 def run_inspect(options: argparse.Namespace) -> None:
@@ -82,6 +94,8 @@ def run_inspect(options: argparse.Namespace) -> None:
         window=options.window,
         seed=options.seed,
         packing=options.packing,
+        shuffle=options.shuffle,
+        dtype=options.dtype,
         weights=options.weights,
         planned_tokens=options.tokens,
     )
@@ -91,12 +105,14 @@ def run_inspect(options: argparse.Namespace) -> None:
 
 def run_overlap(options: argparse.Namespace) -> None:
     """Find evaluation items whose n-grams occur in a text."""
-    check_out(options.out)
+    if options.out is not None:
+        check_file(options.out, named="--out ")
     report = find_overlap(
         options.sources,
         options.items,
         ngram=options.ngram,
         text_field=options.text_field,
+        document_separator=options.document_separator,
         fields=options.fields.split(",") if options.fields else (),
         workers=options.workers or count_cores(),
     )

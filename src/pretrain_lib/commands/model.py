@@ -8,17 +8,17 @@ from tempfile import TemporaryDirectory
 import torch
 
 from pretrain_lib.checkpoint.folders import FILES, STATE, find_newest, verify_checkpoint
-from pretrain_lib.commands.outputs import check_out
 from pretrain_lib.data.text.tokenizer import load_tokenizer
-from pretrain_lib.evaluate.harness import evaluate_folder, is_ours
+from pretrain_lib.evaluate.harness import evaluate_folder
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
 from pretrain_lib.evaluate.results import format_table, write_results
 from pretrain_lib.evaluate.suites import SUITES
 from pretrain_lib.export.card import run_of
-from pretrain_lib.export.export import export_checkpoint
+from pretrain_lib.export.export import check_export_folder, export_checkpoint
 from pretrain_lib.export.hub import check_hub, push_to_hub
+from pretrain_lib.files.outputs import check_file
+from pretrain_lib.models.any_model import is_ours, load_pretrained
 from pretrain_lib.models.generation import sample_texts
-from pretrain_lib.models.hf import load_pretrained
 from pretrain_lib.quiet import without_foreign_progress
 from pretrain_lib.report.pictures import plot_runs
 from pretrain_lib.run_folder.folder import CHECKPOINTS, METRICS
@@ -30,7 +30,6 @@ OUR_MODEL = "our model under lm-eval (--harness for its own)"
 
 def run_tasks(options: argparse.Namespace) -> None:
     """Build lm-eval tasks from held-out text."""
-    check_out(options.out, is_folder=True)
     names = write_local_tasks(options.folder, options.out, items=options.items)
     print(f"{options.out}: {', '.join(names)} (--tasks NAME --include_path {options.out})")
 
@@ -40,7 +39,7 @@ def run_export(options: argparse.Namespace) -> None:
     source, name = model_folder(options.checkpoint), options.push_to_hub
     if options.private and name is None:
         raise ValueError("--private is for a repository on the hub: give --push_to_hub OWNER/NAME")
-    check_out(options.out, is_folder=True)
+    check_export_folder(options.out)
     if name is not None:
         check_hub(name)
     with without_foreign_progress(), TemporaryDirectory() as folder:
@@ -77,8 +76,11 @@ def _draw_curves(checkpoint: Path, folder: Path) -> Path | None:
 
 def run_eval(options: argparse.Namespace) -> None:
     """Score a model folder with lm-eval-harness."""
-    check_out(options.out)
+    if options.out is not None:
+        check_file(options.out, named="--out ")
     check_device(options.device)
+    if options.log_samples and options.out is None:
+        raise ValueError("--log_samples needs --out FILE: samples_TASK.jsonl files go beside it")
     folder = model_folder(options.folder)
     by_lm_eval = options.harness or not is_ours(folder)
     print(f"scoring {folder} with {LM_EVAL_MODEL if by_lm_eval else OUR_MODEL}")
@@ -93,6 +95,7 @@ def run_eval(options: argparse.Namespace) -> None:
             device=options.device,
             num_fewshot=options.num_fewshot,
             harness=by_lm_eval,
+            log_samples=options.log_samples,
         )
     print(format_table(results))
     if options.out is not None:

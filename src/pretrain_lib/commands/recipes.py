@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
-from pretrain_lib.commands.outputs import check_out
 from pretrain_lib.config.flags import Parser, add_argument
+from pretrain_lib.config.units import Duration
 from pretrain_lib.errors import EXIT_CODE_FILE
+from pretrain_lib.files.outputs import check_folder
 from pretrain_lib.values import Rule, did_you_mean
 
 # The recipes of this package, each with the files that lie beside it: overlays and size tables.
@@ -20,12 +23,15 @@ RECIPES = {
     "gpt2_124m": (
         "presets.py",
         "quickstart.yaml",
+        "gpt2_124m_fast.yaml",
         "gpt2_5_epochs.yaml",
         "gpt2_t2048.yaml",
         "basic.yaml",
         "shakespeare_char.yaml",
     ),
     "llama_1_3b": (),
+    "causal_lm": ("pythia_160m.yaml", "smollm2_135m.yaml", "qwen3_0_6b.yaml"),
+    "qwen3_124m": (),
 }
 ANSWERED_AT_ONCE = {"--help", "-h", "--print_config", "--plan"}  # they start no processes
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -34,7 +40,8 @@ FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 def run_new(options: argparse.Namespace) -> None:
     """Copy a recipe and its overlays into a folder, to be changed there."""
     name, out = options.recipe, options.out
-    check_out(out, is_folder=True)
+    # It adds to a folder of the user's own and replaces no file there.
+    check_folder(out, named="FOLDER ", kind="a folder", is_ours=lambda _: True)
     files = (f"{name}.py", *RECIPES[name])
     if there := [file for file in files if (out / file).exists()]:
         raise ValueError(f"{out / there[0]} is there already: give another folder, or delete it")
@@ -49,14 +56,14 @@ def run_new(options: argparse.Namespace) -> None:
 
 def run_train(options: argparse.Namespace) -> int:
     """Run a recipe under `accelerate launch`, and return the exit code of the recipe itself."""
-    chosen, flags = _split(options)
+    chosen, flags = split_flags(options, add_train_flags)
     recipe = find_recipe(options.recipe)
     flags = find_overlays(flags, recipe.parent)
     if ANSWERED_AT_ONCE & {flag.partition("=")[0] for flag in flags}:
         return subprocess.run([sys.executable, recipe, *flags]).returncode
     words = ["--quiet", *launch_flags(chosen), str(recipe), *flags]
     print(f"accelerate launch {shlex.join(words)}", flush=True)
-    return _launch([sys.executable, "-m", "accelerate.commands.launch", *words])
+    return launch(words)
 
 
 def run_completion(options: argparse.Namespace) -> None:
@@ -138,10 +145,15 @@ def _launch_configuration(name: Path) -> Path:
     )
 
 
-def _split(options: argparse.Namespace) -> tuple[argparse.Namespace, list[str]]:
-    """Separate the flags of `pretrain train` that stand behind RECIPE from the recipe's own."""
-    parser = Parser(prog="pretrain train", add_help=False)
-    add_train_flags(parser)
+def split_flags(
+    options: argparse.Namespace, add_flags: Callable[[argparse.ArgumentParser], None]
+) -> tuple[argparse.Namespace, list[str]]:
+    """Separate the flags of a command that stand behind RECIPE from the recipe's own.
+
+    `add_flags` adds the command's flags to a parser.
+    """
+    parser = Parser(prog=f"pretrain {options.command}", add_help=False)
+    add_flags(parser)
     return argparse.ArgumentParser.parse_known_args(parser, options.arguments, options)
 
 
@@ -154,14 +166,33 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     add_argument(group, "--config_file", file, metavar="FILE")
 
 
-def _launch(command: list[str]) -> int:
-    """Run a launcher, handing on signals; return the exit code that the recipe wrote."""
+def add_tune_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `pretrain tune`."""
+    budget = Rule(Duration, minimum=1, unit="seconds", help="the time that all runs may take")
+    add_argument(parser, "--budget", budget, default=Duration(7200), metavar="TIME")
+    width = Rule(int, minimum=1, help="width of the smaller model; by default about 256")
+    add_argument(parser, "--width", width, metavar="N")
+    add_argument(parser, "--out", Rule(Path, help="where the runs go: runs/tune_RECIPE"))
+    add_train_flags(parser)
+
+
+def launch(words: list[str], *, output: IO | None = None) -> int:
+    """Run `accelerate launch`, handing on signals; return the exit code that the recipe wrote.
+
+    `output` is the file that takes what it prints, by default the console.
+    """
+    command = [sys.executable, "-m", "accelerate.commands.launch", *words]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "code")
-        process = subprocess.Popen(command, env=os.environ | {EXIT_CODE_FILE: str(file)})
-        for number in FORWARDED:
-            signal.signal(number, lambda number, _: process.send_signal(number))
+        env = os.environ | {EXIT_CODE_FILE: str(file)}
+        process = subprocess.Popen(command, env=env, stdout=output, stderr=output)
         # A terminal sends Ctrl-C to all of its processes, and the run saves before it ends.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        code = process.wait()
-        return int(file.read_text()) if file.is_file() else code
+        handlers = {signal.SIGINT: signal.SIG_IGN}
+        handlers |= dict.fromkeys(FORWARDED, lambda number, _: process.send_signal(number))
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            code = process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return int(file.read_text(encoding="utf-8")) if file.is_file() else code

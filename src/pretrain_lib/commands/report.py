@@ -2,7 +2,7 @@
 
 import argparse
 
-from pretrain_lib.commands.outputs import check_out
+from pretrain_lib.files.outputs import check_file
 from pretrain_lib.report.pictures import check_panels, plot_runs
 from pretrain_lib.report.report import check_page, write_report
 
@@ -11,14 +11,16 @@ def run_plot(options: argparse.Namespace) -> None:
     """Plot the metrics of runs."""
     panels = [name.strip() for name in options.panels.split(",")]
     check_panels(panels)
-    check_out(options.out)
+    if options.out is not None or options.runs[0].is_dir():
+        check_file(options.out or options.runs[0] / "plots" / "curves.png", named="--out ")
     for path in plot_runs(options.runs, options.out, x=options.x, panels=panels):
         print(path)
 
 
 def run_report(options: argparse.Namespace) -> None:
     """Write the report of runs."""
-    check_page(options.runs, options.out)
-    check_out(options.out)
+    page = check_page(options.runs, options.out)
+    if options.out is not None or options.runs[0].is_dir():
+        check_file(page, named="--out ")
     for path in write_report(options.runs, options.out, watts=options.watts):
         print(path)

@@ -11,6 +11,7 @@ from typing import Any
 from pretrain_lib.config.settings import DataConfig, Recipe, ScheduleConfig
 from pretrain_lib.data.text.tokenizer import load_tokenizer
 from pretrain_lib.data.tokens.foreign import is_foreign
+from pretrain_lib.data.tokens.places import open_place
 from pretrain_lib.data.tokens.shards import MANIFEST, read_manifest
 
 Given = dict[str, Any]
@@ -38,9 +39,9 @@ def follow_choices(defaults: Recipe, config: Recipe, *, overlays: Given, flags: 
         samples = dataclasses.replace(samples, prompts=None)
     if "scores.tasks" not in asked:
         scores = dataclasses.replace(scores, tasks=[])
-    if "model.vocabulary_size" not in asked and config.run.initial_weights is None:
+    if not _names_vocabulary(asked) and config.run.initial_weights is None:
         size = _vocabulary_size(data, given) or model.vocabulary_size
-        model = dataclasses.replace(model, vocabulary_size=size)
+        model = model.with_vocabulary_size(size)
     return dataclasses.replace(config, samples=samples, scores=scores, model=model)
 
 
@@ -100,6 +101,10 @@ def _is_own_text(defaults: Recipe, data: DataConfig, given: Given) -> bool:
     return bool(sources) and any(source != recipes for source in sources)
 
 
+def _names_vocabulary(asked: Given) -> bool:
+    return "model.vocabulary_size" in asked or "vocab_size" in asked.get("model.changes", ())
+
+
 def _vocabulary_size(data: DataConfig, given: Given) -> int | None:
     """Return the number of ids of the tokenizer that the user chose, None if there is none."""
     if data.source is None:
@@ -114,7 +119,9 @@ def _vocabulary_size(data: DataConfig, given: Given) -> int | None:
 
 def _manifest(path: str) -> dict | None:
     """Return the manifest of a prepared folder, None for anything else."""
-    folder = Path(path).expanduser()
+    if is_foreign(path):
+        return None
+    folder = open_place(path)
     return read_manifest(folder) if (folder / MANIFEST).is_file() else None
 
 

@@ -1,4 +1,4 @@
-"""Renamed settings: old names are rejected in new input, and translated in old checkpoints."""
+"""Settings that changed: old names are rejected in new input, and translated in old checkpoints."""
 
 RENAMED = {
     "run.save_every": "checkpoint.every",
@@ -20,15 +20,33 @@ RENAMED = {
     "run.collective_timeout": "system.collective_timeout",
 }
 
+# Settings that older checkpoints lack, with the value that describes what was done then.
+ADDED = {
+    "data.remote_cache_gib": 20.0,
+    "data.shuffle": "windows",
+    "model.qk_norm": False,
+    "optimizer.kind": "adamw",
+    "optimizer.momentum": 0.95,
+    "schedule.decay_shape": "linear",
+    "checkpoint.keep_best": None,
+}
+
 
 def now_called(name: str) -> str | None:
     """Return the rest of an error message that begins with an old name, or None for other names."""
     return f"is now called {RENAMED[name]}" if name in RENAMED else None
 
 
-def with_new_names(settings: dict) -> dict:
-    """Return the settings of a checkpoint, by section, under their current names."""
+def with_new_names(settings: dict, *, now: dict | None = None) -> dict:
+    """Return the settings of a checkpoint, by section, under their current names.
+
+    A setting of `now` that was added since gets the value that describes what was done before.
+    """
     renamed: dict = {}
+    for name, value in ADDED.items():
+        section, _, field = name.partition(".")
+        if field in (now or {}).get(section, ()):
+            renamed.setdefault(section, {})[field] = value
     for section, values in settings.items():
         for field, value in values.items():
             name = RENAMED.get(f"{section}.{field}", f"{section}.{field}")

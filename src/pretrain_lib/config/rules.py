@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pretrain_lib.config.renamed import now_called
+from pretrain_lib.config.run_sections import VALIDATION_LOSS
 from pretrain_lib.optim.adamw_bf16 import HIGHEST_BETA as HIGHEST_BF16_BETA
 from pretrain_lib.values import did_you_mean, show
 
@@ -22,6 +23,12 @@ def check_together(config: Any) -> None:
             f"second must be at most {HIGHEST_BF16_BETA}, or its moment would round back to "
             f"what it was; lower it, or keep the moments in fp32"
         )
+    for name in ("matrix_learning_rate", "embedding_learning_rate"):
+        if getattr(config.optimizer, name) is not None and not config.optimizer.learning_rate:
+            raise ValueError(
+                f"optimizer.{name}={getattr(config.optimizer, name)}: optimizer.learning_rate must "
+                f"be above 0, because the schedule of the other rates is a multiple of its own"
+            )
     schedule = config.schedule
     if (schedule.tokens is None) == (schedule.epochs is None):
         raise ValueError(
@@ -38,11 +45,35 @@ def check_together(config: Any) -> None:
             f"schedule.epochs={schedule.epochs}: the length of a stream is not known before it has "
             f"been read (data.streaming=true); set schedule.tokens instead"
         )
+    if config.system.profile is not None and config.system.profile[0] > config.system.profile[1]:
+        raise ValueError(
+            f"system.profile={list(config.system.profile)}: the first step must not come after the "
+            f"last"
+        )
     if config.batch.sequence_length > config.model.context_length:
         raise ValueError(
             f"batch.sequence_length={config.batch.sequence_length} is longer than "
             f"model.context_length={config.model.context_length}; shorten the one or raise the "
             f"other"
+        )
+    check_best(config)
+
+
+def check_best(config: Any) -> None:
+    """Raise ValueError if `checkpoint.keep_best` names nothing that the run measures."""
+    name = config.checkpoint.keep_best
+    if name is None or name == VALIDATION_LOSS:
+        return
+    task, _, metric = name.partition("/")
+    if not task or not metric:
+        raise ValueError(
+            f"checkpoint.keep_best={name} must be {VALIDATION_LOSS} or a score TASK/METRIC, "
+            f"such as hellaswag/acc_norm"
+        )
+    if not config.scores.tasks:
+        raise ValueError(
+            f"checkpoint.keep_best={name} is a score, but there are no scores.tasks: name its task "
+            f"there, or keep the lowest {VALIDATION_LOSS}"
         )
 
 

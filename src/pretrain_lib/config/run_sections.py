@@ -12,6 +12,7 @@ from pretrain_lib.models.blocks import ActivationCheckpointing
 from pretrain_lib.optim.spikes import SpikeAction
 from pretrain_lib.values import setting
 
+VALIDATION_LOSS = "loss"  # in `checkpoint.keep_best`
 YEAR = 365 * 24 * 3600  # seconds
 
 
@@ -111,7 +112,9 @@ class RunConfig:
         "auto", "auto, never, or the path of a checkpoint: another run's makes this one its fork."
     )
     initial_weights: str | None = setting(
-        None, "A folder of transformers with the same model, whose weights a new run begins with."
+        None,
+        "A folder of transformers with the same model, or its name on the hub, whose weights a new "
+        "run begins with.",
     )
     allow_changes: list[str] = setting(
         [], "Settings that may differ from the checkpoint's on resume, such as schedule.tokens."
@@ -149,6 +152,11 @@ class CheckpointConfig:
     )
     keep_last: int = setting(
         3, "Keep this many of the newest checkpoints; 0: all.", unit="checkpoints", minimum=0
+    )
+    keep_best: str | None = setting(
+        None,
+        f"Save a checkpoint whenever this is better than ever, and keep the newest of these: "
+        f"{VALIDATION_LOSS} (of validation), or a score TASK/METRIC, such as hellaswag/acc_norm.",
     )
     keep_every: int | None = setting(
         None, "Never delete checkpoints at multiples of this step.", unit="steps", minimum=1
@@ -228,6 +236,13 @@ class SystemConfig:
         unit="seconds",
         minimum=1,
         maximum=YEAR,
+    )
+    profile: tuple[int, int] | None = setting(
+        None,
+        "The first and the last step to profile, on the main process; the trace goes to profile/ "
+        "in the run folder.",
+        unit="steps",
+        minimum=1,
     )
 
 

@@ -27,8 +27,7 @@ from pretrain_lib.config.training_sections import (
     ScheduleConfig,
 )
 from pretrain_lib.config.units import Duration, TokenCount
-from pretrain_lib.models.gpt2 import GPT2Config
-from pretrain_lib.models.llama import LlamaConfig
+from pretrain_lib.models.any_model import ModelConfig
 from pretrain_lib.optim.schedule import BatchSizes, LearningRate
 from pretrain_lib.values import check_fields
 
@@ -37,7 +36,7 @@ from pretrain_lib.values import check_fields
 class Recipe:
     """All settings of a run."""
 
-    model: GPT2Config | LlamaConfig
+    model: ModelConfig
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -82,6 +81,7 @@ class Recipe:
             warmup_steps=sizes.steps_within(schedule.count_warmup_tokens() // length),
             total_steps=total,
             decay_steps=total - sizes.steps_within(before_decay // length),
+            decay_shape=schedule.decay_shape,
         )
 
     def with_text(self, train_tokens: int) -> "Recipe":
@@ -100,9 +100,14 @@ class Recipe:
         # Due if this step has reached or passed a multiple of `every_tokens`.
         return by_steps or (every_tokens is not None and tokens % every_tokens < step_tokens)
 
+    def whole_run(self) -> int:
+        """Return the steps of the schedule, and of what is trained at its final rate."""
+        tokens = self.schedule.tokens + (self.schedule.continue_at_floor or 0)
+        return self.batch_sizes().steps_within(tokens // self.batch.sequence_length)
+
     def last_step(self) -> int:
-        """Return the step at which training ends: the end of the schedule, or `run.max_steps`."""
-        total = self.learning_rate().total_steps
+        """Return the step at which training ends: that of `whole_run`, or `run.max_steps`."""
+        total = self.whole_run()
         return total if self.run.max_steps is None else min(total, self.run.max_steps)
 
     def check_values(self) -> None:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pretrain_lib.config.units import TokenCount
+from pretrain_lib.data.tokens.headerless import IdType
 from pretrain_lib.data.windows.best_fit import Packing
-from pretrain_lib.optim.schedule import ScheduleKind
+from pretrain_lib.data.windows.shuffled import Shuffle
+from pretrain_lib.optim.schedule import DecayShape, ScheduleKind
 from pretrain_lib.values import setting
 
 
@@ -20,14 +22,26 @@ class DataConfig:
 
     source: str | list[str] | None = setting(
         None,
-        "The text: python-stdlib (the embedded corpus), files, folders, or OWNER/NAME[:CONFIG] on "
-        "the hub. Prepared once into `path`.",
+        "The text: python-stdlib (the embedded corpus), files, folders, URLs (s3://...), or "
+        "OWNER/NAME[:CONFIG] on the hub. Prepared once into `path`.",
     )
     path: str | list[str] | None = setting(
         None,
         "A folder made by `pretrain prepare` (made now from `source` if it is not there), or "
-        "arrays of tokens (.npy, .bin, .ds; train_*.bin takes several as one). A list of these is "
-        "a mixture. Default: a cache folder named by what decides its content.",
+        "arrays of tokens (.npy, .bin, .ds, litdata's index.json; train_*.bin takes several as "
+        "one); also behind a URL (s3://...). A list of these is a mixture. Default: a cache folder "
+        "named by what decides its content.",
+    )
+    remote_cache_gib: float = setting(
+        20.0,
+        "Local disk space for blocks of token files behind URLs, of all runs of a user together.",
+        unit="GiB",
+        above=0,
+    )
+    dtype: IdType | None = setting(
+        None,
+        "The type of the ids in arrays without a header (.bin, .npy of OLMo); null: uint16, unless "
+        "the values leave that in doubt.",
     )
     weights: list[float] | None = setting(
         None,
@@ -48,6 +62,11 @@ class DataConfig:
         minimum=257,
     )
     text_field: str = setting("text", "The column or JSON field with the text.")
+    document_separator: str | None = setting(
+        None,
+        "A line that separates documents in `.txt` files, such as <|endoftext|>; null: a file is "
+        "one document.",
+    )
     document_masking: bool = setting(
         False, "Keep packed documents apart: attention and positions stay inside each."
     )
@@ -55,6 +74,11 @@ class DataConfig:
         "concat",
         "Sequence packing: concat (documents one after the other) or best_fit (only documents "
         "longer than a window are cut; what stays empty is padding).",
+    )
+    shuffle: Shuffle = setting(
+        "windows",
+        "What each epoch permutes: windows, or also the documents before windows are cut from "
+        "them, so that no two documents share their windows in every epoch.",
     )
     streaming: bool = setting(
         False, "Tokenize `source` while the run trains, into a spool of a few segments on disk."
@@ -110,9 +134,26 @@ class BatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW and gradient clipping."""
+    """AdamW or Muon, and gradient clipping."""
 
+    kind: Literal["adamw", "muon"] = setting(
+        "adamw",
+        "adamw, or muon (Jordan et al. 2024): the matrices of the layers are updated by their "
+        "orthogonalized momentum, all else by AdamW.",
+    )
     learning_rate: float = setting(6e-4, "The peak of the schedule.", minimum=0)
+    matrix_learning_rate: float | None = setting(
+        None,
+        "The peak for the matrices of the layers; null: `learning_rate`. Muon's updates are as "
+        "large as AdamW's (0.2 root mean square).",
+        minimum=0,
+    )
+    embedding_learning_rate: float | None = setting(
+        None,
+        "The peak for the embeddings and a head tied to them; null: `learning_rate`.",
+        minimum=0,
+    )
+    momentum: float = setting(0.95, "Decay rate of Muon's momentum.", minimum=0, below=1)
     betas: tuple[float, float] = setting(
         (0.9, 0.95), "Decay rates of the first and the second moment.", minimum=0, below=1
     )
@@ -129,7 +170,7 @@ class OptimizerConfig:
         above=0,
     )
     moments: Literal["fp32", "bf16"] = setting(
-        "fp32", "The dtype of both moments; bf16 takes half of their memory."
+        "fp32", "The dtype of moments and momentum; bf16 takes half of their memory."
     )
     z_loss: float = setting(
         0.0,
@@ -163,6 +204,13 @@ class ScheduleConfig:
     )
     decay_tokens: TokenCount = setting(
         TokenCount(0), "Length of the last phase of wsd.", unit="tokens", minimum=0
+    )
+    decay_shape: DecayShape = setting("linear", "The shape of the last phase of wsd.")
+    continue_at_floor: TokenCount | None = setting(
+        None,
+        "Train on for this long at the final rate, after `tokens`; null: stop there.",
+        unit="tokens",
+        minimum=1,
     )
     final_fraction: float = setting(
         0.1, "The rate at the end, as a fraction of the peak.", minimum=0, maximum=1

@@ -59,8 +59,11 @@ class Text(str):
 
     @classmethod
     def parse(cls, value: Any) -> "Text":
-        """Return the text unchanged."""
-        return cls(value)
+        """Return the text, read as UTF-8 in every locale; raises ValueError if it is not."""
+        try:  # in another locale, Python hands on bytes beyond ASCII as surrogates
+            return cls(str(value).encode(errors="surrogateescape").decode())
+        except UnicodeError:
+            raise ValueError(f"{value!r} is not UTF-8") from None
 
 
 class DeviceName(str):

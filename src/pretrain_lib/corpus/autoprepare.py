@@ -1,19 +1,21 @@
 """Prepare the text of a recipe when the run starts: on rank 0, while the other ranks wait."""
 
-import fcntl
 import hashlib
 import json
-import os
+import shlex
+import sys
 import time
 from pathlib import Path
 
 from pretrain_lib.config.settings import DataConfig
+from pretrain_lib.data.block_cache import cache_folder
 from pretrain_lib.data.pool import count_cores
-from pretrain_lib.data.prepare.job import Job, check_same_job
+from pretrain_lib.data.prepare.job import Job, check_same_job, hint_at_documents
 from pretrain_lib.data.prepare.prepare import prepare
 from pretrain_lib.data.prepare.spool import Spool, open_spool
 from pretrain_lib.data.tokens.foreign import names_tokens
-from pretrain_lib.data.tokens.shards import LOCK, MANIFEST
+from pretrain_lib.data.tokens.shards import MANIFEST
+from pretrain_lib.files.locks import is_locked
 from pretrain_lib.ranks import is_local_main_rank, is_main_rank
 
 PREPARE_LIMIT_TOKENS = 1_000_000_000  # larger sources need `pretrain prepare`
@@ -34,6 +36,8 @@ def prepare_source(data: DataConfig, path: Path | None) -> Path:
         return folder
     if is_main_rank():
         _refuse_large_source(job, folder, data.workers)
+        if hint := hint_at_documents(job, job.open_sources()):
+            print(hint, file=sys.stderr)
         prepare(job, folder, workers=data.workers)
     else:
         await_file(folder / MANIFEST, folder)
@@ -52,14 +56,17 @@ def _job(data: DataConfig) -> Job:
     sources = (data.source,) if isinstance(data.source, str) else tuple(data.source)
     rule = "none" if names_tokens(data.validation) else data.validation
     train_tokenizer = None if data.tokenizer else data.train_tokenizer
-    job = Job(sources, data.tokenizer, train_tokenizer, rule, data.text_field, data.max_rejected)
+    job = Job(
+        sources,
+        data.tokenizer,
+        train_tokenizer,
+        rule,
+        data.text_field,
+        data.max_rejected,
+        data.document_separator,
+    )
     job.open_sources()  # reports a missing or empty source before anything is written
     return job
-
-
-def cache_folder() -> Path:
-    """Return the cache folder of this library."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pretrain_lib"
 
 
 def _job_folder(job: Job) -> Path:
@@ -87,11 +94,14 @@ def _refuse_large_source(job: Job, folder: Path, workers: int | None) -> None:
     if job.tokenizer is None:
         tokenizer = f"--train_tokenizer {job.train_tokenizer}"
     names = " ".join(job.source_names())
+    separator = ""
+    if job.document_separator is not None:
+        separator = f"--document_separator {shlex.quote(job.document_separator)} "
     raise ValueError(
         f"data.source={names} is {size}, more than the {PREPARE_LIMIT_TOKENS:.0e} tokens that a "
         f"recipe prepares by itself. Prepare it once with\n"
         f"  pretrain prepare {names} {tokenizer} --validation {job.validation} "
-        f"--out {folder} --workers {workers or count_cores()}\n"
+        f"{separator}--out {folder} --workers {workers or count_cores()}\n"
         f"and start the recipe again with --data.path {folder}, or tokenize it during training "
         f"(--data.streaming true)"
     )
@@ -104,21 +114,10 @@ def await_file(path: Path, folder: Path) -> None:
     """
     idle_since = time.monotonic()
     while not path.is_file():
-        if _is_locked(folder / LOCK):
+        if is_locked(folder):
             idle_since = time.monotonic()
         if time.monotonic() - idle_since > PATIENCE_SECONDS:
             raise ValueError(
                 f"data.path={folder}: rank 0 did not prepare this folder; see its error message"
             )
         time.sleep(POLL_SECONDS)
-
-
-def _is_locked(path: Path) -> bool:
-    if not path.exists():
-        return False
-    with path.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False

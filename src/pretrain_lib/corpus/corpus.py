@@ -11,16 +11,19 @@ import numpy as np
 from pretrain_lib.config.settings import DataConfig, Recipe
 from pretrain_lib.corpus.autoprepare import (
     await_file,
-    cache_folder,
     open_stream,
     prepare_source,
 )
 from pretrain_lib.corpus.paths import Corpus, HeldOut, check_ids, open_path, open_validation
 from pretrain_lib.corpus.stretches import choose_stretches
+from pretrain_lib.data.block_cache import cache_folder
 from pretrain_lib.data.prepare.job import TOKENIZER_FOLDER
+from pretrain_lib.data.remote import is_url
 from pretrain_lib.data.text.tokenizer import load_tokenizer
 from pretrain_lib.data.tokens.foreign import is_foreign, names_tokens
+from pretrain_lib.data.tokens.places import Place, open_place
 from pretrain_lib.data.tokens.shards import read_manifest
+from pretrain_lib.data.tokens.verify import check_tokenizer
 from pretrain_lib.data.windows.batches import PackedDataset
 from pretrain_lib.data.windows.best_fit import BestFitPlan, open_plan, plan_name
 from pretrain_lib.data.windows.streaming import StreamingDataset
@@ -57,7 +60,8 @@ def build_dataset(
         "document_masking": data.document_masking,
     }
     if corpus.spool is None:
-        return PackedDataset(corpus.train, weights=data.weights, plans=corpus.plans, **shared)
+        own = {"weights": data.weights, "plans": corpus.plans, "shuffle": data.shuffle}
+        return PackedDataset(corpus.train, **own, **shared)
     return StreamingDataset(
         corpus.spool,
         first_window=first_window,
@@ -79,12 +83,18 @@ def _open_paths(config: Recipe) -> Corpus:
             f"prepared; to read a mixture of folders, set data.source=null"
         )
     if data.source is not None and not (paths and is_foreign(paths[0])):
+        if paths and is_url(paths[0]):
+            raise ValueError(
+                f"data.path={paths[0]}: text is prepared on a local disk only; give a local folder "
+                f"for data.source={data.source}, or set data.source=null to read what is there"
+            )
         path = Path(paths[0]).expanduser() if paths else None
         paths = [str(prepare_source(data, path))]
-    parts = [open_path(Path(path).expanduser(), data, vocabulary_size) for path in paths]
+    places = [open_place(path, cache_gib=data.remote_cache_gib) for path in paths]
+    parts = [open_path(place, data, vocabulary_size) for place in places]
     corpus = _join(parts, data)
     if data.packing == "best_fit":
-        plans = (_open_plan(Path(p), part, config) for p, part in zip(paths, parts, strict=True))
+        plans = (_open_plan(p, part, config) for p, part in zip(places, parts, strict=True))
         return replace(corpus, plans=tuple(plans))
     return corpus
 
@@ -127,7 +137,7 @@ def _join_validation(parts: list[Corpus], data: DataConfig) -> tuple[HeldOut, ..
     return tuple(found)
 
 
-def _open_plan(path: Path, part: Corpus, config: Recipe) -> BestFitPlan:
+def _open_plan(path: Place, part: Corpus, config: Recipe) -> BestFitPlan:
     """Open the best-fit packing plan of a path; rank 0 makes it if there is none."""
     (tokens,), length = part.train, config.batch.sequence_length
     if not tokens.has_documents:
@@ -135,9 +145,9 @@ def _open_plan(path: Path, part: Corpus, config: Recipe) -> BestFitPlan:
             f"data.packing=best_fit needs document ends, which {path} does not have; prepare the "
             f"text with `pretrain prepare`"
         )
-    folder = path.expanduser() / PACKING_FOLDER
-    if not os.access(folder.parent, os.W_OK) or not folder.parent.is_dir():
-        folder = cache_folder() / PACKING_FOLDER
+    folder = cache_folder() / PACKING_FOLDER
+    if isinstance(path, Path) and path.is_dir() and os.access(path, os.W_OK):
+        folder = path / PACKING_FOLDER
     if not is_main_rank():
         await_file(folder / plan_name(part.fingerprint, length), folder)
     return open_plan(
@@ -152,10 +162,11 @@ def _open_plan(path: Path, part: Corpus, config: Recipe) -> BestFitPlan:
 def _open_stream(config: Recipe) -> Corpus:
     """Open a source that is tokenized during training."""
     data, path = config.data, config.data.path
-    if data.source is None or data.packing != "concat" or data.weights or isinstance(path, list):
+    defaults = (data.packing, data.shuffle) == ("concat", "windows")
+    if data.source is None or not defaults or data.weights or isinstance(path, list):
         raise ValueError(
             "data.streaming=true needs a data.source (or a list, read one after the other), at "
-            "most one data.path, data.packing=concat and no data.weights"
+            "most one data.path, data.packing=concat, data.shuffle=windows and no data.weights"
         )
     if data.spool_tokens < SEGMENT_STEPS * config.batch.tokens:
         raise ValueError(
@@ -166,6 +177,7 @@ def _open_stream(config: Recipe) -> Corpus:
     folder = Path(path).expanduser() if path else Path(config.run.dir) / SPOOL_FOLDER
     spool = open_stream(data, folder, config.batch.sequence_length)
     manifest, vocabulary_size = read_manifest(folder), config.model.vocabulary_size
+    check_tokenizer(folder, manifest)
     check_ids(manifest["vocabulary_size"] - 1, None, vocabulary_size, folder)
     names = ", ".join(manifest["sources"])
     return Corpus(

@@ -4,11 +4,12 @@ If `data.path` is a prepared folder, its manifest is authoritative: the recipe's
 name another text.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
-from pretrain_lib.data.tokens.shards import MANIFEST
+from pretrain_lib.data.remote import Unreachable
+from pretrain_lib.data.tokens.manifests import MANIFEST
+from pretrain_lib.data.tokens.places import Place, open_place
+from pretrain_lib.files.reading import interpreting, read_object
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,19 @@ def find_origins(data: dict) -> list[Origin]:
     paths = _listed(data.get("path"))
     if not paths:
         return [Origin(tuple(_listed(data.get("source"))), data.get("validation"), None)]
-    return [_origin_of(Path(path).expanduser()) for path in paths]
+    return [_origin_of(open_place(path)) for path in paths]
 
 
-def _origin_of(path: Path) -> Origin:
+def _origin_of(path: Place) -> Origin:
     manifest = path / MANIFEST
-    if not manifest.is_file():
+    try:
+        if not manifest.is_file():
+            return Origin((), None, path.name)
+        with interpreting(manifest):
+            found = read_object(manifest)
+            return Origin(tuple(found["sources"]), found["validation"], path.name)
+    except Unreachable:  # a report of a run does not need its data
         return Origin((), None, path.name)
-    found = json.loads(manifest.read_text(encoding="utf-8"))
-    return Origin(tuple(found["sources"]), found["validation"], path.name)
 
 
 def _listed(value: str | list[str] | None) -> list[str]:

@@ -8,16 +8,23 @@ import numpy as np
 
 from pretrain_lib.config.settings import DataConfig
 from pretrain_lib.data.prepare.holdout import parse_validation
-from pretrain_lib.data.prepare.job import TOKENIZER_FOLDER
+from pretrain_lib.data.prepare.job import TOKENIZER_FOLDER, load_prepared_tokenizer
 from pretrain_lib.data.prepare.spool import Spool
 from pretrain_lib.data.text.tokenizer import Tokenizer, load_tokenizer
 from pretrain_lib.data.tokens.arrays import TokenArray, open_split
-from pretrain_lib.data.tokens.foreign import is_foreign, names_tokens, open_foreign
+from pretrain_lib.data.tokens.foreign import (
+    is_foreign,
+    names_tokens,
+    open_foreign,
+    refuse_litdata_folder,
+)
+from pretrain_lib.data.tokens.places import Place, open_place
 from pretrain_lib.data.tokens.shards import read_manifest
 from pretrain_lib.data.windows.best_fit import BestFitPlan
 from pretrain_lib.wording import plural
 
 SCANNED_TOKENS, SCAN_STEP = 2**30, 2**24  # limit on the foreign ids checked at startup, and chunk
+SCANNED_REMOTELY = 2**24  # the same of files behind a URL
 
 
 @dataclass(frozen=True)
@@ -50,16 +57,17 @@ class Corpus:
     spool: Spool | None = None
 
 
-def open_path(path: Path, data: DataConfig, vocabulary_size: int) -> Corpus:
+def open_path(path: Place, data: DataConfig, vocabulary_size: int) -> Corpus:
     """Open a prepared folder or a foreign token array."""
     if is_foreign(path):
         return _open_array(path, data, vocabulary_size)
+    refuse_litdata_folder(path)
     return _open_prepared(path, data, vocabulary_size)
 
 
-def _open_prepared(folder: Path, data: DataConfig, vocabulary_size: int) -> Corpus:
+def _open_prepared(folder: Place, data: DataConfig, vocabulary_size: int) -> Corpus:
     manifest = read_manifest(folder)
-    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
+    tokenizer = load_prepared_tokenizer(folder, manifest)
     if data.tokenizer and load_tokenizer(data.tokenizer).sha256 != manifest["tokenizer_sha256"]:
         raise ValueError(
             f"data.tokenizer={data.tokenizer} is not the tokenizer that data.path={folder} was "
@@ -80,12 +88,13 @@ def _open_prepared(folder: Path, data: DataConfig, vocabulary_size: int) -> Corp
 
 
 def open_validation(
-    folder: Path, data: DataConfig, manifest: dict, vocabulary_size: int
+    folder: Place, data: DataConfig, manifest: dict, vocabulary_size: int
 ) -> tuple[HeldOut, ...]:
     """Open the held-out set of a prepared folder, or the one that `data.validation` names."""
     if names_tokens(data.validation):
-        path = Path(data.validation).expanduser()
-        return (_open_validation_path(path, manifest["tokenizer_sha256"], vocabulary_size),)
+        path = open_place(data.validation, cache_gib=data.remote_cache_gib)
+        sha256 = manifest["tokenizer_sha256"]
+        return (_open_validation_path(path, data, sha256, vocabulary_size),)
     wanted, there = parse_validation(data.validation), manifest["validation"]
     if wanted[0] == "none":
         return ()
@@ -106,11 +115,11 @@ def open_validation(
 
 
 def _open_validation_path(
-    path: Path, tokenizer_sha256: str | None, vocabulary_size: int
+    path: Place, data: DataConfig, tokenizer_sha256: str | None, vocabulary_size: int
 ) -> HeldOut:
     """Open a token array, or the held-out set of a prepared folder, all of it if it has none."""
     if is_foreign(path):
-        tokens = open_foreign(path, vocabulary_size=vocabulary_size)
+        tokens = open_foreign(path, vocabulary_size=vocabulary_size, dtype=data.dtype)
         lowest, highest = _id_range(tokens)
         check_ids(lowest if lowest < 0 else highest, None, vocabulary_size, path)
         return HeldOut(path.name, tokens, str(path))
@@ -125,8 +134,8 @@ def _open_validation_path(
     return HeldOut(path.name, open_split(path, split), f"{split} of {path}")
 
 
-def _open_array(path: Path, data: DataConfig, vocabulary_size: int) -> Corpus:
-    train = open_foreign(path, vocabulary_size=vocabulary_size)
+def _open_array(path: Place, data: DataConfig, vocabulary_size: int) -> Corpus:
+    train = open_foreign(path, vocabulary_size=vocabulary_size, dtype=data.dtype)
     if not names_tokens(data.validation) and data.validation != "none":
         raise ValueError(
             f"data.validation={data.validation} cannot hold out text of data.path={path}, which is "
@@ -135,11 +144,17 @@ def _open_array(path: Path, data: DataConfig, vocabulary_size: int) -> Corpus:
         )
     lowest, highest = _id_range(train)
     check_ids(lowest if lowest < 0 else highest, None, vocabulary_size, path)
+    if train.has_mask and not any(train.iterate_counted()):
+        raise ValueError(
+            f"data.path={path}: its loss mask (.ds.loss) leaves out every token, so there is "
+            f"nothing to train on; write the mask again, or remove it to count every token"
+        )
     tokenizer = load_tokenizer(data.tokenizer) if data.tokenizer else None
     validation = ()
     if data.validation != "none":
-        held_out, sha256 = Path(data.validation).expanduser(), tokenizer and tokenizer.sha256
-        validation = (_open_validation_path(held_out, sha256, vocabulary_size),)
+        held_out = open_place(data.validation, cache_gib=data.remote_cache_gib)
+        sha256 = tokenizer and tokenizer.sha256
+        validation = (_open_validation_path(held_out, data, sha256, vocabulary_size),)
     return Corpus(
         name=str(path),
         train=(train,),
@@ -152,7 +167,7 @@ def _open_array(path: Path, data: DataConfig, vocabulary_size: int) -> Corpus:
 
 
 def check_ids(
-    worst: int, tokenizer_size: int | None, vocabulary_size: int, path: Path | str
+    worst: int, tokenizer_size: int | None, vocabulary_size: int, path: Place | str
 ) -> None:
     """Raise ValueError if an id or the tokenizer does not fit the model's vocabulary."""
     needed = max(worst + 1, tokenizer_size or 0)
@@ -166,10 +181,11 @@ def check_ids(
 
 
 def _id_range(tokens: TokenArray) -> tuple[int, int]:
-    """Return the lowest and highest of the first `SCANNED_TOKENS` ids; reads check all ids."""
+    """Return the lowest and highest of the first ids; reads check all of them."""
     lowest, highest, scanned = 2**63 - 1, -1, 0
+    limit = SCANNED_TOKENS if isinstance(tokens.files[0].path, Path) else SCANNED_REMOTELY
     for file, start in ((f, s) for f in tokens.files for s in range(0, f.num_tokens, SCAN_STEP)):
-        if scanned >= SCANNED_TOKENS:
+        if scanned >= limit:
             break
         ids = file.read(start, min(SCAN_STEP, file.num_tokens - start))
         lowest, highest = min(lowest, int(ids.min())), max(highest, int(ids.max()))
@@ -178,12 +194,13 @@ def _id_range(tokens: TokenArray) -> tuple[int, int]:
 
 
 def _fingerprint(tokens: TokenArray) -> str:
-    """Return a hash of the file sizes and of 64 evenly spaced samples of each file."""
+    """Return a hash of the sizes of files and masks, and of 64 evenly spaced samples of each."""
     stretch, digest = 2**16, hashlib.sha256()
-    for file in tokens.files:
-        size = file.path.stat().st_size
+    masks = [file.mask.path for file in tokens.files if file.mask is not None]
+    for path in [*(file.path for file in tokens.files), *masks]:
+        size = path.stat().st_size
         digest.update(str(size).encode())
-        with file.path.open("rb") as content:
+        with path.open("rb") as content:
             for i in range(64):
                 content.seek(i * max(0, size - stretch) // 63)
                 digest.update(content.read(stretch))

@@ -17,7 +17,7 @@ class Stretch:
     tokens: TokenArray
     windows: int
     text_bytes: int | None = None
-    """UTF-8 size of the predicted text in bytes; None if unknown."""
+    """UTF-8 size of the predicted text in bytes; None if unknown, or if there is a loss mask."""
 
 
 def choose_stretches(
@@ -30,7 +30,8 @@ def choose_stretches(
     """Select the windows of each held-out set for a validation over `max_tokens` (None: all).
 
     `max_tokens` is divided among several sets by weight. `tokenizer`, if given, is used to compute
-    `text_bytes`. Raises ValueError if a set or its share is shorter than a window.
+    `text_bytes`. Raises ValueError if a set or its share is shorter than a window, or
+    if a loss mask leaves out all of it.
     """
     total = sum(text.weight for text in held_out)
     found = []
@@ -44,7 +45,15 @@ def choose_stretches(
             )
         windows = validation_windows(text.tokens, sequence_length, max_tokens=share)
         size = None
-        if tokenizer is not None:
-            size = tokenizer.count_bytes(text.tokens.read(1, windows * sequence_length))
+        counts = text.tokens.counts(1, windows * sequence_length)
+        if counts is not None and not counts.any():
+            raise ValueError(
+                f"data.validation: the loss mask of {text.name} leaves out each of the "
+                f"{windows * sequence_length} tokens that are read; raise validation.tokens, or "
+                f"remove the mask (.ds.loss) to count every token"
+            )
+        if tokenizer is not None and counts is None:
+            ids = text.tokens.read(0, windows * sequence_length + 1)
+            size = tokenizer.count_bytes(ids[1:], before=int(ids[0]))
         found.append(Stretch(text.name, text.tokens, windows, size))
     return tuple(found)

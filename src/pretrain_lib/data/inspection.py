@@ -6,14 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain_lib.data.prepare.groups import describe_left_out
-from pretrain_lib.data.prepare.job import TOKENIZER_FOLDER
-from pretrain_lib.data.text.tokenizer import Tokenizer, load_tokenizer
+from pretrain_lib.data.block_cache import cache_folder
+from pretrain_lib.data.prepare.job import load_prepared_tokenizer
+from pretrain_lib.data.prepare.left_out import describe_left_out
+from pretrain_lib.data.text.tokenizer import Tokenizer
 from pretrain_lib.data.tokens.arrays import TokenArray, open_split
-from pretrain_lib.data.tokens.foreign import is_foreign, open_foreign
+from pretrain_lib.data.tokens.foreign import is_foreign, open_foreign, refuse_litdata_folder
+from pretrain_lib.data.tokens.headerless import IdType
+from pretrain_lib.data.tokens.places import Place, open_place
 from pretrain_lib.data.tokens.shards import read_manifest
 from pretrain_lib.data.windows.batches import PackedDataset
 from pretrain_lib.data.windows.best_fit import BestFitPlan, open_plan
+from pretrain_lib.data.windows.shuffled import Shuffle
 from pretrain_lib.wording import plural
 
 QUANTILES = {0: "min", 0.1: "10 %", 0.5: "median", 0.9: "90 %", 1: "max"}
@@ -23,7 +27,7 @@ QUANTILES = {0: "min", 0.1: "10 %", 0.5: "median", 0.9: "90 %", 1: "max"}
 class Inspected:
     """The tokens of one path, with the manifest and tokenizer if there are any."""
 
-    path: Path
+    path: Place
     train: TokenArray
     manifest: dict | None  # of a prepared folder
     tokenizer: Tokenizer | None
@@ -31,12 +35,14 @@ class Inspected:
 
 
 def inspect_data(
-    paths: Sequence[Path],
+    paths: Sequence[str | Path],
     *,
     sequence_length: int,
     window: int,
     seed: int = 0,
     packing: str = "concat",
+    shuffle: Shuffle = "windows",
+    dtype: IdType | None = None,
     plan_folder: Path | None = None,
     weights: Sequence[float] | None = None,
     planned_tokens: int | None = None,
@@ -45,9 +51,9 @@ def inspect_data(
 
     They describe the content of each path, how much packing cuts and pads, the epochs of a run that
     reads `planned_tokens` tokens, and the decoded window number `window`. `plan_folder` is where
-    best-fit packing plans are kept.
+    best-fit packing plans are kept, `dtype` the type of ids in arrays without a header.
     """
-    opened = [_open(path) for path in paths]
+    opened = [_open(open_place(path), dtype) for path in paths]
     plans = None
     for one in opened:
         yield from _describe(one)
@@ -68,16 +74,19 @@ def inspect_data(
         weights=weights,
         document_masking=all(one.train.has_documents for one in opened),
         plans=plans,
+        shuffle=shuffle,
     )
     if planned_tokens is not None:
         yield from _describe_run(opened, dataset, planned_tokens // sequence_length)
     yield from _show_window(opened, dataset, window)
 
 
-def _open(path: Path) -> Inspected:
+def _open(path: Place, dtype: IdType | None) -> Inspected:
     if is_foreign(path):
-        return Inspected(path, open_foreign(path, vocabulary_size=None), None, None)
-    manifest, tokenizer = read_manifest(path), load_tokenizer(path / TOKENIZER_FOLDER)
+        return Inspected(path, open_foreign(path, vocabulary_size=None, dtype=dtype), None, None)
+    refuse_litdata_folder(path)
+    manifest = read_manifest(path)
+    tokenizer = load_prepared_tokenizer(path, manifest)
     return Inspected(path, open_split(path, "train"), manifest, tokenizer)
 
 
@@ -87,10 +96,14 @@ def _plan(one: Inspected, sequence_length: int, folder: Path | None) -> BestFitP
     return open_plan(
         one.train.iterate_ends,
         len(one.train),
-        folder or one.path / "packing",
+        folder or _plan_folder(one.path),
         fingerprint=one.manifest["fingerprint"],
         sequence_length=sequence_length,
     )
+
+
+def _plan_folder(path: Place) -> Path:
+    return (path if isinstance(path, Path) else cache_folder()) / "packing"
 
 
 def _describe(one: Inspected) -> Iterator[str]:
@@ -101,6 +114,7 @@ def _describe(one: Inspected) -> Iterator[str]:
         files = plural(len(one.train.files), "file")
         yield f"train       {plural(len(one.train), 'token')} in {files}, {dtypes}"
         yield from _describe_documents(one.train)
+        yield from _describe_mask(one.train)
         return
     manifest = one.manifest
     yield f"sources     {', '.join(manifest['sources'])}"
@@ -115,8 +129,17 @@ def _describe(one: Inspected) -> Iterator[str]:
                 f"{plural(totals['text_bytes'], 'byte')} of text, "
                 f"{plural(totals['documents'], 'document')}"
             )
-            yield from _describe_documents(open_split(one.path, split))
+            tokens = open_split(one.path, split)
+            yield from _describe_documents(tokens)
+            yield from _describe_mask(tokens)
     yield from describe_left_out(manifest["left_out"])
+
+
+def _describe_mask(tokens: TokenArray) -> Iterator[str]:
+    if tokens.has_mask:
+        counted = sum(tokens.iterate_counted())
+        share = counted / len(tokens)
+        yield f"            {plural(counted, 'token')} ({share:.2%}) count, by the loss mask"
 
 
 def _describe_documents(tokens: TokenArray) -> Iterator[str]:
@@ -152,6 +175,7 @@ def _cut_share(tokens: TokenArray, first: int, sequence_length: int) -> float:
     for ends in tokens.iterate_ends():
         starts = np.concatenate([[start], ends[:-1]])[: len(ends)]
         whole = (starts - first) // sequence_length == (ends - 1 - first) // sequence_length
+        whole |= starts == ends
         cut, documents = cut + int(np.sum(~whole)), documents + len(ends)
         start = int(ends[-1]) if len(ends) else start
     return cut / max(documents, 1)

@@ -1,12 +1,12 @@
 """Measure the overlap of evaluation items with a training corpus by word n-grams.
 
 The contamination test of Brown et al. (2020), appendix C: an item overlaps if 13 consecutive words
-of it occur in the corpus. Words are lower-cased runs of letters and digits; all else is ignored.
+of it occur in the corpus. Words are lower-cased runs of letters and digits, in Unicode's normal
+form NFC; all else is ignored.
 The test says little about scripts without spaces.
 """
 
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,11 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 from pretrain_lib.data.pool import run_tasks
-from pretrain_lib.data.text.formats import Rejected
+from pretrain_lib.data.text.documents import Rejected, show_path
 from pretrain_lib.data.text.sources import FileSource, Source, open_source
-from pretrain_lib.data.tokens.shards import write_json
+from pretrain_lib.data.text.words import GAP, WORD, normalize
+from pretrain_lib.files.writes import write_json
 
-WORD, GAP = re.compile(r"[^\W_]+"), re.compile(r"[\W_]")
 PIECE_CHARACTERS, PIECES_AT_ONCE = 2**13, 256  # documents are split and looked up in pieces
 WORST_SHOWN = 10
 
@@ -111,21 +111,22 @@ def find_overlap(
     *,
     ngram: int = 13,
     text_field: str = "text",
+    document_separator: str | None = None,
     fields: Sequence[str] = (),
     workers: int = 1,
     quiet: bool = False,
 ) -> OverlapReport:
     """Search the documents of `sources` for n-grams of the items in `items`, JSON Lines files.
 
-    Each string of an item, at any depth, is tested on its own; `fields` restricts the test to these
-    fields. Each part of a document that a source splits counts as a document. Raises ValueError for
-    items that cannot be read or tested, and for a source without a readable document.
+    Each string of an item, at any depth or only in `fields`, is tested on its own. A part of a
+    document that a source splits is a document. Raises ValueError for what cannot be tested.
     """
     if ngram < 1:
         raise ValueError(f"ngram={ngram} must be at least 1 word")
     if not sources:
         raise ValueError("sources is empty: name at least one to search")
-    opened = [open_source(name, text_field=text_field) for name in sources]
+    options = {"text_field": text_field, "document_separator": document_separator}
+    opened = [open_source(name, **options) for name in sources]
     known = _NGrams(ngram)
     files, tested, ids = _read_items(items, fields, known)
     numbers, words = known.number(ids, learn=True), list(known.words)
@@ -193,7 +194,7 @@ def _read_items(
             keys |= dict.fromkeys(record)
             start = len(ids)
             for string in _strings([record.get(key) for key in fields] if fields else record):
-                if len(words := WORD.findall(string.lower())) >= known.ngram:
+                if len(words := WORD.findall(normalize(string))) >= known.ngram:
                     ids += [*(known.words.setdefault(w, len(known.words) + 1) for w in words), 0]
             if len(ids) > start:
                 file.tested += 1
@@ -242,7 +243,7 @@ def _search(
     scans = run_tasks(_scan_unit, tasks, workers=workers)
     hide = quiet or not sys.stderr.isatty()
     bar = tqdm(zip(units, scans, strict=True), "search", len(units), unit="unit", disable=hide)
-    found, read = {}, [SourceRead(source.name) for source in sources]
+    found, read = {}, [SourceRead(show_path(source.name)) for source in sources]
     for (s, u, _), (first, documents, rejected) in bar:
         for number, place in first.items():
             found.setdefault(number, (read[s].name, u, *place))
@@ -283,14 +284,14 @@ def _read_pieces(
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield `(document, words)` piece by piece, then `[""]`; fill `files` and `rejected`."""
     in_files = isinstance(source, FileSource)
-    parts = [((piece,), str(piece.path)) for piece in unit] if in_files else [(unit, None)]
+    parts = [((piece,), show_path(piece.path)) for piece in unit] if in_files else [(unit, None)]
     for part, file in parts:
         for document in source.documents(part):
             files.append(file)
             if isinstance(document, Rejected):
-                rejected.append(": ".join(document))
+                rejected.append(str(document))
                 continue
-            text, start = document.text.lower(), 0
+            text, start = normalize(document.text), 0
             while start < len(text):
                 gap = GAP.search(text, start + PIECE_CHARACTERS)
                 stop = gap.start() if gap else len(text)

@@ -26,8 +26,10 @@ def _scramble(values: np.ndarray, key: np.uint64) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def permute(indices: np.ndarray, *, size: int, keys: np.ndarray) -> np.ndarray:
-    """Apply the permutation of `range(size)` selected by `keys` to each of `indices`.
+def permute(
+    indices: np.ndarray, *, size: int, keys: np.ndarray, inverse: bool = False
+) -> np.ndarray:
+    """Apply the permutation of `range(size)` selected by `keys`, or its inverse, to `indices`.
 
     A balanced Feistel network permutes the range up to the next power of four. A result of `size`
     or more is permuted again until it is below `size` ("cycle walking", Black and Rogaway 2002),
@@ -40,8 +42,11 @@ def permute(indices: np.ndarray, *, size: int, keys: np.ndarray) -> np.ndarray:
     outside = np.arange(len(result))
     while len(outside):
         left, right = result[outside] >> half, result[outside] & mask
-        for key in keys:
-            left, right = right, left ^ (_scramble(right, key) & mask)
+        for key in keys[::-1] if inverse else keys:
+            if inverse:
+                left, right = right ^ (_scramble(left, key) & mask), left
+            else:
+                left, right = right, left ^ (_scramble(right, key) & mask)
         result[outside] = (left << half) | right
         outside = outside[result[outside] >= np.uint64(size)]
     return result.astype(np.int64)

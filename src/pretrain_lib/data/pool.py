@@ -116,6 +116,8 @@ def _start_worker(counters: Any, survive_signals: bool) -> None:
     _counters = counters
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN if survive_signals else signal.SIG_DFL)
+    if survive_signals:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     end_with_parent()
 

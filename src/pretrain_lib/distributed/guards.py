@@ -94,7 +94,7 @@ def _is_logged_in(login: Login) -> bool:
     if os.environ.get(login.key) or os.environ.get(login.mode) in login.local:
         return True
     files = (Path(file).expanduser() for file in login.files)
-    return any(file.is_file() and login.holds in file.read_text() for file in files)
+    return any(file.is_file() and login.holds in file.read_text(encoding="utf-8") for file in files)
 
 
 def check_world(accelerator: Accelerator, *, launched: int, expected: int | None) -> None:

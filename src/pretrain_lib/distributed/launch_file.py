@@ -76,7 +76,8 @@ def _launch_words(command: list[str]) -> list[str] | None:
 
 def _read_settings(file: str, launcher: psutil.Process) -> dict:
     try:
-        return yaml.safe_load(Path(launcher.cwd(), file).read_text()) or {}  # also parses JSON
+        text = Path(launcher.cwd(), file).read_text(encoding="utf-8")
+        return yaml.safe_load(text) or {}  # also parses JSON
     # The file may have changed since the launcher read it, or the launcher may have ended.
     except (OSError, psutil.Error, yaml.YAMLError):
         return {}

@@ -111,6 +111,12 @@ def describe_sharding(accelerator: Accelerator) -> str:
     return f"{way}, weights gathered in bf16" if low else way
 
 
+def shard_by_block(model: nn.Module, accelerator: Accelerator) -> None:
+    """Have each block of a model sharded and gathered by itself, whatever its class is called."""
+    names = sorted({type(block).__name__ for block in model.blocks})
+    accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = names
+
+
 @torch.no_grad()
 def share_weights(model: nn.Module, accelerator: Accelerator) -> None:
     """Broadcast the weights of the first process to all, before they are sharded."""

@@ -4,19 +4,23 @@ import contextlib
 import io
 import json
 import random
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import torch
 from accelerate.utils import patch_environment
 
 from pretrain_lib.data.text.tokenizer import Tokenizer
+from pretrain_lib.evaluate.error_bars import drawn_by_numpy
 from pretrain_lib.evaluate.per_token import add_per_token
 from pretrain_lib.evaluate.tasks import Tasks, open_tasks
-from pretrain_lib.models.hf import Model, check_weights, load_pretrained
-from pretrain_lib.models.hf_config import read_config, read_hf_config
+from pretrain_lib.models.any_model import is_ours, load_pretrained
+from pretrain_lib.models.interface import Model
+from pretrain_lib.models.weight_files import check_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
-# The default of lm-eval, 100,000, takes minutes and changes the third digit of an error bar.
+# For all but perplexities; the default of lm-eval, 100,000, takes minutes.
 BOOTSTRAP_DRAWS = 1000
 
 
@@ -111,16 +115,6 @@ def evaluate_folder(
         )
 
 
-def is_ours(folder: Path) -> bool:
-    """Return whether `load_pretrained` can read a folder."""
-    read_hf_config(folder)  # raises ValueError for a broken config.json
-    try:
-        read_config(folder)
-    except ValueError:
-        return False
-    return True
-
-
 def _foreign_model(folder: Path, dtype: str) -> dict:
     """Return the arguments that make lm-eval load a folder itself."""
     arguments = {
@@ -192,12 +186,15 @@ def _run(
 ) -> dict:
     """Run lm-eval and return its results, with the configuration that its CLI adds to them."""
     import lm_eval
+    import lm_eval.evaluator
     from lm_eval.loggers import EvaluationTracker
 
     tracker = EvaluationTracker()
     # Otherwise lm-eval forks a process per core for bootstrapping, although only one does the work.
     # Avoid that in a process with threads and a GPU.
-    with patch_environment(DISABLE_MULTIPROC="1"), contextlib.redirect_stdout(io.StringIO()):
+    quietly = patch.object(lm_eval.evaluator, "get_git_commit_hash", _git_revision)
+    multi = patch_environment(DISABLE_MULTIPROC="1")
+    with multi, quietly, drawn_by_numpy(), contextlib.redirect_stdout(io.StringIO()):
         results = lm_eval.simple_evaluate(
             tasks=tasks.names,
             task_manager=tasks.manager,
@@ -214,6 +211,16 @@ def _run(
         del results["samples"]
     tracker.general_config_tracker.log_end_time()
     return results | asdict(tracker.general_config_tracker)
+
+
+def _git_revision() -> str | None:
+    """Return what lm-eval records of the working folder, without git's complaint if it is none."""
+    try:
+        command = ["git", "describe", "--always"]
+        result = subprocess.run(command, capture_output=True, text=True)
+    except OSError:  # there is no git
+        return None
+    return result.stdout.strip() or None
 
 
 def _default_device() -> str:

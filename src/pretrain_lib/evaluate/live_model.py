@@ -1,4 +1,4 @@
-"""lm-eval's model interface for our models, giving the same scores as lm-eval's own `HFLM`."""
+"""lm-eval's model interface for a model in memory, with the scores of lm-eval's own `HFLM`."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -17,9 +17,11 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from pretrain_lib.data.text.tokenizer import Tokenizer
+from pretrain_lib.evaluate.prefix_trees import find_fault
 from pretrain_lib.evaluate.scoring import Score, score_endings
+from pretrain_lib.models.flops import count_parameters
 from pretrain_lib.models.generation import generate
-from pretrain_lib.models.hf import Model, hf_tensors
+from pretrain_lib.models.interface import Model
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -34,7 +36,7 @@ SAMPLING = ("temperature", "top_k", "top_p")
 
 
 class LiveModel(TemplateLM):
-    """A GPT-2 or LLaMA of this library for `lm_eval.evaluate`.
+    """A model in memory for `lm_eval.evaluate`.
 
     Tokenization, prefixes and truncation are those of `HFLM`. The model's training mode and
     gradients and the random number generators are left unchanged between calls. `deal` replaces
@@ -57,6 +59,7 @@ class LiveModel(TemplateLM):
         self._device = model.head_weight.device
         self._prefix = tokenizer.decode(self.prefix_token_id)
         self._encoded: dict[str, list[int]] = {}  # cache of the texts of the current requests
+        self._asked: Sequence[Instance] = ()  # the current requests
 
     @property
     def eot_token_id(self) -> int:
@@ -103,11 +106,11 @@ class LiveModel(TemplateLM):
         Tokenizes all distinct texts in one batch first; lm-eval would tokenize them one by one.
         """
         texts = [part for c, e in (r.args for r in requests) for part in (c.rstrip(), c + e) if c]
-        self._encoded = self._encode_all(dict.fromkeys(texts))
+        self._encoded, self._asked = self._encode_all(dict.fromkeys(texts)), requests
         try:
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         finally:
-            self._encoded = {}
+            self._encoded, self._asked = {}, ()
 
     def _encode_all(self, texts: Iterable[str]) -> dict[str, list[int]]:
         encoded = {}
@@ -124,6 +127,9 @@ class LiveModel(TemplateLM):
     ) -> list[Score]:
         scores: list[Score] = [(0.0, False)] * len(requests)
         pairs = [(context, ending) for _, context, ending in requests]
+        for asked, pair in zip(self._asked, pairs, strict=bool(self._asked)):
+            if fault := find_fault(*pair, self.max_length):
+                raise ValueError(f"{_name(asked)} {fault}")
         options = {"total": len(requests), "disable": disable_tqdm, "desc": "Scoring"}
         with closing(self._deal(self, "score", pairs)) as found:
             for number, score in tqdm(found, **options):
@@ -152,7 +158,11 @@ class LiveModel(TemplateLM):
             windows += own
             owners += [number] * len(own)
         totals = [0.0] * len(requests)
-        scores = self._loglikelihood_tokens(windows, disable_tqdm=disable_tqdm)
+        self._asked = [requests[number] for number in owners]
+        try:
+            scores = self._loglikelihood_tokens(windows, disable_tqdm=disable_tqdm)
+        finally:
+            self._asked = ()
         for number, (nats, _) in zip(owners, scores, strict=True):
             totals[number] += nats
         for request, total in zip(requests, totals, strict=True):
@@ -170,7 +180,7 @@ class LiveModel(TemplateLM):
         )
         asked = [*order.get_batched(n=self.batch_size)]
         batches = [
-            (seed, [context for context, _ in batch], *self._read_settings(batch[0][1]))
+            (seed, [context for context, _ in batch], *self._settings(requests, batch[0][1]))
             for seed, batch in enumerate(asked)
         ]
         texts: dict[int, list[str]] = {}
@@ -183,6 +193,16 @@ class LiveModel(TemplateLM):
                 bar.update(len(found))
         return order.get_original([text for number in sorted(texts) for text in texts[number]])
 
+    def _settings(
+        self, requests: list["Instance"], settings: dict
+    ) -> tuple[list[str], int, dict[str, float]]:
+        """Return what `_read_settings` does; its errors name the first request of `settings`."""
+        try:
+            return self._read_settings(settings)
+        except ValueError as error:
+            first = next(request for request in requests if request.args[1] == settings)
+            raise ValueError(f"{_name(first)}: {error}") from error
+
     def _read_settings(self, settings: dict) -> tuple[list[str], int, dict[str, float]]:
         """Return the stop sequences, the maximum number of new tokens, and the sampling options.
 
@@ -194,10 +214,14 @@ class LiveModel(TemplateLM):
         new_tokens = options.pop("max_gen_toks")
         options.pop("do_sample")  # lm-eval sets the temperature to 0 if it is false
         unknown = sorted(set(options) - set(SAMPLING))
-        if unknown or new_tokens >= self.max_length:
+        if unknown:
             raise ValueError(
-                f"generation_kwargs={settings}: {', '.join(unknown) or 'nothing'} is not supported "
-                f"(only {', '.join(SAMPLING)}), and max_gen_toks={new_tokens} must be less than "
+                f"generation_kwargs={settings}: {', '.join(unknown)} is not supported, only "
+                f"{', '.join(SAMPLING)}; `pretrain eval --harness` generates by lm-eval's own model"
+            )
+        if new_tokens >= self.max_length:
+            raise ValueError(
+                f"generation_kwargs={settings}: max_gen_toks={new_tokens} must be less than "
                 f"model.context_length={self.max_length}"
             )
         return stops, new_tokens, {"temperature": 0.0} | options
@@ -228,11 +252,14 @@ class LiveModel(TemplateLM):
 
     def get_model_info(self) -> dict:
         """Return the model information that lm-eval records, without padded vocabulary rows."""
-        tensors = hf_tensors(self.model).values()
         return {
-            "model_num_parameters": sum(tensor.numel() for tensor in tensors),
+            "model_num_parameters": count_parameters(self.model),
             "model_dtype": self.model.head_weight.dtype,
         }
+
+
+def _name(request: "Instance") -> str:
+    return f"task {request.task_name}, item {request.doc_id}"
 
 
 @contextmanager

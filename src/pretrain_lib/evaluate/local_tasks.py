@@ -3,6 +3,7 @@
 They are plain YAML and JSONL files, so `lm_eval --include_path FOLDER` runs them too.
 """
 
+import glob
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,10 @@ from pretrain_lib.data.permutation import derive_keys, permute
 from pretrain_lib.data.prepare.job import TOKENIZER_FOLDER
 from pretrain_lib.data.text.tokenizer import load_tokenizer
 from pretrain_lib.data.tokens.arrays import open_split
-from pretrain_lib.data.tokens.shards import write_atomically
+from pretrain_lib.data.tokens.shards import read_manifest
+from pretrain_lib.data.tokens.verify import check_tokenizer
+from pretrain_lib.files.outputs import check_folder
+from pretrain_lib.files.writes import make_folder, write_atomically
 
 CHOICE_TASK = "heldout_choice"
 PERPLEXITY_TASK = "heldout_perplexity"
@@ -60,6 +64,7 @@ def write_local_tasks(
     `document_characters` characters of at most `documents` documents. Both depend only on the text
     and the seed. Raises ValueError for too little held-out text.
     """
+    check_folder(out, named="out=", kind="a folder of these tasks", is_ours=_has_tasks)
     texts, stretches = [], {}
     for text in read_documents(prepared, seed=seed):
         if len(texts) < documents:
@@ -88,6 +93,7 @@ def read_documents(prepared: Path, *, seed: int) -> Iterator[str]:
             f"data.path={prepared} has no held-out text; prepare it with a validation share "
             f"(data.validation=hash)"
         )
+    check_tokenizer(prepared, read_manifest(prepared))
     tokenizer = load_tokenizer(prepared / TOKENIZER_FOLDER)
     bounds = np.concatenate([[0], tokens.document_ends(0, len(tokens)), [len(tokens)]])
     num_documents = len(bounds) - 1
@@ -137,9 +143,13 @@ def choice_items(stretches: Sequence[Stretch], *, items: int, seed: int) -> list
     return rows
 
 
+def _has_tasks(out: Path) -> bool:
+    return any((out / f"{task}.jsonl").is_file() for task in METRICS)
+
+
 def _write_task(out: Path, task: str, rows: Sequence[dict]) -> None:
     """Write `TASK.jsonl`, and `TASK.yaml`, which refers to it by its absolute path."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     data = out.resolve() / f"{task}.jsonl"
     write_atomically(data, "".join(json.dumps(row) + "\n" for row in rows).encode())
     if task == CHOICE_TASK:
@@ -161,7 +171,8 @@ def _write_task(out: Path, task: str, rows: Sequence[dict]) -> None:
     config = {
         "task": task,
         "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"validation": str(data)}},
+        # `datasets` takes the name for a pattern: brackets in it must stand for themselves.
+        "dataset_kwargs": {"data_files": {"validation": glob.escape(str(data))}},
         "validation_split": "validation",
         **fields,
         "metric_list": [

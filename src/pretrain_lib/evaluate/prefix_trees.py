@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from pretrain_lib.models.any_model import attends_in_trees
 from pretrain_lib.models.cache import TokenTrees, key_value_heads
 
 Request = tuple[Sequence[int], Sequence[int]]  # context and ending
@@ -70,6 +71,8 @@ def _pays(tree: Tree, shared: int, new: int, config: Any) -> bool:
     """
     size = len(tree.tokens)
     fits = size + new <= 2 * config.context_length and _rows_of(size + new, config) >= 1
+    if not attends_in_trees(config):  # only what needs no branches
+        return fits and (not new or shared == size)
     return fits and shared * (config.width + shared + 2 * new) >= 2 * size * new
 
 
@@ -83,13 +86,19 @@ def _sequence(
     number: int, context: Sequence[int], ending: Sequence[int], context_length: int
 ) -> list[int]:
     """Return the input tokens of a request; raises ValueError if it cannot be scored."""
-    if not context or not 0 < len(ending) <= context_length:
-        raise ValueError(
-            f"request {number} has {len(context)} tokens of context, which must be 1 or more, "
-            f"and {len(ending)} tokens to score, which must be 1 to {context_length} "
-            f"(model.context_length)"
-        )
+    if fault := find_fault(context, ending, context_length):
+        raise ValueError(f"request {number} {fault}")
     return [*context, *ending[:-1]][-context_length:]
+
+
+def find_fault(context: Sequence[int], ending: Sequence[int], context_length: int) -> str | None:
+    """Return why an ending cannot be scored, as the end of a sentence; None if it can."""
+    if context and 0 < len(ending) <= context_length:
+        return None
+    return (
+        f"has {len(context)} tokens of context, which must be 1 or more, and {len(ending)} tokens "
+        f"to score, which must be 1 to {context_length} (model.context_length)"
+    )
 
 
 def _count_shared(a: list[int], b: list[int]) -> int:

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pretrain_lib.data.tokens.shards import write_atomically
 from pretrain_lib.evaluate.references import Source, find_figure, models_near
+from pretrain_lib.files.writes import make_folder, write_atomically
 
 
 def write_results(results: dict, path: Path) -> None:
@@ -24,7 +24,7 @@ def write_results(results: dict, path: Path) -> None:
         for task, rows in samples.items()
     }
     text = json.dumps(kept, indent=2, default=handle_non_serializable, ensure_ascii=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomically(path, text.encode())
     for task, rows in samples.items():
         lines = [
@@ -75,6 +75,21 @@ def iterate_scores(results: dict) -> Iterator[tuple[str, str, float, float | str
                 continue
             label = metric if kind == "none" else f"{metric} ({kind})"
             yield task, label, value, scores.get(f"{metric}_stderr,{kind}")
+
+
+def find_score(results: dict, name: str) -> tuple[float, bool]:
+    """Return the value of a score TASK/METRIC, and whether more of it is better.
+
+    Raises ValueError for a name that the results do not have.
+    """
+    scores = {
+        f"{task}/{metric}": (task, metric, v) for task, metric, v, _ in iterate_scores(results)
+    }
+    if name not in scores:
+        raise ValueError(f"checkpoint.keep_best={name} is no score, there are {', '.join(scores)}")
+    task, metric, value = scores[name]
+    metric = metric.partition(" (")[0]  # a filter
+    return value, results["higher_is_better"].get(task, {}).get(metric) is not False
 
 
 def _published(

@@ -1,10 +1,10 @@
 """Read the scores of a run or of a file of lm-eval results, for reports and model cards."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain_lib.evaluate.results import iterate_scores
+from pretrain_lib.files.reading import interpreting, parse_json
 from pretrain_lib.run_folder.folder import SCORES
 from pretrain_lib.run_folder.rows import COMMON, Rows
 
@@ -26,13 +26,17 @@ class Score:
 def read_results(path: Path) -> dict:
     """Return the content of a file of lm-eval results; raises ValueError for another file."""
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = parse_json(path.read_bytes())
     except ValueError:
         results = {}
+    remedy = "give a file written by `pretrain eval --out`"
     if not isinstance(results, dict) or not {"results", "config"} <= results.keys():
-        raise ValueError(
-            f"scores={path} holds no lm-eval results: give a file written by `pretrain eval --out`"
-        )
+        raise ValueError(f"scores={path} holds no lm-eval results: {remedy}")
+    with interpreting(path, remedy=remedy):
+        for score in scores_of_results(results):
+            if not isinstance(score.value, int | float | str) or not isinstance(score.task, str):
+                raise TypeError(f"{score.task} has the score {score.value!r}")
+        results["config"].keys()
     return results
 
 

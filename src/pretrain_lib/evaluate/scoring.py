@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from pretrain_lib.evaluate.prefix_trees import Request, Tree, batch_trees, grow_trees, lay_out
-from pretrain_lib.models.hf import Model
+from pretrain_lib.models.interface import Model
 
 Score = tuple[float, bool]
 
@@ -59,6 +59,7 @@ class Head:
     """The output head of a model; scores tokens in chunks to bound the memory of the logits."""
 
     def __init__(self, model: Model) -> None:
+        self.model = model
         weight = model.head_weight
         device = weight.device.type
         if torch.is_autocast_enabled(device):
@@ -81,8 +82,7 @@ class Head:
         first = 0
         chunks = -(-len(states) // len(self.buffer))
         for some in states.to(self.weight.dtype).chunk(chunks):
-            found = torch.mm(some, self.weight.T, out=self.buffer[: len(some)])
-            found = found[:, : self.vocabulary_size]
+            found = self._project(some)
             own = ((owners >= first) & (owners < first + len(some))).nonzero()[:, 0]
             logits[own] = found[owners[own] - first, targets[own]].float()
             for block in found.split(self._block_rows()):
@@ -92,6 +92,13 @@ class Head:
             first += len(some)
         nats = (logits - torch.cat(normalizers)[owners]).cpu().double()
         return nats, (torch.cat(likeliest)[owners] == targets).cpu()
+
+    def _project(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the logits (S, V) of hidden states (S, D); the next call may overwrite them."""
+        if not self.model.has_plain_head:
+            return self.model.logits(states[None])[0]
+        found = torch.mm(states, self.weight.T, out=self.buffer[: len(states)])
+        return found[:, : self.vocabulary_size]
 
     def _block_rows(self) -> int:
         if self.weight.device.type != "cpu":

@@ -1,11 +1,13 @@
 """Find lm-eval tasks by name and download their data before training starts."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
 from accelerate import Accelerator
 
 from pretrain_lib.config.settings import Recipe
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 
+LONGEST = 300  # characters of a foreign error that are shown
 NO_TASKS = ", or score none with --scores.tasks '[]'"
 
 
@@ -34,12 +37,16 @@ def open_tasks(
     """Find tasks (names or patterns) and download their data.
 
     Tasks come from lm-eval or from YAML files below `include_path`; the Python code in these is
-    executed, so they must be trusted. Raises ValueError for an unknown task, or data that is not
-    available.
+    executed, so they must be trusted. The first item of each is made a request, so that a task that
+    cannot be scored is found before hours of training. Raises ValueError for an unknown task, one
+    that lm-eval cannot read, or data that is not available.
     """
     manager, names = find_tasks(tasks, include_path=include_path, section=section)
     try:
-        manager.load(names)
+        with _reading(names, section):
+            for task in manager.load(names)["tasks"].values():
+                task.set_fewshot_seed(0)
+                task.build_all_requests(limit=1)
     except (ConnectionError, FileNotFoundError) as error:
         raise ValueError(
             f"{section}tasks={','.join(names)}: the data is neither in the cache nor in a local "
@@ -48,6 +55,21 @@ def open_tasks(
             f"local{NO_TASKS if section else ''}"
         ) from error
     return Tasks(manager, names)
+
+
+@contextmanager
+def _reading(tasks: Sequence[str], section: str) -> Iterator[None]:
+    """Raise ValueError in one line for what fails in lm-eval, but for data out of reach."""
+    try:
+        yield
+    except (ConnectionError, FileNotFoundError):
+        raise
+    except Exception as error:  # of lm-eval, datasets, jinja, or the code of a task
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]
+        raise ValueError(
+            f"{section}tasks={','.join(tasks)} cannot be read by lm-eval ({reason}); mend their "
+            f"files below {section}include_path{NO_TASKS if section else ''}"
+        ) from error
 
 
 def open_scored_tasks(config: Recipe, corpus: Corpus, accelerator: Accelerator) -> Tasks | None:
@@ -102,21 +124,35 @@ def find_tasks(
     from lm_eval.tasks import TaskManager  # takes seconds
 
     if include_path is not None:
-        manager = TaskManager(include_path=str(include_path), include_defaults=False)
+        with _reading(tasks, section):
+            manager = TaskManager(include_path=str(include_path), include_defaults=False)
+            found = [manager.match_tasks([task]) for task in tasks]
         # A group may include tasks of lm-eval, so only single tasks can do without the index.
-        found = [manager.match_tasks([task]) for task in tasks]
         if tasks and all(names and set(names) <= set(manager.all_subtasks) for names in found):
             return manager, _flatten(found)
-    manager = _all_of_lm_eval(include_path)
-    found = [manager.match_tasks([task]) for task in tasks]
+    with _reading(tasks, section):
+        manager = _all_of_lm_eval(include_path)
+        found = [manager.match_tasks([task]) for task in tasks]
     missing = [task for task, names in zip(tasks, found, strict=True) if not names]
     if missing or not tasks:
         raise ValueError(
             f"{section}tasks={','.join(missing) or 'none'} is known neither to lm-eval nor below "
             f"{section}include_path={include_path}; `lm-eval ls tasks` lists the tasks of lm-eval, "
             f"and {section}include_path may name a folder of your own task files"
+            + "".join(f"; {problem}" for problem in _broken_files(include_path))
         )
     return manager, _flatten(found)
+
+
+def _broken_files(include_path: Path | None) -> list[str]:
+    """Return what is wrong with the task files of a folder that are no YAML: lm-eval skips them."""
+    problems = []
+    for path in sorted(include_path.rglob("*.yaml")) if include_path else ():
+        try:
+            yaml.compose(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+            problems.append(f"{path} is no YAML: {' '.join(str(error).split())[:LONGEST]}")
+    return problems
 
 
 @functools.cache

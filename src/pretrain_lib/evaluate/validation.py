@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from pretrain_lib.corpus.stretches import Stretch
-from pretrain_lib.data.windows.batches import narrow_document_ends, to_device
+from pretrain_lib.data.windows.batches import to_device
+from pretrain_lib.data.windows.document_ends import narrow_document_ends
 from pretrain_lib.data.windows.packing import Windows, fill_window
 from pretrain_lib.run_folder.metrics import perplexity
 from pretrain_lib.wording import plural

@@ -10,9 +10,11 @@ from pretrain_lib.checkpoint.folders import MANIFEST, STATE
 from pretrain_lib.corpus.origin import Origin, find_origins
 from pretrain_lib.data.text.rows import HUB_NAME
 from pretrain_lib.evaluate.scored import Score, last_scores, read_results, scores_of_results
+from pretrain_lib.models.any_model import name_class
 from pretrain_lib.models.flops import count_parameters
 from pretrain_lib.models.gpt2 import GPT2Config
-from pretrain_lib.models.hf import Model
+from pretrain_lib.models.interface import Model
+from pretrain_lib.models.transformers_config import CausalLMConfig
 from pretrain_lib.run_folder.folder import CHECKPOINTS, METRICS, PRECISIONS
 from pretrain_lib.run_folder.markdown import code, fenced
 from pretrain_lib.run_folder.metrics import human, human_time, perplexity
@@ -20,7 +22,7 @@ from pretrain_lib.run_folder.rows import Rows, read_rows, read_samples
 
 CARD = "README.md"
 RECIPE = ("model", "batch", "optimizer", "schedule")
-OF_DATA = ("weights", "document_masking", "packing", "streaming")
+OF_DATA = ("weights", "document_masking", "packing", "shuffle", "streaming")
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,11 @@ def _front_matter(name: str, model: Model, known: Known) -> str:
 
 
 def _family(model: Model) -> tuple[str, str]:
-    return ("gpt2", "GPT-2") if isinstance(model.config, GPT2Config) else ("llama", "LLaMA")
+    if isinstance(model.config, CausalLMConfig):
+        return model.config.model_type, name_class(model.config)
+    if isinstance(model.config, GPT2Config):
+        return "gpt2", "GPT-2"
+    return ("qwen3", "Qwen3") if model.config.qk_norm else ("llama", "LLaMA")
 
 
 def _origins(known: Known) -> list[Origin]:

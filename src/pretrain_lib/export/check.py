@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from pretrain_lib.data.text.tokenizer import Tokenizer
 from pretrain_lib.export.reload import LOGITS, RESULT, TEXTS, WEIGHTS, digest
-from pretrain_lib.models.hf import Model, hf_tensors, write_configuration
+from pretrain_lib.models.any_model import loaded_tensors, write_configuration
+from pretrain_lib.models.interface import Model
 
 ROWS, LENGTH = 2, 128  # shape of the ids whose logits are compared
 TEXTS_COMPARED = (
@@ -69,13 +70,13 @@ def _reload(folder: Path, expected: Path) -> dict:
         text=True,
     )
     assert run.returncode == 0, f"the process that reloads {folder} failed: {run.stderr}"
-    return json.loads((expected / RESULT).read_text())
+    return json.loads((expected / RESULT).read_text(encoding="utf-8"))
 
 
 def _write_weights(model: Model, expected: Path) -> None:
     """Write the digests of all tensors, and the logits of random ids."""
-    digests = {name: digest(tensor) for name, tensor in hf_tensors(model).items()}
-    (expected / WEIGHTS).write_text(json.dumps(digests))
+    digests = {name: digest(tensor) for name, tensor in loaded_tensors(model).items()}
+    (expected / WEIGHTS).write_text(json.dumps(digests), encoding="utf-8")
     length = min(LENGTH, model.config.context_length)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocabulary_size, (ROWS, length), generator=generator)

@@ -1,17 +1,23 @@
 """Export a checkpoint as a model folder and verify that it equals the model."""
 
+import json
 import re
 import shutil
 from pathlib import Path
 
 import torch
 
+from pretrain_lib.checkpoint.folders import MANIFEST
 from pretrain_lib.data.text.tokenizer import load_tokenizer
 from pretrain_lib.export.card import CARD, gather, run_of, write_card
 from pretrain_lib.export.check import check_export
-from pretrain_lib.models.hf import INDEX, load_pretrained, save_pretrained
+from pretrain_lib.files.outputs import check_folder
+from pretrain_lib.files.writes import flush, flush_to_disk, staged
+from pretrain_lib.models.any_model import load_pretrained, save_pretrained
+from pretrain_lib.models.weight_files import INDEX
 
 PICTURE = "curves.png"
+REPLACED = "pretrain_lib-old"  # ending of the hidden folder of an export that is replaced
 WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 
@@ -33,18 +39,20 @@ def export_checkpoint(
     model and tokenizer. Raises ValueError if `out` holds anything but an export, or if the check
     fails.
     """
+    check_export_folder(out)
     out = out.resolve()
-    if out.exists() and not _is_replaceable(out):
-        raise ValueError(f"{out} holds something other than an export: give another folder")
-    model = load_pretrained(checkpoint)
+    model = load_pretrained(checkpoint, by_transformers=is_by_transformers(checkpoint))
     known = gather(checkpoint, model, scores=scores)
     has_tokenizer = (checkpoint / "tokenizer.json").is_file()
     tokenizer = load_tokenizer(checkpoint) if has_tokenizer else None
-    staging = out.with_name(out.name + ".tmp")
-    if staging.exists():
-        shutil.rmtree(staging)
+    staging, replaced = staged(out), out.with_name(f".{out.name}.{REPLACED}")
+    if replaced.exists() and not out.exists():  # an export was killed between its renames
+        replaced.rename(out)
+    for path in (staging, replaced):
+        shutil.rmtree(path, ignore_errors=True)
     # Round the weights to the dtype on disk, so that the comparison is with the exported values.
-    model.to(dtype).float()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype).float()
     files = {"dtype": dtype, "tokenizer": tokenizer}
     save_pretrained(model, staging, max_shard_bytes=max_shard_bytes, **files)
     run = run_of(checkpoint)
@@ -53,10 +61,27 @@ def export_checkpoint(
     shown = {} if picture is None else {"picture": PICTURE}
     write_card(staging, out.name if run is None else run.name, model, known, **shown)
     difference = check_export(model, staging, **files)
+    flush_to_disk(staging)
     if out.exists():
-        shutil.rmtree(out)
+        out.rename(replaced)
     staging.rename(out)
+    flush(out.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
     return difference
+
+
+def is_by_transformers(checkpoint: Path) -> bool:
+    """Return whether a checkpoint is of a run whose model was a class of transformers."""
+    path = checkpoint / MANIFEST
+    if not path.is_file():
+        return False
+    return "config" in json.loads(path.read_text(encoding="utf-8"))["config"]["model"]
+
+
+def check_export_folder(out: Path) -> None:
+    """Raise ValueError unless `out` is new, empty or an export, which will be replaced."""
+    options = {"is_ours": _is_replaceable, "replaced": True}
+    check_folder(out, named="out=", kind="an export", **options)
 
 
 def _is_replaceable(out: Path) -> bool:

@@ -29,7 +29,9 @@ def main() -> None:
     logging.disable_progress_bar()
     folder, expected = (Path(argument) for argument in sys.argv[1:])
     problems, difference = find_problems(folder, expected)
-    (expected / RESULT).write_text(json.dumps({"problems": problems, "difference": difference}))
+    (expected / RESULT).write_text(
+        json.dumps({"problems": problems, "difference": difference}), encoding="utf-8"
+    )
 
 
 def find_problems(folder: Path, expected: Path) -> tuple[list[str], float | None]:

@@ -1,8 +1,13 @@
-"""The models, GPT-2 and LLaMA, and the modules that they share.
+"""The models: GPT-2, LLaMA and any causal language model of transformers, and what they share.
 
 Start with `gpt2` or `llama`, each a complete model in one file, then `attention` (and
 `document_attention` for document masking), `rope` (rotary position embeddings), `blocks`
 (activation checkpointing) and `loss` (fused output projection and cross-entropy). `cache` and
-`generation` generate text, `hf` and `hf_config` load and save Hugging Face model folders, `adapter`
-wraps any causal language model of transformers, `flops` counts floating-point operations.
+`generation` generate text, `flops` counts floating-point operations.
+
+`interface` says what the library asks of a model, and `any_model` has what depends on its kind.
+`hf`, `hf_config` and `weight_files` load and save folders of GPT-2 and LLaMA. `adapter` wraps a
+model of transformers: `transformers_config` describes it, `transformers_family` finds what its
+family does, `transformers_head`, `transformers_cache`, `transformers_folder` and
+`transformers_flops` are its output head, cache, folders and FLOPs.
 """

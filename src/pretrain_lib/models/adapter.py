@@ -1,96 +1,169 @@
-"""Train any causal language model of transformers with this library."""
+"""Any causal language model of transformers, with what the library asks of a model (`interface`).
+
+Shapes: B sequences, T positions, D width, V vocabulary.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pretrain_lib.models.attention import document_positions
+from pretrain_lib.models.blocks import ActivationCheckpointing, TrainingOptions, checkpoint_options
 from pretrain_lib.models.loss import linear_cross_entropy
+from pretrain_lib.models.transformers_cache import TransformersCache
+from pretrain_lib.models.transformers_config import CausalLMConfig, describe_hf
+from pretrain_lib.models.transformers_family import check_documents, find_blocks
+from pretrain_lib.models.transformers_head import TransformersHead, chunked_loss, is_plain_head
+from pretrain_lib.tensors.pieces import fill
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class CausalLMAdapter(nn.Module):
-    """Wraps a causal language model of transformers, with the `forward` and fused loss of `GPT2`.
+    """Wraps a causal language model of transformers, with the `forward` of `GPT2`.
 
-    Raises ValueError for models that the fused loss would not train correctly.
+    The loss is fused with the output projection where the logits are hidden states times a matrix.
+    Elsewhere, as where they are capped or scaled, transformers makes the logits, in chunks.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: "PreTrainedModel", config: CausalLMConfig | None = None) -> None:
         super().__init__()
+        self.config = describe_hf(model.config) if config is None else config
+        self.options = TrainingOptions()
         self.model = model
-        head = model.get_output_embeddings()
-        if not isinstance(head, nn.Linear) or head.bias is not None:
-            raise ValueError(
-                f"{type(model).__name__}: the fused loss needs a linear head without bias, "
-                f"this one has {head}"
-            )
-        self._check_head()
-        self._keeps_documents_apart = False  # checked at the first use
+        self.has_plain_head = is_plain_head(model)
+        """Whether the logits are hidden states times a matrix, and nothing more."""
+        self._head = TransformersHead(model)
+        # They never change, so DDP need not send them at every forward.
+        constants = [name for name, _ in self.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, constants)
 
     @property
     def head_weight(self) -> torch.Tensor:
         """The weight (V, D) of the output projection, which maps hidden states to logits."""
         return self.model.get_output_embeddings().weight
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks."""
+        return find_blocks(self.model)
+
     def forward(
         self,
         input_ids: torch.Tensor,
         targets: torch.Tensor | None = None,
         document_ends: torch.Tensor | None = None,
+        cache: TransformersCache | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
-        """As `GPT2.forward`; document masking is by positions that restart, as in transformers."""
-        options = {}
-        if document_ends is not None:
-            self._check_documents()
-            options["position_ids"] = document_positions(document_ends, input_ids.shape[1])
-        # No attention mask: given one, transformers ignores document boundaries in the positions.
-        output = self.model.base_model(input_ids=input_ids, use_cache=False, **options)
+        """As `GPT2.forward`; document masking is by positions that restart, as in transformers.
+
+        In training, the load-balancing loss of a mixture of experts is added, times the number of
+        targets, if its configuration says so (output_router_logits).
+        """
+        output = self._run_body(input_ids, document_ends, cache)
         hidden = output.last_hidden_state
         if targets is None:
+            return self.logits(hidden)
+        z_loss = self.options.z_loss if self.training else 0.0
+        if self.has_plain_head:
+            loss, count = linear_cross_entropy(
+                hidden, self.head_weight, targets, z_loss=z_loss, compiled=self.options.compiled
+            )
+        else:
+            size = self.config.vocabulary_size
+            loss, count = chunked_loss(
+                self._head, hidden, targets, vocabulary_size=size, z_loss=z_loss
+            )
+        if self._adds_router_loss():
+            router_loss = self._head.router_loss(output)
+            loss = loss + self.config.hf.router_aux_loss_coef * router_loss * count
+        return loss, count
+
+    def hidden_states(
+        self,
+        input_ids: torch.Tensor,
+        document_ends: torch.Tensor | None = None,
+        cache: TransformersCache | None = None,
+    ) -> torch.Tensor:
+        """Return the hidden states (B, T, D) after the final norm, before the output head."""
+        return self._run_body(input_ids, document_ends, cache).last_hidden_state
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits (B, T, V) of hidden states (B, T, D)."""
+        if self.has_plain_head:
             return F.linear(hidden, self.head_weight)
-        return linear_cross_entropy(hidden, self.head_weight, targets)
+        flat = hidden.reshape(1, -1, hidden.shape[-1])
+        return self._head.logits(flat).view(*hidden.shape[:-1], -1)
+
+    def initialize(self, seed: int) -> "CausalLMAdapter":
+        """Initialize the weights as transformers does, identically on every machine for a seed."""
+        from transformers import AutoModelForCausalLM
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            with torch.device("cpu"):
+                model = AutoModelForCausalLM.from_config(self.config.hf, dtype=torch.float32)
+        self.copy_from(model)
+        return self
 
     @torch.no_grad()
-    def _check_head(self) -> None:
-        """Raise ValueError if the logits are more than a linear projection of the hidden states."""
-        heads_output = []
+    def copy_from(self, model: "PreTrainedModel") -> None:
+        """Copy all parameters and buffers of `model`, which is whole, into this one or its shards.
 
-        def scale_up(_: nn.Module, __: tuple, output: torch.Tensor) -> torch.Tensor:
-            # Capping affects large logits only, which an untrained model does not produce.
-            heads_output.append(output * (1e3 / output.abs().max()))
-            return heads_output[-1]
+        Raises ValueError if the two do not have the same parameters, in the same shapes.
+        """
+        theirs = dict(model.named_parameters())
+        for name, parameter in self.model.named_parameters():
+            other = theirs.pop(name, None)
+            if other is None or other.shape != parameter.shape:
+                shape = "missing" if other is None else f"of shape {tuple(other.shape)}"
+                raise ValueError(f"{name} must have shape {tuple(parameter.shape)}, it is {shape}")
+            fill(parameter, other)
+        if theirs:
+            raise ValueError(f"the tensors {sorted(theirs)[:3]} have no place in the model")
+        for own, other in zip(self.model.buffers(), model.buffers(), strict=True):
+            own.copy_(other)
 
-        ids = torch.arange(4, device=self.head_weight.device)[None]
-        hook = self.model.get_output_embeddings().register_forward_hook(scale_up)
-        training = self.model.training
-        logits = self.model.eval()(input_ids=ids, use_cache=False).logits
-        self.model.train(training)
-        hook.remove()
-        if not torch.allclose(logits, heads_output[-1], rtol=1e-4):
-            raise ValueError(
-                f"{type(self.model).__name__} scales or caps its logits: the fused loss would "
-                f"train another model"
-            )
+    def to_empty(self, *, device: torch.device | str, recurse: bool = True) -> "CausalLMAdapter":
+        """As `nn.Module.to_empty`; weights that were tied are so afterwards."""
+        super().to_empty(device=device, recurse=recurse)
+        self.model.tie_weights()
+        return self
 
-    @torch.no_grad()
-    def _check_documents(self) -> None:
-        """Raise ValueError if the model attends across documents although positions restart."""
-        if self._keeps_documents_apart:
-            return
-        ids = torch.arange(8, device=self.head_weight.device)[None]
-        others = ids.clone()
-        others[:, :4] += 8
-        positions = torch.arange(4, device=ids.device).repeat(2)[None]
-        training = self.model.training
-        one, two = (
-            self.model.base_model.eval()(
-                input_ids=x, position_ids=positions, use_cache=False
-            ).last_hidden_state[:, 4:]
-            for x in (ids, others)
-        )
-        self.model.train(training)
-        if float((one - two).abs().max()) > 1e-6 * float(one.abs().max()):
-            raise ValueError(
-                f"{type(self.model).__name__} attends beyond a document whose positions restart: "
-                f"train it without document_ends (data.document_masking=false)"
-            )
-        self._keeps_documents_apart = True
+    def checkpoint_activations(self, kind: ActivationCheckpointing) -> None:
+        """Compute activations again in backward, by the hooks that transformers has for it."""
+        if kind != "none":
+            self.model.gradient_checkpointing_enable(checkpoint_options(kind))
+
+    def _run_body(
+        self,
+        input_ids: torch.Tensor,
+        document_ends: torch.Tensor | None,
+        cache: TransformersCache | None,
+    ) -> Any:
+        """Return the output of the model without its head."""
+        options = {}
+        if document_ends is not None:
+            check_documents(self.config)
+            options["position_ids"] = document_positions(document_ends, input_ids.shape[1])
+        if self._adds_router_loss():
+            options["output_router_logits"] = True
+        body = self.model.base_model
+        if cache is not None:
+            return cache.run(body, input_ids, **options)
+        # No attention mask: given one, transformers ignores document boundaries in the positions.
+        return body(input_ids=input_ids, use_cache=False, **options)
+
+    def _adds_router_loss(self) -> bool:
+        return self.training and getattr(self.config.hf, "output_router_logits", False)
+
+
+def build_adapter(config: CausalLMConfig) -> CausalLMAdapter:
+    """Build the model of a configuration; its weights are not meant to be used."""
+    from transformers import AutoModelForCausalLM
+
+    return CausalLMAdapter(AutoModelForCausalLM.from_config(config.hf, dtype=torch.float32), config)

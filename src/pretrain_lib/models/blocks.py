@@ -58,7 +58,7 @@ class CheckpointedBlock(nn.Module):
         """Return `compute(x, *shared)`, (B, T, D)."""
         if self.activation_checkpointing == "none" or not torch.is_grad_enabled():
             return self.compute(x, *shared)
-        options = _checkpoint_options(self.activation_checkpointing)
+        options = checkpoint_options(self.activation_checkpointing)
         return checkpoint(self.compute, x, *shared, **options)
 
 
@@ -74,7 +74,7 @@ def run_blocks(
     return x
 
 
-def _checkpoint_options(kind: ActivationCheckpointing) -> dict:
+def checkpoint_options(kind: ActivationCheckpointing) -> dict:
     if kind == "full":
         return {"use_reentrant": False}
     context = partial(create_selective_checkpoint_contexts, _policy)

@@ -139,15 +139,30 @@ def _attend_on_cuda(
     if grouped and _takes("enable_gqa"):
         options["enable_gqa"] = True
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, T, H, D)
-    rows = max(1, MAX_GRID_Y // documents)  # per kernel launch
-    parts = []
-    for first in range(0, B, rows):
-        last = min(first + rows, B)
-        starts = boundaries[first * documents : last * documents + 1] - first * T
-        flat = (x[first:last].reshape(-1, *x.shape[2:]) for x in (q, k, v))
-        parts.append(varlen_attn(*flat, starts, starts, T, T, **options))
-    out = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return out.view(B, T, *out.shape[1:]).transpose(1, 2)
+    # torch.compile guards the step of a loop by its value, so that each number of documents would
+    # be compiled anew: where one launch is enough, there is none.
+    if B * documents <= MAX_GRID_Y:
+        out = _attend_to_rows(q, k, v, boundaries, options)
+    else:
+        rows = max(1, MAX_GRID_Y // documents)  # per kernel launch
+        parts = []
+        for first in range(0, B, rows):
+            last = min(first + rows, B)
+            starts = boundaries[first * documents : last * documents + 1] - first * T
+            own = (x[first:last] for x in (q, k, v))
+            parts.append(_attend_to_rows(*own, starts, options))
+        out = torch.cat(parts)
+    return out.transpose(1, 2)
+
+
+def _attend_to_rows(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, options: dict
+) -> torch.Tensor:
+    """Return attention (B, T, H, D) by one launch; all arguments are of the same rows."""
+    B, T = q.shape[:2]
+    flat = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
+    out = varlen_attn(*flat, starts, starts, T, T, **options)
+    return out.view(B, T, *out.shape[1:])
 
 
 def _causal_option() -> dict:

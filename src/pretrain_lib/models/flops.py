@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from pretrain_lib.models.transformers_config import CausalLMConfig
+from pretrain_lib.models.transformers_flops import attended_width, count_active_weights
+
 # From the manufacturers' data sheets: dense bf16 peak with fp32 accumulation in TFLOP/s, and memory
 # in GB of 10^9 bytes. Any memory beyond that is left to the CUDA context, communication buffers and
 # fragmentation. If several names match, the longest one counts.
@@ -83,7 +86,7 @@ class ModelFlops:
     embeddings."""
     attention: float
     """12 L d T in addition (Chowdhery et al. 2022, appendix B), without a discount for causal
-    masking. L is the number of layers, d the width, T the sequence length."""
+    masking. L is the number of layers, d the width of all heads together, T the sequence length."""
 
     @property
     def total(self) -> float:
@@ -92,8 +95,11 @@ class ModelFlops:
 
 
 def model_flops(model: nn.Module, *, sequence_length: int) -> ModelFlops:
-    """Return the training FLOPs per token of a GPT-2 or LLaMA at a sequence length."""
+    """Return the training FLOPs per token of a model, which may be on the meta device."""
     config = model.config
+    if isinstance(config, CausalLMConfig):
+        attended = attended_width(config.hf, sequence_length)
+        return ModelFlops(parameters=6 * count_active_weights(model), attention=12 * attended)
     head = model.head_weight
     matrices = sum(
         p.numel()
@@ -101,12 +107,13 @@ def model_flops(model: nn.Module, *, sequence_length: int) -> ModelFlops:
         if p is head or not name.endswith(("wpe.weight", "wte.weight", "embed_tokens.weight"))
     )
     padding = (head.shape[0] - config.vocabulary_size) * head.shape[1]
-    attention = 12 * config.num_layers * config.width * sequence_length
+    width = getattr(config, "attention_width", config.width)
+    attention = 12 * config.num_layers * width * sequence_length
     return ModelFlops(parameters=6 * (matrices - padding), attention=attention)
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters of a GPT-2 or LLaMA, without padded vocabulary rows."""
+    """Return the number of parameters of a model, without padded vocabulary rows."""
     config = model.config
     padding = config.padded_vocabulary_size - config.vocabulary_size
     tables = {id(p): p for n, p in model.named_parameters() if n.endswith(TABLES)}

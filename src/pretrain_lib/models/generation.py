@@ -1,20 +1,23 @@
 """Text generation."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from pretrain_lib.data.text.tokenizer import Tokenizer
+from pretrain_lib.models.adapter import CausalLMAdapter
+from pretrain_lib.models.any_model import new_cache
 from pretrain_lib.models.cache import KeyValueCache
-from pretrain_lib.models.hf import Model
+from pretrain_lib.models.interface import Model
+from pretrain_lib.models.transformers_cache import TransformersCache
 
 
 @torch.no_grad()
 def generate(
-    model: nn.Module,
+    model: Model,
     prompts: Sequence[Sequence[int]],
     *,
     new_tokens: int,
@@ -35,18 +38,55 @@ def generate(
     not depend on the other prompts. A row also stops when `is_done`, called with its new ids,
     returns True.
 
-    GPT-2 and LLaMA use a key-value cache until the longest row exceeds `context_length`. From then
-    on, each new token is computed without a cache, from the last `context_length` ids of its row.
-    Other models never use a cache.
+    A key-value cache is used until the longest row exceeds `context_length`. From then on, each new
+    token is computed without a cache, from the last `context_length` ids of its row.
     """
     _check(prompts, temperature, top_k, top_p)
+    numbers = range(len(prompts)) if row_numbers is None else row_numbers
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    choosers = [
+        partial(_choose, **options, generator=_row_generator(seed, number)) for number in numbers
+    ]
+    texts: list[list[int]] = [[] for _ in prompts]
+    for group in _groups(model, prompts):
+        found = _generate_together(
+            model,
+            [prompts[i] for i in group],
+            [choosers[i] for i in group],
+            new_tokens=new_tokens,
+            context_length=context_length,
+            end_of_text_id=end_of_text_id,
+            is_done=is_done or (lambda _: False),
+        )
+        for i, text in zip(group, found, strict=True):
+            texts[i] = text
+    return texts
+
+
+def _groups(model: Model, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return the indices of the prompts that are continued together.
+
+    The caches of transformers differ in how they treat padding, so they get rows of equal length.
+    """
+    if not isinstance(model, CausalLMAdapter):
+        return [list(range(len(prompts)))]
+    lengths = sorted({len(prompt) for prompt in prompts})
+    return [[i for i, prompt in enumerate(prompts) if len(prompt) == n] for n in lengths]
+
+
+def _generate_together(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    choosers: Sequence[Callable[[torch.Tensor], int]],
+    *,
+    new_tokens: int,
+    context_length: int,
+    end_of_text_id: int | None,
+    is_done: Callable[[list[int]], bool],
+) -> list[list[int]]:
     rows = [list(prompt) for prompt in prompts]
-    numbers = range(len(rows)) if row_numbers is None else row_numbers
-    generators = [_row_generator(seed, number) for number in numbers]
-    cache = None
-    if isinstance(model, Model):
-        slots = min(max(map(len, rows), default=0) + new_tokens, context_length)
-        cache = KeyValueCache(model.config, rows=len(rows), slots=slots)
+    longest = max(map(len, rows), default=0) + new_tokens
+    cache = new_cache(model, rows=len(rows), slots=min(longest, context_length))
     unfinished = list(range(len(rows)))
     for _ in range(new_tokens):
         if not unfinished:
@@ -54,11 +94,11 @@ def generate(
         logits = _next_logits(model, [rows[i] for i in unfinished], context_length, cache)
         going_on = []
         for place, i in enumerate(unfinished):
-            token = _choose(logits[place], temperature, top_k, top_p, generators[i])
+            token = choosers[i](logits[place])
             if token == end_of_text_id:
                 continue
             rows[i].append(token)
-            if is_done is None or not is_done(rows[i][len(prompts[i]) :]):
+            if not is_done(rows[i][len(prompts[i]) :]):
                 going_on.append(place)
         if cache is not None and 0 < len(going_on) < len(unfinished):
             cache = cache.expand(torch.tensor(going_on), slots=cache.slots)
@@ -85,7 +125,10 @@ def _row_generator(seed: int, row: int) -> torch.Generator:
 
 
 def _next_logits(
-    model: nn.Module, rows: list[list[int]], context_length: int, cache: KeyValueCache | None
+    model: Model,
+    rows: list[list[int]],
+    context_length: int,
+    cache: KeyValueCache | TransformersCache | None,
 ) -> torch.Tensor:
     """Return the logits of the token after each row, (B, V) in fp32 on the CPU."""
     if cache is not None and max(map(len, rows)) <= context_length:
@@ -121,7 +164,7 @@ def _choose(
 
 
 def sample_texts(
-    model: nn.Module,
+    model: Model,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,

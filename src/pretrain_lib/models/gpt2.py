@@ -4,7 +4,7 @@ Parameter names are those of transformers' `GPT2LMHeadModel`.
 Shapes: B sequences, T positions, D width, H heads, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -62,9 +62,15 @@ class GPT2Config:
         """Number of rows of the embedding table, padding included."""
         return -(-self.vocabulary_size // self.vocabulary_multiple) * self.vocabulary_multiple
 
+    def with_vocabulary_size(self, size: int) -> "GPT2Config":
+        """Return the same shape for another vocabulary."""
+        return replace(self, vocabulary_size=size)
+
 
 class GPT2(nn.Module):
     """A GPT-2 language model, whose output projection is tied to the embedding."""
+
+    has_plain_head = True
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()

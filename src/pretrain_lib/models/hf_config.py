@@ -1,8 +1,8 @@
-"""Convert configurations of GPT-2 and LLaMA from and to those of transformers."""
+"""Convert configurations of GPT-2, LLaMA and Qwen3 from and to those of transformers."""
 
-import json
 from pathlib import Path
 
+from pretrain_lib.files.reading import read_object
 from pretrain_lib.models.gpt2 import GPT2Config
 from pretrain_lib.models.llama import LlamaConfig
 from pretrain_lib.models.rope import FIELDS, RopeScaling
@@ -16,6 +16,23 @@ ROPE_NAMES = {
     "beta_slow": "beta_slow",
     "attention_factor": "attention_factor",
 }
+# Names of activation functions that are the same as those used here.
+SAME_FUNCTION = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "mlp_bias": False}
+QWEN3 = {
+    "model_type": "qwen3",
+    "architectures": ["Qwen3ForCausalLM"],
+    "use_sliding_window": False,
+    "sliding_window": None,
+}
+QWEN3_HEAD_WIDTH = 128  # where a config.json does not say it
+# What transformers also calls the fields of a GPT-2; given both, it takes these.
+GPT2_ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
 
 
 def read_config(folder: Path, *, vocabulary_multiple: int = 128) -> GPT2Config | LlamaConfig:
@@ -24,12 +41,16 @@ def read_config(folder: Path, *, vocabulary_multiple: int = 128) -> GPT2Config |
     Raises ValueError for model types and options that are not supported.
     """
     path, hf = folder / "config.json", read_hf_config(folder)
-    readers = {"gpt2": _gpt2_from_hf, "llama": _llama_from_hf}
-    if hf.get("model_type") not in readers:
+    readers = {"gpt2": _gpt2_from_hf, "llama": _llama_from_hf, "qwen3": _qwen3_from_hf}
+    if hf.get("model_type") not in list(readers):  # it may be of any type
         raise ValueError(
             f"{path}: model_type={hf.get('model_type')!r} must be one of {', '.join(readers)}; "
-            f"other families train through pretrain_lib.CausalLMAdapter"
+            f"other families train with the recipe causal_lm"
         )
+    for key in ("quantization_config", "per_layer_config"):
+        if key in hf:
+            raise ValueError(f"{path}: {key} is not supported")
+    _require(hf, path, {"is_causal": True})
     try:
         return readers[hf["model_type"]](hf, path, vocabulary_multiple)
     except KeyError as error:
@@ -43,13 +64,12 @@ def read_hf_config(folder: Path) -> dict:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} is not a model folder: it has no config.json")
-    try:
-        hf = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is broken, no JSON ({error}): copy it again") from error
-    if not isinstance(hf, dict):
-        raise ValueError(f"{path} must hold a JSON object, such as transformers writes")
-    return hf
+    return parse_hf_config(path)
+
+
+def parse_hf_config(path: Path) -> dict:
+    """Return the content of a `config.json`; raises ValueError if it is not a JSON object."""
+    return read_object(path, remedy="copy it again")
 
 
 def config_to_hf(config: GPT2Config | LlamaConfig) -> dict:
@@ -60,6 +80,7 @@ def config_to_hf(config: GPT2Config | LlamaConfig) -> dict:
             "architectures": ["GPT2LMHeadModel"],
             "vocab_size": config.vocabulary_size,
             "n_positions": config.context_length,
+            "n_ctx": config.context_length,  # read by the converter of llama.cpp
             "n_layer": config.num_layers,
             "n_head": config.num_heads,
             "n_embd": config.width,
@@ -71,20 +92,19 @@ def config_to_hf(config: GPT2Config | LlamaConfig) -> dict:
             "resid_pdrop": config.dropout,
         }
     return {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
+        **(QWEN3 if config.qk_norm else LLAMA),
         "vocab_size": config.vocabulary_size,
         "max_position_embeddings": config.context_length,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.attention_width // config.num_heads,
         "hidden_size": config.width,
         "intermediate_size": config.mlp_width,
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_epsilon,
         **_rope_to_hf(config),
         "attention_bias": False,
-        "mlp_bias": False,
         "tie_word_embeddings": config.tied_head,
     }
 
@@ -122,13 +142,16 @@ def _rope_from_hf(hf: dict, path: Path) -> tuple[float, RopeScaling | None]:
             f"{', '.join(sorted(needed))} and nothing but {', '.join(known)}"
         )
     if "original_context_length" in FIELDS[kind]:
+        if "original_max_position_embeddings" in hf:  # which goes before that of the scaling
+            raise ValueError(f"{path}: original_max_position_embeddings is supported in it only")
         rope = {"original_max_position_embeddings": hf["max_position_embeddings"]} | rope
     return theta, RopeScaling(kind, **{known[key]: value for key, value in rope.items()})
 
 
 def _require(hf: dict, path: Path, expected: dict) -> None:
     for key, value in expected.items():
-        if hf.get(key, value) != value:
+        given = hf.get(key, value)
+        if given != value and SAME_FUNCTION.get(given if isinstance(given, str) else "") != value:
             raise ValueError(f"{path}: {key}={hf[key]!r} is not supported, only {value!r}")
 
 
@@ -140,7 +163,7 @@ def _gpt2_from_hf(hf: dict, path: Path, multiple: int) -> GPT2Config:
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
     }
-    _require(hf, path, expected)
+    _require(hf, path, expected | {alias: hf[own] for alias, own in GPT2_ALIASES.items()})
     if hf.get("n_inner") not in (None, 4 * hf["n_embd"]):
         raise ValueError(f"{path}: n_inner={hf['n_inner']} must be 4 x n_embd")
     dropouts = {hf.get(f"{place}_pdrop", 0.1) for place in ("embd", "attn", "resid")}
@@ -158,11 +181,26 @@ def _gpt2_from_hf(hf: dict, path: Path, multiple: int) -> GPT2Config:
 
 
 def _llama_from_hf(hf: dict, path: Path, multiple: int) -> LlamaConfig:
-    expected = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-    _require(hf, path, expected | {"attention_dropout": 0.0})
+    _require(hf, path, {"mlp_bias": False})
+    return _blocks_from_hf(hf, path, multiple, head_width=hf.get("head_dim"), qk_norm=False)
+
+
+def _qwen3_from_hf(hf: dict, path: Path, multiple: int) -> LlamaConfig:
+    _require(hf, path, {"use_sliding_window": False})
+    kinds = set(hf.get("layer_types") or ()) - {"full_attention"}
+    if kinds:
+        raise ValueError(f"{path}: layer_types={sorted(kinds)} are not supported")
+    width = hf.get("head_dim", QWEN3_HEAD_WIDTH)
+    return _blocks_from_hf(hf, path, multiple, head_width=width, qk_norm=True)
+
+
+def _blocks_from_hf(
+    hf: dict, path: Path, multiple: int, *, head_width: int | None, qk_norm: bool
+) -> LlamaConfig:
+    expected = {"hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0}
+    _require(hf, path, expected)
     theta, scaling = _rope_from_hf(hf, path)
-    if hf.get("head_dim") not in (None, hf["hidden_size"] // hf["num_attention_heads"]):
-        raise ValueError(f"{path}: head_dim={hf['head_dim']} must be hidden_size / heads")
+    usual = hf["hidden_size"] / hf["num_attention_heads"]
     return LlamaConfig(
         vocabulary_size=hf["vocab_size"],
         context_length=hf["max_position_embeddings"],
@@ -170,6 +208,8 @@ def _llama_from_hf(hf: dict, path: Path, multiple: int) -> LlamaConfig:
         num_heads=hf["num_attention_heads"],
         num_key_value_heads=hf.get("num_key_value_heads") or hf["num_attention_heads"],
         width=hf["hidden_size"],
+        head_width=None if head_width == usual else head_width,
+        qk_norm=qk_norm,
         mlp_width=hf["intermediate_size"],
         rope_theta=theta,
         rope_scaling=scaling,

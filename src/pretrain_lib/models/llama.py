@@ -1,10 +1,11 @@
 """LLaMA (Touvron et al. 2023), complete: configuration, initialization and forward.
 
-Parameter names are those of transformers' `LlamaForCausalLM`.
+With `qk_norm` its blocks are those of Qwen3 (Yang et al. 2025). Parameter names are those of
+transformers' `LlamaForCausalLM` and `Qwen3ForCausalLM`.
 Shapes: B sequences, T positions, D width, H heads, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,14 @@ class LlamaConfig:
     )
     width: int = setting(2048, "Length of a hidden state.", minimum=1)
     mlp_width: int = setting(5632, "Length of a hidden state inside the MLP.", minimum=1)
+    head_width: int | None = setting(
+        None, "Length of a head's queries, keys and values; null: width / num_heads.", minimum=2
+    )
+    qk_norm: bool = setting(
+        False,
+        "RMSNorm of each head's queries and keys before the rotation, as in Qwen3 (Henry et al. "
+        "2020).",
+    )
     rope_theta: float = setting(10_000.0, "Base of the rotary frequencies.", above=1)
     rope_scaling: RopeScaling | None = setting(
         None, "For a context that was made longer; null: plain rotary positions."
@@ -57,10 +66,15 @@ class LlamaConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, name="model")
-        if self.width % (2 * self.num_heads):
+        if self.head_width is not None and self.head_width % 2:
+            raise ValueError(
+                f"model.head_width={self.head_width} must be even, as rotary positions need"
+            )
+        if self.head_width is None and self.width % (2 * self.num_heads):
             raise ValueError(
                 f"model.width={self.width} must be a multiple of 2 x model.num_heads="
-                f"{self.num_heads}, so that a head's width is even, as rotary positions need"
+                f"{self.num_heads}, so that a head's width is even, as rotary positions need; or "
+                f"set model.head_width"
             )
         if self.num_heads % self.num_key_value_heads:
             raise ValueError(
@@ -69,13 +83,24 @@ class LlamaConfig:
             )
 
     @property
+    def attention_width(self) -> int:
+        """Length of the queries of all heads together."""
+        return self.num_heads * (self.head_width or self.width // self.num_heads)
+
+    @property
     def padded_vocabulary_size(self) -> int:
         """Number of rows of the embedding table, padding included."""
         return -(-self.vocabulary_size // self.vocabulary_multiple) * self.vocabulary_multiple
 
+    def with_vocabulary_size(self, size: int) -> "LlamaConfig":
+        """Return the same shape for another vocabulary."""
+        return replace(self, vocabulary_size=size)
+
 
 class Llama(nn.Module):
     """A LLaMA language model."""
+
+    has_plain_head = True
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -168,9 +193,8 @@ class Llama(nn.Module):
                 f"model.context_length={self.config.context_length}"
             )
         config = self.config
-        rotation = rotary_angles(
-            positions, config.width // config.num_heads, config.rope_theta, config.rope_scaling
-        )
+        head_width = config.attention_width // config.num_heads
+        rotation = rotary_angles(positions, head_width, config.rope_theta, config.rope_scaling)
         x = self.model["embed_tokens"](input_ids)
         x = run_blocks(
             self.blocks,
@@ -204,16 +228,20 @@ class Block(CheckpointedBlock):
 
 
 class Attention(nn.Module):
-    """Causal grouped-query self-attention with rotary position embeddings."""
+    """Causal grouped-query self-attention with rotary positions, and QK-norm if asked for."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.head_width = config.width // config.num_heads
+        self.head_width = config.attention_width // config.num_heads
         key_value_width = config.num_key_value_heads * self.head_width
-        self.q_proj = nn.Linear(config.width, config.width, bias=False)
+        self.q_proj = nn.Linear(config.width, config.attention_width, bias=False)
         self.k_proj = nn.Linear(config.width, key_value_width, bias=False)
         self.v_proj = nn.Linear(config.width, key_value_width, bias=False)
-        self.o_proj = nn.Linear(config.width, config.width, bias=False)
+        self.o_proj = nn.Linear(config.attention_width, config.width, bias=False)
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(self.head_width, eps=config.norm_epsilon)
+            self.k_norm = nn.RMSNorm(self.head_width, eps=config.norm_epsilon)
 
     def forward(
         self,
@@ -222,17 +250,20 @@ class Attention(nn.Module):
         boundaries: torch.Tensor | None,
         cached: CachedLayer | TokenTrees | None,
     ) -> torch.Tensor:
-        B, T, D = x.shape
+        B, T, _ = x.shape
         q, k, v = (
-            projection(x).view(B, T, -1, self.head_width).transpose(1, 2)
+            projection(x).view(B, T, -1, self.head_width)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )  # (B, H or H_kv, T, head_width)
-        q, k = rotate(q, rotation), rotate(k, rotation)
+        )  # (B, T, H or H_kv, head_width)
+        if self.qk_norm:  # in fp32, as the other norms are under autocast
+            q, k = self.q_norm(q.float()), self.k_norm(k.float())
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        q, k = rotate(q, rotation).to(v.dtype), rotate(k, rotation).to(v.dtype)
         if cached is None:
             y = causal_attention(q, k, v, boundaries=boundaries)
         else:
             y = cached.attend(q, k, v)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, D))
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
 class MLP(nn.Module):

@@ -28,7 +28,7 @@ class AdamWBf16(torch.optim.AdamW):
         """
         super().load_state_dict(state_dict)
         for state in self.state.values():
-            state |= {name: state[name].to(torch.bfloat16) for name in MOMENTS}
+            state |= {k: v.to(torch.bfloat16) for k, v in state.items() if k != "step"}
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> None:

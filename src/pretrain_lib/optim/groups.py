@@ -1,32 +1,21 @@
-"""AdamW with the weight-decay groups of GPT-2 and GPT-3."""
+"""Build an optimizer: AdamW for all parameters, or Muon for the matrices of the layers."""
 
 import torch
 from torch import nn
 
 from pretrain_lib.optim.adamw_bf16 import AdamWBf16
+from pretrain_lib.optim.muon import Muon, MuonBf16
+from pretrain_lib.optim.parameters import parameter_groups
 
 FUSED_DEVICES = ("cuda", "cpu", "mps")
-
-
-def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict]:
-    """Return two groups: matrices and embeddings decay, biases and norms (1-d) do not."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-
-
-def moment_dtype(optimizer: torch.optim.Optimizer) -> torch.dtype:
-    """Return the dtype of an optimizer's moments; it may be in Accelerate's wrapper."""
-    inner = getattr(optimizer, "optimizer", optimizer)
-    return torch.bfloat16 if isinstance(inner, AdamWBf16) else torch.float32
 
 
 def build_adamw(
     model: nn.Module,
     *,
     learning_rate: float,
+    matrix_learning_rate: float | None = None,
+    embedding_learning_rate: float | None = None,
     betas: tuple[float, float] = (0.9, 0.95),
     epsilon: float = 1e-8,
     weight_decay: float = 0.1,
@@ -34,14 +23,47 @@ def build_adamw(
 ) -> torch.optim.AdamW:
     """Build AdamW (Loshchilov and Hutter 2019), fused if the device of the parameters supports it.
 
-    `moments` is the dtype in which both moments are stored: fp32, or bf16 (`AdamWBf16`).
+    Matrices of the layers and embedding tables may have learning rates of their own (None:
+    `learning_rate`). `moments` is the dtype in which both moments are stored: fp32, or bf16
+    (`AdamWBf16`).
     """
-    device = next(model.parameters()).device.type
+    rates = learning_rate, matrix_learning_rate, embedding_learning_rate
+    groups = parameter_groups(model, weight_decay=weight_decay, **_factors(*rates))
     kind = AdamWBf16 if moments == "bf16" else torch.optim.AdamW
-    return kind(
-        parameter_groups(model, weight_decay=weight_decay),
-        lr=learning_rate,
-        betas=betas,
-        eps=epsilon,
-        fused=device in FUSED_DEVICES,
-    )
+    fused = next(model.parameters()).device.type in FUSED_DEVICES
+    return kind(groups, lr=learning_rate, betas=betas, eps=epsilon, fused=fused)
+
+
+def build_muon(
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    matrix_learning_rate: float | None = None,
+    embedding_learning_rate: float | None = None,
+    momentum: float = 0.95,
+    betas: tuple[float, float] = (0.9, 0.95),
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.1,
+    moments: str = "fp32",
+    dtype: torch.dtype = torch.float32,
+) -> Muon | MuonBf16:
+    """Build Muon (Jordan et al. 2024) for the matrices of the layers, with AdamW for all else.
+
+    `matrix_learning_rate` is Muon's (None: `learning_rate`). `dtype` is that of the
+    orthogonalization: fp32, or bf16 as under autocast. The other arguments are those of
+    `build_adamw`.
+    """
+    rates = learning_rate, matrix_learning_rate, embedding_learning_rate
+    groups = parameter_groups(model, weight_decay=weight_decay, muon=True, **_factors(*rates))
+    kind = MuonBf16 if moments == "bf16" else Muon
+    fused = next(model.parameters()).device.type in FUSED_DEVICES
+    options = {"lr": learning_rate, "betas": betas, "eps": epsilon, "fused": fused}
+    return kind(groups, momentum=momentum, dtype=dtype, **options)
+
+
+def _factors(peak: float, matrix: float | None, embedding: float | None) -> dict[str, float]:
+    """Return the factors on the scheduled learning rate, whose peak is `peak`."""
+    return {
+        "matrix_factor": 1.0 if matrix is None else matrix / peak,
+        "embedding_factor": 1.0 if embedding is None else embedding / peak,
+    }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 ScheduleKind = Literal["cosine", "linear", "constant", "wsd"]
+DecayShape = Literal["linear", "cosine", "1-sqrt"]
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,8 @@ class LearningRate:
     """Linear warm-up to `peak`, then decay of shape `kind` to `floor` at `total_steps`.
 
     "constant" stays at the peak. "wsd" (warm-up, stable, decay; Hu et al. 2024) stays at the peak
-    and decays linearly over the last `decay_steps`. After `total_steps` all other kinds stay at the
-    floor.
+    and decays over the last `decay_steps`, in the shape `decay_shape`; 1-sqrt is that of Haegele et
+    al. 2024. After `total_steps` all other kinds stay at the floor.
     """
 
     kind: ScheduleKind
@@ -25,6 +26,7 @@ class LearningRate:
     warmup_steps: int
     total_steps: int
     decay_steps: int = 0
+    decay_shape: DecayShape = "linear"
 
     def __post_init__(self) -> None:
         if self.kind not in (kinds := get_args(ScheduleKind)):
@@ -48,8 +50,15 @@ class LearningRate:
         if step < start:
             return self.peak
         progress = (step - start) / (self.total_steps - start)
-        fall = 0.5 * (1 + math.cos(math.pi * progress)) if self.kind == "cosine" else 1 - progress
-        return self.floor + fall * (self.peak - self.floor)
+        shape = self.decay_shape if self.kind == "wsd" else self.kind
+        return self.floor + _remaining(shape, progress) * (self.peak - self.floor)
+
+
+def _remaining(shape: str, progress: float) -> float:
+    """Return the share of the way from floor to peak that is left, `progress` from 0 to 1."""
+    if shape == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return 1 - math.sqrt(progress) if shape == "1-sqrt" else 1 - progress
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """Estimate the peak memory of a training step from shapes alone.
 
 The estimate adds up the tensors that GPT-2 and LLaMA keep for backward, operator by operator,
-without dropout. Compilation of the loss is taken into account; compiled blocks keep somewhat less
-than estimated. Shapes: N tokens of a micro-batch, D width, F hidden width of the MLP, H heads, V
-rows of the output projection.
+without dropout; for other families see `transformers_memory`. Of compilation, what counts most is
+taken into account.
+
+Shapes: N tokens of a micro-batch, D width, F hidden width of the MLP, H heads, V rows of the output
+projection.
 """
 
 from dataclasses import dataclass
@@ -13,10 +15,12 @@ from torch import nn
 from pretrain_lib.models.gpt2 import GPT2Config
 from pretrain_lib.models.llama import LlamaConfig
 from pretrain_lib.models.loss import chunk_rows
+from pretrain_lib.models.transformers_config import CausalLMConfig
+from pretrain_lib.plan.muon import muon_cost
 from pretrain_lib.plan.network import FP32, Sizes, World
+from pretrain_lib.plan.transformers_memory import kept_bytes, token_bytes
 
 COMPUTE_BYTES = {"bf16": 2, "fp32": 4}
-MOMENTS_BYTES = {"fp32": 8, "bf16": 4}  # both of Adam's moments, per parameter
 GATHERED_LAYERS = 2  # of a sharded model, at a time: the current one and the prefetched next one
 
 
@@ -33,10 +37,16 @@ class Step:
     """Precision of the matrix products: bf16 (autocast) or fp32."""
     activation_checkpointing: str = "none"
     moments: str = "fp32"
+    muon: bool = False
     on_cuda: bool = True
     """On a CPU, the norms of LLaMA keep more, and the loss is computed in smaller blocks."""
     compiled: bool = True
-    """On CUDA, the compiled loss stores no fp32 logits."""
+    """On CUDA, compiled blocks of LLaMA keep less, and the compiled loss stores no fp32 logits."""
+
+    @property
+    def fused(self) -> bool:
+        """Whether the blocks are compiled for CUDA."""
+        return self.on_cuda and self.compiled
 
     @property
     def tokens(self) -> int:
@@ -89,17 +99,17 @@ class _Gradients:
 
 
 def model_sizes(model: nn.Module) -> Sizes:
-    """Return the parameter counts of a GPT-2 or LLaMA, which may be on the meta device."""
+    """Return the parameter counts of a model, which may be on the meta device."""
     total = sum(parameter.numel() for parameter in model.parameters())
-    block = sum(parameter.numel() for parameter in model.blocks[0].parameters())
-    return Sizes(total=total, block=block, num_layers=len(model.blocks))
+    blocks = sum(parameter.numel() for block in model.blocks for parameter in block.parameters())
+    return Sizes(total=total, block=blocks // len(model.blocks), num_layers=len(model.blocks))
 
 
 def estimate_memory(model: nn.Module, step: Step, world: World | None = None) -> Memory:
     """Estimate the memory per device of a training step, from the second step on."""
     world, sizes = world or World(), model_sizes(model)
     weights = FP32 * sizes.total // world.group
-    moments = MOMENTS_BYTES[step.moments] * sizes.total // world.group
+    moments = moment_bytes(model, step) // world.group
     buffers = _buffer_bytes(sizes, world)
     layer = _layer_bytes(model, step, copies=world.gather_bytes == FP32)
     activations = _activation_bytes(model, step, layer)
@@ -112,12 +122,25 @@ def estimate_memory(model: nn.Module, step: Step, world: World | None = None) ->
         gradients.at_last_layer + activations + again,
         gradients.at_first_layer + layer.kept + again,
         gradients.after,
+        FP32 * sizes.total // world.group + _update_bytes(model, step, world),
     ]
     if world.is_sharded:  # evaluation gathers the whole model, without gradients
         peaks.append(FP32 * sizes.total - buffers)
     peak = weights + moments + buffers + max(peaks)
     kept = max(weights, gradients.before)
     return Memory(weights, kept, moments, buffers, activations, loss, peak)
+
+
+def moment_bytes(model: nn.Module, step: Step) -> int:
+    """Return the bytes of all moments: AdamW's two per parameter, one where Muon updates it."""
+    by_muon = muon_cost(model, World(), itemsize=FP32).elements if step.muon else 0
+    return COMPUTE_BYTES[step.moments] * (2 * model_sizes(model).total - by_muon)
+
+
+def _update_bytes(model: nn.Module, step: Step, world: World) -> int:
+    """Return the memory at the height of the update; AdamW's kernels need none."""
+    itemsize = COMPUTE_BYTES[step.precision]
+    return muon_cost(model, world, itemsize=itemsize).working_bytes if step.muon else 0
 
 
 def _buffer_bytes(sizes: Sizes, world: World) -> int:
@@ -149,10 +172,12 @@ def _gradient_bytes(model: nn.Module, step: Step, world: World) -> _Gradients:
 def _layer_bytes(model: nn.Module, step: Step, *, copies: bool) -> _Layer:
     """Return the memory of a layer; `copies` tells whether it makes bf16 copies of its weights."""
     config, N = model.config, step.tokens
-    matrices = [p.numel() for p in model.blocks[0].parameters() if p.dim() == 2]
+    matrices = [p.numel() for p in model.blocks[0].parameters() if p.dim() >= 2]
+    low = COMPUTE_BYTES[step.precision]
+    if isinstance(config, CausalLMConfig):
+        return _transformers_layer_bytes(model, step, copies=copies)
     is_gpt2 = isinstance(config, GPT2Config)
     whole, selected, working = (_gpt2_token if is_gpt2 else _llama_token)(config, step)
-    low = COMPUTE_BYTES[step.precision]
     copied = low * sum(matrices) if copies and step.precision == "bf16" else 0
     everything = N * whole + copied
     kept = {"none": everything, "selective": N * selected, "full": N * FP32 * config.width}
@@ -164,6 +189,22 @@ def _layer_bytes(model: nn.Module, step: Step, *, copies: bool) -> _Layer:
         if step.activation_checkpointing != "none"
         else 0,
         # The gradient of a matrix has the dtype of the product and is then copied to fp32.
+        working=N * working + FP32 * max(matrices),
+    )
+
+
+def _transformers_layer_bytes(model: nn.Module, step: Step, *, copies: bool) -> _Layer:
+    config, N = model.config, step.tokens
+    low, in_bf16 = COMPUTE_BYTES[step.precision], step.precision == "bf16"
+    matrices = [p.numel() for p in model.blocks[0].parameters() if p.dim() >= 2]
+    whole = kept_bytes(config, sequences=step.sequences, length=step.length, low=in_bf16)
+    everything = whole // len(model.blocks) - low * sum(matrices) * (in_bf16 and not copies)
+    selected, working = token_bytes(model.blocks[0], config.width, low)
+    kept = {"none": everything, "selective": N * selected, "full": N * FP32 * config.width}
+    kept = min(everything, kept[step.activation_checkpointing])
+    return _Layer(
+        kept=kept,
+        computed_again=everything - kept,
         working=N * working + FP32 * max(matrices),
     )
 
@@ -185,16 +226,22 @@ def _gpt2_token(config: GPT2Config, step: Step) -> tuple[int, int, int]:
 def _llama_token(config: LlamaConfig, step: Step) -> tuple[int, int, int]:
     """Return bytes a token: kept whole, kept selectively, and working space of backward."""
     D, F, H, low = config.width, config.mlp_width, config.num_heads, COMPUTE_BYTES[step.precision]
-    key_value = 2 * D * config.num_key_value_heads // H
+    A = config.attention_width
+    key_value = 2 * A * config.num_key_value_heads // H
     log_sums = 4 * H
     # On a CPU, norms also keep their normalized input.
     norms = 2 * (4 * D * (1 if step.on_cuda else 2) + 4)
-    # Five linear layers take the outputs of the norms; under autocast, each makes its own copy.
-    copies = 5 if step.precision == "bf16" else 2
+    if config.qk_norm:
+        heads = H + config.num_key_value_heads
+        norms += heads * (4 * (A // H) * (1 if step.on_cuda else 2) + 4)
+    # Five linear layers take the outputs of the norms; under autocast, each makes its own copy. A
+    # compiler keeps one copy for all, and computes SiLU again.
+    in_bf16 = step.precision == "bf16"
+    copies, hidden = (1, 3) if in_bf16 and step.fused else (5 if in_bf16 else 2, 4)
     # q, k and v, attention output, gate before and after SiLU, up, and their product.
-    whole = norms + low * (copies * D + D + key_value + D + 4 * F) + log_sums
+    whole = norms + low * (copies * D + A + key_value + A + hidden * F) + log_sums
     # Residual stream, q, k and v, attention output, both residual branches, gate and up.
-    selected = 4 * D + low * (D + key_value + D + 2 * D + 2 * F) + log_sums
+    selected = 4 * D + low * (A + key_value + A + 2 * D + 2 * F) + log_sums
     # The product of gate and up: gradients of both factors.
     return whole, selected, 4 * D + low * 2 * F
 
@@ -243,4 +290,5 @@ def _table_gradient_bytes(step: Step, several: bool) -> int:
 
 
 def _is_tied(model: nn.Module) -> bool:
-    return isinstance(model.config, GPT2Config) or model.config.tied_head
+    tables = (module.weight for module in model.modules() if isinstance(module, nn.Embedding))
+    return any(table is model.head_weight for table in tables)

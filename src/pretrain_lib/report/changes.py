@@ -9,8 +9,10 @@ import yaml
 
 from pretrain_lib.config.renamed import with_new_names
 from pretrain_lib.config.settings import Recipe, plain
+from pretrain_lib.models.any_model import read_shape
+from pretrain_lib.models.transformers_config import CausalLMConfig
 from pretrain_lib.report.blocks import Table, singular
-from pretrain_lib.report.runs import Run, read_shape
+from pretrain_lib.report.runs import Run
 from pretrain_lib.run_folder.folder import RECIPE
 from pretrain_lib.values import rules_of
 
@@ -29,7 +31,11 @@ def changed_settings(run: Run) -> tuple[str, Table] | None:
     settings, path = with_new_names(run.settings), run.folder / RECIPE
     by_recipe = path.is_file()
     if by_recipe:
-        defaults = with_new_names(yaml.safe_load(path.read_text(encoding="utf-8")))
+        try:
+            defaults = with_new_names(yaml.safe_load(path.read_bytes()))
+        except (yaml.YAMLError, RecursionError, ValueError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} is damaged ({reason}); restore the file") from error
     else:
         defaults = _library_defaults(settings)
     rows = _rows_that_differ([_flatten(defaults), _flatten(settings)], units_of(settings))
@@ -77,7 +83,9 @@ def _sections(settings: dict) -> dict[str, type]:
 
 
 def _library_defaults(settings: dict) -> dict:
-    return {name: plain(asdict(kind())) for name, kind in _sections(settings).items()}
+    # The recipe of a model of transformers names all of it: there is no default.
+    kinds = {n: kind for n, kind in _sections(settings).items() if kind is not CausalLMConfig}
+    return {name: plain(asdict(kind())) for name, kind in kinds.items()}
 
 
 def units_of(settings: dict) -> dict[str, str]:

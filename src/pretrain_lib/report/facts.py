@@ -1,12 +1,10 @@
 """What a report says of a run: its result, cost, environment and events."""
 
-import fcntl
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 
-from pretrain_lib.data.tokens.shards import LOCK
+from pretrain_lib.files.locks import LOCK, is_locked
 from pretrain_lib.report.blocks import Table, count
 from pretrain_lib.report.runs import Run, flops_per_token
 from pretrain_lib.run_folder.folder import PRECISIONS, read_status
@@ -37,19 +35,9 @@ def state_of(run: Run) -> tuple[str, str]:
     """Return the state of a run in a word, and why, from its status and its lock."""
     status = read_status(run.folder)
     state, reason = status.get("state", "unknown"), status.get("reason", "")
-    if state == "running" and not _is_locked(run.folder / LOCK):
+    if state == "running" and (run.folder / LOCK).is_file() and not is_locked(run.folder):
         return "killed", "no process holds the run; started again, it resumes"
     return state, reason
-
-
-def _is_locked(path: Path) -> bool:
-    """Return whether a process holds the lock of a run; True if that is unknown."""
-    try:
-        with path.open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    return False
 
 
 def result_facts(run: Run) -> dict[str, str]:

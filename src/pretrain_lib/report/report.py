@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from pretrain_lib.data.tokens.shards import write_atomically
+from pretrain_lib.files.writes import write_atomically
 from pretrain_lib.report.charts import chart_data
 from pretrain_lib.report.content import compose, has_curves
 from pretrain_lib.report.page import check_plotly, to_html

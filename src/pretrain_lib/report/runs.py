@@ -1,18 +1,16 @@
 """Read runs for plots and reports, with the place of each row on the x axis."""
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 
+from pretrain_lib.files.reading import parse_json
+from pretrain_lib.models.any_model import build_model, read_shape
 from pretrain_lib.models.flops import model_flops
-from pretrain_lib.models.gpt2 import GPT2Config
-from pretrain_lib.models.hf import build_model
-from pretrain_lib.models.llama import LlamaConfig
 from pretrain_lib.run_folder.metrics import human
 from pretrain_lib.run_folder.rows import Rows, read_metrics
 
@@ -87,7 +85,7 @@ def read_manifest(folder: Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(path.read_bytes())
         manifest["config"].items()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the manifest of a run: {error}") from error
@@ -123,13 +121,6 @@ def flops_per_token(settings: dict) -> float | None:
     with torch.device("meta"):
         model = build_model(read_shape(shape))
     return model_flops(model, sequence_length=length).total
-
-
-def read_shape(shape: dict) -> GPT2Config | LlamaConfig:
-    """Return the shape of a model from the section `model` of a manifest."""
-    kind = LlamaConfig if "mlp_width" in shape else GPT2Config
-    known = {each.name for each in fields(kind)} - {"rope_scaling"}
-    return kind(**{name: value for name, value in shape.items() if name in known})
 
 
 def format_tick(axis: Axis) -> Callable[..., str]:

@@ -7,10 +7,10 @@ import torch
 
 from pretrain_lib.evaluate.references import Figure, find_figure, models_near
 from pretrain_lib.evaluate.scored import Score, last_scores, read_results, scores_of_results
+from pretrain_lib.models.any_model import build_model, read_shape
 from pretrain_lib.models.flops import count_parameters
-from pretrain_lib.models.hf import build_model
 from pretrain_lib.report.blocks import Note, Table
-from pretrain_lib.report.runs import Run, read_shape
+from pretrain_lib.report.runs import Run
 
 OF_COMMAND = "scores.json"  # where `make quickstart` has `pretrain eval` write
 ACCURACIES = ("acc", "exact_match", "f1")  # metrics from 0 to 1

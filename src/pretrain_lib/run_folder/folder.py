@@ -1,6 +1,5 @@
 """The folder of a run: its lock, settings, manifest and status."""
 
-import json
 import platform
 import re
 import subprocess
@@ -17,18 +16,19 @@ import yaml
 from accelerate import Accelerator
 
 from pretrain_lib.config.settings import Recipe
-from pretrain_lib.data.tokens.shards import LOCK, lock_folder, write_atomically, write_json
 from pretrain_lib.distributed.launch_file import launch_configuration
-from pretrain_lib.distributed.launched import is_restart, launch_id
-from pretrain_lib.run_folder.metrics import drop_rows_after
+from pretrain_lib.distributed.launched import is_restart
+from pretrain_lib.files.locks import is_locked, lock_folder
+from pretrain_lib.files.outputs import foreign_files
+from pretrain_lib.files.reading import read_if_whole
+from pretrain_lib.files.writes import make_folder, write_atomically, write_json
+from pretrain_lib.run_folder.cut import drop_rows_after
+from pretrain_lib.run_folder.ours import CHECKPOINTS, MANIFEST, RECIPE, check_run_folder
+from pretrain_lib.run_folder.status import STATUS, read_status, write_status
 
-CHECKPOINTS = "checkpoints"
-RECIPE = "recipe.yaml"  # the settings of the recipe itself, before presets, overlays and flags
-MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 SCORES = "scores"  # lm-eval results, one file per evaluated step
-STATUS = "status.json"
 PACKAGES = ("pretrain_lib", "torch", "accelerate", "transformers", "tokenizers", "safetensors")
 # What Accelerate's names of precisions mean.
 PRECISIONS = {"no": "fp32", "bf16": "bf16 autocast, fp32 weights"}
@@ -45,9 +45,11 @@ FREE_SETTINGS = (
     "batch.micro_batch",
     "data.source",
     "data.path",
+    "data.remote_cache_gib",
     "data.workers",
     "data.max_rejected",
     "data.text_field",
+    "data.document_separator",
     "data.validation",
     "data.tokenizer",
     "data.train_tokenizer",
@@ -71,6 +73,7 @@ def open_run_folder(folder: Path, *, resume: str) -> Iterator[None]:
             f"run.dir={folder} is not empty and run.resume=never; give another folder, or set "
             f"run.resume=auto to continue the run"
         )
+    check_run_folder(folder)
     with lock_folder(folder, setting="run.dir"):
         (folder / CHECKPOINTS).mkdir(exist_ok=True)
         yield
@@ -100,7 +103,7 @@ def _is_used(folder: Path) -> bool:
     """Return whether a folder holds more than the files left by a refused start."""
     if not folder.is_dir():
         return False
-    entries = {path.name for path in folder.iterdir()} - {LOCK}
+    entries = set(foreign_files(folder))
     checkpoints = folder / CHECKPOINTS
     if checkpoints.is_dir() and not any(checkpoints.iterdir()):
         entries.discard(CHECKPOINTS)
@@ -114,7 +117,9 @@ def begin_run(folder: Path, config: Recipe, manifest: dict, *, step: int, last_r
 
     The manifest lists the starts of the run: this one, and those before it if it was resumed.
     """
-    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    if not is_locked(folder):  # by this run, which has then looked at the folder
+        check_run_folder(folder)
+    make_folder(folder / CHECKPOINTS)
     _write_settings(folder / "config.yaml", config)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     start = {"step": step, "time": now, "processes": manifest["world"]["processes"]}
@@ -141,23 +146,9 @@ def _write_settings(path: Path, settings: Recipe) -> None:
 
 def _earlier_starts(folder: Path, manifest: dict) -> list[dict]:
     """Return the starts of the same run that the manifest in its folder lists."""
-    path = folder / MANIFEST
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    before = read_if_whole(folder / MANIFEST)
     is_same = before.get("run_id") == manifest["run_id"]
     return before.get("starts", []) if is_same else []
-
-
-def write_status(folder: Path, state: str, *, step: int | None = None, reason: str = "") -> None:
-    """Write `status.json`; `state` is running, done, resumable, failed or refused."""
-    assert state in ("running", "done", "resumable", "failed", "refused"), state
-    launch = {} if launch_id() is None else {"launch": launch_id()}
-    write_json(folder / STATUS, {"state": state, "step": step, "reason": reason} | launch)
-
-
-def read_status(folder: Path) -> dict:
-    """Return the content of `status.json`, empty if there is none."""
-    path = folder / STATUS
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def build_manifest(config: Recipe, fingerprint: str, accelerator: Accelerator) -> dict:
@@ -190,7 +181,9 @@ def device_name(device: torch.device) -> str | None:
     cpus = Path("/proc/cpuinfo")  # Linux
     if device.type != "cpu" or not cpus.is_file():
         return None
-    found = re.search(r"^model name\s*: (.+)$", cpus.read_text(), flags=re.MULTILINE)
+    found = re.search(
+        r"^model name\s*: (.+)$", cpus.read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
     return found[1] if found else None
 
 

@@ -4,12 +4,14 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from pretrain_lib.data.tokens.shards import write_atomically
+from pretrain_lib.files.writes import flush, naming
+from pretrain_lib.run_folder.cut import drop_rows_after
 
 
 class Metrics:
@@ -24,7 +26,7 @@ class Metrics:
         self.path = path
         self.accelerator = accelerator
         self.total_steps = total_steps
-        self.is_main = accelerator.is_main_process
+        self.is_main, self._tracks = accelerator.is_main_process, True
         if self.is_main:
             self._file = path.open("a", encoding="utf-8")
         self._bar = tqdm(
@@ -44,14 +46,32 @@ class Metrics:
         finite = {
             k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
         }
-        self._file.write(json.dumps(finite) + "\n")
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(json.dumps(finite) + "\n")
+            self._file.flush()
         numbers = {
             f"{row['kind']}/{key}": value
             for key, value in finite.items()
             if isinstance(value, int | float) and key != "step"
         }
-        self.accelerator.log(numbers, step=row["step"])
+        if self._tracks:
+            self._track(lambda: self.accelerator.log(numbers, step=row["step"]))
+
+    def _track(self, action: Callable[[], None]) -> None:
+        """Call a function of the trackers, until one fails: no run ends because of a tracker."""
+        try:
+            action()
+        except Exception as error:  # each tracker has its own types
+            self._tracks = False
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self.say(
+                f"warning: a tracker of log.trackers has failed ({reason}) and gets no more rows; "
+                f"{self.path} has them all"
+            )
+
+    def end_trackers(self) -> None:
+        """End the trackers, and the process group."""
+        self._track(self.accelerator.end_training)
 
     def say(self, text: str) -> None:
         """Print text above the progress bar, escaping what the console's encoding lacks."""
@@ -75,30 +95,22 @@ class Metrics:
             self._file = self.path.open("a", encoding="utf-8")
 
     def sync(self) -> None:
-        """Fsync the rows: a checkpoint must not survive a crash that loses the rows before it."""
+        """Fsync the rows and the names in the run folder, among them that of the samples.
+
+        A checkpoint must not survive a crash that loses the rows before it. Raises OSError if the
+        file is gone, for there the run must not go on.
+        """
         if self.is_main:
-            os.fsync(self._file.fileno())
+            with naming(self.path):
+                os.fsync(self._file.fileno())
+            self.path.stat()
+            flush(self.path.parent)
 
     def close(self) -> None:
         """Close the file and the progress bar."""
         self._bar.close()
         if self.is_main:
             self._file.close()
-
-
-def drop_rows_after(path: Path, step: int) -> None:
-    """Drop the rows after `step`, from which a run resumes, from a file of JSON rows."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # an incomplete last line, left by a killed run
-        if row["step"] <= step:
-            kept.append(line)
-    write_atomically(path, "".join(kept).encode())
 
 
 def start_trackers(accelerator: Accelerator, settings: dict, *, run_id: str) -> None:

@@ -1,15 +1,18 @@
 """Read the rows of a run's `metrics.jsonl`, and their columns as arrays."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from pretrain_lib.files.reading import parse_json
 from pretrain_lib.run_folder.folder import METRICS, SAMPLES
 
 Rows = list[dict]
-COMMON = ("kind", "step", "tokens")
+COMMON = {"kind": str, "step": int, "tokens": int}  # the fields of every row, with their types
+NUMBERS = dict.fromkeys(
+    ("loss", "lr", "grad_norm", "tokens_per_second", "seconds"), float | int | None
+)
 
 
 def read_metrics(run: Path) -> Rows:
@@ -31,7 +34,7 @@ def read_rows(path: Path, *, fields: Iterable[str] = COMMON) -> Rows:
 
     Raises ValueError for a line that is not a row with all of `fields`.
     """
-    *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    *lines, _ = path.read_bytes().split(b"\n")
     return [
         _read_row(line, f"{path}, line {number}", fields)
         for number, line in enumerate(lines, start=1)
@@ -44,13 +47,18 @@ def read_samples(run: Path) -> list[dict]:
     return read_rows(path, fields=("step", "prompt", "text")) if path.is_file() else []
 
 
-def _read_row(line: str, where: str, fields: Iterable[str]) -> dict:
+def _read_row(line: bytes, where: str, fields: Iterable[str]) -> dict:
+    shown = ascii(line[:60].decode(errors="replace"))
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON: {line[:60]!r}") from error
+        row = parse_json(line)
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {shown}") from error
     if not isinstance(row, dict) or not row.keys() >= set(fields):
-        raise ValueError(f"{where} is not a row with {', '.join(fields)}: {line[:60]!r}")
+        raise ValueError(f"{where} is not a row with {', '.join(fields)}: {shown}")
+    kinds = {name: COMMON.get(name, str) for name in fields} | NUMBERS
+    for name, value in row.items():
+        if not isinstance(value, kinds.get(name, object)):
+            raise ValueError(f"{where} is not a row, for its {name} is {value!r}")
     return row
 
 
@@ -61,7 +69,10 @@ def column(rows: Rows, kind: str, name: str, *, x: str = "tokens") -> tuple[np.n
     """
     chosen = [row for row in rows if row["kind"] == kind]
     places = np.array([row[x] for row in chosen], dtype=np.float64)
-    return places, np.array([row.get(name) for row in chosen], dtype=np.float64)
+    values = [row.get(name) for row in chosen]
+    if wrong := [v for v in values if not isinstance(v, int | float | None)]:
+        raise ValueError(f"{name} is {wrong[0]!r} in a row of kind {kind}, not a number")
+    return places, np.array(values, dtype=np.float64)
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:

@@ -68,6 +68,11 @@ def find_holder(model: torch.nn.Module) -> Holder:
     if not isinstance(tensor, DTensor):
         distributed = torch.distributed.is_initialized()
         return Holder(0, 1, is_copy=distributed and torch.distributed.get_rank() > 0)
+    return holder_of(tensor)
+
+
+def holder_of(tensor: DTensor) -> Holder:
+    """Return which shard of a tensor this process holds, under FSDP2 or HSDP."""
     mesh, coordinates = tensor.device_mesh, tensor.device_mesh.get_coordinate()
     copies = [isinstance(placement, Replicate) for placement in tensor.placements]
     (dimension,) = (i for i, copied in enumerate(copies) if not copied)

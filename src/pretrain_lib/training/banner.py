@@ -9,8 +9,9 @@ from pretrain_lib.corpus.stretches import choose_stretches
 from pretrain_lib.data.windows.batches import PackedDataset, WindowSource
 from pretrain_lib.distributed.launch_file import launch_remarks
 from pretrain_lib.distributed.sharding import describe_sharding
+from pretrain_lib.models.any_model import name_class
 from pretrain_lib.models.flops import count_parameters
-from pretrain_lib.models.hf import Model
+from pretrain_lib.models.interface import Model
 from pretrain_lib.run_folder.metrics import human
 from pretrain_lib.training.screen import fill
 from pretrain_lib.wording import plural
@@ -69,7 +70,7 @@ def _validation_lines(config: Recipe, corpus: Corpus) -> list[str]:
 
 
 def _planned_epochs(config: Recipe, dataset: PackedDataset) -> list[float]:
-    planned = config.batch_sizes().before(config.learning_rate().total_steps)
+    planned = config.batch_sizes().before(config.whole_run())
     return list(dataset.order.planned_epochs(planned))
 
 
@@ -85,7 +86,7 @@ def _epoch_warnings(config: Recipe, corpus: Corpus, dataset: WindowSource) -> li
         return []
     epochs = _planned_epochs(config, dataset)
     tokens = [len(source) for source in corpus.train]
-    total = config.batch_sizes().before(config.learning_rate().total_steps)
+    total = config.batch_sizes().before(config.whole_run())
     total *= config.batch.sequence_length
     lines = []
     for number, (times, count) in enumerate(zip(epochs, tokens, strict=True)):
@@ -103,7 +104,7 @@ def _epoch_warnings(config: Recipe, corpus: Corpus, dataset: WindowSource) -> li
 
 def _model_line(config: Recipe, model: Model) -> str:
     shape = config.model
-    name = type(shape).__name__.removesuffix("Config")
+    name = name_class(shape)
     return (
         f"model     {name}, {count_parameters(model):,} parameters: "
         f"{plural(shape.num_layers, 'layer')}, {plural(shape.num_heads, 'head')}, "
@@ -118,6 +119,8 @@ def _option_lines(config: Recipe, model: Model) -> list[str]:
         lines.append("compiled blocks and loss (the first step waits for the compiler)")
     if (kind := config.system.activation_checkpointing) != "none":
         chosen.append(f"activation checkpointing: {kind}")
+    if config.optimizer.kind == "muon":
+        chosen.append("Muon for the matrices of the layers")
     if config.optimizer.moments != "fp32":
         chosen.append(f"moments in {config.optimizer.moments}")
     if options.z_loss:
@@ -162,10 +165,14 @@ def _batch_line(config: Recipe, accelerator: Accelerator) -> str:
 
 def _schedule_line(config: Recipe) -> str:
     schedule = config.learning_rate()
-    tokens = config.batch_sizes().before(schedule.total_steps) * config.batch.sequence_length
-    shape = "constant, then linear" if schedule.kind == "wsd" else schedule.kind
+    steps = config.whole_run()
+    tokens = config.batch_sizes().before(steps) * config.batch.sequence_length
+    shape = f"constant, then {schedule.decay_shape}" if schedule.kind == "wsd" else schedule.kind
     shape += "" if schedule.kind == "constant" else f" to {schedule.floor:g}"
+    shape += (
+        f", then {plural(rest, 'step')} there" if (rest := steps - schedule.total_steps) else ""
+    )
     return (
-        f"schedule  {plural(schedule.total_steps, 'step')}, {human(tokens)} tokens; learning rate: "
+        f"schedule  {plural(steps, 'step')}, {human(tokens)} tokens; learning rate: "
         f"{plural(schedule.warmup_steps, 'step')} of warm-up to {schedule.peak:g}, then {shape}"
     )

@@ -1,14 +1,22 @@
 """Evaluation during training: validation loss, lm-eval scores and samples."""
 
 import json
+import os
 import time
 from operator import itemgetter
 
 from accelerate.utils import gather_object
 
+from pretrain_lib.config.run_sections import VALIDATION_LOSS
+from pretrain_lib.distributed.launched import on_main
 from pretrain_lib.distributed.sharding import whole_weights
 from pretrain_lib.evaluate.harness import evaluate_model
-from pretrain_lib.evaluate.results import format_line, iterate_scores, write_results
+from pretrain_lib.evaluate.results import (
+    find_score,
+    format_line,
+    iterate_scores,
+    write_results,
+)
 from pretrain_lib.evaluate.validation import validate
 from pretrain_lib.models.generation import sample_texts
 from pretrain_lib.quiet import without_foreign_progress
@@ -100,7 +108,18 @@ def _validate(run: Run) -> None:
 
 
 def _score(run: Run) -> None:
-    """Score the current model with lm-eval, distributed over all processes."""
+    """Score the current model, and note whether what `checkpoint.keep_best` names is the best."""
+    results, state, kept = _score_together(run), run.state, run.config.checkpoint.keep_best
+    if kept is None or kept == VALIDATION_LOSS:
+        return
+    value, higher = on_main(run.accelerator, lambda: find_score(results, kept))
+    best, _ = state.best_scores.get(kept, (None, 0))
+    if best is None or (value > best if higher else value < best):
+        state.best_scores = {kept: [value, state.step]}
+
+
+def _score_together(run: Run) -> dict:
+    """Run lm-eval on all processes; return its results on the main process, {} elsewhere."""
     # Imported here, so that lm-eval is required only for runs that use it.
     from pretrain_lib.evaluate.live_model import LiveModel, transformers_tokenizer
     from pretrain_lib.evaluate.team import follow, lead
@@ -109,7 +128,7 @@ def _score(run: Run) -> None:
     if not run.accelerator.is_main_process:
         own = transformers_tokenizer(tokenizer)
         follow(run.accelerator, LiveModel(run.model, own, batch_size=scores.batch_size))
-        return
+        return {}
     started = time.monotonic()
     options = {"limit": scores.limit, "batch_size": scores.batch_size}
     with lead(run.accelerator) as deal, without_foreign_progress():
@@ -123,6 +142,7 @@ def _score(run: Run) -> None:
     seconds = time.monotonic() - started
     text = f"scores at step {state.step:,}, in {seconds:.1f} s: {format_line(results)}"
     run.metrics.say(fill(text))
+    return results
 
 
 def _sample(run: Run) -> None:
@@ -149,5 +169,7 @@ def _sample(run: Run) -> None:
         with (run.folder / SAMPLES).open("a", encoding="utf-8") as file:
             rows = (json.dumps({"step": run.state.step, **sample}) for sample in samples)
             file.writelines(f"{row}\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())  # as the metrics: no later checkpoint may outlive them
         for sample in samples:
             run.metrics.say(format_sample(sample, step=run.state.step))

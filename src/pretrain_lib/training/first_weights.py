@@ -1,15 +1,23 @@
 """The initial weights of a new run: random, or from a Hugging Face model folder."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
 from pretrain_lib.config.settings import Recipe
-from pretrain_lib.models.hf import Model, check_weights, load_weights
+from pretrain_lib.models.any_model import load_weights
 from pretrain_lib.models.hf_config import read_config
+from pretrain_lib.models.interface import Model
+from pretrain_lib.models.transformers_config import NOT_THE_SHAPE, CausalLMConfig
+from pretrain_lib.models.weight_files import check_weights
 
 # Fields that may differ from the folder, because its weights are valid for any value of them.
 FREE_FIELDS = ("dropout", "vocabulary_multiple")
+HF_FREE_FIELDS = (*NOT_THE_SHAPE, "use_cache", "initializer_range", "output_router_logits")
+
+
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # OWNER/NAME, or the name of an old model
 
 
 def set_first_weights(config: Recipe, model: Model, *, has_weights: bool) -> None:
@@ -20,9 +28,31 @@ def set_first_weights(config: Recipe, model: Model, *, has_weights: bool) -> Non
     """
     if config.run.initial_weights is not None:
         check_first_weights(config)
-        load_weights(model, Path(config.run.initial_weights).expanduser())
+        load_weights(model, find_weights(config.run.initial_weights))
     elif not has_weights:
         model.initialize(config.run.seed)
+
+
+def find_weights(name: str) -> Path:
+    """Return a folder of weights by its path, or by a name on the Hub, from which it is fetched.
+
+    Raises ValueError if there is neither.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if not HUB_NAME.fullmatch(name):
+        raise ValueError(f"run.initial_weights={name} is no folder: give one with config.json")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"run.initial_weights={name} is no folder, and the Hugging Face Hub has no such model "
+            f"within reach ({reason}): give a folder with config.json, or a name on the hub"
+        ) from error
 
 
 def check_first_weights(config: Recipe) -> None:
@@ -35,9 +65,12 @@ def check_first_weights(config: Recipe) -> None:
             f"run.initial_weights={name} and run.resume={config.run.resume} both say where to "
             f"begin: give one of them"
         )
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"run.initial_weights={name} is no folder: give one with config.json")
+    folder = find_weights(name)
+    if isinstance(config.model, CausalLMConfig):
+        theirs = CausalLMConfig(config=str(folder))
+        check_weights(folder)
+        _check_same_family(name, config.model.hf.to_dict(), theirs.hf.to_dict())
+        return
     theirs = read_config(folder)
     check_weights(folder)
     kinds = [type(one).__name__.removesuffix("Config") for one in (theirs, config.model)]
@@ -54,6 +87,23 @@ def check_first_weights(config: Recipe) -> None:
         raise ValueError(
             f"run.initial_weights={name} holds another model than {found}: give {flags}"
         )
+
+
+def _check_same_family(name: str, ours: dict, given: dict) -> None:
+    """Raise ValueError if two configurations of transformers describe different models."""
+    names = sorted(key for key in ours.keys() | given.keys() if not _is_free(key))
+    differ = [key for key in names if ours.get(key) != given.get(key)]
+    if differ:
+        found = ", ".join(f"{key}={ours.get(key)}, not {given.get(key)}" for key in differ)
+        raise ValueError(
+            f"run.initial_weights={name} holds another model than model.config, which has {found}: "
+            f"give --model.config {name}"
+        )
+
+
+def _is_free(key: str) -> bool:
+    """Return whether the weights of a folder are valid for any value of a field of its config."""
+    return key in HF_FREE_FIELDS or "dropout" in key or key.endswith("_token_id")
 
 
 def _flag(value: object) -> str:

@@ -11,11 +11,11 @@ from pretrain_lib.corpus.fit import fit_to_text
 from pretrain_lib.corpus.paths import Corpus
 from pretrain_lib.data.windows.batches import Batch
 from pretrain_lib.distributed.launched import on_main
-from pretrain_lib.errors import LocalFault, raised_here
+from pretrain_lib.errors import LocalFault, is_of_disk, raised_here
 from pretrain_lib.models.flops import has_data_sheet, model_flops
-from pretrain_lib.models.hf import Model
+from pretrain_lib.models.interface import Model
 from pretrain_lib.optim.spikes import Limits, spike_limits
-from pretrain_lib.run_folder.folder import METRICS, write_status
+from pretrain_lib.run_folder.folder import METRICS, read_status, write_status
 from pretrain_lib.run_folder.rows import read_rows
 from pretrain_lib.training.evaluation import estimate_left, evaluate_if_due, is_due
 from pretrain_lib.training.measured import peak_memory
@@ -52,7 +52,10 @@ def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator
             if ended or reason is not None:
                 return _finish(run, None if ended else reason)
             started = time.monotonic()
+            run.profiler.before(step + 1)
             result, limits = _step(run, next(batches))
+            for line in run.profiler.after(step + 1):
+                run.metrics.say(line)
             _record(run, result, seconds=time.monotonic() - started)
             if result.skipped and turn_back_or_go_on(run, result, limits):
                 batches.close()
@@ -135,18 +138,19 @@ def _evaluate(run: Run) -> None:
     """Run the evaluations that are due; if one fails, save a checkpoint before raising."""
     try:
         evaluate_if_due(run)
-    except Exception:
-        # One rank of several cannot save alone, and a lost peer is no reason to: the run goes on
-        # from its newest checkpoint and repeats the evaluation.
-        if run.accelerator.num_processes == 1:
+    except Exception as error:
+        # One rank of several cannot save alone, and a lost peer is no reason to, nor is a disk that
+        # fails: the run goes on from its newest checkpoint and repeats the evaluation.
+        if run.accelerator.num_processes == 1 and not is_of_disk(error):
             _save(run, due=True)
         raise
 
 
 def _save(run: Run, *, due: bool) -> None:
-    """Start saving a checkpoint if `due`, or if an interval in steps or tokens has ended."""
+    """Start saving a checkpoint if `due`, or if an interval has ended or what is kept is best."""
     state = run.state
-    if not (due or run.config.save_is_due(state.step, state.tokens)):
+    best = 0 < state.step == state.step_of_best(run.config.checkpoint.keep_best)
+    if not (due or best or run.config.save_is_due(state.step, state.tokens)):
         return
     _note_saved(run)
     started = time.monotonic()
@@ -184,7 +188,8 @@ def _finish(run: Run, stopped_by: str | None) -> str:
     if failed:
         reason += ", but its checkpoint could not be written: make room and start again"
     if run.accelerator.is_main_process:
-        write_status(run.folder, state, step=run.state.step, reason=reason)
+        step = read_status(run.folder).get("step") if failed else run.state.step
+        write_status(run.folder, state, step=step, reason=reason)
         rows = read_rows(run.folder / METRICS) if (run.folder / METRICS).is_file() else []
         for line in summary(run, rows, state=state, reason=reason):
             run.metrics.say(line)
@@ -199,4 +204,4 @@ def _leave_group(run: Run) -> None:
     """
     run.prepared_model = None
     run.accelerator.free_memory()
-    run.accelerator.end_training()
+    run.metrics.end_trackers()

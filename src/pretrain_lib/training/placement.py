@@ -4,9 +4,10 @@ import torch
 from accelerate import Accelerator
 
 from pretrain_lib.config.settings import Recipe
-from pretrain_lib.distributed.sharding import is_sharded, share_weights
-from pretrain_lib.models.hf import Model
-from pretrain_lib.optim.groups import build_adamw
+from pretrain_lib.config.training_sections import OptimizerConfig
+from pretrain_lib.distributed.sharding import is_sharded, shard_by_block, share_weights
+from pretrain_lib.models.interface import Model
+from pretrain_lib.optim.groups import build_adamw, build_muon
 
 
 def place(
@@ -18,12 +19,25 @@ def place(
         model.to_empty(device="cpu")
     elif is_sharded(accelerator):
         share_weights(model, accelerator)
-    optimizer = build_adamw(
-        model,
-        learning_rate=config.optimizer.learning_rate,
-        betas=config.optimizer.betas,
-        epsilon=config.optimizer.epsilon,
-        weight_decay=config.optimizer.weight_decay,
-        moments=config.optimizer.moments,
-    )
-    return accelerator.prepare(model, optimizer)
+    if is_sharded(accelerator):
+        shard_by_block(model, accelerator)
+    return accelerator.prepare(model, _build_optimizer(config.optimizer, model, accelerator))
+
+
+def _build_optimizer(
+    settings: OptimizerConfig, model: Model, accelerator: Accelerator
+) -> torch.optim.Optimizer:
+    options = {
+        "learning_rate": settings.learning_rate,
+        "matrix_learning_rate": settings.matrix_learning_rate,
+        "embedding_learning_rate": settings.embedding_learning_rate,
+        "betas": settings.betas,
+        "epsilon": settings.epsilon,
+        "weight_decay": settings.weight_decay,
+        "moments": settings.moments,
+    }
+    if settings.kind == "adamw":
+        return build_adamw(model, **options)
+    low_precision = accelerator.mixed_precision == "bf16"
+    dtype = torch.bfloat16 if low_precision else torch.float32
+    return build_muon(model, momentum=settings.momentum, dtype=dtype, **options)

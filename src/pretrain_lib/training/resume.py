@@ -7,16 +7,22 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from pretrain_lib.checkpoint.folders import find_newest, verify_checkpoint
+from pretrain_lib.checkpoint.folders import (
+    find_newest,
+    prune,
+    remove_leftovers,
+    verify_checkpoint,
+)
 from pretrain_lib.checkpoint.state import TrainingState, load_checkpoint, read_state
 from pretrain_lib.config.renamed import with_new_names
 from pretrain_lib.config.rules import DATA
 from pretrain_lib.config.settings import Recipe
 from pretrain_lib.data.permutation import ORDER_VERSION
 from pretrain_lib.distributed.launched import on_all, on_main
-from pretrain_lib.models.hf import Model
+from pretrain_lib.models.interface import Model
 from pretrain_lib.run_folder.folder import (
     CHECKPOINTS,
+    read_status,
     setting_changes,
     unsafe_changes,
     was_begun_here,
@@ -88,7 +94,8 @@ def _load(
             f"{path}: order_version={state.order_version}; this version of pretrain_lib reads the "
             f"data in order {ORDER_VERSION}"
         )
-    changes = setting_changes(with_new_names(before["config"]), manifest["config"])
+    now = manifest["config"]
+    changes = setting_changes(with_new_names(before["config"], now=now), now)
     fingerprints = [m["data_fingerprint"][:12] for m in (before, manifest)]
     if fingerprints[0] != fingerprints[1]:
         changes[DATA] = tuple(fingerprints)
@@ -138,11 +145,20 @@ def _choose(config: Recipe) -> tuple[Path | None, bool]:
     if named is not None and named.resolve().parent == own.resolve() and not restarted:
         return _whole(named), False
     if (newest := find_newest(own)) is not None:  # also for a fork with checkpoints of its own
+        kept = {name: getattr(config.checkpoint, name) for name in ("keep_last", "keep_every")}
+        best = read_state(newest)[0].step_of_best(config.checkpoint.keep_best)
+        prune(own, newest, **kept, best=best, later=False)  # a power cut may have brought old back
+        remove_leftovers(own)
         return newest, False
     if broken := [path for path in own.glob("step-*") if path.is_dir()]:
         raise ValueError(
             f"{own} holds {plural(len(broken), 'checkpoint')} and none is whole "
             f"({verify_checkpoint(max(broken))[0]}): restore one, or delete them to start anew"
+        )
+    if (reached := read_status(own.parent).get("step") or 0) > 0:
+        raise ValueError(
+            f"run.dir={own.parent} had a checkpoint of step {reached} and has none: a start from "
+            f"the beginning would drop its metrics; put the checkpoint back, or give another folder"
         )
     return (None, False) if named is None else (_whole(named), True)
 

@@ -6,8 +6,8 @@ from pretrain_lib.checkpoint.folders import find_newest
 from pretrain_lib.checkpoint.state import load_checkpoint, read_state
 from pretrain_lib.distributed.launched import on_main
 from pretrain_lib.optim.spikes import Limits, describe_skip
+from pretrain_lib.run_folder.cut import drop_rows_after
 from pretrain_lib.run_folder.folder import CHECKPOINTS, SAMPLES
-from pretrain_lib.run_folder.metrics import drop_rows_after
 from pretrain_lib.training.run import Run, note, tell
 from pretrain_lib.training.step import StepResult
 from pretrain_lib.wording import plural

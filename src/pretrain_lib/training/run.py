@@ -19,7 +19,7 @@ from pretrain_lib.distributed.launched import on_all
 from pretrain_lib.distributed.sharding import is_sharded, writes_by_one
 from pretrain_lib.evaluate.tasks import Tasks, open_scored_tasks
 from pretrain_lib.models.flops import device_peak
-from pretrain_lib.models.hf import Model
+from pretrain_lib.models.interface import Model
 from pretrain_lib.run_folder.folder import (
     CHECKPOINTS,
     METRICS,
@@ -32,6 +32,7 @@ from pretrain_lib.training.banner import banner
 from pretrain_lib.training.first_weights import set_first_weights
 from pretrain_lib.training.measured import TimeLeft
 from pretrain_lib.training.placement import place
+from pretrain_lib.training.profiler import PROFILE, StepProfiler
 from pretrain_lib.training.resume import Start, resume
 from pretrain_lib.training.screen import fill
 from pretrain_lib.training.speed import choose_compile, set_up_model
@@ -60,6 +61,7 @@ class Run:
     peak: float | None  # FLOP/s of all devices
     stretches: tuple[Stretch, ...]  # of held-out text, for validation
     tasks: Tasks | None  # to score on; on the main process only
+    profiler: StepProfiler
     continued_at: int | None  # step resumed from, if not a fork: its evaluations are done
     time_left: TimeLeft = field(default_factory=TimeLeft)
 
@@ -106,6 +108,7 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
             tokenizer=corpus.tokenizer,
         ),
         tasks=tasks,
+        profiler=_build_profiler(config, accelerator),
         continued_at=state.step if start.continues else None,
     )
     _announce(run, start)
@@ -147,6 +150,11 @@ def _start_metrics(
     return Metrics(folder / METRICS, accelerator, total_steps=config.last_step(), step=step)
 
 
+def _build_profiler(config: Recipe, accelerator: Accelerator) -> StepProfiler:
+    steps = config.system.profile if accelerator.is_main_process else None
+    return StepProfiler(steps, Path(config.run.dir) / PROFILE, accelerator.device)
+
+
 def _start_watch(config: Recipe, save_bytes: int, accelerator: Accelerator) -> StopWatch:
     expected_save = save_bytes / SLOW_DISK
     return StopWatch(accelerator, max_time=config.run.max_time, expected_save=expected_save)
@@ -164,6 +172,7 @@ def _build_writer(
         manifest=manifest,
         keep_last=config.checkpoint.keep_last,
         keep_every=config.checkpoint.keep_every,
+        keep_best=config.checkpoint.keep_best,
     )
 
 

@@ -5,8 +5,9 @@ import shutil
 
 import torch
 
+from pretrain_lib.models.any_model import checkpoint_activations
 from pretrain_lib.models.blocks import TrainingOptions
-from pretrain_lib.models.hf import Model
+from pretrain_lib.models.interface import Model
 
 COMPILERS = (os.environ.get("CXX", "g++"), "clang++")  # those that torch looks for
 
@@ -23,10 +24,9 @@ def set_up_model(
     Blocks are compiled one by one (regional compilation): all share one graph, which compiles in a
     fraction of the time that the whole model would take.
     """
-    for block in model.blocks:
-        block.activation_checkpointing = activation_checkpointing
-        if compiled:
-            block.compile()
+    checkpoint_activations(model, activation_checkpointing)
+    for block in model.blocks if compiled else ():
+        block.compile()
     model.options = TrainingOptions(compiled=compiled, z_loss=z_loss)
 
 

@@ -121,7 +121,7 @@ def _update(optimizer: torch.optim.Optimizer, learning_rate: float, *, skip: tor
     """
     inner = getattr(optimizer, "optimizer", optimizer)  # unwrap Accelerate's wrapper
     for group in inner.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("lr_factor", 1.0)
     if all(group.get("fused") for group in inner.param_groups):
         inner.grad_scale, inner.found_inf = None, skip.float()
         optimizer.step()

@@ -1,12 +1,12 @@
 """The table at the end of a run: what it cost, what came of it, where all lies, what to do next."""
 
-import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from pretrain_lib.checkpoint.folders import find_newest
 from pretrain_lib.evaluate.references import find_figure, models_near
+from pretrain_lib.files.reading import read_if_whole
 from pretrain_lib.models.flops import count_parameters, has_data_sheet
 from pretrain_lib.run_folder.folder import CHECKPOINTS, METRICS, SAMPLES, SCORES
 from pretrain_lib.run_folder.metrics import human, human_time
@@ -40,7 +40,7 @@ def summary(run: Run, rows: Rows, *, state: str, reason: str) -> list[str]:
 
 
 def _headline(run: Run, state: str, reason: str) -> list[str]:
-    step, left = run.state.step, run.config.learning_rate().total_steps - run.state.step
+    step, left = run.state.step, run.config.whole_run() - run.state.step
     if state == "resumable":
         text = f"stopped, resumable at step {step:,} of {run.last_step:,}: {reason}. "
         return fill(f"{text}Start the same command again to go on from there").split("\n")
@@ -129,7 +129,7 @@ def _scores(run: Run, rows: Rows) -> Iterator[tuple[str, str]]:
 
 def _shots(path: Path) -> dict[str, int]:
     """Return the number of examples in the prompts of each task, from lm-eval's results."""
-    return json.loads(path.read_text()).get("n-shot", {}) if path.is_file() else {}
+    return read_if_whole(path).get("n-shot", {})
 
 
 def _places(run: Run) -> Iterator[tuple[str, str]]:

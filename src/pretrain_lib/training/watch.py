@@ -8,7 +8,7 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 STARTED = "PRETRAIN_LIB_STARTED"  # seconds since the epoch, set when the command starts
 
 
@@ -23,12 +23,17 @@ class StopWatch:
     ) -> None:
         self.accelerator = accelerator
         self.max_time = max_time
-        self.started = float(os.environ.get(STARTED, time.time()))
+        # From here on by a clock that nobody sets back.
+        self._earlier = max(0.0, time.time() - float(os.environ.get(STARTED, time.time())))
+        self._opened = time.monotonic()
         self.longest_save = expected_save  # seconds, assumed until a save has been measured
         self.longest_step = 0.0
         self.longest_evaluation = 0.0  # seconds, with scores and samples
         self._signal: int | None = None
-        self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        # `nohup` has a run ignore that its terminal is closed.
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        numbers = [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
+        self._previous = {number: signal.signal(number, self._note) for number in numbers}
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self._signal == signal.SIGINT:
@@ -53,7 +58,7 @@ class StopWatch:
         """Return the expected run time in seconds after another step, its evaluation and a save."""
         margin = 1.5 * self.longest_step + 2 * self.longest_save
         margin += 1.5 * self.longest_evaluation if evaluation_next else 0
-        return time.time() - self.started + margin
+        return self._earlier + time.monotonic() - self._opened + margin
 
     def close(self) -> None:
         """Restore the previous signal handlers."""

@@ -13,14 +13,13 @@ import numpy as np
 from pretrain_lib.data.permutation import derive_keys, permute
 from pretrain_lib.data.pool import count
 from pretrain_lib.data.prepare.holdout import HeldOut, hash_fraction, parse_validation
+from pretrain_lib.data.prepare.left_out import Report
+from pretrain_lib.data.prepare.loss_spans import Spans, mask_tokens
 from pretrain_lib.data.text.encoder import Encoder, load_encoder
-from pretrain_lib.data.text.formats import Document, Rejected
 from pretrain_lib.data.text.sources import Source
-from pretrain_lib.wording import plural
 
 GROUP_BYTES = 64 * 2**20  # of text
-COUNT_EVERY_BYTES = 2**20  # of text, between updates of the progress bar
-EXAMPLES = 3  # how many rejected documents are reported
+BATCH_BYTES = 4 * 2**20  # of text, encoded at once
 
 
 @dataclass(frozen=True)
@@ -32,15 +31,17 @@ class UnitTask:
     name: str
     """Part of the key that shuffles the unit's documents."""
     tokenizer_folder: Path
-    fast: bool
+    package: str
     cuts_text: bool
     validation: str
     held_out: HeldOut
     max_rejected: int
+    has_spans: bool = False
+    """Whether the spans of a text that count as targets are known."""
 
     def load_encoder(self) -> Encoder:
         """Load the encoder, which each process caches."""
-        return load_encoder(self.tokenizer_folder, fast=self.fast, cuts_text=self.cuts_text)
+        return load_encoder(self.tokenizer_folder, package=self.package, cuts_text=self.cuts_text)
 
 
 @dataclass
@@ -49,39 +50,16 @@ class Group:
 
     split: str
     name: str
-    documents: list[Document]
-    text_bytes: int
+    texts: list[bytes] = field(default_factory=list)
+    """The UTF-8 text of each document."""
+    spans: list[Spans | None] = field(default_factory=list)
+    """What counts as a target in each document, None for all of it."""
+    text_bytes: int = 0
+    begins: bool = True
+    last_ends: bool = True
+    """Whether the documents are complete, rather than one part of a large file."""
     skipped_tokens: int = 0
     """How many tokens of the first document are held out."""
-
-    @property
-    def last_ends(self) -> bool:
-        """Whether the last document is complete, rather than a part of a large file."""
-        return self.documents[-1].ends
-
-
-@dataclass
-class Report:
-    """Counts of the documents that are not written, with examples."""
-
-    empty: int = 0
-    rejected: int = 0
-    examples: list[str] = field(default_factory=list)
-
-    def add(self, other: "Report") -> None:
-        """Add the report of another unit."""
-        self.empty += other.empty
-        self.rejected += other.rejected
-        self.examples = (self.examples + other.examples)[:EXAMPLES]
-
-    def check(self, max_rejected: int) -> None:
-        """Raise ValueError if more documents than `max_rejected` could not be read."""
-        if self.rejected > max_rejected:
-            documents = plural(self.rejected, "document")
-            raise ValueError(
-                f"{documents} could not be read, more than data.max_rejected="
-                f"{max_rejected}; fix them or raise the limit. {'; '.join(self.examples)}"
-            )
 
 
 def gather_groups(task: UnitTask, report: Report) -> Iterator[Group]:
@@ -94,67 +72,88 @@ def gather_groups(task: UnitTask, report: Report) -> Iterator[Group]:
     open_groups: dict[str, Group] = {}
     numbers = {"train": 0, "validation": 0}
     for position, document in enumerate(task.source.documents(task.unit)):
-        has_text = _has_text(document, report)
-        report.check(task.max_rejected)
-        if position < task.held_out.documents or not has_text:
+        if not report.count_document(document):
+            report.check(task.max_rejected)
             continue
-        split = "validation" if kind == "hash" and hash_fraction(document) < share else "train"
+        if position < task.held_out.documents:
+            continue
+        text = document.text.encode()
+        held_out = kind == "hash" and hash_fraction(document.digest or text) < share
+        split = "validation" if held_out else "train"
         if split not in open_groups:
             name = f"{split}-{task.name}-{numbers[split]:03d}"
-            open_groups[split], numbers[split] = Group(split, name, [], 0), numbers[split] + 1
+            open_groups[split], numbers[split] = Group(split, name), numbers[split] + 1
         group = open_groups[split]
         if position == task.held_out.documents:
             group.skipped_tokens = task.held_out.tokens
-        group.documents.append(document)
-        group.text_bytes += len(document.text.encode())
+        group.texts.append(text)
+        group.spans.append(document.spans)
+        group.text_bytes += len(text)
+        if not (document.begins and document.ends):
+            group.begins, group.last_ends = document.begins, document.ends
+        whole = group.begins and group.last_ends
+        assert whole or len(group.texts) == 1, "a part of a document is a group of its own"
         if group.text_bytes >= GROUP_BYTES:
             yield _shuffled(open_groups.pop(split))
     for group in open_groups.values():
         yield _shuffled(group)
 
 
-def _has_text(document: Document | Rejected, report: Report) -> bool:
-    if isinstance(document, Rejected):
-        report.add(Report(rejected=1, examples=[f"{document.where}: {document.reason}"]))
-        return False
-    report.empty += document.is_blank
-    return not document.is_blank
-
-
 def _shuffled(group: Group) -> Group:
     """Shuffle a group's documents; a first document whose start is held out stays first."""
     first = 1 if group.skipped_tokens else 0
-    rest = group.documents[first:]
-    order = permute(np.arange(len(rest)), size=len(rest), keys=derive_keys("documents", group.name))
-    group.documents[first:] = [rest[i] for i in order]
-    assert len(group.documents) == 1 or all(d.begins and d.ends for d in group.documents)
+    rest = group.texts[first:]
+    order = _draw_order(len(rest), derive_keys("documents", group.name))
+    group.texts[first:] = [rest[i] for i in order.tolist()]
+    group.spans[first:] = [group.spans[first + i] for i in order.tolist()]
     return group
 
 
-def encode_group(task: UnitTask, group: Group) -> list[np.ndarray]:
-    """Tokenize the documents of a group, updating the progress bar."""
-    encoded, tokens, text_bytes, documents = [], 0, 0, 0
-    for document, ids in zip(
-        group.documents, task.load_encoder().encode(group.documents), strict=True
-    ):
-        encoded.append(ids)
-        documents, tokens = documents + 1, tokens + len(ids)
-        text_bytes += len(document.text.encode())
-        if text_bytes >= COUNT_EVERY_BYTES:
-            count(documents=documents, tokens=tokens, text_bytes=text_bytes)
-            documents = tokens = text_bytes = 0
-    count(documents=documents, tokens=tokens, text_bytes=text_bytes)
+def _draw_order(size: int, keys: np.ndarray) -> np.ndarray:
+    """Return `permute` of all of `range(size)`, by far fewer operations for a small one."""
+    domain = 4 ** (((size - 1).bit_length() + 1) // 2 or 1)
+    table = permute(np.arange(domain), size=domain, keys=keys)
+    order = table[:size]
+    while (outside := order >= size).any():
+        order = np.where(outside, table[order], order)
+    return order
+
+
+def encode_group(task: UnitTask, group: Group) -> tuple[np.ndarray, np.ndarray]:
+    """Tokenize the documents of a group, updating the progress bar.
+
+    Returns their ids one after the other, and where each document ends (int64).
+    """
+    encoder, parts, all_ends, size = task.load_encoder(), [], [], 0
+    for texts in _batches(group.texts):
+        ids, ends = encoder.encode(texts, begins=group.begins)
+        parts.append(ids)
+        all_ends.append(ends + size)
+        size += len(ids)
+        count(documents=len(texts), tokens=len(ids), text_bytes=sum(map(len, texts)))
+    if len(parts) > 1:
+        parts, all_ends = [np.concatenate(parts)], [np.concatenate(all_ends)]
+    (tokens,), (ends,) = parts, all_ends
     if group.skipped_tokens:
-        encoded[0] = encoded[0][group.skipped_tokens :]
-        group.text_bytes -= len(group.documents[0].text.encode())
-        group.text_bytes += len(task.load_encoder().tokenizer.decode(encoded[0]).encode())
-    return encoded
+        tokens, ends = tokens[group.skipped_tokens :], ends - group.skipped_tokens
+        group.text_bytes -= len(group.texts[0])
+        group.text_bytes += len(encoder.tokenizer.decode(tokens[: ends[0]]).encode())
+    return tokens, ends
 
 
-def describe_left_out(report: dict) -> Iterator[str]:
-    """Yield lines about the documents that `pretrain prepare` left out, if any."""
-    if report["empty"] or report["rejected"]:
-        empty = plural(report["empty"], "empty document")
-        yield f"left out    {empty}, {report['rejected']:,} unreadable"
-    for example in report["examples"]:
-        yield f"            {example}"
+def mask_group(
+    task: UnitTask, group: Group, tokens: np.ndarray, ends: np.ndarray
+) -> np.ndarray | None:
+    """Return which tokens of an encoded group count as targets, None if there are no spans."""
+    if not task.has_spans:
+        return None
+    return mask_tokens(task.load_encoder().tokenizer, tokens, ends, group.texts, group.spans)
+
+
+def _batches(texts: list[bytes]) -> Iterator[list[bytes]]:
+    start = size = 0
+    for stop, text in enumerate(texts, start=1):
+        size += len(text)
+        if size >= BATCH_BYTES or stop == len(texts):
+            yield texts[start:stop]
+            start, size = stop, 0

@@ -37,9 +37,8 @@ def parse_validation(rule: str) -> tuple[str, float]:
     )
 
 
-def hash_fraction(document: Document) -> float:
-    """Hash the text of a document to [0, 1): duplicates fall into the same split."""
-    key = document.digest or document.text.encode()
+def hash_fraction(key: bytes) -> float:
+    """Hash the text of a document, or its digest, to [0, 1): duplicates share a split."""
     digest = hashlib.blake2b(key, digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64
 
@@ -59,7 +58,8 @@ def holds_out_nothing(sources: Sequence[Source], validation: str) -> bool:
     if size > SCANNED_BYTES or len(files) > SCANNED_FILES or not all(map(is_one_document, files)):
         return False
     return not any(
-        isinstance(document, Document) and hash_fraction(document) < share
+        isinstance(document, Document)
+        and hash_fraction(document.digest or document.text.encode()) < share
         for source in sources
         for unit in source.units()
         for document in source.documents(unit)
@@ -89,7 +89,8 @@ def write_first_tokens(
     text_bytes, goes_on = 0, False
     for index, position, document in _enumerate(units):
         is_left_out = isinstance(document, Rejected) or document.is_blank
-        ids = np.empty(0, encoder.dtype) if is_left_out else next(encoder.encode([document]))
+        texts = [] if is_left_out else [document.text.encode()]
+        ids, _ = encoder.encode(texts, begins=is_left_out or document.begins)
         part = ids[: int(missing)]
         whole = len(part) == len(ids)
         held_out[index] = HeldOut(position + 1) if whole else HeldOut(position, len(part))
@@ -107,7 +108,9 @@ def write_first_tokens(
         if not missing:
             break
     # The rest of a document that is split here becomes a document of the training split.
-    write_shard(folder, "validation-first", documents, dtype=encoder.dtype, text_bytes=text_bytes)
+    tokens = np.concatenate([np.empty(0, encoder.dtype), *documents])
+    ends = np.cumsum([len(ids) for ids in documents], dtype=np.int64)
+    write_shard(folder, "validation-first", tokens, ends, text_bytes=text_bytes)
     return held_out
 
 

@@ -1,26 +1,29 @@
 """The job, which determines every byte of a prepared folder: sources, tokenizer, split."""
 
-import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pretrain_lib.data.prepare.holdout import parse_validation
 from pretrain_lib.data.text.encoder import PIECE_CHARACTERS, Encoder, choose_encoder, cut_text
-from pretrain_lib.data.text.formats import Document
-from pretrain_lib.data.text.sources import Source, open_source
+from pretrain_lib.data.text.formats import Document, has_lines, is_one_document
+from pretrain_lib.data.text.separators import check_separator, hint_at_separator
+from pretrain_lib.data.text.sources import FileSource, Source, open_source
 from pretrain_lib.data.text.tokenizer import (
     Tokenizer,
     check_vocabulary_size,
     load_tokenizer,
     train_tokenizer,
 )
-from pretrain_lib.data.tokens.shards import FORMAT_VERSION, write_atomically
+from pretrain_lib.data.tokens.manifests import FORMAT_VERSION, REMEDY, TOKENIZER_FOLDER
+from pretrain_lib.data.tokens.places import Place, on_disk
+from pretrain_lib.data.tokens.verify import check_tokenizer
+from pretrain_lib.files.reading import read_object
+from pretrain_lib.files.writes import staged, write_atomically
 
 JOB = "job.json"
-TOKENIZER_FOLDER = "tokenizer"
 SAMPLE_CHARACTERS = 2**16  # size of the sample of each source on which encoders are compared
 TRAINING_TEXT_BYTES = 200 * 2**20  # limit on the text that a tokenizer is trained on
 
@@ -39,6 +42,8 @@ class Job:
     validation: str = "hash"  # hash, hash:SHARE, first:TOKENS, or none
     text_field: str = "text"
     max_rejected: int = 100  # limit on unreadable documents, which are left out
+    document_separator: str | None = None  # a line between the documents of a .txt file
+    loss_spans: str | None = None  # a JSON field with the spans of the text that are trained on
 
     def __post_init__(self) -> None:
         if (self.tokenizer is None) == (self.train_tokenizer is None):
@@ -49,13 +54,35 @@ class Job:
         if self.train_tokenizer is not None:
             check_vocabulary_size(self.train_tokenizer)
         parse_validation(self.validation)
+        if self.document_separator is not None:
+            check_separator(self.document_separator)
+        if self.loss_spans is not None and parse_validation(self.validation)[0] == "first":
+            raise ValueError(
+                f"data.loss_spans={self.loss_spans!r} needs whole documents, but data.validation="
+                f"{self.validation} may cut one; hold out hash:SHARE or none"
+            )
 
     def open_sources(self) -> list[Source]:
         """Open the sources; raises ValueError for one that cannot be read."""
-        return [
-            open_source(source, text_field=self.text_field) if isinstance(source, str) else source
-            for source in self.sources
-        ]
+        options = {
+            "text_field": self.text_field,
+            "document_separator": self.document_separator,
+            "loss_spans": self.loss_spans,
+        }
+        opened = [open_source(s, **options) if isinstance(s, str) else s for s in self.sources]
+        files = [file for s in opened if isinstance(s, FileSource) for file in s.files]
+        if self.document_separator is not None and not any(map(is_one_document, files)):
+            raise ValueError(
+                f"data.document_separator={self.document_separator!r} splits .txt files, of which "
+                f"data.source={', '.join(self.source_names())} has none; leave the separator out"
+            )
+        is_spanned = [isinstance(s, FileSource) and all(map(has_lines, s.files)) for s in opened]
+        if self.loss_spans is not None and not all(is_spanned):
+            raise ValueError(
+                f"data.loss_spans={self.loss_spans!r} is a field of JSON lines, but data.source="
+                f"{', '.join(self.source_names())} has other files; give .jsonl or .ndjson files"
+            )
+        return opened
 
     def source_names(self) -> list[str]:
         """Return the names of the sources."""
@@ -69,12 +96,17 @@ class Job:
         tokenizer = f"trained, {self.train_tokenizer} ids"
         if self.tokenizer is not None:
             tokenizer = load_tokenizer(self.tokenizer).sha256
+        asked = {
+            "document_separator": self.document_separator,
+            "loss_spans": self.loss_spans,
+        }
         return {
             "format_version": FORMAT_VERSION,
             "sources": [source.identity(content=content) for source in self.open_sources()],
             "tokenizer": tokenizer,
             "validation": self.validation,
             "text_field": self.text_field,
+            **{name: value for name, value in asked.items() if value is not None},
         }
 
 
@@ -82,7 +114,7 @@ def check_same_job(folder: Path, record: dict) -> None:
     """Raise ValueError naming the differences if `folder` was prepared by another job."""
     if not (folder / JOB).is_file() or not has_shards(folder):
         return
-    before = json.loads((folder / JOB).read_text())
+    before = read_object(folder / JOB, remedy=REMEDY)
     differences = [
         f"{key}: {before.get(key)} there, {record.get(key)} requested"
         for key in {**record, **before}
@@ -93,6 +125,16 @@ def check_same_job(folder: Path, record: dict) -> None:
             f"data.path={folder} was prepared differently ({'; '.join(differences)}); give "
             f"another folder, or delete this one"
         )
+
+
+def hint_at_documents(job: Job, sources: Sequence[Source]) -> str | None:
+    """Return a hint if a `.txt` file looks like several documents but is read as one."""
+    files = [file for s in sources if isinstance(s, FileSource) for file in s.files]
+    texts = [file for file in files if file.suffix.lower() == ".txt"]
+    if job.document_separator is not None or not texts:
+        return None
+    own = [] if job.tokenizer is None else [load_tokenizer(job.tokenizer).end_of_text]
+    return hint_at_separator(texts, *own)
 
 
 def has_shards(folder: Path) -> bool:
@@ -126,13 +168,20 @@ def write_tokenizer(job: Job, sources: list[Source], folder: Path) -> Tokenizer:
         tokenizer = train_tokenizer(
             _training_texts(sources), vocabulary_size=job.train_tokenizer or 0
         )
-    staging = folder / f"{TOKENIZER_FOLDER}.tmp"
+    staging = staged(target)
     shutil.rmtree(staging, ignore_errors=True)
     tokenizer.save(staging)
     for path in list(staging.iterdir()):
         write_atomically(path, path.read_bytes())  # fsync before the rename that commits the folder
     staging.rename(target)
     return tokenizer
+
+
+def load_prepared_tokenizer(folder: Place, manifest: dict) -> Tokenizer:
+    """Load the tokenizer of a prepared folder; raises ValueError if it is another one."""
+    check_tokenizer(folder, manifest)
+    with on_disk(folder / TOKENIZER_FOLDER, list(manifest["tokenizer_files"])) as own:
+        return load_tokenizer(own)
 
 
 def _training_texts(sources: list[Source]) -> Iterator[str]:

@@ -8,12 +8,16 @@ import hashlib
 import json
 import shutil
 import sys
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pretrain_lib.data.pool import count, count_cores, run_tasks, show_progress, warm_up
-from pretrain_lib.data.prepare.groups import Report, UnitTask, encode_group, gather_groups
+from pretrain_lib.data.prepare.groups import UnitTask, encode_group, gather_groups, mask_group
 from pretrain_lib.data.prepare.holdout import HeldOut, parse_validation, write_first_tokens
 from pretrain_lib.data.prepare.job import (
     JOB,
@@ -25,19 +29,24 @@ from pretrain_lib.data.prepare.job import (
     open_units,
     write_tokenizer,
 )
+from pretrain_lib.data.prepare.left_out import Report, report_skipped
+from pretrain_lib.data.prepare.loss_spans import check_spans_tokenizer
 from pretrain_lib.data.prepare.manifest import summarize, write_manifest
+from pretrain_lib.data.prepare.target import check_target
 from pretrain_lib.data.text.encoder import Encoder
+from pretrain_lib.data.text.rows import check_workers
 from pretrain_lib.data.text.sources import Source
-from pretrain_lib.data.tokens.shards import (
-    MANIFEST,
-    lock_folder,
-    read_manifest,
-    write_json,
-    write_shard,
-)
+from pretrain_lib.data.tokens.manifests import REMEDY
+from pretrain_lib.data.tokens.shards import MANIFEST, MASK_HASHES, read_manifest, write_shard
+from pretrain_lib.files.locks import lock_folder
+from pretrain_lib.files.reading import interpreting, read_object
+from pretrain_lib.files.writes import write_json
 
 UNIT = "unit"  # prefix of the files that commit a unit
 SPLITS = ("train", "validation")
+UNITS_IN_TURN = 32  # given to a process at once
+WAITING_WRITES = 4  # of shards and units, which hold tokens in memory
+Task = tuple[Path, int, UnitTask]
 WORKER_BYTES = 8 * 2**20  # text per worker for which starting a process pays off
 
 
@@ -48,6 +57,7 @@ def prepare(job: Job, folder: Path, *, workers: int | None = None, quiet: bool =
     again, it continues with the units that are not committed; a finished folder is left unchanged.
     Raises ValueError if the folder holds another job, or is being prepared by another process.
     """
+    check_target(job, folder)
     record = job.record()
     with lock_folder(folder, setting="data.path"):
         check_same_job(folder, record)
@@ -66,8 +76,10 @@ def _write_units(job: Job, folder: Path, *, workers: int | None, quiet: bool) ->
     if not quiet:
         _announce(job, folder)
     if workers != 1 and sum(source.estimated_bytes() or 0 for source in sources) > WORKER_BYTES:
-        warm_up(_write_unit)
+        warm_up(_write_in_turn)
     tokenizer = write_tokenizer(job, sources, folder)
+    if job.loss_spans is not None:
+        check_spans_tokenizer(tokenizer, job.loss_spans)
     encoder = find_encoder(sources, tokenizer)
     units = open_units(sources, cut_text=encoder.cuts_text)
     sizes = [source.unit_bytes(unit) for source, unit in units]
@@ -77,6 +89,7 @@ def _write_units(job: Job, folder: Path, *, workers: int | None, quiet: bool) ->
     # Units of unknown size, such as those of the Hub, are assumed to be large.
     worthwhile = sum(missing) // WORKER_BYTES if all(missing) else len(missing)
     workers = max(1, min(workers or count_cores(), len(missing), worthwhile))
+    check_workers(sources, workers)
     progress = show_progress(
         "preparing", total_bytes=sum(sizes), done_bytes=done_bytes, quiet=quiet
     )
@@ -86,8 +99,10 @@ def _write_units(job: Job, folder: Path, *, workers: int | None, quiet: bool) ->
             (folder, index, _unit_task(job, folder, encoder, index, unit, held_out.get(index)))
             for index, unit in enumerate(units)
         ]
-        report = Report()
-        for unit_report in run_tasks(_write_unit, tasks, workers=workers):
+        report = report_skipped(sources)
+        each = max(1, min(UNITS_IN_TURN, len(tasks) // (4 * workers)))
+        turns = [tasks[start : start + each] for start in range(0, len(tasks), each)]
+        for unit_report in chain.from_iterable(run_tasks(_write_in_turn, turns, workers=workers)):
             report.add(unit_report)
             report.check(job.max_rejected)
     splits = _collect_splits(job, folder, len(units))
@@ -97,6 +112,11 @@ def _write_units(job: Job, folder: Path, *, workers: int | None, quiet: bool) ->
             f"on (data.validation={job.validation} holds out {splits['validation']['documents']}; "
             f"{report.empty} are empty, {report.rejected} could not be read"
             + f"{': ' if report.examples else ''}{'; '.join(report.examples)})"
+        )
+    if splits["train"].get("counted_tokens") == 0:
+        raise ValueError(
+            f"data.loss_spans={job.loss_spans!r} leaves out every token of the training text; give "
+            f"a field with the [start, end] of what to train on"
         )
     write_manifest(job, folder, encoder, splits, report, fingerprint=_fingerprint(encoder, splits))
 
@@ -122,11 +142,12 @@ def _unit_task(
         unit=unit[1],
         name=f"{index:05d}",
         tokenizer_folder=folder / TOKENIZER_FOLDER,
-        fast=encoder.fast is not None,
+        package=encoder.package,
         cuts_text=encoder.cuts_text,
         validation=job.validation,
         held_out=held_out or HeldOut(),
         max_rejected=job.max_rejected,
+        has_spans=job.loss_spans is not None,
     )
 
 
@@ -134,41 +155,71 @@ def _unit_name(index: int) -> str:
     return f"{UNIT}-{index:05d}"
 
 
-def _write_unit(task: tuple[Path, int, UnitTask]) -> Report:
-    """Write the shards of one unit, then its JSON, which lists them and commits the unit."""
+def _write_in_turn(tasks: Sequence[Task]) -> list[Report]:
+    """Write the units of several tasks: the files of one while the next is tokenized."""
+    reports, writes = [], deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
+        for task in tasks:
+            reports.append(_write_unit(task, writer, writes))
+            while len(writes) > WAITING_WRITES:
+                writes.popleft().result()
+        for write in writes:
+            write.result()
+    return reports
+
+
+def _write_unit(task: Task, writer: ThreadPoolExecutor, writes: deque[Future]) -> Report:
+    """Let `writer` write the shards of a unit, then its JSON; add what it does to `writes`."""
     folder, index, unit = task
     path = folder / f"{_unit_name(index)}.json"
     if path.is_file():
-        return Report(**json.loads(path.read_text())["report"])
-    report, names = Report(), {"train": [], "validation": []}
+        with interpreting(path, remedy=REMEDY):
+            known, report = Report(**read_object(path, remedy=REMEDY)["report"]), Report()
+            for _ in range(2):  # two of the same can be added, if nothing is wrong with them
+                report.add(known)
+            return known
+    report, names, shards = Report(), {"train": [], "validation": []}, []
     size, counted = unit.source.unit_bytes(unit.unit), 0
     for group in gather_groups(unit, report):
         if not (folder / f"{group.name}.json").is_file():
-            documents = encode_group(unit, group)
-            write_shard(
+            tokens, ends = encode_group(unit, group)
+            write = writer.submit(
+                write_shard,
                 folder,
                 group.name,
-                documents,
-                dtype=unit.load_encoder().dtype,
+                tokens,
+                ends if group.last_ends else ends[:-1],
                 text_bytes=group.text_bytes,
-                last_ends=group.last_ends,
+                mask=mask_group(unit, group, tokens, ends),
             )
+            shards.append(write)
         names[group.split].append(group.name)
         advance = min(group.text_bytes, size - counted)
         count(source_bytes=advance)
         counted += advance
-    write_json(path, {"shards": names, "report": asdict(report)})
+    record = {"shards": names, "report": asdict(report)}
+    writes.extend([*shards, writer.submit(_commit_unit, path, record, shards)])
     count(source_bytes=size - counted)
     return report
 
 
+def _commit_unit(path: Path, record: dict, shards: Sequence[Future]) -> None:
+    """Write the JSON of a unit, which lists its shards and commits it."""
+    for shard in shards:
+        shard.result()  # raises what went wrong: a unit without its shards is not committed
+    write_json(path, record)
+
+
 def _collect_splits(job: Job, folder: Path, num_units: int) -> dict[str, dict]:
     """Return the manifest's entry for each split, from the shards of all units."""
-    shards = [
-        json.loads((folder / f"{_unit_name(index)}.json").read_text())["shards"]
-        for index in range(num_units)
-    ]
-    names = {split: [name for unit in shards for name in unit[split]] for split in SPLITS}
+    names = {split: [] for split in SPLITS}
+    for path in (folder / f"{_unit_name(index)}.json" for index in range(num_units)):
+        with interpreting(path, remedy=REMEDY):
+            shards = read_object(path, remedy=REMEDY)["shards"]
+            for split in SPLITS:
+                if not isinstance(shards[split], list):
+                    raise TypeError(f"shards.{split}={shards[split]!r}")
+                names[split] += map(str, shards[split])
     if parse_validation(job.validation)[0] == "first":
         names["validation"] = ["validation-first"]
     return {split: summarize(folder, names[split]) for split in SPLITS}
@@ -176,8 +227,9 @@ def _collect_splits(job: Job, folder: Path, num_units: int) -> dict[str, dict]:
 
 def _fingerprint(encoder: Encoder, splits: dict[str, dict]) -> str:
     """Return a hash of the tokens and document ends of all splits, and of the tokenizer."""
+    kinds = ("sha256", "ends_sha256")
     hashes = [
-        [split, shard["sha256"], shard["ends_sha256"]]
+        [split, *(shard[key] for key in (*kinds, *MASK_HASHES.values()) if key in shard)]
         for split, summary in splits.items()
         for shard in summary["shards"]
     ]

@@ -9,12 +9,10 @@ for each segment records where in the source it begins, so that it can be produc
 import hashlib
 import itertools
 import json
-import os
 import shutil
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ import numpy as np
 
 from pretrain_lib.data.permutation import derive_keys, permute
 from pretrain_lib.data.pool import end_with_parent, run_tasks, show_progress
-from pretrain_lib.data.prepare.groups import Report, UnitTask, encode_group, gather_groups
+from pretrain_lib.data.prepare.groups import UnitTask, encode_group, gather_groups
 from pretrain_lib.data.prepare.holdout import HeldOut, parse_validation, write_first_tokens
 from pretrain_lib.data.prepare.job import (
     JOB,
@@ -35,14 +33,20 @@ from pretrain_lib.data.prepare.job import (
     open_units,
     write_tokenizer,
 )
-from pretrain_lib.data.prepare.manifest import summarize, write_manifest
-from pretrain_lib.data.tokens.shards import MANIFEST, lock_folder, write_json, write_shard
-from pretrain_lib.errors import raised_here
+from pretrain_lib.data.prepare.left_out import Report, report_skipped
+from pretrain_lib.data.prepare.manifest import summarize, update_left_out, write_manifest
+from pretrain_lib.data.prepare.stream_errors import ERROR, record_error
+from pretrain_lib.data.prepare.target import check_target
+from pretrain_lib.data.tokens.manifests import REMEDY
+from pretrain_lib.data.tokens.shards import MANIFEST, write_shard
+from pretrain_lib.files.locks import lock_folder
+from pretrain_lib.files.reading import interpreting, read_object
+from pretrain_lib.files.writes import write_json
 
 SEGMENTS_AHEAD, SEGMENTS_BEHIND = 2, 1  # kept on disk, relative to the segment being read
 POLL_SECONDS = 0.05
 END_SIGNAL = signal.SIGUSR2
-ERROR, SETTINGS, UNITS = "error.json", "spool.json", "units.tmp"
+SETTINGS, UNITS = "spool.json", "units.tmp"
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Spool:
 
     job: Job
     folder: Path
-    fast: bool
+    package: str
     cuts_text: bool
     held_out: dict[int, HeldOut]
     segment_tokens: int
@@ -82,8 +86,9 @@ class Spool:
         """Return where a segment begins in the source, or None if unknown."""
         if segment == 0:
             return Cursor()
-        known = _read(self.cursor_path(segment))
-        return Cursor(**known["begins"]) if known else None
+        path = self.cursor_path(segment)
+        with interpreting(path, remedy=REMEDY):
+            return Cursor(**known["begins"]) if (known := _read(path)) else None
 
     def has_segment(self, segment: int) -> bool:
         """Return whether a segment is on disk and complete."""
@@ -101,6 +106,7 @@ def open_spool(job: Job, folder: Path, *, segment_tokens: int, quiet: bool = Fal
             f"data.validation={job.validation} needs the whole source, which data.streaming=true "
             f"never reads: give first:TOKENS, the path of a prepared folder or array, or none"
         )
+    check_target(job, folder)
     record = job.record(content=False) | {"segment_tokens": segment_tokens}
     # All processes of a machine call this at once; if the folder is ready, each holds it briefly.
     with lock_folder(folder, setting="data.path"):
@@ -115,10 +121,12 @@ def open_spool(job: Job, folder: Path, *, segment_tokens: int, quiet: bool = Fal
             with show_progress("holding out", total_bytes=0, quiet=quiet):
                 _make_ready(job, folder, record)
     settings = _read(folder / SETTINGS)
-    held_out = {int(index): HeldOut(**held) for index, held in settings.pop("held_out").items()}
-    return Spool(
-        job=job, folder=folder, held_out=held_out, segment_tokens=segment_tokens, **settings
-    )
+    if (fast := settings.pop("fast", None)) is not None:  # written before there was `gigatoken`
+        settings["package"] = "tiktoken" if fast else "tokenizers"
+    settings |= {"job": job, "folder": folder, "segment_tokens": segment_tokens}
+    with interpreting(folder / SETTINGS, remedy=REMEDY):
+        held = {int(index): HeldOut(**one) for index, one in settings.pop("held_out").items()}
+        return Spool(held_out=held, **settings)
 
 
 def _make_ready(job: Job, folder: Path, record: dict) -> None:
@@ -127,18 +135,18 @@ def _make_ready(job: Job, folder: Path, record: dict) -> None:
     encoder = find_encoder(sources, write_tokenizer(job, sources, folder))
     units = open_units(sources, cut_text=encoder.cuts_text)
     held_out = write_first_tokens(job.validation, units, encoder, folder)
-    settings = {"fast": encoder.fast is not None, "cuts_text": encoder.cuts_text}
-    settings["held_out"] = {index: asdict(held) for index, held in held_out.items()}
+    held = {index: asdict(held) for index, held in held_out.items()}
+    settings = {"package": encoder.package, "cuts_text": encoder.cuts_text, "held_out": held}
     write_json(folder / SETTINGS, settings)
     names = ["validation-first"] if parse_validation(job.validation)[0] == "first" else []
     splits = {"train": summarize(folder, []), "validation": summarize(folder, names)}
     identity = json.dumps([record, encoder.tokenizer.sha256]).encode()
-    fingerprint = hashlib.sha256(identity).hexdigest()
-    write_manifest(job, folder, encoder, splits, Report(), fingerprint=fingerprint)
+    report, sha256 = report_skipped(sources), hashlib.sha256(identity).hexdigest()
+    write_manifest(job, folder, encoder, splits, report, fingerprint=sha256)
 
 
 def _read(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_object(path, remedy=REMEDY) if path.is_file() else {}
 
 
 def produce(spool: Spool, first: int, hint: dict | None, position: Any, workers: int) -> None:
@@ -147,7 +155,7 @@ def produce(spool: Spool, first: int, hint: dict | None, position: Any, workers:
     `first` is the segment in which training begins, `hint` the cursor of a segment if a checkpoint
     has one, and `position` the shared number of the segment that training is reading.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the training process ends this one by END_SIGNAL
     signal.signal(END_SIGNAL, lambda *_: sys.exit())
     end_with_parent()
@@ -161,16 +169,13 @@ def produce(spool: Spool, first: int, hint: dict | None, position: Any, workers:
                 while segment >= _delete_far_from(spool, position.value) + SEGMENTS_AHEAD:
                     time.sleep(POLL_SECONDS)
     except Exception as error:  # recorded for the processes that wait for a segment
-        refused = isinstance(error, ValueError) and raised_here(error)
-        said = {"refused": refused, "message": str(error) if refused else traceback.format_exc()}
-        write_json(spool.folder / ERROR, said | {"process": os.getpid()})
+        record_error(spool.folder, error)
 
 
 def _delete_far_from(spool: Spool, position: int) -> int:
     """Delete the segments that are not needed at segment `position`, and return `position`."""
-    # `position` may lag: a resumed run may already have read the segments that lay ahead of it.
-    last = position + SEGMENTS_BEHIND + SEGMENTS_AHEAD
-    kept = range(position - SEGMENTS_BEHIND, last + 1)
+    # It may lag: a resumed run may have read further already.
+    kept = range(position - SEGMENTS_BEHIND, position + SEGMENTS_BEHIND + SEGMENTS_AHEAD + 1)
     # Delete the .json first, without which a segment does not exist. This also removes the files of
     # a segment whose writing was interrupted.
     for path in sorted(spool.folder.glob("segment-*"), key=lambda path: path.suffix != ".json"):
@@ -198,9 +203,7 @@ def _write_segments(spool: Spool, first: int, workers: int) -> Iterator[int]:
                 f"from a checkpoint of this one (run.resume=PATH)"
             )
         if number >= segment:
-            name, is_end = spool.segment_name(number), len(tokens) in ends
-            documents = np.split(tokens, ends[ends < len(tokens)])
-            write_shard(spool.folder, name, documents, dtype=tokens.dtype, last_ends=is_end)
+            write_shard(spool.folder, spool.segment_name(number), tokens, ends)
         write_json(cursor_path, {"begins": asdict(after), "sha256_before": sha256})
         if number >= segment:
             yield number
@@ -244,6 +247,7 @@ def _groups(
             report, epoch = Report(), cursor.epoch
         report.add(unit_report)
         report.check(spool.job.max_rejected)
+        update_left_out(spool.folder, report)
         if cursor.epoch > last_epoch_with_text + 1:
             break
         last_epoch_with_text = cursor.epoch if paths else last_epoch_with_text
@@ -270,7 +274,7 @@ def _unit_tasks(spool: Spool, begins: Cursor) -> Iterator[tuple[Path, Cursor, Un
                 unit=unit,
                 name=f"{epoch:03d}-{order[place]:05d}",
                 tokenizer_folder=spool.folder / TOKENIZER_FOLDER,
-                fast=spool.fast,
+                package=spool.package,
                 cuts_text=spool.cuts_text,
                 validation=spool.job.validation,
                 held_out=spool.held_out.get(order[place], HeldOut()),
@@ -287,10 +291,9 @@ def _encode_unit(task: tuple[Path, Cursor, UnitTask]) -> tuple[Cursor, list[Path
     paths, report = [], Report()
     groups = (group for group in gather_groups(unit, report) if group.split == "train")
     for group in itertools.islice(groups, cursor.group, None):
-        documents = encode_group(unit, group)
+        tokens, ends = encode_group(unit, group)
         path = folder / f"{group.name}.npy"
-        ends = np.cumsum([len(document) for document in documents], dtype=np.int64)
-        np.save(path, np.concatenate(documents))
+        np.save(path, tokens)
         # A part of a large file counts as a document: what follows in the stream is another unit.
         np.save(path.with_suffix(".ends.npy"), ends)
         paths.append(path)

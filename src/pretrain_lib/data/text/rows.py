@@ -1,12 +1,14 @@
 """Text from the rows of a `datasets` dataset, as an object or a name on the Hugging Face Hub."""
 
+import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from pretrain_lib.data.text.formats import Document, Rejected, is_text
+from pretrain_lib.data.text.documents import Document, Rejected, is_text
 
 EMBEDDED_CORPUS = "python-stdlib"
 HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?:@([\w.-]+))?")
@@ -116,6 +118,31 @@ class HubSource:
 
     def _open(self) -> DatasetSource:
         return _load_from_hub(self.name, self.text_field)
+
+
+class _Nowhere(io.RawIOBase):
+    """A file that keeps nothing: a dataset in memory may be large."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+
+def check_workers(sources: Sequence[Any], workers: int) -> None:
+    """Raise ValueError if there are several workers and a dataset cannot be sent to them."""
+    for source in sources if workers > 1 else ():
+        if not isinstance(source, DatasetSource):
+            continue
+        try:
+            ForkingPickler(_Nowhere()).dump(source)
+        except Exception as error:  # pickle raises many types
+            raise ValueError(
+                f"data.source={source.name} cannot be sent to {workers} worker processes "
+                f"({str(error).splitlines()[0]}): write the function given to .map or .filter as "
+                f"a named function of a module, or use workers=1"
+            ) from error
 
 
 @lru_cache  # loading sends requests to the Hub

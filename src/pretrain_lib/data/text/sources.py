@@ -4,23 +4,25 @@ A source is divided into units of work before any work starts, so the output doe
 number of processes.
 """
 
-import sysconfig
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
 
+from pretrain_lib.data.remote import RemoteFile, is_url
+from pretrain_lib.data.text.documents import Document, Fields, FileSlice, Rejected
+from pretrain_lib.data.text.folders import find_files, standard_library_files
+from pretrain_lib.data.text.footers import check_footers
 from pretrain_lib.data.text.formats import (
-    SUFFIXES,
-    Document,
-    FileSlice,
-    Rejected,
+    KNOWN,
     cut_file,
     is_one_document,
     is_readable,
     read_documents,
 )
+from pretrain_lib.data.text.remote import find_remote
 from pretrain_lib.data.text.rows import EMBEDDED_CORPUS, HUB_NAME, DatasetSource, HubSource
 
 UNIT_BYTES = (4 * 2**20, 64 * 2**20)  # smallest and largest unit of local text
@@ -28,17 +30,29 @@ UNIT_BYTES = (4 * 2**20, 64 * 2**20)  # smallest and largest unit of local text
 
 @dataclass(frozen=True)
 class FileSource:
-    """Local files: a document per `.txt` file, per JSON line, and per `.parquet` row."""
+    """Files, local or remote: a document per `.txt` file, per JSON line, and per `.parquet` row."""
 
     name: str
-    files: tuple[Path, ...]
+    files: tuple[Path | RemoteFile, ...]
     text_field: str
+    separator: str | None = None
+    """A line that separates the documents of a `.txt` file; None: the file is one document."""
+    skipped: tuple[tuple[str, int], ...] = ()
+    """How many files of a folder are not read, by kind."""
+    loss_spans: str | None = None
+    """A field of JSON lines with the spans of the text that count as targets."""
 
     def identity(self, *, content: bool = True) -> dict:
-        """Return what determines the documents of this source: file names, sizes and hashes."""
+        """Return what determines the documents of this source: file names, sizes and hashes.
+
+        A remote file is identified by its version (an etag or checksum), not by its content.
+        """
         digest = xxhash.xxh3_128()
         for path in self.files:
-            digest.update(f"{path.name}|{path.stat().st_size}|".encode())
+            digest.update(os.fsencode(path.name) + f"|{path.stat().st_size}|".encode())
+            if isinstance(path, RemoteFile):
+                digest.update(path.version.encode())
+                continue
             with path.open("rb") as file:
                 while content and (chunk := file.read(2**20)):
                     digest.update(chunk)
@@ -47,9 +61,12 @@ class FileSource:
 
     def estimated_bytes(self) -> int:
         """Return the size of the text in bytes; a guess for compressed files."""
-        whole = {"text_field": self.text_field, "cut_text": False}
-        pieces = (piece for path in self.files for piece in cut_file(path, 2**62, **whole))
+        pieces = (p for path in self.files for p in self._cut(path, 2**62, cut_text=False))
         return sum(piece.text_bytes for piece in pieces)
+
+    def _cut(self, path: Path, size: int, *, cut_text: bool) -> list[FileSlice]:
+        options = {"text_field": self.text_field, "separator": self.separator}
+        return cut_file(path, size, cut_text=cut_text, **options)
 
     def units(self, *, cut_text: bool = True) -> list[tuple[FileSlice, ...]]:
         """Divide the files into units of similar size, in an order that depends only on the files.
@@ -61,8 +78,8 @@ class FileSource:
         units: list[list[FileSlice]] = []
         filled = size
         for path in self.files:
-            pieces = cut_file(path, size, text_field=self.text_field, cut_text=cut_text)
-            alone = is_one_document(path) and len(pieces) > 1
+            pieces = self._cut(path, size, cut_text=cut_text)
+            alone = is_one_document(path) and self.separator is None and len(pieces) > 1
             for piece in pieces:
                 if filled >= size or alone:
                     units.append([])
@@ -78,29 +95,42 @@ class FileSource:
     def documents(self, unit: tuple[FileSlice, ...]) -> Iterator[Document | Rejected]:
         """Yield the documents of a unit, including empty ones; an unreadable one is `Rejected`."""
         for piece in unit:
-            yield from read_documents(piece, self.text_field)
+            fields = Fields(self.text_field, self.loss_spans)
+            yield from read_documents(piece, fields, separator=self.separator)
 
 
 Source = FileSource | DatasetSource | HubSource
 
 
-def open_source(name: str, *, text_field: str = "text") -> Source:
-    """Open the source `name`: the embedded corpus, a file, a folder, or a Hub dataset.
+def open_source(
+    name: str,
+    *,
+    text_field: str = "text",
+    document_separator: str | None = None,
+    loss_spans: str | None = None,
+) -> Source:
+    """Open the source `name`: the embedded corpus, a file, a folder, a URL, or a Hub dataset.
 
-    Raises ValueError for a missing path, an unsupported file type, or a source without text.
+    `document_separator` is a line that separates the documents of `.txt` files. Raises ValueError
+    for a missing path, an unsupported file type, or a source without text.
     """
-    path = Path(name).expanduser()
-    known = ", ".join(SUFFIXES)
+    path, skipped = Path(name).expanduser(), {}
     if name == EMBEDDED_CORPUS:
-        files = _standard_library_files()
-    elif path.is_dir():
-        files = tuple(sorted(p for p in path.rglob("*") if is_readable(p) and p.is_file()))
-        if not files:
-            raise ValueError(f"data.source={name}: the folder holds none of {known}")
+        files = standard_library_files()
+    elif is_url(name) or path.is_dir():
+        is_remote = is_url(name)
+        find = find_remote if is_remote else find_files
+        found, skipped = find(name if is_remote else path, is_readable)
+        if not (files := tuple(found)):
+            others = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
+            raise ValueError(
+                f"data.source={name}: the folder holds none of {KNOWN} (it holds "
+                f"{others or 'no files'})"
+            )
     elif path.is_file():
         if not is_readable(path):
             raise ValueError(
-                f"data.source={name}: the file must end in one of {known} (a .txt file is one "
+                f"data.source={name}: the file must end in one of {KNOWN} (a .txt file is one "
                 f"document; the others have one per line or row, in the field {text_field!r}); "
                 f"pass token arrays (.npy, .bin, .ds) as --data.path"
             )
@@ -119,24 +149,6 @@ def open_source(name: str, *, text_field: str = "text") -> Source:
         )
     if not sum(file.stat().st_size for file in files):
         raise ValueError(f"data.source={name} is empty: it needs at least one document with text")
-    return FileSource(name, files, text_field)
-
-
-def _standard_library_files() -> tuple[Path, ...]:
-    """Return the source files of this interpreter's standard library, without its tests."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
-    files = sorted(
-        path
-        for path in root.rglob("*.py")
-        if not left_out & set(path.relative_to(root).parts[:-1]) and path.stat().st_size
-    )
-    return tuple(file for file in files if _is_utf8(file))
-
-
-def _is_utf8(path: Path) -> bool:
-    try:
-        path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+    check_footers([file for file in files if file.name.lower().endswith(".parquet")])
+    counts = tuple(skipped.items())
+    return FileSource(name, files, text_field, document_separator, counts, loss_spans)

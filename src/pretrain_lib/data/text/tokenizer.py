@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
+from pretrain_lib.data.text.byte_counts import count_bytes
+
 END_OF_TEXT = "<|endoftext|>"
-DECODED_AT_ONCE = 2**14
 SMALLEST_VOCABULARY = 257  # 256 bytes and the end-of-text token
 KNOWN_ENDS_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 
@@ -52,13 +53,13 @@ class Tokenizer:
         """Return the text of `ids`, including special tokens."""
         return self.backend.decode(list(ids), skip_special_tokens=False)
 
-    def count_bytes(self, ids: np.ndarray) -> int:
-        """Return the UTF-8 size in bytes of the text of `ids`, without special tokens."""
-        pieces = [
-            ids[i : i + DECODED_AT_ONCE].tolist() for i in range(0, len(ids), DECODED_AT_ONCE)
-        ]
-        texts = self.backend.decode_batch(pieces, skip_special_tokens=True)
-        return sum(len(text.encode()) for text in texts)
+    def count_bytes(self, ids: np.ndarray, *, before: int | None = None) -> int:
+        """Return the UTF-8 size in bytes of the text of `ids`, without special tokens.
+
+        `before` is the id of the token before `ids`; None if they begin a document.
+        """
+        before = self.end_of_text_id if before is None else before
+        return count_bytes(self.backend, ids, before=before, end_of_text_id=self.end_of_text_id)
 
     def save(self, folder: Path, *, context_length: int | None = None) -> None:
         """Save a folder that transformers 4 and 5 load as a tokenizer with the same ids."""
@@ -140,8 +141,14 @@ def _declared_end(folder: Path) -> str | None:
     config = folder / "tokenizer_config.json"
     if not config.is_file():
         return None
-    token = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
-    return token["content"] if isinstance(token, dict) else token
+    try:
+        token = json.loads(config.read_text(encoding="utf-8-sig")).get("eos_token")
+        token = token["content"] if isinstance(token, dict) else token
+    except (ValueError, AttributeError, KeyError) as error:
+        raise ValueError(f"{config} is broken: it must say eos_token ({error})") from error
+    if not isinstance(token, str | None):
+        raise ValueError(f"{config}: eos_token={token!r} must be text")
+    return token
 
 
 def _with_end_of_text(

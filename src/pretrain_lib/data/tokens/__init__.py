@@ -1,5 +1,6 @@
 """Token ids on disk.
 
-`shards` is the format of a prepared folder, `arrays` reads a split as one array of tokens,
-`foreign` reads the token files of other projects, `handle` is a file handle shared by threads.
+`shards` is the format of a prepared folder, `arrays` reads a split as one array of tokens, `ends`
+has the ends of documents. `foreign` opens the token files of other projects, of which `headerless`,
+`megatron` and `litdata` know one format each. `handle` is a file handle shared by threads.
 """

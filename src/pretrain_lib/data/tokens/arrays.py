@@ -1,113 +1,90 @@
 """Read the token ids of several files as one long array."""
 
 import hashlib
-import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from io import BytesIO
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
+from pretrain_lib.data.tokens.checked import CheckedHandle
+from pretrain_lib.data.tokens.ends import EndsInMemory, EndsTable
 from pretrain_lib.data.tokens.handle import Handle
-from pretrain_lib.data.tokens.shards import BLOCK_BYTES, read_manifest
+from pretrain_lib.data.tokens.manifests import REMEDY
+from pretrain_lib.data.tokens.places import Place, RemoteHandle, open_handle
+from pretrain_lib.data.tokens.shards import read_manifest
+from pretrain_lib.files.reading import interpreting, read_object
 
-ENDS_PER_FENCE = 256
-
-
-class EndsTable:
-    """The document ends of a file, read from disk; memory holds one in `ENDS_PER_FENCE`."""
-
-    def __init__(self, path: Path, *, sha256: str | None = None) -> None:
-        """Open a `.npy` or raw uint64 file; raises ValueError if `sha256` does not match."""
-        raw = path.read_bytes()
-        if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
-            raise ValueError(
-                f"{path}: the data differ from what was written; prepare the folder again"
-            )
-        if path.suffix == ".npy":
-            ends = np.load(BytesIO(raw), allow_pickle=False)
-        else:
-            ends = np.frombuffer(raw, dtype="<u8")
-        self.count, self._handle = len(ends), Handle(path)
-        self._header_bytes = len(raw) - ends.nbytes
-        self._fences: list[int] = ends[::ENDS_PER_FENCE].tolist()
-
-    def between(self, low: int, high: int) -> np.ndarray:
-        """Return the ends in `(low, high]`, int64, ascending."""
-        first = max(0, bisect_right(self._fences, low) - 1) * ENDS_PER_FENCE
-        last = min(bisect_right(self._fences, high) * ENDS_PER_FENCE, self.count)
-        raw = self._handle.read(self._header_bytes + 8 * first, 8 * (last - first))
-        ends = np.frombuffer(raw, dtype="<i8")
-        return ends[slice(*ends.searchsorted((low + 1, high + 1)).tolist())]
+MASK_STRETCH = 2**24
 
 
 @dataclass
 class TokenFile:
     """A file of token ids: a shard of a prepared folder, or an array written by another project."""
 
-    path: Path
+    path: Place
     num_tokens: int
     dtype: np.dtype
     header_bytes: int = 0
     is_shard: bool = False
-    ends_file: Path | None = None
-    """The file of document ends of a foreign array; None for a shard, which has its own."""
-    _checked: bytearray = field(default_factory=bytearray, repr=False)
+    record_sha256: str | None = None
+    """The hash of a shard's JSON in the manifest; None for a segment of a stream."""
+    foreign_ends: EndsTable | EndsInMemory | None = None
+    """The document ends of a foreign array; None for a shard, which has its own."""
+    mask: Handle | RemoteHandle | CheckedHandle | None = None
+    """A file with one byte per token, 1 where it counts as a target; None if every one does."""
 
     @property
     def has_documents(self) -> bool:
         """Whether document ends are known."""
-        return self.is_shard or self.ends_file is not None
+        return self.is_shard or self.foreign_ends is not None
 
     @cached_property
-    def _handle(self) -> Handle:
-        return Handle(self.path)
+    def _handle(self) -> Handle | RemoteHandle | CheckedHandle:
+        if not self.is_shard:
+            return open_handle(self.path)
+        hashes = partial(read_hashes, self.path, "blocks_xxh3_64", self.record_sha256)
+        return CheckedHandle(self.path, hashes)
 
     @cached_property
-    def ends(self) -> EndsTable:
+    def ends(self) -> EndsTable | EndsInMemory:
         """The document ends."""
-        if self.ends_file is not None:
-            return EndsTable(self.ends_file)
-        path, record = self.path.with_suffix(".ends.npy"), self._read_record()
-        return EndsTable(path, sha256=record["ends_sha256"])
-
-    @cached_property
-    def _checksums(self) -> np.ndarray:
-        """The xxh3_64 of each block of a shard."""
-        hashes = self._read_record()["blocks_xxh3_64"]
-        self._checked = bytearray(len(hashes))
-        return np.frombuffer(bytes.fromhex("".join(hashes)), dtype=">u8")
-
-    def _read_record(self) -> dict:
-        return json.loads(self.path.with_suffix(".json").read_text())
+        if self.foreign_ends is not None:
+            return self.foreign_ends
+        sha256 = read_hashes(self.path, "ends_sha256", self.record_sha256)
+        return EndsTable(self.path.with_suffix(".ends.npy"), sha256=sha256)
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Return ids `[start, start + count)`; raises ValueError if a block is damaged."""
-        first_byte = self.header_bytes + start * self.dtype.itemsize
-        last_byte = first_byte + count * self.dtype.itemsize
-        begin, end = first_byte, last_byte
-        blocks = slice(first_byte // BLOCK_BYTES, -(-last_byte // BLOCK_BYTES))
-        unchecked = self.is_shard and not (len(self._checksums) and all(self._checked[blocks]))
-        if unchecked:  # read whole blocks, since a checksum covers a whole block
-            begin, end = blocks.start * BLOCK_BYTES, blocks.stop * BLOCK_BYTES
-        raw = self._handle.read(begin, end - begin)
-        if unchecked:
-            self._check(raw, blocks.start)
-        return np.frombuffer(raw, dtype=self.dtype, count=count, offset=first_byte - begin)
+        size = self.dtype.itemsize
+        raw = self._handle.read(self.header_bytes + start * size, count * size)
+        return np.frombuffer(raw, dtype=self.dtype, count=count)
 
-    def _check(self, raw: bytes, first_block: int) -> None:
-        for i in range(0, len(raw), BLOCK_BYTES):
-            block = first_block + i // BLOCK_BYTES
-            if xxhash.xxh3_64_intdigest(raw[i : i + BLOCK_BYTES]) != self._checksums[block]:
-                raise ValueError(
-                    f"{self.path}, block {block} (bytes {block * BLOCK_BYTES} and on): the data "
-                    f"differ from what was written; prepare the folder again"
-                )
-            self._checked[block] = True
+    def counts(self, start: int, count: int) -> np.ndarray:
+        """Return which tokens `[start, start + count)` count as targets, by the mask: bool."""
+        values = np.frombuffer(self.mask.read(start, count), dtype=np.uint8)
+        if len(values) != count or values.max(initial=0) > 1:
+            raise ValueError(
+                f"{self.mask.path}: not a loss mask of one byte per token, 0 or 1, between tokens "
+                f"{start} and {start + count}; write it again, or remove it to count every token"
+            )
+        return values.astype(bool)
+
+
+def read_hashes(path: Place, kind: str, sha256: str | None) -> list[str] | str:
+    """Return the hash or hashes of one kind that the JSON of the shard at `path` lists.
+
+    Raises ValueError if the JSON does not have the hash `sha256`, unless that is None.
+    """
+    path = path.with_suffix(".json")
+    if sha256 not in (None, hashlib.sha256(path.read_bytes()).hexdigest()):
+        raise ValueError(
+            f"{path}: its bytes differ from the manifest's hash; prepare the folder again"
+        )
+    with interpreting(path, remedy=REMEDY):
+        return read_object(path, remedy=REMEDY)[kind]
 
 
 class TokenArray:
@@ -120,6 +97,7 @@ class TokenArray:
     def __init__(self, files: Sequence[TokenFile], *, vocabulary_size: int | None = None) -> None:
         self.files = [file for file in files if file.num_tokens]
         self.vocabulary_size = vocabulary_size
+        self.has_mask = any(file.mask is not None for file in self.files)
         self._ends = np.cumsum([file.num_tokens for file in self.files], dtype=np.int64).tolist()
 
     def __len__(self) -> int:
@@ -145,6 +123,28 @@ class TokenArray:
         if self.vocabulary_size is not None and count:
             self._check_ids(start, tokens)
 
+    def counts(self, start: int, count: int) -> np.ndarray | None:
+        """Return which tokens `[start, start + count)` count as targets: bool, or None for all."""
+        if not self.has_mask:
+            return None
+        counts = np.ones(count, dtype=bool)
+        for file, low, high, base in self._overlaps(start, count):
+            if file.mask is not None:
+                counts[base + low - start : base + high - start] = file.counts(low, high - low)
+        return counts
+
+    def iterate_counted(self) -> Iterator[int]:
+        """Yield the number of tokens that the masks count, for `MASK_STRETCH` tokens at a time."""
+        assert self.has_mask, "without a mask every token counts"
+        for start in range(0, len(self), MASK_STRETCH):
+            yield int(self.counts(start, min(MASK_STRETCH, len(self) - start)).sum())
+
+    def ignore_masked(self, targets: np.ndarray, start: int, ignored: int) -> None:
+        """Set the `targets` `(n,)`, tokens from `start` on, that do not count to `ignored`."""
+        counts = self.counts(start, len(targets))
+        if counts is not None:
+            targets[~counts] = ignored
+
     def _check_ids(self, start: int, tokens: np.ndarray) -> None:
         lowest, highest = int(tokens.min()), int(tokens.max())
         if lowest < 0 or highest >= self.vocabulary_size:
@@ -159,14 +159,17 @@ class TokenArray:
     def document_ends(self, start: int, count: int) -> np.ndarray:
         """Return the document ends within `[start, start + count)`, relative to `start`.
 
-        An end is the index after a document's last token: int64, ascending, in `(0, count)`.
+        An end is the index after a document's last token: int64, strictly ascending, in
+        `(0, count)`; empty documents have none.
         """
         last = start + count - 1
         found = [
             file.ends.between(low, min(high, last - base)) + (base - start)
             for file, low, high, base in self._overlaps(start, count)
         ]
-        return found[0] if len(found) == 1 else np.concatenate([np.empty(0, np.int64), *found])
+        ends = found[0] if len(found) == 1 else np.concatenate([np.empty(0, np.int64), *found])
+        # Empty documents end where the one before them does.
+        return ends[np.diff(ends, prepend=-1) > 0] if len(ends) > 1 else ends
 
     def iterate_ends(self) -> Iterator[np.ndarray]:
         """Yield the document ends of each file: int64 indices into the array, ascending."""
@@ -188,21 +191,26 @@ class TokenArray:
             position, index = base + high, index + 1
 
 
-def open_split(folder: Path, split: str) -> TokenArray:
+def open_split(folder: Place, split: str) -> TokenArray:
     """Open the `train` or `validation` split of a prepared folder, checking file sizes only.
 
     Raises ValueError if a shard is missing or has the wrong size.
     """
     manifest = read_manifest(folder)
     dtype = np.dtype(manifest["dtype"])
-    files = []
+    files, there = [], {path.name: path.stat().st_size for path in folder.glob("*.bin")}
     for shard in manifest["splits"][split]["shards"]:
         path = folder / f"{Path(shard['name']).name}.bin"
-        size = path.stat().st_size if path.is_file() else None
+        size = there.get(path.name)
         if size != shard["tokens"] * dtype.itemsize:
             raise ValueError(
                 f"{path}: {'missing' if size is None else f'{size} bytes'}, expected "
                 f"{shard['tokens'] * dtype.itemsize} bytes; prepare the folder again"
             )
-        files.append(TokenFile(path, shard["tokens"], dtype, is_shard=True))
+        sha256, mask = shard["json_sha256"], None
+        if "loss_sha256" in shard:
+            hashes = partial(read_hashes, path, "loss_blocks_xxh3_64", sha256)
+            mask = CheckedHandle(path.with_suffix(".loss"), hashes)
+        own = {"record_sha256": sha256, "mask": mask}
+        files.append(TokenFile(path, shard["tokens"], dtype, is_shard=True, **own))
     return TokenArray(files)

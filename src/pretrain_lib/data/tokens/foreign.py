@@ -1,89 +1,207 @@
-"""Token arrays of other projects: `.npy`, `.bin` of nanoGPT and llm.c, `.ds` of datatrove."""
+"""Token arrays of other projects: NumPy, nanoGPT, llm.c, datatrove, Megatron-LM, litdata, OLMo."""
 
 from pathlib import Path
 
 import numpy as np
 
+from pretrain_lib.data.remote import is_url
 from pretrain_lib.data.tokens.arrays import TokenArray, TokenFile
+from pretrain_lib.data.tokens.ends import EndsTable
+from pretrain_lib.data.tokens.headerless import IdType, open_headerless
+from pretrain_lib.data.tokens.litdata import INDEX, open_chunk, read_litdata_index
+from pretrain_lib.data.tokens.megatron import open_megatron
+from pretrain_lib.data.tokens.places import Place, open_handle, open_place
+from pretrain_lib.data.tokens.shards import MANIFEST
 
 FOREIGN_SUFFIXES = (".npy", ".bin", ".ds")
+NPY_MAGIC = b"\x93NUMPY"
+NPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    (3, 0): np.lib.format.read_array_header_2_0,  # differs in the names of fields
+}
 LLMC_HEADER_BYTES = 1024  # 256 int32: magic, version, tokens, zeros
 # By (magic, version): GPT-2 ids, LLaMA 3 ids.
 LLMC_DTYPES = {(20240520, 1): "<u2", (20240801, 7): "<u4"}
+LLMC_OTHERS = {
+    20240326: "a model",
+    20240327: "a debug state",
+    20240328: "a tokenizer",
+    20240522: "evaluation data",
+    20240803: "a model",
+}
 
 
-def is_foreign(path: str | Path) -> bool:
-    """Return whether a path or glob pattern has the suffix of a token array."""
-    return str(path).endswith(FOREIGN_SUFFIXES)
+def is_foreign(path: str | Place) -> bool:
+    """Return whether a path or glob pattern names token arrays: by suffix, or litdata's index."""
+    return str(path).endswith(FOREIGN_SUFFIXES) or str(path).rpartition("/")[2] == INDEX
+
+
+def refuse_litdata_folder(folder: Place) -> None:
+    """Raise ValueError, with the remedy, if a folder is not prepared but written by litdata."""
+    if not (folder / MANIFEST).is_file() and read_litdata_index(folder / INDEX) is not None:
+        raise ValueError(
+            f"data.path={folder} is a folder of litdata: give its index, data.path={folder / INDEX}"
+        )
 
 
 def names_tokens(validation: str) -> bool:
     """Return whether `data.validation` names token arrays or a folder rather than a rule."""
-    return is_foreign(validation) or Path(validation).expanduser().is_dir()
+    is_place = is_foreign(validation) or is_url(validation)
+    return is_place or Path(validation).expanduser().is_dir()
 
 
-def open_foreign(path: str | Path, *, vocabulary_size: int | None) -> TokenArray:
+def open_foreign(
+    path: str | Place, *, vocabulary_size: int | None, dtype: IdType | None = None
+) -> TokenArray:
     """Open a token array, or all files that match a pattern (`data/train_*.bin`) as one array.
 
-    Supported are one-dimensional `.npy` of any integer type, `.bin` of nanoGPT (uint16) and llm.c,
-    and `.ds` of datatrove, which also has document ends. Raises ValueError for any other file, a
-    missing one, or one whose size does not fit its tokens.
+    Supported are one-dimensional `.npy` of any integer type, `.bin` of nanoGPT (uint16), llm.c,
+    Megatron-LM (with its `.idx`) and litdata (with its `index.json`, which also names all chunks),
+    `.ds` of datatrove, and arrays without a header of the given `dtype`. Those of Megatron-LM and
+    datatrove have document ends, those of datatrove also loss masks. Raises ValueError for any
+    other file, a missing one, one whose size does not fit its tokens, and if `dtype` is not the one
+    that a header or index states.
     """
     if not is_foreign(path):
-        raise ValueError(f"{path}: a token array must end in {', '.join(FOREIGN_SUFFIXES)}")
-    folder, pattern = Path(path).parent, Path(path).name
-    paths = [Path(path)] if Path(path).is_file() else sorted(folder.glob(pattern))
+        raise ValueError(
+            f"{path}: a token array must end in {', '.join(FOREIGN_SUFFIXES)} or be litdata's "
+            f"{INDEX}"
+        )
+    path = open_place(path)
+    folder, pattern = path.parent, path.name
+    index = None if pattern.endswith((".npy", ".ds")) else read_litdata_index(folder / INDEX)
+    paths = [path] if path.is_file() else sorted(folder.glob(pattern))
     if not paths:
         raise ValueError(f"{path}: there is no such file")
-    return TokenArray([_open_file(p) for p in paths], vocabulary_size=vocabulary_size)
+    if pattern == INDEX:
+        if index is None:
+            raise ValueError(f"{path} is not an index of litdata: it lists no chunks")
+        paths = index.paths
+    files = []
+    for each in paths:
+        _check_name(each)
+        files.append(open_chunk(each, index) if index else _open_file(each, dtype))
+        _check_file(files[-1], dtype)
+    _check_masks(files)
+    return TokenArray(files, vocabulary_size=vocabulary_size)
 
 
-def _open_file(path: Path) -> TokenFile:
-    file = {".npy": _open_npy, ".bin": _open_bin, ".ds": _open_datatrove}[path.suffix](path)
-    needed = file.header_bytes + file.num_tokens * file.dtype.itemsize
-    if path.stat().st_size < needed or not file.num_tokens:
-        raise ValueError(f"{path}: {path.stat().st_size} bytes, but its tokens need {needed}")
-    return file
-
-
-def _open_npy(path: Path) -> TokenFile:
+def _check_name(path: Place) -> None:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is not a .npy array: {error}") from error
-    if array.ndim != 1 or array.dtype.kind not in "iu":
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        name = str(path).encode(errors="backslashreplace").decode()
+        raise ValueError(f"{name}: the name is not UTF-8; rename the file") from error
+
+
+def _open_file(path: Place, dtype: IdType | None) -> TokenFile:
+    if path.suffix == ".ds":
+        return _open_datatrove(path)
+    return _open_npy(path, dtype) if path.suffix == ".npy" else _open_bin(path, dtype)
+
+
+def _check_file(file: TokenFile, dtype: IdType | None) -> None:
+    """Raise ValueError unless the file holds its tokens and nothing else, and they are `dtype`."""
+    if dtype not in (None, file.dtype.name):
         raise ValueError(
-            f"{path}: must be a one-dimensional integer array, is {array.dtype} {array.shape}"
+            f"data.dtype={dtype}, but {file.path} holds {file.dtype.name} by its header or index; "
+            f"leave data.dtype out"
         )
-    return TokenFile(path, len(array), array.dtype, header_bytes=array.offset)
+    size = file.path.stat().st_size
+    needed = file.header_bytes + file.num_tokens * file.dtype.itemsize
+    if size != needed or not file.num_tokens:
+        raise ValueError(
+            f"{file.path}: {size} bytes, but its tokens need {needed}, for {file.num_tokens} "
+            f"{file.dtype.name}; copy or write the file again"
+        )
 
 
-def _open_bin(path: Path) -> TokenFile:
-    header, size = np.fromfile(path, dtype="<i4", count=3).tolist(), path.stat().st_size
-    if header[:1] and header[0] in {magic for magic, _ in LLMC_DTYPES}:
-        if (dtype := LLMC_DTYPES.get(tuple(header[:2]))) is None:
-            raise ValueError(
-                f"{path}: the llm.c format (magic, version) {tuple(header[:2])} is not supported; "
-                f"supported are {', '.join(map(str, LLMC_DTYPES))}"
-            )
-        return TokenFile(path, header[2], np.dtype(dtype), header_bytes=LLMC_HEADER_BYTES)
+def _open_npy(path: Place, dtype: IdType | None) -> TokenFile:
+    with path.open("rb") as file:
+        if file.read(len(NPY_MAGIC)) != NPY_MAGIC:
+            return open_headerless(path, dtype)
+        file.seek(0)
+        try:
+            version = np.lib.format.read_magic(file)
+            shape, _, of = NPY_HEADERS[version](file)
+        except Exception as error:  # numpy reads the header as Python, which raises many types
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} is not a .npy array: {reason}") from error
+        header_bytes = file.tell()
+    if len(shape) != 1 or of.kind not in "iu":
+        raise ValueError(f"{path}: must be a one-dimensional integer array, is {of} {shape}")
+    return TokenFile(path, shape[0], of, header_bytes=header_bytes)
+
+
+def _open_bin(path: Place, dtype: IdType | None) -> TokenFile:
+    if (index := path.with_suffix(".idx")).is_file():
+        return open_megatron(path, index)
+    with path.open("rb") as file:
+        raw = file.read(12)
+    header = np.frombuffer(raw[: len(raw) // 4 * 4], dtype="<i4").tolist()
+    if header[:1] and header[0] in {magic for magic, _ in LLMC_DTYPES} | set(LLMC_OTHERS):
+        return _open_llmc(path, header)
     if path.with_suffix(".json").is_file():
         raise ValueError(f"{path} is a shard of a prepared folder: give the folder {path.parent}")
-    if size % 2:
-        raise ValueError(f"{path}: {size} bytes are not a whole number of uint16 ids")
-    return TokenFile(path, size // 2, np.dtype("<u2"))
+    return open_headerless(path, dtype)
 
 
-def _open_datatrove(path: Path) -> TokenFile:
-    """Open a datatrove file with its index of document ends.
+def _open_llmc(path: Place, header: list[int]) -> TokenFile:
+    """Open a file of llm.c by the first three numbers of its header: magic, version, tokens."""
+    if header[0] in LLMC_OTHERS:
+        raise ValueError(
+            f"{path} holds no tokens but {LLMC_OTHERS[header[0]]} of llm.c (magic {header[0]}); "
+            f"give one of llm.c's files of tokens, such as fineweb_train_*.bin"
+        )
+    if (dtype := LLMC_DTYPES.get(tuple(header[:2]))) is None:
+        raise ValueError(
+            f"{path}: the llm.c format (magic, version) {tuple(header[:2])} is not supported; "
+            f"supported are {', '.join(map(str, LLMC_DTYPES))}"
+        )
+    num_tokens = header[2] if len(header) == 3 else 0
+    if num_tokens < 1:
+        raise ValueError(
+            f"{path}: its llm.c header counts {num_tokens} tokens, a number that overflowed or was "
+            f"not written; write files of fewer than 2**31 tokens"
+        )
+    return TokenFile(path, num_tokens, np.dtype(dtype), header_bytes=LLMC_HEADER_BYTES)
+
+
+def _open_datatrove(path: Place) -> TokenFile:
+    """Open a datatrove file with its index of document ends, and its loss mask if there is one.
 
     The last document end is the number of tokens, which tells 2-byte ids from 4-byte ids.
     """
     index, size = path.with_name(f"{path.name}.index"), path.stat().st_size
     if not index.is_file():
         raise ValueError(f"{path}: its index {index.name} is missing")
-    last = np.fromfile(index, dtype="<u8", offset=max(0, index.stat().st_size - 8)).tolist()
-    bytes_per_id = size // last[0] if last and last[0] else 0
-    if bytes_per_id not in (2, 4) or size % last[0]:
+    with index.open("rb") as file:
+        file.seek(max(0, index.stat().st_size - 8))
+        last = int.from_bytes(file.read(8), "little")
+    bytes_per_id = size // last if last else 0
+    if bytes_per_id not in (2, 4) or size % last or index.stat().st_size % 8:
         raise ValueError(f"{path}: {size} bytes do not fit the documents that {index.name} lists")
-    return TokenFile(path, last[0], np.dtype(f"<u{bytes_per_id}"), ends_file=index)
+    mask = path.with_name(f"{path.name}.loss")
+    if mask.is_file() and mask.stat().st_size != last:
+        raise ValueError(
+            f"{mask}: {mask.stat().st_size} bytes, but {path.name} has {last} tokens, one byte "
+            f"each; write it again, or remove it to count every token"
+        )
+    return TokenFile(
+        path,
+        last,
+        np.dtype(f"<u{bytes_per_id}"),
+        foreign_ends=EndsTable(index),
+        mask=open_handle(mask) if mask.is_file() else None,
+    )
+
+
+def _check_masks(files: list[TokenFile]) -> None:
+    """Raise ValueError if some of the files have a loss mask and others do not."""
+    without = [file.path for file in files if file.mask is None]
+    if without and len(without) < len(files):
+        raise ValueError(
+            f"{without[0]} has no loss mask ({without[0].name}.loss), but other files of the array "
+            f"do; add it, or give the files without one as a path of their own"
+        )

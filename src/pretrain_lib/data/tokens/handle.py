@@ -29,7 +29,11 @@ class Handle:
     def read(self, start: int, count: int) -> bytes:
         """Return bytes `[start, start + count)`, fewer at the end of the file."""
         file = self._file or self._open()
-        return os.pread(file.fileno(), count, start)
+        try:
+            return os.pread(file.fileno(), count, start)
+        except OSError as error:
+            error.filename = str(self.path)  # which only a failing `open` says
+            raise
 
     def _open(self) -> FileIO:
         self._file = file = FileIO(self.path)

@@ -10,8 +10,10 @@ from torch.utils.data import Dataset
 
 from pretrain_lib.data.tokens.arrays import TokenArray
 from pretrain_lib.data.windows.best_fit import BestFitPlan
+from pretrain_lib.data.windows.document_ends import narrow_document_ends
 from pretrain_lib.data.windows.order import WindowOrder
 from pretrain_lib.data.windows.packing import Windows, fill_planned_window, fill_window
+from pretrain_lib.data.windows.shuffled import Shuffle, order_by_epoch
 
 Batch = dict[str, torch.Tensor]
 
@@ -34,7 +36,8 @@ class PackedDataset(Dataset):
 
     Its length is one epoch; larger indices continue into the next epochs, each shuffled anew. Items
     are dicts of `input_ids` and `targets`, int64 `(T,)`, and with `document_masking` also of
-    `document_ends`, int32 `(T,)`. `plans`, one per array, select best-fit packing.
+    `document_ends`, int32 `(T,)`. `plans`, one per array, select best-fit packing. With
+    `shuffle="documents"` each epoch permutes the documents too, before windows are cut from them.
     """
 
     def __init__(
@@ -46,12 +49,13 @@ class PackedDataset(Dataset):
         weights: Sequence[float] | None = None,
         document_masking: bool = False,
         plans: Sequence[BestFitPlan] | None = None,
+        shuffle: Shuffle = "windows",
     ) -> None:
         self.sources = [tokens] if isinstance(tokens, TokenArray) else list(tokens)
         if document_masking and not all(source.has_documents for source in self.sources):
             raise ValueError(
-                "data.document_masking=true needs document ends, which .npy and .bin arrays do not "
-                "have; prepare the text with `pretrain prepare`"
+                "data.document_masking=true needs document ends, which an array of data.path does "
+                "not have; prepare the text with `pretrain prepare`"
             )
         assert plans is None or [p.sequence_length for p in plans] == (
             [sequence_length] * len(self.sources)
@@ -59,6 +63,7 @@ class PackedDataset(Dataset):
         self.sequence_length = sequence_length
         self.document_masking = document_masking
         self.plans = plans
+        self._by_epoch = order_by_epoch(shuffle, self.sources, seed=seed, plans=plans)
         self.order = WindowOrder(
             num_tokens=tuple(len(source) for source in self.sources),
             sequence_length=sequence_length,
@@ -85,10 +90,10 @@ class PackedDataset(Dataset):
         windows = Windows.empty(
             len(positions), self.sequence_length, document_masking=self.document_masking
         )
-        source, _, start = (array.tolist() for array in self.order.locate(np.array(positions)))
-        for row, (s, first) in enumerate(zip(source, start, strict=True)):
+        located = (array.tolist() for array in self.order.locate(np.array(positions)))
+        for row, (s, epoch, first) in enumerate(zip(*located, strict=True)):
             if self.plans is None:
-                fill_window(windows, row, self.sources[s], first)
+                fill_window(windows, row, self._by_epoch[s].tokens(epoch), first)
             else:
                 fill_planned_window(windows, row, self.sources[s], self.plans[s], first)
         return {name: torch.from_numpy(array) for name, array in windows.as_dict().items()}
@@ -156,20 +161,6 @@ def iterate_steps(
             pending = upcoming
         if pending is not None:
             yield [to_device(batch, device) for batch in pending.result()]
-
-
-def narrow_document_ends(batch: Batch) -> Batch:
-    """Cut `document_ends` `(B, T)` to the largest number of documents in a row.
-
-    Kernels launch work for each column. The width is rounded up to a power of two, so that
-    torch.compile meets only a few widths.
-    """
-    ends = batch.get("document_ends")
-    if ends is None:
-        return batch
-    documents = 1 + int((ends < ends.shape[1]).sum(dim=1).max())
-    width = min(ends.shape[1], 1 << (documents - 1).bit_length())
-    return batch | {"document_ends": ends[:, :width].contiguous()}
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

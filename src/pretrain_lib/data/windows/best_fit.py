@@ -19,7 +19,8 @@ from typing import Literal
 import numpy as np
 
 from pretrain_lib.data.tokens.handle import Handle
-from pretrain_lib.data.tokens.shards import lock_folder, write_json
+from pretrain_lib.files.locks import lock_folder
+from pretrain_lib.files.writes import staged, write_json
 
 Packing = Literal["concat", "best_fit"]
 FORMAT_VERSION = 1
@@ -165,7 +166,7 @@ def _build(
     document_ends: Iterator[np.ndarray], pieces: Path, bins: Path, record_path: Path, identity: dict
 ) -> None:
     length, counts = identity["sequence_length"], Counter()
-    temporary = {path: path.with_name(path.name + ".tmp") for path in (pieces, bins)}
+    temporary = {path: staged(path) for path in (pieces, bins)}
     with temporary[pieces].open("wb") as pieces_file, temporary[bins].open("wb") as bins_file:
         for group in _piece_groups(document_ends, identity["tokens"], length, counts):
             order, bin_ends = pack_best_fit(group["length"], capacity=length)

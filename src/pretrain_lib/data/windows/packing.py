@@ -11,6 +11,7 @@ import numpy as np
 
 from pretrain_lib.data.tokens.arrays import TokenArray
 from pretrain_lib.data.windows.best_fit import BestFitPlan
+from pretrain_lib.data.windows.shuffled import ShuffledDocuments
 
 IGNORED_TARGET = -100  # the target of a position that is left out of the loss, as in transformers
 
@@ -42,15 +43,18 @@ class Windows:
         return arrays
 
 
-def fill_window(windows: Windows, row: int, tokens: TokenArray, start: int) -> None:
+def fill_window(
+    windows: Windows, row: int, tokens: TokenArray | ShuffledDocuments, start: int
+) -> None:
     """Fill a row with the tokens from `start` on.
 
-    With document masking, targets that belong to the next document are ignored.
+    Targets that a loss mask leaves out, or with document masking the next document's, are ignored.
     """
     length = windows.input_ids.shape[1]
     ids = np.empty(length + 1, dtype=np.int64)
     tokens.read_into(start, ids)
     windows.input_ids[row], windows.targets[row] = ids[:-1], ids[1:]
+    tokens.ignore_masked(windows.targets[row], start + 1, IGNORED_TARGET)
     if windows.document_ends is not None:
         ends = tokens.document_ends(start, length + 1)  # may include the end of the window
         windows.targets[row, ends - 1] = IGNORED_TARGET
@@ -77,6 +81,7 @@ def fill_planned_window(
         ids[read : count + 1] = IGNORED_TARGET
         end = position + count
         input_ids[position:end], targets[position:end] = ids[:count], ids[1 : count + 1]
+        tokens.ignore_masked(targets[position : position + read - 1], start + 1, IGNORED_TARGET)
         position = end
         ends.append(end)
     input_ids[position:], targets[position:] = 0, IGNORED_TARGET

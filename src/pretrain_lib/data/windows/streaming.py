@@ -8,7 +8,6 @@ processes. A segment that was deleted is produced again.
 import atexit
 import contextlib
 import itertools
-import json
 import os
 import time
 import weakref
@@ -22,12 +21,12 @@ from pretrain_lib.data.permutation import derive_keys, permute
 from pretrain_lib.data.pool import CONTEXT, count_cores
 from pretrain_lib.data.prepare.spool import (
     END_SIGNAL,
-    ERROR,
     POLL_SECONDS,
     SEGMENTS_BEHIND,
     Spool,
     produce,
 )
+from pretrain_lib.data.prepare.stream_errors import raise_error
 from pretrain_lib.data.tokens.arrays import TokenArray, TokenFile
 from pretrain_lib.data.tokens.shards import read_manifest
 from pretrain_lib.data.windows.batches import Batch
@@ -149,13 +148,10 @@ class StreamingDataset(IterableDataset):
             self._producer = producer
 
     def _check_producer(self) -> None:
-        path, own = self.spool.folder / ERROR, self._producer
+        own = self._producer
         ended = own is not None and not own.is_alive()  # raised last: an error file says why
-        error = json.loads(path.read_text()) if path.is_file() else None
-        if error is not None and (own is None or error["process"] == own.pid):
-            if error["refused"]:
-                raise ValueError(error["message"])
-            raise RuntimeError(f"the stream's producer failed: {error['message']}")
+        which = {"process": own and own.pid, "exit_code": own.exitcode if ended else None}
+        raise_error(self.spool.folder, **which)
         if ended:
             raise RuntimeError(
                 f"the process that fills {self.spool.folder} ended unexpectedly. If it ran out of "

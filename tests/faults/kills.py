@@ -28,7 +28,8 @@ import pretrain_lib as pl
 from pretrain_lib import GPT2, open_corpus, start_accelerator, train
 from pretrain_lib.checkpoint import folders as files
 from pretrain_lib.checkpoint.parts import moments_file
-from pretrain_lib.models.hf import WEIGHTS
+from pretrain_lib.files.locks import lock_folder
+from pretrain_lib.models.weight_files import WEIGHTS
 from pretrain_lib.run_folder.folder import CHECKPOINTS
 from tests.conftest import VOCABULARY, read_rows
 
@@ -113,6 +114,8 @@ def inject(folder, prepared, *, kills=25, seed=0, aims=AIMS, after_kill=lambda r
         for seen in kill_until_it_ends(build_recipe(prepared, run), shots, report):
             check_what_is_left(run / CHECKPOINTS, seen, reference / CHECKPOINTS, report)
             after_kill(report)
+            if report.lost:
+                return report  # a run does not begin anew where its checkpoints are gone
         report.chains += 1
         report.different += differences(run, reference)
         shutil.rmtree(run)
@@ -149,10 +152,10 @@ def start_run(recipe):
 
 
 def train_in_child(recipe):
-    """Train in fp32 with one thread, what it says appended to `console.txt` in the run folder."""
+    """Train in fp32 with one thread, what it says appended to `console.log` in the run folder."""
     folder = Path(recipe.run.dir)
     folder.mkdir(exist_ok=True)
-    with (folder / "console.txt").open("a") as console:
+    with (folder / "console.log").open("a") as console:
         for stream in (1, 2):
             os.dup2(console.fileno(), stream)
     os.environ |= {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "true"}
@@ -160,7 +163,8 @@ def train_in_child(recipe):
     # It takes a second and is a field of the clock.
     sys.modules["pretrain_lib.training.run"].device_peak = lambda *_: None
     model = GPT2(recipe.model).initialize(recipe.run.seed)
-    train(recipe, model, open_corpus(recipe), start_accelerator(recipe))
+    with lock_folder(folder, setting="run.dir"):  # as the recipes do
+        train(recipe, model, open_corpus(recipe), start_accelerator(recipe))
 
 
 @contextmanager
@@ -209,7 +213,7 @@ def watch(child, checkpoints, start):
 
 def check_end(child, recipe, *others):
     """Make sure that a run has come to its end, or has ended in one of the other ways."""
-    assert child.exitcode in (0, *others), Path(recipe.run.dir, "console.txt").read_text()
+    assert child.exitcode in (0, *others), Path(recipe.run.dir, "console.log").read_text()
 
 
 def run_to_end(recipe):

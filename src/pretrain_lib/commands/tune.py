@@ -1,0 +1,246 @@
+"""The subcommand tune: find the learning rates of a recipe by short runs of a smaller model."""
+
+import argparse
+import math
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pretrain_lib.commands.recipes import (
+    add_tune_flags,
+    find_overlays,
+    find_recipe,
+    launch,
+    launch_flags,
+    split_flags,
+)
+from pretrain_lib.errors import DONE, RESUMABLE
+from pretrain_lib.files.locks import lock_folder
+from pretrain_lib.files.outputs import check_folder
+from pretrain_lib.report.tuned import draw_search
+from pretrain_lib.run_folder.metrics import human, human_time
+from pretrain_lib.run_folder.rows import read_metrics
+from pretrain_lib.tuning.proxy import (
+    RATES,
+    Cost,
+    Settings,
+    as_flags,
+    check_searchable,
+    choose_tokens,
+    common_settings,
+    default_width,
+    rates_of,
+    trial_settings,
+    without_flags,
+)
+from pretrain_lib.tuning.record import (
+    PLAN,
+    await_run,
+    drop_checkpoints,
+    open_plan,
+    read_loss,
+    run_folder,
+    write_result,
+)
+from pretrain_lib.tuning.scaling import BASE, at_width
+from pretrain_lib.tuning.search import Found, Space, Trial, expected_trials, find_rates
+
+MEASURED_STEPS = 8  # from which the speed is taken, the first one left out
+MEASURE = "measure"  # the run folder of these steps
+PICTURE = "tune.png"
+DIGITS = 3  # of the rates that are found
+
+
+class Stopped(Exception):  # noqa: N818 (no error)
+    """A run was told to stop, and can be resumed."""
+
+
+@dataclass
+class Tuning:
+    """A search that is going on."""
+
+    recipe: str
+    """As the user named it."""
+    flags: list[str]
+    """Of the user, for the recipe."""
+    words: list[str]
+    """What `accelerate launch` is given before the settings of a run."""
+    settings: Settings
+    names: tuple[str, ...]
+    width: int
+    out: Path
+
+
+def run_tune(options: argparse.Namespace) -> int:
+    """Find the learning rates of a recipe; the same command continues what was interrupted."""
+    chosen, flags = split_flags(options, add_tune_flags)
+    recipe = find_recipe(options.recipe)
+    found = find_overlays(flags, recipe.parent)
+    out = chosen.out or Path("runs", f"tune_{recipe.stem}")
+    settings = _settings(recipe, found)
+    check_searchable(settings)
+    width = chosen.width or default_width(settings["model"])
+    common = as_flags(common_settings(settings, width))
+    words = ["--quiet", *launch_flags(chosen), str(recipe), *found, *common]
+    names = RATES[settings["optimizer"]["kind"]]
+    check_folder(out, named="--out ", kind="a search", is_ours=lambda f: (f / PLAN).is_file())
+    tuning = Tuning(options.recipe, flags, words, settings, names, width, out)
+    try:
+        with lock_folder(out, setting="out"):
+            _tune(tuning, budget=chosen.budget)
+    except Stopped:
+        print("stopped: the same command goes on", flush=True)
+        return RESUMABLE
+    return DONE
+
+
+def _settings(recipe: Path, flags: list[str]) -> Settings:
+    """Return the settings of the recipe with the user's flags."""
+    command = [sys.executable, str(recipe), *flags, "--print_config"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise ValueError(_last_error(result.stderr))
+    return yaml.safe_load(result.stdout)
+
+
+def _tune(tuning: Tuning, *, budget: float) -> None:
+    plan = {"recipe": tuning.recipe, "flags": tuning.flags, "width": tuning.width}
+    plan = open_plan(tuning.out, plan | {"budget": budget})
+    if "tokens" not in plan:
+        cost = _measure(tuning)
+        tokens = choose_tokens(tuning.settings, tuning.names, cost, budget)
+        plan = open_plan(tuning.out, plan | {"tokens": tokens, "cost": asdict(cost)})
+    space = Space(rates_of(tuning.settings, tuning.names), plan["tokens"])
+    losses: dict[Trial, float] = {}
+    follow = _Progress(expected_trials(space), Cost(**plan["cost"]))
+    print(follow.announce(tuning.width, space), flush=True)
+
+    def evaluate(trial: Trial) -> float:
+        started = time.monotonic()
+        losses[trial], is_new = _run(tuning, trial)
+        follow.count(trial, seconds=time.monotonic() - started if is_new else None)
+        print(follow.line(tuning.names, trial, losses[trial]), flush=True)
+        return losses[trial]
+
+    found = find_rates(space, evaluate)
+    _tell(tuning, space, found, losses)
+
+
+def _measure(tuning: Tuning) -> Cost:
+    """Prepare the data, and measure a few steps of the smaller model."""
+    folder, batch = tuning.out / MEASURE, tuning.settings["batch"]["tokens"]
+    print(f"measuring {MEASURED_STEPS} steps of width {tuning.width}", flush=True)
+    several = 100 * batch  # longer than any warm-up
+    trial = Trial(rates_of(tuning.settings, tuning.names), several)
+    _start(tuning, trial, folder, {"run.max_steps": 0})
+    started = time.monotonic()
+    _start(tuning, trial, folder, {"run.max_steps": MEASURED_STEPS, "log.every": 1})
+    seconds = time.monotonic() - started
+    rows = [row for row in read_metrics(folder) if row["kind"] == "train"]
+    speeds = sorted(row["tokens_per_second"] for row in rows[1:])
+    speed = speeds[len(speeds) // 2]
+    steps = rows[-1]["seconds"]
+    return Cost(tokens_per_second=speed, seconds=max(0.0, seconds - steps))
+
+
+def _run(tuning: Tuning, trial: Trial) -> tuple[float, bool]:
+    """Return the validation loss of a trial, and whether it was run now."""
+    folder = run_folder(tuning.out, trial)
+    await_run(folder)
+    loss = read_loss(folder)
+    if is_new := loss is None:
+        _start(tuning, trial, folder, {})
+        loss = read_loss(folder)
+        assert loss is not None, f"{folder} has ended, and has no loss"
+    drop_checkpoints(folder)
+    return loss, is_new
+
+
+def _start(tuning: Tuning, trial: Trial, folder: Path, settings: dict[str, Any]) -> None:
+    """Run or resume a trial; raises ValueError if it fails for another reason than its rates."""
+    given = trial_settings(tuning.settings, tuning.names, trial) | {"run.dir": folder} | settings
+    console = folder.with_name(f"{folder.name}.log")
+    console.parent.mkdir(parents=True, exist_ok=True)
+    with console.open("a", encoding="utf-8") as file:
+        code = launch([*tuning.words, *as_flags(given)], output=file)
+    if code == RESUMABLE or code < 0:  # negative: the launcher was ended by a signal
+        raise Stopped
+    if code and read_loss(folder) is None:
+        text = console.read_text(encoding="utf-8", errors="replace")
+        raise ValueError(f"a run failed, see {console}: {_last_error(text)}")
+
+
+def _last_error(text: str) -> str:
+    """Return the last line that begins with "error:", without these words, or the last line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["it printed nothing"]
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines)[-1].removeprefix("error: ")
+
+
+class _Progress:
+    """Tells how far a search is, and how long the rest takes at the speed of its runs so far."""
+
+    def __init__(self, expected: list[int], cost: Cost) -> None:
+        self._expected, self._cost, self._done = expected, cost, 0
+        self._planned, self._taken = 0.0, 0.0  # seconds of the runs of this process
+
+    def announce(self, width: int, space: Space) -> str:
+        number, seconds = len(self._expected), sum(map(self._cost.of, self._expected))
+        return (
+            f"{number} runs of width {width} and {human(space.first_tokens)} to "
+            f"{human(space.tokens)} tokens, about {human_time(seconds)} in all"
+        )
+
+    def count(self, trial: Trial, *, seconds: float | None) -> None:
+        self._done += 1
+        if seconds is not None:
+            self._planned += self._cost.of(trial.tokens)
+            self._taken += seconds
+
+    def line(self, names: tuple[str, ...], trial: Trial, loss: float) -> str:
+        left = sum(map(self._cost.of, self._expected[self._done :]))
+        left *= self._taken / self._planned if self._planned else 1.0
+        result = f"loss {loss:.4f}" if math.isfinite(loss) else "diverged"
+        rates = ", ".join(f"{n} {r:g}" for n, r in zip(names, trial.rates, strict=True))
+        number = max(len(self._expected), self._done)
+        return (
+            f"{self._done}/{number}  {human(trial.tokens)} tokens, {rates}: {result}, "
+            f"{human_time(left)} left"
+        )
+
+
+def _tell(tuning: Tuning, space: Space, found: Found, losses: dict[Trial, float]) -> None:
+    """Write the result and its picture, and print them."""
+    tuned = dict(zip(tuning.names, found.trial.rates, strict=True))
+    kind, wanted = tuning.settings["optimizer"]["kind"], tuning.settings["model"]["width"]
+    rates = at_width(tuned, kind=kind, tuned=tuning.width, wanted=wanted)
+    own = losses.get(Trial(space.center, space.tokens))
+    write_result(
+        tuning.out,
+        tuning.names,
+        losses,
+        loss=found.loss,
+        at_width={tuning.width: tuned} | {wanted: rates},
+    )
+    picture = tuning.out / PICTURE
+    draw_search(
+        losses, tuning.names, found.trial, picture, title=f"{tuning.recipe} at width {tuning.width}"
+    )
+    compared = f" (the recipe's own rates: {own:.4f})" if own else ""
+    print(
+        f"\nlowest validation loss at width {tuning.width} after {human(space.tokens)} tokens: "
+        f"{found.loss:.4f}{compared}"
+    )
+    for name, rate in rates.items():
+        text = f"  optimizer.{name:<25}{tuned.get(name, tuned[BASE]):g} at width {tuning.width}"
+        print(text + (f", {rate:.{DIGITS}g} at {wanted}" if wanted != tuning.width else ""))
+    settings = {f"optimizer.{n}": float(f"{r:.{DIGITS}g}") for n, r in rates.items()}
+    flags = without_flags(tuning.flags, set(settings))
+    words = ["pretrain", "train", tuning.recipe, *flags, *as_flags(settings)]
+    print(f"picture: {picture}\n\n{shlex.join(words)}")

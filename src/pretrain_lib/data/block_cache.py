@@ -1,0 +1,87 @@
+"""Keep blocks of remote files on the local disk, in a folder of bounded size."""
+
+import itertools
+import os
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+GIB = 2**30
+# Blocks are deleted, those read longest ago first, once they fill more than the first share of the
+# limit, until they fill the second. Processes that share the folder look after each 1/64 of it.
+FULL, KEPT, LOOK = 7 / 8, 3 / 4, 1 / 64
+_numbers = itertools.count()
+
+
+def cache_folder() -> Path:
+    """Return the cache folder of this library."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pretrain_lib"
+
+
+@dataclass
+class BlockCache:
+    """Blocks of files in a folder, by a key of the file and the number of the block."""
+
+    folder: Path
+    limit: int
+    """Bytes of disk space."""
+    _written: float = field(default=float("inf"), repr=False)  # since the folder was looked through
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __getstate__(self) -> dict:
+        return {"folder": self.folder, "limit": self.limit, "_written": float("inf")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ |= state | {"_lock": threading.Lock()}
+
+    def read(self, key: str, number: int, start: int, count: int) -> bytes | None:
+        """Return `count` bytes from `start` on of a block, or None if it is not here."""
+        try:
+            file = os.open(self._path(key, number), os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            os.utime(file)  # it was read now
+            return os.pread(file, count, start)
+        finally:
+            os.close(file)
+
+    def write(self, key: str, number: int, block: bytes) -> None:
+        """Keep a block; raises ValueError if the folder cannot be written."""
+        path = self._path(key, number)
+        # Another process or thread may write the same block.
+        temporary = path.with_name(f"{path.name}.{os.getpid()}-{next(_numbers)}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(block)
+            temporary.replace(path)
+        except OSError as error:
+            raise ValueError(
+                f"blocks of remote files cannot be kept in {self.folder} ({error.strerror}); make "
+                f"room there, or set XDG_CACHE_HOME to a folder on another disk"
+            ) from error
+        with self._lock:
+            self._written += len(block)
+            if self._written >= LOOK * self.limit:
+                self._written = 0
+                self._delete_oldest()
+
+    def _path(self, key: str, number: int) -> Path:
+        return self.folder / key / f"{number:08d}"
+
+    def _delete_oldest(self) -> None:
+        found = []
+        for path in self.folder.glob("*/*"):
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # deleted by another process
+                continue
+            found.append((status.st_mtime_ns, status.st_size, path))
+        total = sum(size for _, size, _ in found)
+        if total <= FULL * self.limit:
+            return
+        for _, size, path in sorted(found):
+            path.unlink(missing_ok=True)
+            total -= size
+            if total <= KEPT * self.limit:
+                return

@@ -1,0 +1,153 @@
+"""Storages behind URLs, through `fsspec`: S3, Google Cloud Storage, the Hub, HTTP and others.
+
+A `RemoteFile` has the parts of `pathlib.Path` that readers of text use. Its size and version (an
+etag or checksum) are those of the listing, so that all processes read the same file. Credentials
+come from the environment, as the storage's own library reads them, and are refused in a URL.
+"""
+
+import io
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+SECRETS = re.compile(r"signature|token|secret|password|credential|key|^sig$", re.IGNORECASE)
+# Where the storages say which version of a file this is.
+VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "checksum", "sha256", "blob_id", "oid")
+BLOCK_BYTES = 8 * 2**20  # read at once
+RETRY_SECONDS = (0.5, 2.0)  # between the tries, besides those of the storage's own library
+AGAIN = "what was done is kept: start the same command again to continue"
+
+
+class Unreachable(ValueError):
+    """A storage that does not answer, or refuses."""
+
+
+def is_url(name: str) -> bool:
+    """Return whether a source is named by a URL."""
+    return URL.match(name) is not None
+
+
+@dataclass(frozen=True, order=True)
+class RemoteFile:
+    """A file behind a URL; reads like a `pathlib.Path`."""
+
+    url: str
+    st_size: int
+    """Size in bytes."""
+    version: str
+    """What changes with the content: an etag or a checksum."""
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        """The last component of the path."""
+        return PurePosixPath(urlsplit(self.url).path or self.url).name
+
+    @property
+    def suffix(self) -> str:
+        """The ending of the name, with its dot."""
+        return PurePosixPath(self.name).suffix
+
+    def stat(self) -> "RemoteFile":
+        """Return what has the size of the file."""
+        return self
+
+    def open(self, mode: str = "rb", buffering: int = -1) -> io.BufferedReader:
+        """Open the file for reading at any place, `BLOCK_BYTES` or more at once."""
+        assert mode == "rb", "remote files are read only"
+        return io.BufferedReader(_Reader(self), max(BLOCK_BYTES, buffering))
+
+
+class _Reader(io.RawIOBase):
+    """Reads ranges of a remote file, and says in one line why it cannot."""
+
+    def __init__(self, path: RemoteFile) -> None:
+        self.name, self._path, self._position = path.url, path, 0
+        self._storage, self._key = storage_of(path.url)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._path.st_size}
+        self._position = start[whence] + offset
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:
+        stop = min(self._position + len(buffer), self._path.st_size)
+        if stop <= self._position:
+            return 0
+        ask = partial(self._storage.cat_file, self._key, start=self._position, end=stop)
+        data = answer(self._path.url, ask)
+        if len(data) != stop - self._position:
+            raise Unreachable(
+                f"data.source: {self._path.url} has changed while it was read; prepare it again"
+            )
+        buffer[: len(data)] = data
+        self._position = stop
+        return len(data)
+
+
+def storage_of(url: str, *, setting: str = "data.source") -> tuple[Any, str]:
+    """Return the file system of a URL, and the path in it."""
+    from fsspec.core import url_to_fs
+
+    try:
+        return url_to_fs(url)
+    except ImportError as error:
+        raise ValueError(f"{setting}={url}: {error}") from error
+    except ValueError as error:
+        raise ValueError(
+            f"{setting}={url}: no storage of this protocol is known to fsspec ({error})"
+        ) from error
+
+
+def answer(url: str, ask: Callable[[], Any], *, setting: str = "data.source") -> Any:
+    """Return the answer of a storage, asked again after a while if it fails.
+
+    Raises ValueError, naming `setting`, if there is nothing at the URL or no answer.
+    """
+    for seconds in (*RETRY_SECONDS, None):
+        try:
+            return ask()
+        except FileNotFoundError as error:
+            raise ValueError(f"{setting}={url}: there is no such file or folder") from error
+        except Exception as error:  # each storage has its own types
+            if seconds is None or isinstance(error, PermissionError):
+                raise Unreachable(f"{setting}: {_describe(url, error)}") from error
+            time.sleep(seconds)
+    return None
+
+
+def _describe(url: str, error: Exception) -> str:
+    reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+    return f"{url} cannot be read ({reason}); {AGAIN}"
+
+
+def version_of(info: dict) -> str:
+    """Return what says which version of a file its `info` is of."""
+    known = (str(info[key]) for key in VERSIONS if info.get(key))
+    return next(known, None) or str(info.get("mtime") or info.get("LastModified") or "")
+
+
+def refuse_secrets(url: str, *, setting: str = "data.source") -> None:
+    """Raise ValueError, naming `setting`, for a URL that holds credentials."""
+    parts = urlsplit(url)
+    secret = "@" in parts.netloc and parts.scheme != "hf"
+    if secret or any(SECRETS.search(name) for name, _ in parse_qsl(parts.query)):
+        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        raise ValueError(
+            f"{setting}={shown}: the URL holds credentials, which would be written into "
+            f"manifests and logs; give them by the environment of the storage's own library"
+        )

@@ -1,0 +1,68 @@
+"""Parse JSON lines: quickly those of documents, with a reason those of none.
+
+Imported when lines are read: `orjson` is not needed to train on prepared tokens.
+"""
+
+import codecs
+import json
+from typing import Any
+
+import orjson
+
+from pretrain_lib.data.text.documents import Document, Fields, Rejected, is_text
+
+
+def parse_line(line: bytes, fields: Fields) -> Document | None:
+    """Return the document of a line, or None for a line that needs a second look."""
+    if fields.spans is not None:
+        return None
+    try:
+        text = orjson.loads(line)[fields.text]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return Document(text) if type(text) is str else None
+
+
+def parse_again(line: bytes, where: str, fields: Fields) -> Document | Rejected:
+    """Return the document of a line that `parse_line` found none in, or why there is none."""
+    line = line.removeprefix(codecs.BOM_UTF8)
+    try:
+        record = orjson.loads(line)
+    except ValueError:
+        record = _parse_lenient(line)
+    text = record.get(fields.text, ...) if isinstance(record, dict) else ...
+    if text is None:
+        return Document("")  # as in a column with nulls
+    if not isinstance(record, dict):
+        reason = "not a JSON object in UTF-8"
+    elif text is ...:
+        reason = f"no field data.text_field={fields.text!r}"
+    elif not is_text(text):
+        reason = f"no text in data.text_field={fields.text!r}"
+    elif (spans := _read_spans(record, text, fields.spans)) is ...:
+        reason = f"no [start, end] of characters of the text in data.loss_spans={fields.spans!r}"
+    else:
+        return Document(text, spans=spans)
+    return Rejected(where, reason, f"{line.rstrip()[:60]!r}")
+
+
+def _read_spans(record: dict, text: str, field: str | None) -> Any:
+    """Return the spans of a text, None for all of it, or `...` if they are missing or wrong."""
+    spans = record.get(field, ...) if field is not None else None
+    if spans is None or not isinstance(spans, list):
+        return None if spans is None else ...
+    found = tuple(tuple(span) if isinstance(span, list) else () for span in spans)
+    for span in found:
+        if len(span) != 2 or not all(type(place) is int for place in span):
+            return ...
+        if not 0 <= span[0] <= span[1] <= len(text):
+            return ...
+    return found
+
+
+def _parse_lenient(line: bytes) -> Any:
+    """Parse what `orjson` refuses but Python writes: NaN, infinities, lone surrogates."""
+    try:
+        return json.loads(line.decode("utf-8"), parse_int=float)
+    except (ValueError, RecursionError):
+        return None

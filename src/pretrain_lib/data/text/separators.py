@@ -1,0 +1,103 @@
+"""Split a text file into documents at lines that hold a separator, such as `<|endoftext|>`."""
+
+import codecs
+import io
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pretrain_lib.data.text.documents import Document, FileSlice, Rejected, show_path
+
+READ_BYTES = 2**20
+HINT_BYTES, HINT_FILES = 2**18, 100  # how much is searched for lines that look like separators
+KNOWN_SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+
+
+def check_separator(separator: str) -> None:
+    """Raise ValueError unless `separator` is a line of text."""
+    if not separator.strip() or len(separator.splitlines()) > 1:
+        raise ValueError(
+            f"data.document_separator={separator!r} must be a line of text, such as <|endoftext|>"
+        )
+
+
+def find_separator_line(
+    data: bytes, separator: bytes, start: int, *, is_whole: bool
+) -> tuple[int, int] | None:
+    """Return where the next line equal to `separator` begins and where the line after it does.
+
+    `is_whole` says whether the file ends where `data` does; otherwise a line without its end is
+    left for later.
+    """
+    while (start := data.find(separator, start)) >= 0:
+        end = start + len(separator)
+        if start == 0 or data[start - 1] == ord("\n"):
+            rest = data[end : end + 2]
+            if rest[:1] == b"\n":
+                return start, end + 1
+            if rest == b"\r\n" or (is_whole and rest in (b"", b"\r")):
+                return start, end + len(rest)
+        start += 1
+    return None
+
+
+def read_separated(
+    file: io.BufferedIOBase, piece: FileSlice, separator: str, *, to_end: bool
+) -> Iterator[Document | Rejected]:
+    """Yield the documents that begin in a slice: behind a separator line, or at byte 0.
+
+    The line break before a separator is no part of the document; `to_end` reads on to the end of
+    the file whatever the slice (a compressed file).
+    """
+    line = separator.encode()
+    begin = max(piece.start - 1, 0)  # the byte before tells whether a line begins at `start`
+    if begin:
+        file.seek(begin)
+    data, offset, is_whole = b"", begin, False  # `offset` is the place of `data` in the file
+    searched, opened = piece.start - begin, 0 if piece.start == 0 else None
+    while True:
+        found = find_separator_line(data, line, searched, is_whole=is_whole)
+        if found is None and not is_whole:
+            if opened is None and not to_end and offset + len(data) > piece.stop + len(line) + 2:
+                return  # no document begins here
+            searched = max(searched, len(data) - len(line) - 2)
+            more = file.read(max(READ_BYTES, len(data)))
+            # What lies before an open document is dropped; one byte stays, the line break.
+            kept = max((searched if opened is None else opened) - 1, 0)
+            data, offset, is_whole = data[kept:] + more, offset + kept, not more
+            searched, opened = searched - kept, None if opened is None else opened - kept
+            continue
+        stop, following = found or (len(data), len(data))
+        at_edge = stop == opened and (offset + stop == 0 or found is None)
+        if opened is not None and not at_edge:
+            raw = data[opened:stop]
+            raw = raw[: -2 if raw.endswith(b"\r\n") else -1] if found and raw else raw
+            yield _decode(raw, piece.path, offset + opened)
+        if found is None or (not to_end and offset + stop >= piece.stop):
+            return
+        opened = searched = following
+
+
+def _decode(raw: bytes, path: Path, offset: int) -> Document | Rejected:
+    try:
+        return Document((raw if offset else raw.removeprefix(codecs.BOM_UTF8)).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        where = f"{show_path(path)}, document at byte {offset}"
+        return Rejected(where, "the text is not UTF-8", f"{error.reason} at byte {error.start}")
+
+
+def hint_at_separator(files: Sequence[Path], *end_of_text: str) -> str | None:
+    """Return a hint if a text file has lines that look like separators of documents.
+
+    `end_of_text` adds spellings, such as that of a tokenizer, to those that are known.
+    """
+    for path in files[:HINT_FILES]:
+        with path.open("rb") as file:
+            data = file.read(HINT_BYTES)
+        for separator in dict.fromkeys([*end_of_text, *KNOWN_SEPARATORS]):
+            if find_separator_line(data, separator.encode(), 0, is_whole=len(data) < HINT_BYTES):
+                return (
+                    f"hint: {show_path(path)} has lines of {separator} but is read as one "
+                    f"document; data.document_separator={shlex.quote(separator)} splits it there"
+                )
+    return None

@@ -1,0 +1,1 @@
+"""Files and folders on disk: where commands may write, and locks against other processes."""

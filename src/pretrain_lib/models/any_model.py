@@ -1,0 +1,193 @@
+"""What depends on the kind of a model, of whichever kind it is: building, folders, caches.
+
+GPT-2 and LLaMA are read and written by `hf`, all others by transformers (`transformers_folder`).
+"""
+
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from pretrain_lib.data.text.tokenizer import Tokenizer
+from pretrain_lib.models import hf, transformers_folder
+from pretrain_lib.models.adapter import CausalLMAdapter, build_adapter
+from pretrain_lib.models.blocks import ActivationCheckpointing
+from pretrain_lib.models.cache import KeyValueCache
+from pretrain_lib.models.gpt2 import GPT2Config
+from pretrain_lib.models.hf_config import read_config, read_hf_config
+from pretrain_lib.models.interface import Model
+from pretrain_lib.models.llama import LlamaConfig
+from pretrain_lib.models.transformers_cache import TransformersCache, cache_name
+from pretrain_lib.models.transformers_config import CausalLMConfig
+from pretrain_lib.models.transformers_family import check_causal, check_documents
+from pretrain_lib.models.weight_files import (
+    remove_weights,
+    split_by_size,
+    weight_file,
+    write_index,
+    write_sorted_json,
+    write_weights,
+)
+
+ModelConfig = GPT2Config | LlamaConfig | CausalLMConfig
+
+
+def build_model(config: ModelConfig) -> Model:
+    """Build a model from its configuration, without initializing the weights."""
+    if isinstance(config, CausalLMConfig):
+        return build_adapter(config)
+    return hf.build_model(config)
+
+
+def check_model(config: ModelConfig, *, document_masking: bool) -> None:
+    """Raise ValueError for a model that cannot be trained so."""
+    if isinstance(config, CausalLMConfig):
+        check_causal(config)
+        if document_masking:
+            check_documents(config)
+
+
+def name_class(config: ModelConfig) -> str:
+    """Return the name of the class of a model, such as GPT2 or Qwen3ForCausalLM."""
+    if isinstance(config, CausalLMConfig):
+        return transformers_folder.class_name(config)
+    return type(config).__name__.removesuffix("Config")
+
+
+def read_shape(section: dict) -> ModelConfig:
+    """Return the configuration of a model from the section `model` of a run's settings."""
+    if "config" in section:
+        return CausalLMConfig(**section)
+    kind = LlamaConfig if "mlp_width" in section else GPT2Config
+    known = {each.name for each in fields(kind)} - {"rope_scaling"}
+    return kind(**{name: value for name, value in section.items() if name in known})
+
+
+def load_pretrained(
+    folder: str | Path, *, vocabulary_multiple: int = 128, by_transformers: bool = False
+) -> Model:
+    """Load a model from a Hugging Face model folder, in fp32.
+
+    Only safetensors are read, no pickle files. GPT-2, LLaMA and Qwen3 are loaded as the models of
+    this library, unless `by_transformers`, their vocabulary padded with zero rows to a multiple of
+    `vocabulary_multiple`; other families, and options that these models do not have, as a
+    `CausalLMAdapter`.
+    """
+    folder = Path(folder)
+    if not by_transformers and is_ours(folder):
+        return hf.load_pretrained(folder, vocabulary_multiple=vocabulary_multiple)
+    model = build_adapter(transformers_folder.read_config(folder))
+    transformers_folder.load_weights(model, folder)
+    return model
+
+
+def is_ours(folder: Path) -> bool:
+    """Return whether a folder holds a model that this library has itself."""
+    read_hf_config(folder)  # raises ValueError for a broken config.json
+    try:
+        read_config(folder)
+    except ValueError:
+        return False
+    return True
+
+
+def load_weights(model: Model, folder: Path) -> None:
+    """Load the safetensors of a model folder into a model, or into its local shards."""
+    if isinstance(model, CausalLMAdapter):
+        transformers_folder.load_weights(model, folder)
+    else:
+        hf.load_weights(model, folder)
+
+
+def to_folder(model: Model, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return whole tensors, by the names of the model's parameters, as a folder holds them."""
+    if isinstance(model, CausalLMAdapter):
+        return transformers_folder.to_folder(model, tensors)
+    return {name: hf.to_hf(name, tensor, model.config) for name, tensor in tensors.items()}
+
+
+def names_in_folder(model: Model) -> dict[str, list[str]]:
+    """Return the names of the tensors in a folder by the parameter that they are made of."""
+    if isinstance(model, CausalLMAdapter):
+        return transformers_folder.names_in_folder(model)
+    return {name: [name] for name, _ in model.named_parameters()}
+
+
+def loaded_tensors(model: Model) -> dict[str, torch.Tensor]:
+    """Return a model's tensors as transformers has them when it has loaded the model's folder."""
+    if isinstance(model, CausalLMAdapter):
+        return transformers_folder.loaded_tensors(model)
+    return hf.hf_tensors(model)
+
+
+def save_pretrained(
+    model: Model,
+    folder: Path,
+    *,
+    tokenizer: Tokenizer | None,
+    dtype: torch.dtype = torch.float32,
+    max_shard_bytes: int | None = None,
+) -> dict[str, str]:
+    """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` can load.
+
+    Padding rows of the vocabulary are removed. Without a tokenizer, only the model is written. The
+    weights are split into shards of at most `max_shard_bytes` (a larger tensor gets a shard of its
+    own); by default they are one file. Weights that were in the folder are removed. Returns the
+    xxh3_128 of each weight file by name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = to_folder(model, {name: p.detach() for name, p in model.named_parameters()})
+    sizes = {name: dtype.itemsize * tensor.numel() for name, tensor in tensors.items()}
+    shards, digests, files = split_by_size(sizes, max_shard_bytes), {}, {}
+    remove_weights(folder)
+    for index, names in enumerate(shards):
+        file = weight_file(index, len(shards))
+        files |= dict.fromkeys(names, file)
+        shard = {name: tensors[name] for name in names}
+        digests[file] = write_weights(folder / file, shard, dtype=dtype)
+    if len(shards) > 1:
+        write_index(folder, files, total_bytes=sum(sizes.values()))
+    write_configuration(model.config, folder, tokenizer=tokenizer, dtype=dtype)
+    return digests
+
+
+def write_configuration(
+    config: ModelConfig,
+    folder: Path,
+    *,
+    tokenizer: Tokenizer | None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write everything of a model folder except the weights."""
+    ends = {}
+    if tokenizer is not None:
+        tokenizer.save(folder, context_length=config.context_length)
+        ends = {f"{kind}_token_id": tokenizer.end_of_text_id for kind in ("bos", "eos")}
+    if isinstance(config, CausalLMConfig):
+        transformers_folder.write_configuration(config, folder, tokenizer=tokenizer, dtype=dtype)
+    else:
+        write_sorted_json(folder / "config.json", hf.describe_config(config, dtype) | ends)
+    write_sorted_json(folder / "generation_config.json", ends)
+
+
+def new_cache(model: Model, *, rows: int, slots: int) -> KeyValueCache | TransformersCache | None:
+    """Return an empty cache for generation, None for a family that has none."""
+    if not isinstance(model, CausalLMAdapter):
+        return KeyValueCache(model.config, rows=rows, slots=slots)
+    if cache_name(model.model.base_model) is None:
+        return None
+    return TransformersCache(rows=rows, slots=slots)
+
+
+def checkpoint_activations(model: Model, kind: ActivationCheckpointing) -> None:
+    """Set what the blocks of a model compute again in backward; it is nothing by default."""
+    if isinstance(model, CausalLMAdapter):
+        model.checkpoint_activations(kind)
+        return
+    for block in model.blocks:
+        block.activation_checkpointing = kind
+
+
+def attends_in_trees(config: ModelConfig) -> bool:
+    """Return whether the models of a configuration take `TokenTrees`."""
+    return not isinstance(config, CausalLMConfig)

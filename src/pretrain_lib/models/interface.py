@@ -1,0 +1,86 @@
+"""What the rest of the library asks of a model: `GPT2`, `Llama` and `CausalLMAdapter` have it.
+
+What depends on the kind of model beyond that (its files, its cache) is in `any_model`, in functions
+that take any of the three. Shapes: B sequences, T positions, D width, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from pretrain_lib.models.blocks import TrainingOptions
+
+
+class Shape(Protocol):
+    """The configuration of a model, as far as the library reads it."""
+
+    vocabulary_size: int
+    """Ids of the vocabulary."""
+    padded_vocabulary_size: int
+    """Rows of the embedding table; those beyond the vocabulary are no ids."""
+    context_length: int
+    """The longest sequence in tokens."""
+    num_layers: int
+    num_heads: int
+    width: int
+
+    def with_vocabulary_size(self, size: int) -> "Shape":
+        """Return the same shape for another vocabulary."""
+
+
+class Model(Protocol):
+    """A causal language model, an `nn.Module`."""
+
+    config: Shape
+    options: TrainingOptions
+    training: bool
+    has_plain_head: bool
+    """Whether logits are hidden states times `head_weight`; otherwise there is `logits(hidden)`."""
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """The weight (V_padded, D) of the output projection."""
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The transformer blocks, each of which FSDP2 shards and torch compiles by itself."""
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        document_ends: torch.Tensor | None = None,
+        cache: Any = None,
+    ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
+        """Return `(summed loss in nats, number of targets)`, or logits (B, T, V) without targets.
+
+        `document_ends` (B, E) enables document masking; `cache` is one from `any_model.new_cache`.
+        """
+
+    def hidden_states(
+        self,
+        input_ids: torch.Tensor,
+        document_ends: torch.Tensor | None = None,
+        cache: Any = None,
+    ) -> torch.Tensor:
+        """Return the hidden states (B, T, D) that the output projection takes."""
+
+    def initialize(self, seed: int) -> "Model":
+        """Initialize the weights, or the local shards of them, identically on every machine."""
+
+    def to_empty(self, *, device: torch.device | str) -> "Model":
+        """Move a model from the meta device to another, with arbitrary values."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield all parameters by name; shared ones once."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield all parameters."""
+
+    def train(self, mode: bool = True) -> "Model":
+        """Set the training mode."""
+
+    def eval(self) -> "Model":
+        """Set the evaluation mode."""

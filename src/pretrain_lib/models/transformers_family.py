@@ -1,0 +1,123 @@
+"""What a family of transformers does: which modules are its blocks, what its tokens attend to.
+
+Whether a family can be trained is found by running a small copy of the model: few ids, and no more
+layers than it has kinds of them.
+"""
+
+import copy
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from pretrain_lib.models.transformers_config import CausalLMConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+IDS, TOKENS = 16, 8  # vocabulary and sequence of the small copy
+FEWEST_LAYERS = 2
+TOLERANCE = 1e-5  # relative, of hidden states that must not depend on a token
+
+
+def find_blocks(model: "PreTrainedModel") -> list[nn.Module]:
+    """Return the blocks of a model of transformers: the modules of its longest list of modules."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=len, default=()))
+
+
+def check_causal(config: CausalLMConfig) -> None:
+    """Raise ValueError if a token of the model attends to later ones."""
+    if not _is_causal(config.key):
+        raise ValueError(
+            f"model.config: tokens of {config.model_type} attend to later ones, so it cannot learn "
+            f"to predict them; where it has one, set its option (--model.changes "
+            f"'{{is_decoder: true}}')"
+        )
+
+
+def check_documents(config: CausalLMConfig) -> None:
+    """Raise ValueError if tokens attend beyond a document whose positions restart."""
+    if not _keeps_documents_apart(config.key):
+        raise ValueError(
+            f"{config.model_type} does not keep documents apart: its tokens attend beyond a "
+            f"document whose positions restart; train it with data.document_masking=false"
+        )
+
+
+def check_buffers(model: "PreTrainedModel") -> None:
+    """Raise ValueError for a model that saves more with its weights than its parameters."""
+    saved, known = model.state_dict().keys(), dict(model.named_parameters(remove_duplicate=False))
+    if others := sorted(saved - known.keys()):
+        raise ValueError(
+            f"model.config: {type(model).__name__} saves {others[0]} beside its parameters, which "
+            f"checkpoints here do not hold"
+        )
+
+
+@cache
+def _is_causal(key: str) -> bool:
+    model, ids = _small_copy(key), torch.arange(TOKENS)[None]
+    changed = ids.clone()
+    changed[:, TOKENS // 2 :] += TOKENS
+    return _same(*(_hidden(model, x)[:, : TOKENS // 2] for x in (ids, changed)))
+
+
+@cache
+def _keeps_documents_apart(key: str) -> bool:
+    model, ids = _small_copy(key), torch.arange(TOKENS)[None]
+    half = TOKENS // 2
+    changed = ids.clone()
+    changed[:, :half] += TOKENS
+    positions = torch.arange(half).repeat(2)[None]
+    try:
+        one, other = (_hidden(model, x, position_ids=positions)[:, half:] for x in (ids, changed))
+    except TypeError:  # a family without positions
+        return False
+    alone = _hidden(model, ids[:, half:])
+    return _same(one, other) and _same(one, alone)
+
+
+@torch.no_grad()
+def _hidden(model: "PreTrainedModel", ids: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
+    return model.base_model(input_ids=ids, use_cache=False, **options).last_hidden_state
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return float((one - other).abs().max()) <= TOLERANCE * float(one.abs().max())
+
+
+def _small_copy(key: str) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    hf = CausalLMConfig.from_key(key).hf
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(_reduce(hf), dtype=torch.float32).eval()
+
+
+def _reduce(hf: "PreTrainedConfig") -> "PreTrainedConfig":
+    """Return a configuration with few ids, and with fewer layers where all layers are alike."""
+    small = copy.deepcopy(hf)
+    small.vocab_size = IDS
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(small, name, None)
+    if (layers := _layers_needed(hf)) < hf.num_hidden_layers:
+        small.num_hidden_layers = layers
+        if getattr(hf, "layer_types", None):
+            small.layer_types = hf.layer_types[:layers]
+    return small
+
+
+def _layers_needed(hf: "PreTrainedConfig") -> int:
+    """Return how many of the first layers have all kinds of layers among them."""
+    from transformers import AutoModelForCausalLM
+
+    if kinds := getattr(hf, "layer_types", None):
+        return max(FEWEST_LAYERS, max(kinds.index(kind) for kind in set(kinds)) + 1)
+    with torch.device("meta"):
+        blocks = find_blocks(AutoModelForCausalLM.from_config(hf, dtype=torch.float32))
+    shapes = [[tuple(p.shape) for p in block.parameters()] for block in blocks]
+    alike = all(shape == shapes[0] for shape in shapes)
+    return FEWEST_LAYERS if alike else hf.num_hidden_layers

@@ -1,0 +1,114 @@
+"""The folders that transformers writes and reads for its own models: names, layouts, configuration.
+
+Some families keep their weights in other shapes in memory than on disk: the experts of a mixture
+are one tensor in memory and many in a folder. transformers converts them.
+"""
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from pretrain_lib.data.text.tokenizer import Tokenizer
+from pretrain_lib.models.adapter import CausalLMAdapter
+from pretrain_lib.models.transformers_config import CausalLMConfig
+from pretrain_lib.models.weight_files import check_tied_head, check_weights
+from pretrain_lib.quiet import without_foreign_progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+PREFIX = "model."  # of the wrapped model's parameters
+
+
+def to_folder(model: CausalLMAdapter, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return whole tensors, by the names of the adapter's parameters, as a folder holds them."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    return revert_weight_conversion(model.model, own)
+
+
+def names_in_folder(model: CausalLMAdapter) -> dict[str, list[str]]:
+    """Return the names of the tensors of a folder by the parameter that they are made of."""
+    return {
+        name: sorted(to_folder(model, {name: torch.empty(parameter.shape, device="meta")}))
+        for name, parameter in model.named_parameters()
+    }
+
+
+def loaded_tensors(model: CausalLMAdapter) -> dict[str, torch.Tensor]:
+    """Return the parameters by the names that they have in memory under transformers."""
+    return {name: parameter.detach() for name, parameter in model.model.named_parameters()}
+
+
+def write_configuration(
+    config: CausalLMConfig, folder: Path, *, tokenizer: Tokenizer | None, dtype: torch.dtype
+) -> None:
+    """Write `config.json` as transformers does, with the special tokens of the tokenizer."""
+    hf = copy.deepcopy(config.hf)
+    if tokenizer is not None:
+        hf.bos_token_id = hf.eos_token_id = tokenizer.end_of_text_id
+    hf.dtype = dtype
+    hf.architectures = [class_name(config)]
+    hf.save_pretrained(folder)
+
+
+def class_name(config: CausalLMConfig) -> str:
+    """Return the name of transformers' class, such as Qwen3ForCausalLM."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config.hf)].__name__
+
+
+def load_weights(model: CausalLMAdapter, folder: Path) -> None:
+    """Load the weights of a folder, as transformers itself does, into the adapter or its shards.
+
+    The whole model is in CPU memory in the meantime. Raises ValueError for tensors that are missing
+    or have no place, for shapes that differ, and for a tied output projection that is stored with
+    other values than the embedding.
+    """
+    check_weights(folder)
+    if model.config.hf.tie_word_embeddings:
+        check_tied_head(folder)
+    try:
+        model.copy_from(load_whole(folder, model.config.hf))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def load_whole(folder: Path, hf: "PreTrainedConfig") -> "PreTrainedModel":
+    """Load a model with transformers, in fp32 on the CPU.
+
+    Raises ValueError for tensors that are missing or unexpected.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with without_foreign_progress(), torch.random.fork_rng(devices=[]):
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=copy.deepcopy(hf),
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except RuntimeError as error:  # shapes that differ
+            raise ValueError(" ".join(str(error).split())) from error
+    for kind in ("missing_keys", "unexpected_keys"):
+        if names := sorted(map(str, report[kind])):
+            what = "are missing" if kind == "missing_keys" else f"have no place in {hf.model_type}"
+            raise ValueError(f"the tensors {names[:3]} {what}")
+    return model
+
+
+def read_config(folder: Path) -> CausalLMConfig:
+    """Read the `config.json` of a folder as the configuration of a model of transformers.
+
+    Raises ValueError, naming the folder, for one that is not supported.
+    """
+    try:
+        return CausalLMConfig(config=str(folder))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error

@@ -1,0 +1,155 @@
+"""The output head of a model of transformers, apart from its body.
+
+Many families do more to the logits than to multiply hidden states by a matrix: they scale or cap
+them. Their own `forward` is called on hidden states that are already there, so whatever a family
+does is done. Shapes: N hidden states, D width, V vocabulary.
+"""
+
+import copy
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from pretrain_lib.data.windows.packing import IGNORED_TARGET
+from pretrain_lib.models.loss import chunk_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PROBE = (-1e3, 1e3)  # range of the logits by which scaling and capping are found
+
+
+class TransformersHead:
+    """What a causal language model of transformers does to the hidden states of its body.
+
+    It shares the parameters of `model` and is no module, so that they belong to `model` alone.
+    """
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        self._body = _Given()
+        self._head = _replaced(model, {model.base_model_prefix: self._body})
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits (1, N, V) of hidden states (1, N, D)."""
+        return self._call(hidden, _Output(last_hidden_state=hidden)).logits
+
+    def router_loss(self, output: Any) -> torch.Tensor:
+        """Return the load-balancing loss of the mixture of experts, (), for an output of the body.
+
+        `output` must have been computed with `output_router_logits`.
+        """
+        hidden = output.last_hidden_state[:1, :1]
+        given = _Output(last_hidden_state=hidden, router_logits=output.router_logits)
+        return self._call(hidden, given, output_router_logits=True).aux_loss
+
+    def _call(self, hidden: torch.Tensor, output: "_Output", **options: bool) -> Any:
+        self._body.output = output
+        ids = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
+        options = {"output_router_logits": False} | options
+        kept = {name: value for name, value in options.items() if hasattr(self._head.config, name)}
+        return self._head(input_ids=ids, use_cache=False, **kept)
+
+
+class _Output(SimpleNamespace):
+    """An output of a body, in which everything that was not given is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+    def __getitem__(self, index: int) -> Any:
+        """Return the hidden states, as the first entry of every output of transformers."""
+        return self.last_hidden_state if index == 0 else None
+
+
+class _Given(nn.Module):
+    """Stands for the body of a model, and returns the output that it was given."""
+
+    output: _Output | None = None
+
+    @property
+    def decoder(self) -> "_Given":
+        """OPT calls its body by that name."""
+        return self
+
+    def forward(self, *args: Any, **options: Any) -> _Output | None:
+        return self.output
+
+
+class _GivenLogits(nn.Module):
+    """Stands for the output projection of a model, and returns the logits that it was given."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.given = logits
+        self.weight = logits.new_zeros(1)  # some families ask for its dtype
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.given
+
+
+def is_plain_head(model: "PreTrainedModel") -> bool:
+    """Return whether the logits are the hidden states times a matrix, and nothing more.
+
+    Neither weights nor arithmetic are needed for it, so `model` may be on the meta device.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        return False
+    names = [name for name, module in model._modules.items() if module is head]
+    if len(names) != 1:
+        return False
+    with torch.no_grad(), torch.device("cpu"):
+        given = torch.linspace(*PROBE, 4 * head.out_features).view(1, 4, -1)
+        body = _Given()
+        body.output = _Output(last_hidden_state=torch.zeros(1, 4, 1))
+        probe = _replaced(model, {names[0]: _GivenLogits(given), model.base_model_prefix: body})
+        logits = probe(input_ids=torch.zeros(1, 4, dtype=torch.int64), use_cache=False).logits
+        return logits.shape == given.shape and torch.equal(logits.float(), given)
+
+
+def _replaced(model: nn.Module, modules: dict[str, nn.Module]) -> nn.Module:
+    """Return a model that has some of its submodules replaced and shares the others."""
+    copied = copy.copy(model)
+    copied._modules = model._modules | modules
+    return copied
+
+
+def chunked_loss(
+    head: TransformersHead,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    vocabulary_size: int,
+    z_loss: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what `linear_cross_entropy` returns, for any head.
+
+    `hidden` (..., D), `targets` (...). The logits are made in chunks of rows, and once more in
+    backward, so that those of a batch never exist at once.
+    """
+    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    row_bytes = vocabulary_size * torch.float32.itemsize
+    rows = chunk_rows(len(hidden), row_bytes, hidden.device.type)
+    loss = hidden.new_zeros((), dtype=torch.float32)
+    for some, own in zip(hidden.split(rows), targets.split(rows), strict=True):
+        arguments = head, some, own, z_loss
+        if torch.is_grad_enabled():
+            loss = loss + checkpoint(_chunk_loss, *arguments, use_reentrant=False)
+        else:
+            loss = loss + _chunk_loss(*arguments)
+    return loss, (targets != IGNORED_TARGET).sum()
+
+
+def _chunk_loss(
+    head: TransformersHead, hidden: torch.Tensor, targets: torch.Tensor, z_loss: float
+) -> torch.Tensor:
+    logits = head.logits(hidden[None])[0].float()  # (N, V)
+    normalizer = logits.logsumexp(dim=1)
+    counts = targets != IGNORED_TARGET
+    picked = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+    nll = normalizer - picked + z_loss * normalizer**2
+    return (nll * counts).sum()

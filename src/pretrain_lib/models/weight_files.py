@@ -1,0 +1,127 @@
+"""The weight files of a Hugging Face model folder: one file, or shards with an index."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from pretrain_lib.files.reading import parse_json
+from pretrain_lib.tensors.files import write_tensors
+
+WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+SHARDS = "model-[0-9]*-of-[0-9]*.safetensors"
+HEAD, EMBEDDINGS = "lm_head.weight", ("wte.weight", "embed_tokens.weight")
+
+
+def split_by_size(sizes: dict[str, int], max_bytes: int | None) -> list[list[str]]:
+    """Split tensor names into shards in order, filling each up to `max_bytes`."""
+    shards, used = [[]], 0
+    for name, size in sizes.items():
+        if shards[-1] and max_bytes is not None and used + size > max_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
+    return shards
+
+
+def weight_file(index: int, count: int) -> str:
+    """Return the name of weight file `index` (from 0) of `count`."""
+    if count == 1:
+        return WEIGHTS
+    return WEIGHTS.replace(".", f"-{index + 1:05d}-of-{count:05d}.")
+
+
+def write_weights(
+    path: Path, tensors: dict[str, torch.Tensor], *, dtype: torch.dtype = torch.float32
+) -> str:
+    """Write tensors with the names and shapes of transformers; return the file's xxh3_128."""
+    # transformers rejects a file whose metadata does not name the framework.
+    return write_tensors(path, tensors, dtype=dtype, metadata={"format": "pt"})
+
+
+def write_index(folder: Path, files: dict[str, str], *, total_bytes: int) -> None:
+    """Write the index of sharded weights: the file that contains each tensor."""
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": files}
+    write_sorted_json(folder / INDEX, index)
+
+
+def write_sorted_json(path: Path, value: dict) -> None:
+    """Write a JSON file as transformers does."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def remove_weights(folder: Path) -> None:
+    """Remove the weights of a model folder, in either layout.
+
+    What is left of the other layout would be loaded as the model: a single file goes before an
+    index.
+    """
+    for path in (folder / INDEX, folder / WEIGHTS, *folder.glob(SHARDS)):
+        path.unlink(missing_ok=True)
+
+
+def check_weights(folder: Path) -> None:
+    """Raise ValueError if a weight file of a folder is missing, damaged or truncated."""
+    for path in _weight_files(folder):
+        with _open_tensors(path):
+            pass
+
+
+def read_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the name and values of every tensor of a folder's weights."""
+    for path in _weight_files(folder):
+        with _open_tensors(path) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                yield name, tensors.get_tensor(name)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files of a folder's weights; one file goes before an index, as in transformers."""
+    index = folder / INDEX
+    if (folder / WEIGHTS).is_file() or not index.is_file():
+        return [folder / WEIGHTS]
+    try:
+        files = parse_json(index.read_bytes())["weight_map"].values()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is broken, no index of weights: copy it again") from error
+    if outside := next((file for file in files if file != Path(file).name), None):
+        raise ValueError(f"{index} names {outside}: weights must lie beside it, in no other folder")
+    return [folder / file for file in sorted(set(files))]
+
+
+def _open_tensors(path: Path) -> safe_open:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: a model is read from safetensors only")
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is broken or cut short ({error}): copy it again") from error
+
+
+def check_tied_head(folder: Path) -> None:
+    """Raise ValueError if a folder holds an output projection that differs from the embedding.
+
+    transformers from version 5 on would load it, whatever `config.json` says about tied weights.
+    """
+    stored = {}
+    for path in _weight_files(folder):
+        with _open_tensors(path) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                if name.endswith((HEAD, *EMBEDDINGS)):
+                    stored[HEAD if name.endswith(HEAD) else "embeddings"] = path, name
+    if len(stored) < 2:
+        return
+    values = []
+    for path, name in stored.values():
+        with _open_tensors(path) as tensors:
+            values.append(tensors.get_tensor(name))
+    if not torch.equal(*values):
+        (_, embeddings), path = stored["embeddings"], stored[HEAD][0]
+        raise ValueError(
+            f"{path}: {HEAD} differs from {embeddings}, though tie_word_embeddings is true in "
+            f"config.json; set it to false to keep both, or remove {HEAD}"
+        )

@@ -1,0 +1,67 @@
+"""What is said and noted of a run that an error has ended."""
+
+import errno
+import os
+import re
+import sys
+from pathlib import Path
+
+from pretrain_lib.errors import LocalFault, is_disk_full, raised_here
+from pretrain_lib.run_folder.ours import ERRORS
+from pretrain_lib.run_folder.status import read_status, write_status
+
+# Matches the messages of gloo, NCCL and torch's store about a lost or unresponsive process.
+PEER_LOST = re.compile(r"(?i)timed? ?out|connection (closed|reset|refused)|peer")
+GOES_ON = "started again, the run goes on from its newest checkpoint"
+
+
+def state_after(error: BaseException) -> str:
+    """Return the state of a run that an error has ended."""
+    if isinstance(error, KeyboardInterrupt) or is_disk_full(error):
+        return "resumable"
+    refused = isinstance(error, ValueError) and raised_here(error)
+    return "refused" if refused and not isinstance(error, LocalFault) else "failed"
+
+
+def remark_on(error: BaseException, folder: Path) -> str | None:
+    """Return the line that is said of an error in a run's `folder`, None if others say it.
+
+    Its cause may be the data, the numbers, the disk, a lost process, or a bug of this library.
+    """
+    if isinstance(error, OSError) and not folder.is_dir():
+        return (
+            f"run.dir={folder} is gone ({error}): somebody has moved or deleted it; put it back "
+            f"and start again, the run goes on from its newest checkpoint"
+        )
+    if isinstance(error, LocalFault | FloatingPointError):
+        return str(error)
+    if is_disk_full(error):
+        return f"{error}: make room and start again, the run goes on from its newest checkpoint"
+    if isinstance(error, OSError):
+        hint = {errno.EACCES: "give the permission", errno.EROFS: "make it writable"}
+        remedy = hint.get(error.errno, "look at the disk and at the log of the kernel")
+        return f"{error}: {remedy}; {GOES_ON}"
+    if isinstance(error, RuntimeError) and PEER_LOST.search(str(error)):
+        return (
+            f"process {os.environ.get('RANK', 0)} lost another one, or waited for it longer than "
+            f"system.collective_timeout: what that one printed tells why. "
+            f"{GOES_ON[0].upper()}{GOES_ON[1:]}"
+        )
+    return None
+
+
+def write_last_status(folder: Path, state: str, error: BaseException) -> None:
+    """Write how a run has ended to `status.json`, or say that it could not be written."""
+    if not folder.is_dir():
+        return
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    try:
+        write_status(folder, state, step=read_status(folder).get("step"), reason=reason)
+    except OSError as problem:
+        print(f"error: status.json could not be written either: {problem}", file=sys.stderr)
+
+
+def error_log(folder: Path) -> Path:
+    """Return the file in a run folder for the traceback of a bug; each process has its own."""
+    rank = int(os.environ.get("RANK", 0))
+    return folder / (ERRORS if rank == 0 else ERRORS.replace(".", f"-{rank}."))

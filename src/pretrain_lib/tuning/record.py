@@ -1,0 +1,81 @@
+"""What came of the runs of a search: their losses, and the file that tells it."""
+
+import math
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from pretrain_lib.checkpoint.folders import NAME as CHECKPOINT_NAME
+from pretrain_lib.files.locks import PAUSE_SECONDS, is_locked
+from pretrain_lib.files.reading import read_object
+from pretrain_lib.files.writes import write_json
+from pretrain_lib.run_folder.folder import CHECKPOINTS, METRICS, read_status
+from pretrain_lib.run_folder.rows import read_rows
+from pretrain_lib.tuning.search import Trial
+
+RUNS = "runs"  # in the folder of a search: the run folders, and beside each what it printed
+PLAN = "plan.json"
+RESULT = "result.json"
+DIVERGED = "FloatingPointError"  # the reason of a run that stopped after updates left out
+
+
+def run_folder(out: Path, trial: Trial) -> Path:
+    """Return the run folder of a trial, which its name describes."""
+    return out / RUNS / "_".join([f"{trial.tokens}", *(f"{rate:g}" for rate in trial.rates)])
+
+
+def await_run(folder: Path) -> None:
+    """Wait for a run that a search which was killed has left behind, until it ends."""
+    while is_locked(folder):
+        time.sleep(PAUSE_SECONDS)
+
+
+def read_loss(folder: Path) -> float | None:
+    """Return the last validation loss of a finished run, infinity if it diverged.
+
+    None for a run that is not finished.
+    """
+    status = read_status(folder)
+    if status.get("state") == "failed" and status.get("reason", "").startswith(DIVERGED):
+        return math.inf
+    if status.get("state") != "done":
+        return None
+    losses = [row["loss"] for row in read_rows(folder / METRICS) if row["kind"] == "validation"]
+    assert losses, f"{folder}: a run without a validation"
+    return math.inf if losses[-1] is None else losses[-1]
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of a finished run: only its metrics are of use."""
+    for path in (folder / CHECKPOINTS).glob("step-*"):
+        if CHECKPOINT_NAME.fullmatch(path.name):
+            shutil.rmtree(path)
+
+
+def open_plan(out: Path, plan: dict) -> dict:
+    """Return the plan that lies in a folder, or write this one; `tokens` and `cost` may be new.
+
+    Raises ValueError if another search was begun there.
+    """
+    path = out / PLAN
+    before = read_object(path) if path.is_file() else {}
+    for name, value in plan.items():
+        if name in before and before[name] != value:
+            raise ValueError(
+                f"out={out} holds a search with {name}={before[name]}, not {value}: give the same "
+                f"command to go on with it, or another folder"
+            )
+    whole = plan | before
+    write_json(path, whole)
+    return whole
+
+
+def write_result(out: Path, names: tuple[str, ...], losses: dict[Trial, float], **found) -> None:
+    """Write all trials and what was found to `RESULT`; a diverged run has the loss null."""
+    trials: Iterable[dict] = (
+        asdict(trial) | {"loss": loss if math.isfinite(loss) else None}
+        for trial, loss in losses.items()
+    )
+    write_json(out / RESULT, {"rates": list(names), **found, "trials": list(trials)})

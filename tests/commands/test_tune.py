@@ -1,0 +1,135 @@
+"""`pretrain tune`: real runs of a tiny model, interrupted and continued."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pretrain_lib.commands.cli import main
+from pretrain_lib.config.arguments import parse_recipe
+from tests.conftest import ROOT, forked_launchers, run_python, tiny_flags
+
+# The command with a search of seven runs, over the base rate alone.
+SMALL = """
+import sys
+from pretrain_lib.commands import tune
+from pretrain_lib.commands.cli import main
+from pretrain_lib.tuning import proxy, search
+
+search.CANDIDATES, search.ROUNDS, search.MOST_STEPS = 3, 2, 0
+proxy.ROUNDS, proxy.FEWEST_STEPS = 2, 2
+tune.RATES = {"adamw": ("learning_rate",)}
+main(sys.argv[1:])
+"""
+
+
+def run(*arguments):
+    """Run the command in this process; return its exit code."""
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return end.value.code or 0
+
+
+@pytest.fixture
+def command(prepared, tmp_path):
+    """The words of a small search, whose longest runs have 12 steps."""
+    script = tmp_path / "tune.py"
+    script.write_text(SMALL)
+    flags = tiny_flags(prepared, tmp_path / "unused")
+    flags[flags.index("--schedule.tokens") + 1] = str(12 * 256)
+    out = ["--out", tmp_path / "search", "--budget", "1h", "--width", "16"]
+    return [script, "tune", "gpt2_124m", *out, *flags, "--optimizer.learning_rate", "1e-2"]
+
+
+def finished(folder):
+    """Return the starts of each finished run below a folder, by name."""
+    found = {}
+    for path in folder.glob("runs/*/status.json"):
+        if json.loads(path.read_text())["state"] == "done":
+            manifest = json.loads(path.with_name("manifest.json").read_text())
+            found[path.parent.name] = manifest["starts"]
+    return found
+
+
+def states(folder):
+    return {json.loads(path.read_text())["state"] for path in folder.glob("runs/*/status.json")}
+
+
+def wait_for(condition, process=None):
+    deadline = time.monotonic() + 600
+    while not condition():
+        assert process is None or process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_search_that_is_interrupted_runs_nothing_twice(command, tmp_path):
+    folder, environment = tmp_path / "search", {**os.environ, **forked_launchers()}
+    words = [sys.executable, *map(str, command)]
+    stopped = subprocess.Popen(words, env=environment, cwd=ROOT, stdout=subprocess.PIPE)
+    wait_for(lambda: finished(folder) and "running" in states(folder), stopped)
+    stopped.send_signal(signal.SIGTERM)
+    assert "stopped: the same command goes on" in stopped.communicate()[0].decode()
+    assert stopped.returncode == 75
+    first = finished(folder)
+    assert first and all(len(starts) == 1 for starts in first.values())
+    wait_for(lambda: "running" not in states(folder))  # the run itself still saves
+
+    killed = subprocess.Popen(words, cwd=ROOT, start_new_session=True)
+    wait_for(lambda: "running" in states(folder), killed)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    second = finished(folder)
+
+    result = run_python(*command, environment=forked_launchers())
+    assert result.returncode == 0, result.stderr
+    third = finished(folder)
+    assert all(third[name] == starts for name, starts in (first | second).items())
+    assert len(third) in (6, 7)
+    assert not list(folder.glob("runs/*/checkpoints/step-*"))
+    check_result(folder, result.stdout)
+
+
+def check_result(folder, shown):
+    """The best of the longest runs is shown, and the last line trains with its rate."""
+    result = json.loads((folder / "result.json").read_text())
+    longest = [trial for trial in result["trials"] if trial["tokens"] == 12 * 256]
+    best = min(longest, key=lambda trial: trial["loss"])
+    assert result["at_width"]["16"] == {"learning_rate": best["rates"][0]}
+    assert f"{best['loss']:.4f}" in shown
+    assert (folder / "tune.png").read_bytes().startswith(b"\x89PNG")
+    words = shlex.split(shown.splitlines()[-1])
+    assert words[:3] == ["pretrain", "train", "gpt2_124m"]
+    sys.path.insert(0, str(ROOT / "recipes"))
+    import gpt2_124m
+
+    config, _ = parse_recipe(gpt2_124m.RECIPE, arguments=words[3:])
+    assert config.optimizer.learning_rate == pytest.approx(best["rates"][0], rel=1e-2)
+    assert config.optimizer.matrix_learning_rate == pytest.approx(best["rates"][0] / 2, rel=1e-2)
+    assert re.search(r"\d+/7 .* left", shown)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["gpt2_124"], "did you mean gpt2_124m?"),
+        (["gpt2_124m", "--budget", "soon"], "--budget soon must be a time"),
+        (["gpt2_124m", "--width", "100"], "--width 100 must be a multiple of 64"),
+        (["gpt2_124m", "--data.validation", "none"], "hold out text"),
+        (["gpt2_124m", "--batch.tokens", "1.5"], "--batch.tokens 1.5 must be"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_anything_is_written(
+    arguments, named, tmp_path, capsys
+):
+    assert run("tune", *arguments, "--out", tmp_path / "out") == 2
+    shown = capsys.readouterr().err
+    assert named in shown and shown.count("\n") == 1
+    assert not (tmp_path / "out").exists()

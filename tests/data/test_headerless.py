@@ -1,0 +1,138 @@
+"""Arrays of which nothing in the file says the type: read as told, or refused when in doubt."""
+
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretrain_lib.data.tokens.foreign import open_foreign
+from pretrain_lib.data.tokens.headerless import SAMPLE_BYTES, SAMPLES
+
+TYPES = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
+
+
+def ids_below(vocabulary, count=5000, seed=0):
+    return np.random.default_rng(seed).integers(0, vocabulary, count)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    name=st.sampled_from(["ids.bin", "part-0-00000.npy"]),
+    dtype=st.sampled_from(TYPES),
+    ids=st.lists(st.integers(0, 127), min_size=1, max_size=40),
+    shift=st.integers(0, 8),
+)
+def test_ids_of_a_stated_type_are_read_as_numpy_wrote_them(
+    tmp_path_factory, name, dtype, ids, shift
+):
+    path = tmp_path_factory.mktemp("raw") / name
+    written = np.array(ids, dtype) << (shift if dtype[-1] != "8" else 0)
+    array = np.memmap(path, dtype=dtype, mode="w+", shape=len(ids))  # as OLMo and dolma write
+    array[:] = written
+    array.flush()
+    tokens = open_foreign(path, vocabulary_size=2**16, dtype=dtype)
+    assert tokens.read(0, len(tokens)).tolist() == written.tolist()
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "dtype"),
+    [(50_257, "uint32"), (128_256, "uint32"), (151_936, "int32"), (10, "uint32")]
+    + [(50_257, "int64"), (256_000, "uint32"), (128_256, "int64")],
+)
+def test_longer_ids_are_not_taken_for_uint16(tmp_path, vocabulary, dtype):
+    ids = ids_below(vocabulary)
+    ids.astype(dtype).tofile(tmp_path / "train.bin")
+    named = "int64" if dtype == "int64" else "uint32"
+    with pytest.raises(ValueError, match=f"train.bin has no header, .* give data.dtype={named}"):
+        open_foreign(tmp_path / "train.bin", vocabulary_size=None)
+    tokens = open_foreign(tmp_path / "train.bin", vocabulary_size=vocabulary, dtype=dtype)
+    assert tokens.read(0, len(tokens)).tolist() == ids.tolist()
+
+
+def test_ids_of_the_other_byte_order_are_in_doubt_too(tmp_path):
+    ids_below(50_257).astype(">u4").tofile(tmp_path / "train.bin")
+    with pytest.raises(ValueError, match=r"train.bin has no header, .* at most 0, as in ids of 4"):
+        open_foreign(tmp_path / "train.bin", vocabulary_size=None)
+
+
+@pytest.mark.parametrize("vocabulary", [4, 20, 65, 50_257, 65_536])
+def test_uint16_is_read_without_being_told(tmp_path, vocabulary):
+    ids = ids_below(vocabulary)
+    ids[:4000:2] = 0  # padding, or a token that is found in every second place
+    ids.astype("<u2").tofile(tmp_path / "train.bin")
+    tokens = open_foreign(tmp_path / "train.bin", vocabulary_size=vocabulary)
+    assert tokens.read(0, len(tokens)).tolist() == ids.tolist()
+
+
+def test_a_long_file_is_judged_by_samples_of_all_of_it(tmp_path):
+    ids = ids_below(50_257, 2 * SAMPLES * SAMPLE_BYTES)
+    head = len(ids) // 2
+    ids[1:head:2] = 0
+    ids.astype("<u2").tofile(tmp_path / "train.bin")
+    tokens = open_foreign(tmp_path / "train.bin", vocabulary_size=50_257)
+    assert tokens.read(head, 100).tolist() == ids[head : head + 100].tolist()
+    ids.astype("<u4").tofile(tmp_path / "train.bin")
+    with pytest.raises(ValueError, match="data.dtype=uint32"):
+        open_foreign(tmp_path / "train.bin", vocabulary_size=50_257)
+
+
+def test_npy_without_header_is_refused_for_its_true_reason(tmp_path):
+    ids_below(50_257).astype("<u2").tofile(tmp_path / "part-0-00000.npy")
+    with pytest.raises(ValueError, match="has no .npy header: .* data.dtype=uint16") as error:
+        open_foreign(tmp_path / "part-0-00000.npy", vocabulary_size=50_257)
+    assert "pickle" not in str(error.value)
+
+
+def test_a_type_that_the_file_contradicts_is_refused(tmp_path):
+    np.save(tmp_path / "ids.npy", np.arange(9, dtype=np.int32))
+    assert len(open_foreign(tmp_path / "ids.npy", vocabulary_size=9, dtype="int32")) == 9
+    (tmp_path / "llmc.bin").write_bytes(struct.pack("<256i", 20240520, 1, 2, *[0] * 253) + b"abcd")
+    assert len(open_foreign(tmp_path / "llmc.bin", vocabulary_size=None, dtype="uint16")) == 2
+    for name, dtype in (("ids.npy", "int32"), ("llmc.bin", "uint16")):
+        with pytest.raises(ValueError, match=f"dtype=uint32, but .*{name} holds {dtype} by its"):
+            open_foreign(tmp_path / name, vocabulary_size=None, dtype="uint32")
+
+
+def test_ids_that_do_not_fill_the_file_are_refused(tmp_path):
+    (tmp_path / "a.bin").write_bytes(bytes(6))
+    with pytest.raises(ValueError, match="a.bin: 6 bytes are not a whole number of uint32 ids"):
+        open_foreign(tmp_path / "a.bin", vocabulary_size=None, dtype="uint32")
+    np.save(tmp_path / "a.npy", np.arange(9))
+    with (tmp_path / "a.npy").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(ValueError, match=r"a.npy: 204 bytes, but its tokens need 200, for 9 int64"):
+        open_foreign(tmp_path / "a.npy", vocabulary_size=None)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "message"),
+    [
+        (-5, 5, "header counts -5 tokens, a number that overflowed"),
+        (0, 5, "header counts 0 tokens"),
+        (3, 5, "1034 bytes, but its tokens need 1030"),
+        (7, 5, "1034 bytes, but its tokens need 1038"),
+    ],
+)
+def test_a_header_of_llmc_that_its_file_contradicts_is_refused(tmp_path, count, size, message):
+    header = struct.pack("<256i", 20240520, 1, count, *[0] * 253)
+    (tmp_path / "train.bin").write_bytes(header + bytes(2 * size))
+    with pytest.raises(ValueError, match=f"train.bin: .*{message}"):
+        open_foreign(tmp_path / "train.bin", vocabulary_size=None)
+
+
+@pytest.mark.parametrize(("magic", "what"), [(20240522, "evaluation data"), (20240326, "a model")])
+def test_other_files_of_llmc_are_no_tokens(tmp_path, magic, what):
+    content = struct.pack("<256i", magic, 1, 10, *[0] * 253) + ids_below(50_257).tobytes()
+    (tmp_path / "hellaswag_val.bin").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"val.bin holds no tokens but {what} of llm.c \(magic"):
+        open_foreign(tmp_path / "hellaswag_val.bin", vocabulary_size=None)
+
+
+def test_a_name_that_is_not_utf8_is_said_so_that_it_can_be_printed(tmp_path):
+    path = tmp_path / "b\udcff.bin"
+    ids_below(50_257).astype("<u2").tofile(path)
+    with pytest.raises(ValueError, match=r"b\\udcff.bin: the name is not UTF-8; rename") as error:
+        open_foreign(tmp_path / "*.bin", vocabulary_size=None)
+    str(error.value).encode()

@@ -1,0 +1,81 @@
+"""Families of transformers in their smallest form, for the tests of `CausalLMAdapter`."""
+
+from pretrain_lib import CausalLMConfig
+
+SMALL = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+GROUPED = SMALL | {"num_key_value_heads": 2}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+FAMILIES = {
+    "qwen3": GROUPED | {"model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": True},
+    "gemma3": GROUPED
+    | {
+        "model_type": "gemma3_text",
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "mistral": GROUPED | {"model_type": "mistral", "sliding_window": 12},
+    "olmo2": GROUPED | {"model_type": "olmo2"},
+    "phi3": GROUPED | {"model_type": "phi3"},
+    "smollm3": GROUPED | {"model_type": "smollm3", "no_rope_layers": [1, 0]},
+    "gpt_neox": SMALL | {"model_type": "gpt_neox", "rotary_pct": 0.5},
+    "opt": {
+        "model_type": "opt",
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "word_embed_proj_dim": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "dropout": 0.0,
+    },
+    "falcon": {key: value for key, value in SMALL.items() if key != "intermediate_size"}
+    | {"model_type": "falcon"},
+    "granite": GROUPED
+    | {
+        "model_type": "granite",
+        "logits_scaling": 2.0,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+    },
+    "stablelm": GROUPED | {"model_type": "stablelm"},
+    "mamba2": {
+        "model_type": "mamba2",
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "state_size": 8,
+        "expand": 2,
+        "num_heads": 8,
+        "head_dim": 8,
+        "n_groups": 1,
+        "chunk_size": 16,
+        "max_position_embeddings": 64,
+    },
+    "qwen3_moe": GROUPED
+    | EXPERTS
+    | {"model_type": "qwen3_moe", "head_dim": 8, "moe_intermediate_size": 16},
+    "olmoe": GROUPED
+    | EXPERTS
+    | {"model_type": "olmoe", "output_router_logits": True, "router_aux_loss_coef": 0.05},
+    "gemma2": GROUPED
+    | {"model_type": "gemma2", "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8},
+}
+# Those whose tokens attend beyond a document although its positions restart.
+MIX_DOCUMENTS = ("opt", "mamba2")
+# Those that do more to the logits than to multiply hidden states by a matrix.
+OWN_LOGITS = ("granite", "gemma2")
+
+
+def family(name, **changes):
+    """Return the configuration of a family, with some fields changed."""
+    return CausalLMConfig(config=FAMILIES[name], changes=changes)

@@ -1,0 +1,1 @@
+"""Faults of disks and machines: flipped bits, kills, calls that fail, power cuts."""

@@ -1,0 +1,87 @@
+"""A disk that is really full: the run is resumable, says so, and goes on when there is room."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretrain_lib import GPT2, open_corpus, start_accelerator, train
+from pretrain_lib.checkpoint.folders import find_newest
+from pretrain_lib.run_folder.status import read_status, write_status
+from pretrain_lib.training.run_recipe import run_recipe
+from tests.conftest import change, read_rows
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 40 MB."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(tmp_path)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("a file system cannot be mounted here")
+    yield tmp_path
+    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def fill(disk):
+    """Fill a disk to the last byte; return the file that does."""
+    path = disk / "filler"
+    with path.open("wb", buffering=0) as file:
+        for size in (2**20, 2**12):
+            while True:
+                try:
+                    file.write(b"\0" * size)
+                except OSError:
+                    break
+    return path
+
+
+def start(recipe, monkeypatch, **flags):
+    def run(config):
+        model = GPT2(config.model).initialize(0)
+        return train(config, model, open_corpus(config), start_accelerator(config))
+
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    monkeypatch.setattr(sys, "argv", ["recipe.py", *words])
+    with pytest.raises(SystemExit) as end:
+        run_recipe(run, recipe)
+    return end.value.code
+
+
+def test_a_run_on_a_full_disk_is_resumable_and_says_so(recipe, disk, monkeypatch, capsys):
+    config = change(recipe, run={"dir": str(disk / "run")}, checkpoint={"every": 2, "keep_last": 1})
+    assert start(config, monkeypatch, **{"run.max_steps": 3}) == 0
+    whole = change(config, run={"dir": str(disk / "whole")})
+    assert start(whole, monkeypatch) == 0
+    filler = fill(disk)
+    before = find_newest(disk / "run" / "checkpoints")
+    assert start(config, monkeypatch) == 75
+    error = capsys.readouterr().err
+    assert "No space left on device" in error and "Traceback" not in error
+    status = json.loads((disk / "run" / "status.json").read_text())
+    assert status["state"] == "resumable" and "No space left" in status["reason"]
+    assert status["step"] == 3 and find_newest(disk / "run" / "checkpoints") == before
+    filler.unlink()
+    assert start(config, monkeypatch) == 0
+    assert read_status(disk / "run")["state"] == "done"
+    rows = [
+        [r for r in read_rows(f) if r["kind"] == "train"] for f in (disk / "run", whole.run.dir)
+    ]
+    assert rows[0] == rows[1]
+    names = [
+        {str(p.relative_to(d)) for p in Path(d).rglob("*")} for d in (disk / "run", whole.run.dir)
+    ]
+    assert names[0] == names[1]
+
+
+def test_a_status_is_replaced_in_its_place_on_a_full_disk(disk):
+    write_status(disk, "running", step=3)
+    filler = fill(disk)
+    write_status(disk, "resumable", step=3, reason="the disk is full " * 20)
+    assert read_status(disk)["reason"].startswith("the disk is full")
+    write_status(disk, "failed", step=3)
+    assert read_status(disk) == {"state": "failed", "step": 3, "reason": ""}
+    assert {path.name for path in disk.iterdir()} == {"status.json", "filler"}
+    filler.unlink()

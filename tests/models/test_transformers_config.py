@@ -1,0 +1,151 @@
+"""The configuration of any causal language model: its notations, and what is refused by name."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from pretrain_lib import CausalLMConfig, GPT2Config, LlamaConfig, build_model
+from pretrain_lib.config.arguments import parse_recipe
+from pretrain_lib.models.flops import count_parameters, model_flops
+from pretrain_lib.models.transformers_config import ConfigFields
+from pretrain_lib.models.transformers_family import check_causal
+from tests.conftest import ROOT
+from tests.families import FAMILIES, family
+
+sys.path.insert(0, str(ROOT / "recipes"))
+import causal_lm  # noqa: E402
+
+OVERLAYS = {
+    "pythia_160m": 162_322_944,
+    "smollm2_135m": 134_515_008,
+    "qwen3_0_6b": 596_049_920,
+}
+
+
+@pytest.mark.parametrize("way", ["file", "folder", "json", "yaml", "mapping"])
+def test_every_notation_is_the_same_model(way, tmp_path):
+    fields = FAMILIES["gemma3"]
+    origin = {"transformers_version": "4.57.0", "torch_dtype": "bfloat16", "_name_or_path": "x"}
+    (tmp_path / "config.json").write_text(json.dumps(fields | origin))
+    lines = ", ".join(f"{key}: {json.dumps(value)}" for key, value in fields.items())
+    written = {
+        "file": str(tmp_path / "config.json"),
+        "folder": str(tmp_path),
+        "json": json.dumps(fields),
+        "yaml": f"{{{lines}}}",
+        # As YAML overlays give it: every scalar is text.
+        "mapping": {key: str(value) for key, value in fields.items()},
+    }[way]
+    if way == "mapping":
+        written["layer_types"] = fields["layer_types"]
+    assert ConfigFields.parse(written) == fields
+    assert CausalLMConfig(config=written).hf.to_dict() == family("gemma3").hf.to_dict()
+
+
+def test_a_name_on_the_hub_is_looked_up_in_its_cache(tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--someone--tiny" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    (snapshot / "config.json").write_text(json.dumps(FAMILIES["olmo2"]))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert ConfigFields.parse("someone/tiny") == FAMILIES["olmo2"]
+
+
+def test_changes_replace_fields_and_the_vocabulary_of_the_data_is_one_of_them():
+    config = family("qwen3", num_hidden_layers=3)
+    assert config.num_layers == 3
+    other = config.with_vocabulary_size(100)
+    assert (other.vocabulary_size, other.num_layers) == (100, 3)
+    assert config.vocabulary_size == 61
+
+
+def test_ids_that_the_vocabulary_has_not_are_unset():
+    config = family("qwen3", bos_token_id=151_643, eos_token_id=7, pad_token_id=7)
+    assert (config.hf.bos_token_id, config.hf.eos_token_id) == (None, 7)
+    assert config.hf.pad_token_id is None  # its embedding would not be trained
+
+
+REFUSED = {
+    "{hidden_size: 8}": "names no model_type",
+    "{model_type: t5}": "model_type=t5 is an encoder-decoder|no causal language model",
+    "{model_type: qwen3, is_encoder_decoder: true}": "is an encoder-decoder",
+    "{model_type: marvel, auto_map: {AutoModelForCausalLM: x.y}}": "needs code from the hub",
+    "{model_type: qwen33}": "is unknown to the installed version of transformers; did you mean",
+    "{model_type: vit}": "no causal language model for model_type=vit",
+    "{model_type: qwen3, quantization_config: {bits: 4}}": "quantized weights",
+    "{model_type: llava}": "holds several models|no causal language model",
+    "{model_type: gemma3}": "holds several models; give the fields of its text model alone",
+    "{model_type: qwen3, num_hidden_layers: many}": "is refused by transformers",
+    "no/such-model": "neither a file nor a folder, and the Hugging Face Hub has no config.json",
+}
+
+
+@pytest.mark.parametrize("written", REFUSED)
+def test_what_cannot_be_trained_is_refused_by_name(written):
+    with pytest.raises(ValueError, match=REFUSED[written]):
+        parse_recipe(causal_lm.RECIPE, arguments=["--model.config", written])
+
+
+def test_a_model_that_sees_what_it_is_to_predict_is_refused():
+    shape = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    with pytest.raises(ValueError, match="tokens of bert attend to later ones"):
+        check_causal(CausalLMConfig(config={"model_type": "bert", **shape}))
+    check_causal(CausalLMConfig(config={"model_type": "bert", "is_decoder": True, **shape}))
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_overlays_have_the_shapes_of_published_models(name):
+    flags = ["--config", str(ROOT / "recipes" / f"{name}.yaml")]
+    config, _ = parse_recipe(causal_lm.RECIPE, arguments=flags)
+    config.check(processes=8)
+    with torch.device("meta"):
+        assert count_parameters(build_model(config.model)) == OVERLAYS[name]
+
+
+def test_the_recipe_has_the_parameters_that_it_says():
+    causal_lm.RECIPE.check(processes=8)
+    with torch.device("meta"):
+        model = build_model(causal_lm.RECIPE.model)
+    assert count_parameters(model) == 190_550_784
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
+def test_flops_are_those_of_the_same_model_of_this_library(name):
+    shape = {"vocabulary_size": 61, "context_length": 64, "num_layers": 2, "num_heads": 4}
+    llama = shape | {"width": 32, "num_key_value_heads": 2, "mlp_width": 48}
+    fields = FAMILIES["mistral"] | {"model_type": "llama"}
+    pair = {
+        "llama": (LlamaConfig(**llama), fields),
+        "qwen3": (
+            LlamaConfig(**llama, qk_norm=True, head_width=8, tied_head=True),
+            FAMILIES["qwen3"],
+        ),
+        "gpt2": (
+            GPT2Config(**shape, width=32),
+            {"model_type": "gpt2", "vocab_size": 61, "n_positions": 64, "n_layer": 2, "n_head": 4}
+            | {"n_embd": 32},
+        ),
+    }[name]
+    with torch.device("meta"):
+        ours, theirs = build_model(pair[0]), build_model(CausalLMConfig(config=pair[1]))
+    assert count_parameters(ours) == count_parameters(theirs)
+    assert model_flops(ours, sequence_length=48) == model_flops(theirs, sequence_length=48)
+
+
+def test_flops_of_windows_states_and_experts():
+    def flops(config, length=32):
+        with torch.device("meta"):
+            model = build_model(config)
+        return model, model_flops(model, sequence_length=length)
+
+    _, gemma = flops(family("gemma3"))  # a layer of a window of 8, and one of all
+    assert gemma.attention == 12 * 32 * (8 + 32)
+    _, mamba = flops(family("mamba2"))
+    assert mamba.attention == 0
+    model, experts = flops(family("qwen3_moe"))
+    idle = 2 * 2 * 3 * 16 * 32  # two of the four experts of each of two layers
+    table = 61 * 32  # the embedding, which is not the head
+    assert experts.parameters == 6 * (count_parameters(model) - idle - table)

@@ -1,0 +1,88 @@
+"""What is read of the runs of a search, and the plan that a second start must match."""
+
+import json
+import math
+import subprocess
+import sys
+from threading import Timer
+
+import pytest
+
+from pretrain_lib.tuning.record import (
+    await_run,
+    drop_checkpoints,
+    open_plan,
+    read_loss,
+    write_result,
+)
+from pretrain_lib.tuning.search import Trial
+
+
+def write_run(folder, state, *losses, reason=""):
+    folder.mkdir()
+    (folder / "status.json").write_text(json.dumps({"state": state, "reason": reason}))
+    rows = [{"kind": "validation", "step": n, "tokens": n, "loss": x} for n, x in enumerate(losses)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "loss"),
+    [
+        ("done", "", 4.5),
+        ("running", "", None),
+        ("resumable", "signal SIGTERM", None),
+        ("failed", "FloatingPointError: 10 updates in a row were left out", math.inf),
+        ("failed", "OutOfMemoryError: CUDA out of memory", None),
+    ],
+)
+def test_the_loss_of_a_run_is_that_at_its_end(tmp_path, state, reason, loss):
+    assert read_loss(write_run(tmp_path / "run", state, 9.0, 4.5, reason=reason)) == loss
+
+
+def test_a_run_that_is_not_there_has_no_loss(tmp_path):
+    assert read_loss(tmp_path / "run") is None
+
+
+def test_a_run_that_ended_without_a_number_diverged(tmp_path):
+    assert read_loss(write_run(tmp_path / "run", "done", 9.0, None)) == math.inf
+
+
+def test_a_run_that_is_still_going_on_is_waited_for(tmp_path):
+    await_run(tmp_path)  # without a run nobody waits
+    code = "import sys, time, fcntl; f = open(sys.argv[1], 'ab'); fcntl.flock(f, fcntl.LOCK_EX);"
+    code += "print('locked', flush=True); sys.stdin.read(); open(sys.argv[1] + '-end', 'w')"
+    command = [sys.executable, "-c", code, str(tmp_path / ".lock")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as other:
+        assert other.stdout.readline() == b"locked\n"
+        Timer(0.2, other.stdin.close).start()
+        await_run(tmp_path)
+        assert (tmp_path / ".lock-end").exists()
+
+
+def test_only_checkpoints_are_dropped(tmp_path):
+    folder = write_run(tmp_path / "run", "done", 9.0)
+    for name in ("step-00000003", "step-mine", "notes"):
+        (folder / "checkpoints" / name).mkdir(parents=True)
+    drop_checkpoints(folder)
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"step-mine", "notes"}
+    assert read_loss(folder) == 9.0
+
+
+def test_a_folder_holds_one_search(tmp_path):
+    plan = {"recipe": "gpt2_124m", "width": 128}
+    assert open_plan(tmp_path, plan) == plan
+    whole = open_plan(tmp_path, plan | {"tokens": 9})
+    assert open_plan(tmp_path, plan) == whole == plan | {"tokens": 9}
+    with pytest.raises(ValueError, match="holds a search with width=128, not 256.*another folder"):
+        open_plan(tmp_path, plan | {"width": 256})
+
+
+def test_the_result_is_json_without_infinities(tmp_path):
+    losses = {Trial((0.1,), 9): 4.0, Trial((0.8,), 9): math.inf}
+    write_result(tmp_path, ("learning_rate",), losses, loss=4.0)
+    text = (tmp_path / "result.json").read_text()
+    result = json.loads(text, parse_constant=pytest.fail)
+    assert [trial["loss"] for trial in result["trials"]] == [4.0, None]
+    assert result["trials"][0]["rates"] == [0.1]
