@@ -205,7 +205,7 @@ def start(words: list[str], folder: Path) -> subprocess.CompletedProcess:
         command = [str(Path(sys.executable).with_name("pretrain")), *words[1:]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     options = {"cwd": folder, "env": environment, "capture_output": True, "text": True}
-    return subprocess.run([python, *command], **options, timeout=120)
+    return subprocess.run([python, *command], **options, timeout=300)
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def test_a_launcher_without_configuration_hands_on_what_nobody_asked_for(prepare
     result = run_command(*command, *flags, environment=environment)
     assert result.returncode == 0, result.stderr
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    assert ("bf16 autocast over fp32 weights" if fast else "is not fast in bf16") in result.stdout
+    assert ("bf16 autocast, fp32 weights" if fast else "is not fast in bf16") in result.stdout
     said = " ".join(result.stdout.split())
     assert "`accelerate launch --cpu --num_processes 2` starts one process" in said
 

@@ -15,7 +15,8 @@ from tests.forks import forked_python
 
 pytestmark = pytest.mark.slow
 RUN = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests were started by nohup
 from pathlib import Path
 from tests.faults import scenarios
 from pretrain_lib.training import loop

@@ -12,6 +12,7 @@ from accelerate.utils import (
 )
 
 from pretrain_lib.config.settings import Recipe
+from pretrain_lib.distributed.float8 import float8_recipe
 from pretrain_lib.distributed.guards import check_accumulation, check_trackers, check_world
 from pretrain_lib.distributed.launch_file import names_precision
 from pretrain_lib.distributed.launched import is_elastic, meet_main_rank
@@ -31,6 +32,7 @@ def start_accelerator(config: Recipe) -> Accelerator:
     cpu = launched > 1 and not torch.cuda.is_available()
     wanted = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16") if names_precision() else "bf16"
     precision, remark = choose_precision(wanted, cpu)
+    recipes = [float8_recipe(config, cpu=_uses_cpu(cpu))] if precision == "fp8" else []
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=precision,
@@ -43,6 +45,7 @@ def start_accelerator(config: Recipe) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(seconds=config.system.collective_timeout)),
             # A forward uses each weight once, so caching bf16 copies would only take memory.
             AutocastKwargs(cache_enabled=False),
+            *recipes,
         ],
         log_with=list(config.log.trackers) or None,
         project_dir=config.run.dir,
@@ -61,12 +64,15 @@ def start_accelerator(config: Recipe) -> Accelerator:
 
 
 def choose_precision(wanted: str, cpu: bool) -> tuple[str, str | None]:
-    """Return the training precision, "bf16" or "no" (fp32), and a remark if it is not `wanted`."""
-    if wanted not in ("no", "bf16"):
+    """Return "fp8", "bf16" or "no" (fp32), and a remark if it is not what was meant, or slow."""
+    if wanted not in ("no", "bf16", "fp8"):
         raise ValueError(
-            f"mixed_precision={wanted} is not supported: set 'no' or 'bf16' in the configuration "
-            f"of accelerate launch (fp16 would need loss scaling)"
+            f"mixed_precision={wanted} is not supported: set 'no', 'bf16' or 'fp8' in the "
+            f"configuration of accelerate launch (fp16 would need loss scaling)"
         )
+    if wanted == "fp8":
+        slow = "a CPU has no float8: it is emulated, to try it out; training in bf16 is faster"
+        return "fp8", slow if _uses_cpu(cpu) else None
     device, fast = _speed_in_bf16(cpu)
     if wanted == "no":
         remark = "training in fp32, as accelerate's configuration asks for (mixed_precision: no)"
@@ -74,12 +80,17 @@ def choose_precision(wanted: str, cpu: bool) -> tuple[str, str | None]:
     return ("bf16", None) if fast else ("no", f"{device} is not fast in bf16: training in fp32")
 
 
+def _uses_cpu(cpu: bool) -> bool:
+    """Return whether a run will use the CPU: `cpu`, or the launcher's flag, or what there is."""
+    found = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return cpu or is_set("ACCELERATE_USE_CPU") or not found
+
+
 def _speed_in_bf16(cpu: bool) -> tuple[str, bool]:
     """Return the device that a run will use, in words, and whether it is fast in bf16."""
-    cpu = cpu or is_set("ACCELERATE_USE_CPU")
-    if torch.cuda.is_available() and not cpu:
-        return "this GPU", torch.cuda.is_bf16_supported(including_emulation=False)
-    if torch.backends.mps.is_available() and not cpu:
+    if not _uses_cpu(cpu):
+        if torch.cuda.is_available():
+            return "this GPU", torch.cuda.is_bf16_supported(including_emulation=False)
         return "MPS", False
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "this CPU", fast

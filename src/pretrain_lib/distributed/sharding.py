@@ -72,7 +72,7 @@ def check_sharding(accelerator: Accelerator, *, param_dtype: str) -> None:
             f"accelerate_configs/cpu_2proc.yaml"
         )
     if param_dtype == "bf16" and not (
-        is_sharded(accelerator) and accelerator.mixed_precision == "bf16"
+        is_sharded(accelerator) and accelerator.mixed_precision != "no"
     ):
         raise ValueError(
             "system.fsdp_param_dtype=bf16 needs FSDP2 with mixed_precision: bf16, which this run "

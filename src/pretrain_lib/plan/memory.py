@@ -21,6 +21,7 @@ from pretrain_lib.plan.network import FP32, Sizes, World
 from pretrain_lib.plan.transformers_memory import kept_bytes, token_bytes
 
 COMPUTE_BYTES = {"bf16": 2, "fp32": 4}
+DOCUMENT_ROWS = 128  # that FlashAttention's backward reserves for each document
 GATHERED_LAYERS = 2  # of a sharded model, at a time: the current one and the prefetched next one
 
 
@@ -42,6 +43,8 @@ class Step:
     """On a CPU, the norms of LLaMA keep more, and the loss is computed in smaller blocks."""
     compiled: bool = True
     """On CUDA, compiled blocks of LLaMA keep less, and the compiled loss stores no fp32 logits."""
+    documents: int = 0
+    """Documents per micro-batch that are kept apart; 0 without document masking."""
 
     @property
     def fused(self) -> bool:
@@ -189,8 +192,20 @@ def _layer_bytes(model: nn.Module, step: Step, *, copies: bool) -> _Layer:
         if step.activation_checkpointing != "none"
         else 0,
         # The gradient of a matrix has the dtype of the product and is then copied to fp32.
-        working=N * working + FP32 * max(matrices),
+        working=max(N * working + FP32 * max(matrices), _document_attention_bytes(config, step)),
     )
+
+
+def _document_attention_bytes(config: GPT2Config | LlamaConfig, step: Step) -> int:
+    """Return the working space of attention's backward on CUDA when documents are kept apart.
+
+    FlashAttention sums the gradient of q in fp32 and reserves a block of rows more per document.
+    """
+    if not (step.documents and step.on_cuda):
+        return 0
+    A = getattr(config, "attention_width", config.width)
+    rows = step.tokens + DOCUMENT_ROWS * step.documents
+    return FP32 * A * rows + COMPUTE_BYTES[step.precision] * 4 * A * step.tokens
 
 
 def _transformers_layer_bytes(model: nn.Module, step: Step, *, copies: bool) -> _Layer:

@@ -1,7 +1,6 @@
 """Report the expected cost of a run, without a GPU (`--plan`)."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 
@@ -22,10 +21,10 @@ from pretrain_lib.models.flops import (
 from pretrain_lib.models.interface import Model
 from pretrain_lib.plan.memory import (
     COMPUTE_BYTES,
-    Step,
     estimate_memory,
     model_sizes,
 )
+from pretrain_lib.plan.micro_batch import Planned, divides
 from pretrain_lib.plan.muon import muon_cost
 from pretrain_lib.plan.network import FP32, World, sent_bytes
 from pretrain_lib.plan.text import (
@@ -45,8 +44,8 @@ def format_plan(config: Recipe, hardware: Hardware) -> str:
     """Return the report: steps, FLOPs, disk, and a table of memory, communication and time.
 
     The table is for `system.processes` devices, or by default for 1 device, one machine and four
-    machines. The report ends with warnings if the batch does not divide, the memory does not
-    suffice, or data is read more than once.
+    machines; it names the largest `batch.micro_batch` that fits. The report ends with warnings if
+    the batch does not divide, the memory does not suffice, or data is read more than once.
     """
     _check(config)
     config = config.with_text(_tokens_to_train_on(config))
@@ -56,7 +55,8 @@ def format_plan(config: Recipe, hardware: Hardware) -> str:
     shown = (1, node, NODES * node)
     numbers = [asked] if asked else [n for n in shown if n == 1 or divides(config, n)]
     worlds = [w for number in dict.fromkeys(numbers) for w in worlds_of(number, config, node)]
-    placements = [place(config, model, world, hardware) for world in worlds]
+    planned = Planned(config, _documents_per_token(config))
+    placements = [place(planned, model, world, hardware) for world in worlds]
     lines = [
         *run_lines(config, model),
         *kept_lines(config, placements[0].memory),
@@ -75,15 +75,6 @@ def _check(config: Recipe) -> None:
         config.check(processes=1)
 
 
-def divides(config: Recipe, devices: int) -> bool:
-    """Return whether each step consists of whole micro-batches on `devices` devices."""
-    try:
-        check_division(config, processes=devices)
-    except ValueError:
-        return False
-    return True
-
-
 def worlds_of(devices: int, config: Recipe, node: int) -> list[World]:
     """Return the sharding strategies for `devices` devices, with `node` per machine."""
     if devices == 1:
@@ -95,22 +86,12 @@ def worlds_of(devices: int, config: Recipe, node: int) -> list[World]:
     return [World(devices, group, gathered if group > 1 else FP32) for group in groups]
 
 
-def place(config: Recipe, model: Model, world: World, hardware: Hardware) -> Placement:
+def place(planned: Planned, model: Model, world: World, hardware: Hardware) -> Placement:
     """Estimate the cost of a run on these devices, with matrix products in bf16."""
-    batch = config.batch
-    unit = world.devices * batch.micro_batch * batch.sequence_length
-    micro_batches = max(1, round(batch.tokens / unit))
-    step = Step(
-        sequences=batch.micro_batch,
-        length=batch.sequence_length,
-        micro_batches=micro_batches,
-        moments=config.optimizer.moments,
-        muon=config.optimizer.kind == "muon",
-        compiled=config.system.compile is not False,
-    )
-    sent = sent_bytes(model_sizes(model), world, micro_batches=micro_batches)
+    config, step = planned.config, planned.step(world)
+    sent = sent_bytes(model_sizes(model), world, micro_batches=step.micro_batches)
     rate = PEAK_TFLOPS[hardware.device] * 1e12 * hardware.mfu
-    operations = model_flops(model, sequence_length=batch.sequence_length).total
+    operations = model_flops(model, sequence_length=step.length).total
     operations *= planned_tokens(config) / world.devices
     if step.muon:
         cost = muon_cost(model, world, itemsize=COMPUTE_BYTES[step.precision])
@@ -118,9 +99,10 @@ def place(config: Recipe, model: Model, world: World, hardware: Hardware) -> Pla
         sent += cost.sent_bytes
     return Placement(
         world=world,
-        micro_batches=micro_batches,
+        micro_batches=step.micro_batches,
+        largest=planned.largest_micro_batch(model, world, MEMORY_GB[hardware.device]),
         memory={
-            kind: estimate_memory(model, replace(step, activation_checkpointing=kind), world)
+            kind: estimate_memory(model, planned.step(world, kind=kind), world)
             for kind in CHECKPOINTING
         },
         sent_bytes=sent,
@@ -179,6 +161,20 @@ def _data_warnings(config: Recipe) -> Iterator[str]:
                 f"data.path={path} holds {count:,} tokens to train on: the run reads them "
                 f"{epochs:.2f} times"
             )
+
+
+def _documents_per_token(config: Recipe) -> float:
+    """Return how many documents a token has with document masking, as prepared folders say."""
+    if not config.data.document_masking:
+        return 0
+    folders = [open_place(path) for path in _paths(config)]
+    splits = [
+        read_manifest(folder)["splits"]["train"]
+        for folder in folders
+        if (folder / MANIFEST).is_file()
+    ]
+    windows = 1 / config.batch.sequence_length  # of whose documents the last one may go on
+    return windows + max((s["documents"] / s["tokens"] for s in splits if s["tokens"]), default=0)
 
 
 def _tokens_on_disk(path: str, dtype: IdType | None) -> int | None:

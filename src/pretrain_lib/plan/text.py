@@ -22,12 +22,13 @@ COLUMNS = {
     "sharding": 11,
     "batches": 7,
     "weights": 7,
-    "gradients": 9,
+    "grads": 7,
     "moments": 7,
     "buffers": 7,
     **dict.fromkeys(CHECKPOINTING, 9),
-    "sent": 8,
+    "sent": 6,
     "time": 7,
+    "fits": 4,
 }
 
 
@@ -38,6 +39,8 @@ class Placement:
     world: World
     micro_batches: int
     """Micro-batches per device and step."""
+    largest: int | None
+    """The largest `batch.micro_batch` to recommend, in sequences; None: not even one fits."""
     memory: dict[str, Memory]
     """Memory per device, by kind of activation checkpointing."""
     sent_bytes: float
@@ -102,10 +105,11 @@ def _disk_text(config: Recipe, model: Model) -> str:
 
 def kept_lines(config: Recipe, memory: dict[str, Memory]) -> list[str]:
     batch = config.batch
+    mode = "eager" if config.system.compile is False else "compiled"
     kept = ", ".join(f"{name} {_gb(some.activations)}" for name, some in memory.items())
     return [
-        f"activations      {kept} GB by checkpointing, of {batch.micro_batch} x "
-        f"{batch.sequence_length:,} tokens in bf16",
+        f"activations      {kept} GB, of {batch.micro_batch} x "
+        f"{batch.sequence_length:,} tokens in bf16, {mode}",
         f"head and loss    {_gb(memory['none'].loss)} GB beside them",
         *([ESTIMATED] if isinstance(config.model, CausalLMConfig) else []),
     ]
@@ -117,10 +121,13 @@ def table_lines(placements: list[Placement], hardware: Hardware) -> Iterator[str
         f"GB on each {hardware.device}, which has {limit} (! is too much); GB that it sends in a "
         f"step; time at {hardware.mfu:.0%} MFU"
     )
+    yield (
+        "fits: the largest batch.micro_batch that divides the step and leaves a tenth of the memory"
+    )
     yield ""
     before = sum(list(COLUMNS.values())[:2]) + 2
     heading = "peak by system.activation_checkpointing"
-    yield f"{'micro-':>{before + COLUMNS['batches']}}{heading:>65}"
+    yield f"{'micro-':>{before + COLUMNS['batches']}}{heading:>63}"
     for row in (COLUMNS, *(_row(placement, limit * 1e9) for placement in placements)):
         cells = [f"{cell:>{width}}" for cell, width in zip(row, COLUMNS.values(), strict=True)]
         cells[1] = f"{cells[1].strip():<{COLUMNS['sharding']}}"
@@ -138,6 +145,7 @@ def _row(placement: Placement, limit: float) -> tuple[str, ...]:
         *(f"{_gb(peak)}{'!' if peak > limit else ' '}" for peak in peaks),
         _gb(placement.sent_bytes),
         human_time(placement.seconds),
+        f"{placement.largest:,}" if placement.largest else "-",
     )
 
 

@@ -31,7 +31,11 @@ SAMPLES = "samples.jsonl"
 SCORES = "scores"  # lm-eval results, one file per evaluated step
 PACKAGES = ("pretrain_lib", "torch", "accelerate", "transformers", "tokenizers", "safetensors")
 # What Accelerate's names of precisions mean.
-PRECISIONS = {"no": "fp32", "bf16": "bf16 autocast, fp32 weights"}
+PRECISIONS = {
+    "no": "fp32",
+    "bf16": "bf16 autocast, fp32 weights",
+    "fp8": "float8 products in the blocks, bf16 autocast, fp32 weights",
+}
 # Settings that may change on resume: they affect where and how a run executes, not its result.
 FREE_SETTINGS = (
     "run.",

@@ -12,6 +12,7 @@ from pretrain_lib.distributed.sharding import describe_sharding
 from pretrain_lib.models.any_model import name_class
 from pretrain_lib.models.flops import count_parameters
 from pretrain_lib.models.interface import Model
+from pretrain_lib.run_folder.folder import PRECISIONS
 from pretrain_lib.run_folder.metrics import human
 from pretrain_lib.training.screen import fill
 from pretrain_lib.wording import plural
@@ -134,8 +135,7 @@ def _device_line(accelerator: Accelerator) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     if device.type == "cpu":
         name = f"CPU with {plural(torch.get_num_threads(), 'thread')}"
-    precision = {"no": "fp32", "bf16": "bf16 autocast over fp32 weights"}
-    parts = [name, precision[accelerator.mixed_precision]]
+    parts = [name, PRECISIONS[accelerator.mixed_precision]]
     if processes > 1:
         parts = [f"{processes} processes, each on: {name}", *parts[1:]]
         parts.append(describe_sharding(accelerator))

@@ -38,6 +38,6 @@ def _build_optimizer(
     }
     if settings.kind == "adamw":
         return build_adamw(model, **options)
-    low_precision = accelerator.mixed_precision == "bf16"
+    low_precision = accelerator.mixed_precision != "no"
     dtype = torch.bfloat16 if low_precision else torch.float32
     return build_muon(model, momentum=settings.momentum, dtype=dtype, **options)

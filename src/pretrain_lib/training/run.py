@@ -130,8 +130,10 @@ def _place_model(
 
 def _peak_of_all(accelerator: Accelerator) -> float | None:
     """Return the peak FLOP/s of all devices together, for `mfu`; None if unknown."""
-    low_precision = accelerator.mixed_precision == "bf16"
-    peak = device_peak(accelerator.device, torch.bfloat16 if low_precision else torch.float32)
+    # Of float8, which few devices have, the rate in bf16 is the reference; a CPU emulates it.
+    emulated = accelerator.mixed_precision == "fp8" and accelerator.device.type == "cpu"
+    in_fp32 = accelerator.mixed_precision == "no" or emulated
+    peak = device_peak(accelerator.device, torch.float32 if in_fp32 else torch.bfloat16)
     return None if peak is None else peak * accelerator.num_processes
 
 
