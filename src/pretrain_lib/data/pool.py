@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,19 +82,6 @@ def run_tasks(
         for worker in () if ended else set(active_children()) - others:
             worker.kill()  # its result is no longer needed
         pool.shutdown(cancel_futures=True)
-
-
-def read_ahead(items: Iterator, *, ahead: int) -> Iterator:
-    """Yield the items of an iterator, of which a thread computes so many ahead."""
-    end = object()
-    reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
-    try:
-        following = deque(reader.submit(next, items, end) for _ in range(ahead))
-        while (item := following.popleft().result()) is not end:
-            following.append(reader.submit(next, items, end))
-            yield item
-    finally:
-        reader.shutdown(cancel_futures=True)
 
 
 @dataclass

@@ -9,29 +9,15 @@ import json
 import shutil
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pretrain_lib.data.pool import (
-    count,
-    count_cores,
-    read_ahead,
-    run_tasks,
-    show_progress,
-    warm_up,
-)
-from pretrain_lib.data.prepare.groups import (
-    Group,
-    UnitTask,
-    encode_group,
-    gather_groups,
-    mask_group,
-)
+from pretrain_lib.data.pool import count, count_cores, run_tasks, show_progress, warm_up
+from pretrain_lib.data.prepare.groups import UnitTask, encode_group, gather_groups, mask_group
 from pretrain_lib.data.prepare.holdout import HeldOut, parse_validation, write_first_tokens
 from pretrain_lib.data.prepare.job import (
     JOB,
@@ -59,7 +45,6 @@ from pretrain_lib.files.writes import write_json
 UNIT = "unit"  # prefix of the files that commit a unit
 SPLITS = ("train", "validation")
 UNITS_IN_TURN = 32  # given to a process at once
-PARTS_AHEAD = 3  # both splits of a unit and its report
 WAITING_WRITES = 4  # of shards and units, which hold tokens in memory
 Task = tuple[Path, int, UnitTask]
 WORKER_BYTES = 8 * 2**20  # text per worker for which starting a process pays off
@@ -171,15 +156,11 @@ def _unit_name(index: int) -> str:
 
 
 def _write_in_turn(tasks: Sequence[Task]) -> list[Report]:
-    """Write the units of several tasks, while one is tokenized: the next is read, the last written.
-
-    Reading and writing have a thread each; what tokenizes and hashes lets them run.
-    """
+    """Write the units of several tasks: the files of one while the next is tokenized."""
     reports, writes = [], deque()
-    parts = read_ahead(_read_units(tasks), ahead=PARTS_AHEAD)
-    with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer, closing(parts):
+    with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
         for task in tasks:
-            reports.append(_write_unit(task, parts, writer, writes))
+            reports.append(_write_unit(task, writer, writes))
             while len(writes) > WAITING_WRITES:
                 writes.popleft().result()
         for write in writes:
@@ -187,64 +168,39 @@ def _write_in_turn(tasks: Sequence[Task]) -> list[Report]:
     return reports
 
 
-def _read_units(tasks: Sequence[Task]) -> Iterator[Group | Report]:
-    """Yield for each unit its groups, none if it is committed, and then its report."""
-    for folder, index, unit in tasks:
-        path = folder / f"{_unit_name(index)}.json"
-        if path.is_file():
-            yield _read_report(path)
-        else:
-            report = Report()
-            yield from gather_groups(unit, report)
-            yield report
-
-
-def _read_report(path: Path) -> Report:
-    """Return the report in the JSON of a committed unit."""
-    with interpreting(path, remedy=REMEDY):
-        known, report = Report(**read_object(path, remedy=REMEDY)["report"]), Report()
-        for _ in range(2):  # two of the same can be added, if nothing is wrong with them
-            report.add(known)
-        return known
-
-
-def _write_unit(
-    task: Task, parts: Iterator[Group | Report], writer: ThreadPoolExecutor, writes: deque[Future]
-) -> Report:
+def _write_unit(task: Task, writer: ThreadPoolExecutor, writes: deque[Future]) -> Report:
     """Let `writer` write the shards of a unit, then its JSON; add what it does to `writes`."""
     folder, index, unit = task
     path = folder / f"{_unit_name(index)}.json"
-    names, shards = {"train": [], "validation": []}, []
+    if path.is_file():
+        with interpreting(path, remedy=REMEDY):
+            known, report = Report(**read_object(path, remedy=REMEDY)["report"]), Report()
+            for _ in range(2):  # two of the same can be added, if nothing is wrong with them
+                report.add(known)
+            return known
+    report, names, shards = Report(), {"train": [], "validation": []}, []
     size, counted = unit.source.unit_bytes(unit.unit), 0
-    while isinstance(part := next(parts), Group):
-        names[part.split].append(part.name)
-        if not (folder / f"{part.name}.json").is_file():
-            shards.append(_write_group(folder, unit, part, writer))
-        advance = min(part.text_bytes, size - counted)
+    for group in gather_groups(unit, report):
+        if not (folder / f"{group.name}.json").is_file():
+            tokens, ends = encode_group(unit, group)
+            write = writer.submit(
+                write_shard,
+                folder,
+                group.name,
+                tokens,
+                ends if group.last_ends else ends[:-1],
+                text_bytes=group.text_bytes,
+                mask=mask_group(unit, group, tokens, ends),
+            )
+            shards.append(write)
+        names[group.split].append(group.name)
+        advance = min(group.text_bytes, size - counted)
         count(source_bytes=advance)
         counted += advance
-    if path.is_file():
-        return part
-    record = {"shards": names, "report": asdict(part)}
+    record = {"shards": names, "report": asdict(report)}
     writes.extend([*shards, writer.submit(_commit_unit, path, record, shards)])
     count(source_bytes=size - counted)
-    return part
-
-
-def _write_group(
-    folder: Path, unit: UnitTask, group: Group, writer: ThreadPoolExecutor
-) -> Future[dict]:
-    """Tokenize a group, and let `writer` write its shard."""
-    tokens, ends = encode_group(unit, group)
-    return writer.submit(
-        write_shard,
-        folder,
-        group.name,
-        tokens,
-        ends if group.last_ends else ends[:-1],
-        text_bytes=group.text_bytes,
-        mask=mask_group(unit, group, tokens, ends),
-    )
+    return report
 
 
 def _commit_unit(path: Path, record: dict, shards: Sequence[Future]) -> None:

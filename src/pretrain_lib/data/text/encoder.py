@@ -58,17 +58,15 @@ class CachingEncoder:
         # What was freed but kept would hide how much the next caches grow.
         if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # of glibc
             trim(0)
-        self.backend = gigatoken.Tokenizer.from_json(self.json)
+        # Of the backend, `encode` returns NumPy arrays; for batches, awkward would be imported.
+        self.backend = gigatoken.Tokenizer.from_json(self.json).backend
         self.start = self.process.memory_info().rss
 
     def encode(self, texts: Sequence[bytes]) -> list[np.ndarray]:
-        """Return the ids of each text, uint32. Other threads can run meanwhile."""
+        """Return the ids of each text, uint32."""
         if self.process.memory_info().rss - self.start > CACHE_BYTES:
             self._renew()
-        if not texts:
-            return []
-        rows = self.backend.encode_batch(texts, parallel=False).layout
-        return np.split(rows.content.data, rows.offsets.data[1:-1])
+        return [self.backend.encode(text) for text in texts]
 
 
 @dataclass(frozen=True)
