@@ -36,7 +36,8 @@ from measuring import RESULTS, ChildFailed, begin, describe_run, ready, run_chil
 from profiling import profile_trial
 
 from pretrain_lib.models.flops import device_peak, model_flops
-from pretrain_lib.plan.memory import Step, estimate_memory
+from pretrain_lib.plan.memory import estimate_memory
+from pretrain_lib.plan.step import Step
 
 ROOT = Path(__file__).parents[1]
 PRIMED_AT_ONCE = 4  # trials that compile while the tests run

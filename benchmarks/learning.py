@@ -8,12 +8,14 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -46,7 +48,7 @@ SECTIONS = ("tune", "runs", "widths")
 WIDTHS, SEEDS = (64, 96, 128), (1, 2, 3)
 STEP_TOKENS, LENGTH, HEAD_WIDTH, LAYERS, VOCABULARY = 1024, 128, 32, 4, 2048
 HORIZONS = tuple(STEP_TOKENS * steps for steps in (64, 128, 256))
-TUNED_WIDTH, TUNED_TOKENS = max(WIDTHS), 180 * STEP_TOKENS
+TUNED_TOKENS = 180 * STEP_TOKENS
 COMPARED_WIDTHS = (128, 256)  # at which the best rate of the matrices is looked for
 LINE_TOKENS = HORIZONS[1]  # in runs of this length
 VALIDATION_TOKENS = 2**15
@@ -172,23 +174,26 @@ def _shape(contender: str, width: int) -> GPT2Config | LlamaConfig:
 
 
 def rates_at(runs: Runs, contender: str, width: int) -> dict[str, float]:
-    """Return the rates of a contender at a width, from those that were found at another."""
+    """Return the rates of a contender at a width, from those found at the nearest width."""
     kind = "adamw" if contender == "adamw" else "muon"
-    found = runs.content["tuned"]
-    tuned = {BASE: BASE_OF_MUON} | found[contender if contender in found else RATES_OF[contender]]
-    return at_width(tuned, kind=kind, tuned=TUNED_WIDTH, wanted=width)
+    tuned = runs.content["tuned"]
+    found = tuned[contender if contender in tuned else RATES_OF[contender]]
+    nearest = min(found, key=lambda tuned: abs(math.log(int(tuned) / width)))
+    rates = {BASE: BASE_OF_MUON} | found[nearest]
+    return at_width(rates, kind=kind, tuned=int(nearest), wanted=width)
 
 
-def tune(runs: Runs, contender: str) -> None:
-    """Find the rates of a contender at `TUNED_WIDTH`, by the search of `pretrain tune`."""
+def tune(runs: Runs, contender: str, width: int) -> None:
+    """Find the rates of a contender at a width, by the search of `pretrain tune`."""
     start = STARTS[contender]
 
     def evaluate(trial: Trial) -> float:
         rates = tuple(zip(start, trial.rates, strict=True))
-        return runs.loss(Case(contender, TUNED_WIDTH, trial.tokens, SEEDS[0], rates))
+        return runs.loss(Case(contender, width, trial.tokens, SEEDS[0], rates))
 
     found = find_rates(Space(tuple(start.values()), TUNED_TOKENS), evaluate)
-    runs.content["tuned"][contender] = dict(zip(start, found.trial.rates, strict=True))
+    rates = dict(zip(start, found.trial.rates, strict=True))
+    runs.content["tuned"].setdefault(contender, {})[str(width)] = rates
     runs.save()
 
 
@@ -247,8 +252,8 @@ def main() -> None:
     runs = Runs(options.out, options.folder, options.data)
     wanted = [options.only] if options.only else SECTIONS
     if "tune" in wanted:
-        for contender in options.tune:
-            tune(runs, contender)
+        for width, contender in product(sorted(WIDTHS, reverse=True), options.tune):
+            tune(runs, contender, width)
     if "runs" in wanted:
         for case in cases(runs, options.contenders):
             runs.loss(case, compared=True)

@@ -16,7 +16,8 @@ import torch
 from contenders import FAMILIES, Trial, device, peak_memory, start_memory
 from measuring import Row, begin, build_parser, ready, run_child, with_eta, write_report
 
-from pretrain_lib.plan.memory import Step, estimate_memory
+from pretrain_lib.plan.memory import estimate_memory
+from pretrain_lib.plan.step import Step
 
 STEPS = 2  # the moments are there from the second on
 BATCHES = {"gpt2": (1, 2), "llama": (1,)}  # on a CPU

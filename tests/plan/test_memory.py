@@ -15,9 +15,11 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.llama import Llama, LlamaConfig
 from pretrain_lib.optim.groups import build_adamw, build_muon
-from pretrain_lib.plan.memory import Step, estimate_memory, model_sizes
+from pretrain_lib.plan.layers import document_attention_bytes
+from pretrain_lib.plan.memory import estimate_memory, model_sizes
 from pretrain_lib.plan.muon import muon_cost
 from pretrain_lib.plan.network import World, sent_bytes
+from pretrain_lib.plan.step import Step
 from pretrain_lib.training.speed import set_up_model
 
 SHAPE = {"vocabulary_size": 4096, "context_length": 256, "num_layers": 4, "num_heads": 4}
@@ -117,6 +119,36 @@ def test_without_a_compiler_layers_of_llama_keep_each_copy():
     activations = estimate_memory(on_meta(Llama, LlamaConfig()), step).activations
     assert activations == 24 * (8192 * LLAMA_EAGER + 2 * LLAMA_MATRICES) + 8192 * 4 * 2048
     assert LLAMA_KEPT == 70_792
+
+
+@pytest.mark.parametrize(
+    ("rows", "documents", "counted"),  # the last by benchmarks/null_gpu.py, beyond one document
+    [
+        (16, 64, 587_465_728 - 184_910_848),
+        (16, 1024, 6_721_635_328 - 184_910_848),
+        (64, 64, 2_350_908_416 - 739_640_320),
+        (64, 1024, 26_871_969_280 - 739_640_320),
+    ],
+)
+def test_attention_in_documents_takes_what_was_counted_on_cuda(rows, documents, counted):
+    one, many = (
+        document_attention_bytes(GPT2Config(), Step(rows, 1024, documents=rows * number))
+        for number in (1, documents)
+    )
+    assert many - one == pytest.approx(counted, rel=0.05)
+
+
+def test_many_documents_raise_the_peak_on_cuda_alone():
+    model = on_meta(GPT2, GPT2Config())
+    plain, few, many = (
+        estimate_memory(model, Step(16, 1024, documents=number)).peak for number in (0, 64, 16_384)
+    )
+    assert plain == few < many - 10**9
+    on_cpu = [
+        estimate_memory(model, Step(16, 1024, on_cuda=False, documents=number)).peak
+        for number in (0, 16_384)
+    ]
+    assert on_cpu[0] == on_cpu[1]
 
 
 @pytest.mark.parametrize("activation_checkpointing", ["none", "selective"])

@@ -1,5 +1,6 @@
 """What a plan says, against figures by hand, and what it warns of."""
 
+import math
 import sys
 from dataclasses import replace
 
@@ -8,7 +9,9 @@ import pytest
 from pretrain_lib.config.arguments import parse_recipe
 from pretrain_lib.data.tokens.shards import read_manifest
 from pretrain_lib.models.flops import MEMORY_GB, PEAK_TFLOPS, Hardware
-from pretrain_lib.plan.plan import format_plan
+from pretrain_lib.plan.micro_batch import Planned
+from pretrain_lib.plan.network import World
+from pretrain_lib.plan.plan import documents_per_token, format_plan
 from tests.conftest import ROOT, change, run_recipe_script
 
 sys.path.insert(0, str(ROOT / "recipes"))
@@ -22,7 +25,7 @@ def plan(recipe, hardware=None, **sections):
     lines = format_plan(change(recipe, **sections), hardware or Hardware()).splitlines()
     facts = {line[:17].strip(): line[17:] for line in lines[: lines.index("")]}
     cells = (line.split() for line in lines if line[:7].strip().replace(",", "").isdigit())
-    rows = {f"{row[0]} {' '.join(row[1:-10])}": row[-10:] for row in cells}
+    rows = {f"{row[0]} {' '.join(row[1:-11])}": row[-11:] for row in cells}
     warnings = [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
     return facts, rows, warnings
 
@@ -43,13 +46,13 @@ def test_gpt2_124m_on_one_node_and_on_four():
     # activations and loss on top; 8.55e18 / (0.4 x 989e12) seconds
     state = ["0.50", "0.50", "1.00"]
     peaks = ["9.64", "7.66", "4.63"]
-    assert rows["1 none"] == ["32", *state, "-", *peaks, "-", "6h00m"]
+    assert rows["1 none"] == ["32", *state, "-", *peaks, "-", "6h00m", "128"]
     # buckets of 4 bytes a parameter; an all-reduce sends 2 x 7/8 x 0.498 GB
     peaks = ["10.1", "8.15", "5.12"]
-    assert rows["8 DDP"] == ["4", *state, "0.50", *peaks, "0.87", "45m02s"]
+    assert rows["8 DDP"] == ["4", *state, "0.50", *peaks, "0.87", "45m02s", "64"]
     # 7/8 x (4 x 4 bytes x (2 x 12 layers + the rest) + 0.498 GB)
     assert rows["8 FSDP2"][:5] == ["4", "0.06", "0.50", "0.12", "0.21"]
-    assert rows["8 FSDP2"][-2:] == ["3.37", "45m02s"]
+    assert rows["8 FSDP2"][-3:] == ["3.37", "45m02s", "64"]
     assert rows["32 FSDP2"][:5] == ["1", "0.02", "0.02", "0.03", "0.21"]
     assert rows["32 HSDP 4 x 8"][:5] == ["1", "0.06", "0.06", "0.12", "0.21"]
     assert warnings == []
@@ -73,7 +76,7 @@ def test_llama_1_3b_on_24_devices_where_its_batch_does_not_divide():
     assert list(rows) == ["24 DDP", "24 FSDP2", "24 HSDP 3 x 8"]
     # 3.92e20 / (24 x 0.5 x 312e12) = 104,700 seconds
     assert rows["24 DDP"][:5] == ["3", "5.07", "5.07", "10.1", "5.07"]
-    assert rows["24 DDP"][-2:] == ["9.71", "1d05h"]
+    assert rows["24 DDP"][-3:] == ["9.71", "1d05h", "-"]  # no power of two divides the step
     (warning,) = warnings
     assert "batch.tokens=524288 must be a multiple of 24 processes x 4 sequences" in warning
     assert "nearest: 589824" in warning  # 3 x 196,608
@@ -96,6 +99,36 @@ def test_memory_that_does_not_fit_is_marked_and_warned_of():
     halved = {"optimizer": {"moments": "bf16"}, "batch": {"micro_batch": 1}}
     _, rows, warnings = plan(llama_1_3b.RECIPE, Hardware("H100"), **halved)
     assert warnings == [] and not any("!" in cell for row in rows.values() for cell in row)
+
+
+@pytest.mark.parametrize("recipe", [gpt2_124m.RECIPE, llama_1_3b.RECIPE], ids=["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["none", "full"])
+@pytest.mark.parametrize("device", ["RTX 4090", "H100", "H200"])
+def test_the_micro_batch_that_is_named_is_the_largest_that_fits(recipe, kind, device):
+    system, hardware = {"processes": 8, "activation_checkpointing": kind}, Hardware(device)
+    column = {"none": 5, "full": 7}[kind]
+
+    def filled(sharding, sequences):
+        changed = {"system": system, "batch": {"micro_batch": sequences}}
+        peak = plan(recipe, hardware, **changed)[1][sharding][column]
+        return float(peak.rstrip("!")) / MEMORY_GB[device]
+
+    whole_step = recipe.batch.tokens // recipe.batch.sequence_length // 8
+    for sharding, row in plan(recipe, hardware, system=system)[1].items():
+        largest = 0 if row[-1] == "-" else int(row[-1])
+        assert largest == 0 or filled(sharding, largest) <= 0.9
+        assert largest == whole_step or filled(sharding, max(1, 2 * largest)) > 0.9
+
+
+def test_it_says_compiled_or_eager_and_counts_packed_documents(recipe, prepared):
+    assert plan(recipe)[0]["activations"].endswith("in bf16, compiled")
+    assert plan(recipe, system={"compile": False})[0]["activations"].endswith("in bf16, eager")
+    split = read_manifest(prepared)["splits"]["train"]
+    planned = Planned(recipe, documents_per_token(change(recipe, data={"document_masking": True})))
+    documents = planned.step(World(), sequences=64).documents
+    # Each window begins inside a document.
+    assert documents == math.ceil(64 + 64 * 32 * split["documents"] / split["tokens"])
+    assert documents_per_token(recipe) == 0
 
 
 def test_data_that_is_read_more_than_once_is_warned_of(recipe, prepared):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pretrain_lib import build_model
-from pretrain_lib.plan.memory import Step, estimate_memory
+from pretrain_lib.plan.memory import estimate_memory
+from pretrain_lib.plan.step import Step
 from tests.families import FAMILIES, family
 
 pytestmark = pytest.mark.moderate

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pretrain_lib.config.rules import check_division
 from pretrain_lib.config.settings import Recipe
 from pretrain_lib.models.interface import Model
-from pretrain_lib.plan.memory import Step, estimate_memory
+from pretrain_lib.plan.memory import estimate_memory
 from pretrain_lib.plan.network import World
+from pretrain_lib.plan.step import Step
 
 FILLED = 0.9  # the part of the memory that a recommended micro-batch takes at most
 

@@ -19,14 +19,11 @@ from pretrain_lib.models.flops import (
     model_flops,
 )
 from pretrain_lib.models.interface import Model
-from pretrain_lib.plan.memory import (
-    COMPUTE_BYTES,
-    estimate_memory,
-    model_sizes,
-)
+from pretrain_lib.plan.memory import estimate_memory, model_sizes
 from pretrain_lib.plan.micro_batch import Planned, divides
 from pretrain_lib.plan.muon import muon_cost
 from pretrain_lib.plan.network import FP32, World, sent_bytes
+from pretrain_lib.plan.step import COMPUTE_BYTES
 from pretrain_lib.plan.text import (
     BF16,
     CHECKPOINTING,
@@ -55,7 +52,7 @@ def format_plan(config: Recipe, hardware: Hardware) -> str:
     shown = (1, node, NODES * node)
     numbers = [asked] if asked else [n for n in shown if n == 1 or divides(config, n)]
     worlds = [w for number in dict.fromkeys(numbers) for w in worlds_of(number, config, node)]
-    planned = Planned(config, _documents_per_token(config))
+    planned = Planned(config, documents_per_token(config))
     placements = [place(planned, model, world, hardware) for world in worlds]
     lines = [
         *run_lines(config, model),
@@ -163,7 +160,7 @@ def _data_warnings(config: Recipe) -> Iterator[str]:
             )
 
 
-def _documents_per_token(config: Recipe) -> float:
+def documents_per_token(config: Recipe) -> float:
     """Return how many documents a token has with document masking, as prepared folders say."""
     if not config.data.document_masking:
         return 0

@@ -9,9 +9,10 @@ from pretrain_lib.models.blocks import ActivationCheckpointing
 from pretrain_lib.models.flops import MEMORY_GB, Hardware, count_parameters, model_flops
 from pretrain_lib.models.interface import Model
 from pretrain_lib.models.transformers_config import CausalLMConfig
-from pretrain_lib.plan.memory import Memory, Step, moment_bytes
+from pretrain_lib.plan.memory import Memory, moment_bytes
 from pretrain_lib.plan.muon import muon_cost
 from pretrain_lib.plan.network import FP32, World
+from pretrain_lib.plan.step import Step
 from pretrain_lib.run_folder.metrics import human, human_time
 
 BF16 = 2  # bytes
