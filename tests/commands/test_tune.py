@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from pretrain_lib.commands import tune
 from pretrain_lib.commands.cli import main
 from pretrain_lib.config.arguments import parse_recipe
 from tests.conftest import ROOT, forked_launchers, run_python, tiny_flags
+from tests.forks import forked_python
 
 # The command with a search of seven runs, over the base rate alone.
 SMALL = """
@@ -127,8 +130,9 @@ def check_result(folder, shown):
     ],
 )
 def test_what_cannot_be_searched_is_refused_before_anything_is_written(
-    arguments, named, tmp_path, capsys
+    arguments, named, tmp_path, capsys, monkeypatch
 ):
+    monkeypatch.setattr(tune, "sys", SimpleNamespace(executable=forked_python()))
     assert run("tune", *arguments, "--out", tmp_path / "out") == 2
     shown = capsys.readouterr().err
     assert named in shown and shown.count("\n") == 1
