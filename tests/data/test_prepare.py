@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -751,6 +752,10 @@ def test_validation_that_leaves_nothing_to_train_on_is_refused(tmp_path, validat
     with pytest.raises(ValueError, match="leaves no document with text to train on"):
         prepare(job, tmp_path / "out", quiet=True)
     assert not (tmp_path / "out" / "manifest.json").exists()
+    # The folder is free for a job that leaves some, and comes to what a new one does.
+    job = replace(job, validation="hash:0.2")
+    again, new = (prepare(job, tmp_path / name, quiet=True) for name in ("out", "new"))
+    assert again["fingerprint"] == new["fingerprint"]
 
 
 def test_folder_that_cannot_be_written_is_refused(tmp_path):

@@ -19,6 +19,7 @@ from pretrain_lib.data.text.tokenizer import (
 )
 from pretrain_lib.data.tokens.manifests import FORMAT_VERSION, REMEDY, TOKENIZER_FOLDER
 from pretrain_lib.data.tokens.places import Place, on_disk
+from pretrain_lib.data.tokens.shards import MASK_HASHES, SHARD_HASHES
 from pretrain_lib.data.tokens.verify import check_tokenizer
 from pretrain_lib.files.reading import read_object
 from pretrain_lib.files.writes import staged, write_atomically
@@ -139,6 +140,13 @@ def hint_at_documents(job: Job, sources: Sequence[Source]) -> str | None:
 
 def has_shards(folder: Path) -> bool:
     return any(folder.glob("*.bin"))
+
+
+def drop_shards(folder: Path) -> None:
+    """Delete all shards of a folder, which is then free for another job."""
+    for path in folder.glob("*.bin"):
+        for suffix in (*SHARD_HASHES, *MASK_HASHES):
+            path.with_name(path.name.removesuffix(".bin") + suffix).unlink(missing_ok=True)
 
 
 def open_units(sources: list[Source], *, cut_text: bool = True) -> list[tuple[Source, Any]]:

@@ -24,6 +24,7 @@ from pretrain_lib.data.prepare.job import (
     TOKENIZER_FOLDER,
     Job,
     check_same_job,
+    drop_shards,
     find_encoder,
     has_shards,
     open_units,
@@ -106,6 +107,16 @@ def _write_units(job: Job, folder: Path, *, workers: int | None, quiet: bool) ->
             report.add(unit_report)
             report.check(job.max_rejected)
     splits = _collect_splits(job, folder, len(units))
+    try:
+        _check_train_split(job, splits, report)
+    except ValueError:
+        drop_shards(folder)  # or the folder would be refused to the job that does better
+        raise
+    write_manifest(job, folder, encoder, splits, report, fingerprint=_fingerprint(encoder, splits))
+
+
+def _check_train_split(job: Job, splits: dict[str, dict], report: Report) -> None:
+    """Raise ValueError if there is nothing to train on."""
     if not splits["train"]["documents"]:
         raise ValueError(
             f"data.source={', '.join(job.source_names())} leaves no document with text to train "
@@ -118,7 +129,6 @@ def _write_units(job: Job, folder: Path, *, workers: int | None, quiet: bool) ->
             f"data.loss_spans={job.loss_spans!r} leaves out every token of the training text; give "
             f"a field with the [start, end] of what to train on"
         )
-    write_manifest(job, folder, encoder, splits, report, fingerprint=_fingerprint(encoder, splits))
 
 
 def _announce(job: Job, folder: Path) -> None:
