@@ -165,7 +165,7 @@ def test_a_signal_saves_and_ends_with_75(prepared, tmp_path, number):
     for line in process.stdout:
         if line.startswith("step") and int(line.split("/")[0].split()[1].replace(",", "")) == 5:
             process.send_signal(number)
-    assert process.wait(60) == 75
+    assert process.wait(300) == 75
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["state"] == "resumable"
     assert signal.Signals(number).name in status["reason"]

@@ -179,7 +179,7 @@ def bins(folder):
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline, "this never came about"
         time.sleep(0.01)

@@ -109,7 +109,7 @@ def test_killed_by_sigkill_and_resumed_it_is_bit_equal(prepared, tmp_path):
     for pid in processes_of(tmp_path / "killed"):
         os.kill(pid, signal.SIGKILL)
     process.stdout.read()
-    process.wait(60)
+    process.wait(300)
     assert "resumed at step" in run(IN_PIECES, killed)
     assert read_rows(tmp_path / "killed") == read_rows(tmp_path / "whole")
     ends = [tmp_path / name / "checkpoints" / "step-00000020" for name in ("killed", "whole")]

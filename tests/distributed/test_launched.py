@@ -103,7 +103,7 @@ def test_a_signal_to_the_launcher_of_one_process_saves_the_run(prepared, tmp_pat
     wait_for_step(process, 5)
     process.send_signal(number)
     process.stdout.read()  # until the run itself has ended
-    assert process.wait(60) != 0  # of the launcher, which knows nothing of it
+    assert process.wait(300) != 0  # of the launcher, which knows nothing of it
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert (status["state"], status["reason"]) == ("resumable", "signal SIGTERM")
     assert (tmp_path / "run" / "checkpoints" / f"step-{status['step']:08d}").is_dir()
@@ -117,7 +117,7 @@ def test_a_signal_to_the_launcher_of_two_processes_saves_the_run(prepared, tmp_p
     wait_for_step(process, 5)
     process.send_signal(signal.SIGTERM)
     process.stdout.read()
-    process.wait(60)
+    process.wait(300)
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert (status["state"], status["reason"]) == ("resumable", "signal SIGTERM")
     assert processes_of(tmp_path / "run") == []
@@ -130,7 +130,7 @@ def test_a_group_that_lost_a_process_starts_again_and_is_the_run_that_never_did(
     whole_flags = [*tiny_flags(prepared, tmp_path / "whole"), *flags]
     whole = start(*command, *whole_flags, variables=forked_launchers())
     whole.stdout.read()
-    assert whole.wait(60) == 0
+    assert whole.wait(300) == 0
     folder = tmp_path / "killed"
     command = [*ELASTIC, "recipes/gpt2_124m.py", *tiny_flags(prepared, folder), *flags]
     command += ["--run.resume", "never"]  # which speaks of the first start
@@ -139,7 +139,7 @@ def test_a_group_that_lost_a_process_starts_again_and_is_the_run_that_never_did(
         wait_for_step(process, 8)
         os.kill(processes_of(folder)[-1], signal.SIGKILL)
         rest = process.stdout.read()
-    assert process.wait(60) == 0, (tmp_path / "errors").read_text()
+    assert process.wait(300) == 0, (tmp_path / "errors").read_text()
     assert re.search("resumed at step [1-9]", rest)
     assert json.loads((folder / "status.json").read_text())["state"] == "done"
     assert steps_of(folder) == list(range(1, 33))
@@ -160,7 +160,7 @@ def test_what_only_the_main_process_refuses_ends_all_of_an_elastic_launch(prepar
             variables=forked_launchers(),
             stderr=subprocess.PIPE,
         )
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert errors.count("error: run.dir=") == 1
     assert processes_of(tmp_path / "run") == []
@@ -171,7 +171,7 @@ def test_what_all_processes_refuse_ends_an_elastic_launch_at_once(prepared, tmp_
     flags = [*tiny_flags(prepared, tmp_path / "run"), "--batch.tokens", "96"]
     options = {"variables": forked_launchers(), "stderr": subprocess.PIPE}
     process = start(*ELASTIC, "recipes/gpt2_124m.py", *flags, **options)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert errors.count("error: batch.tokens=96 must be a multiple of 2 processes") == 1
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "refused"
@@ -189,7 +189,7 @@ def test_what_only_another_process_refuses_is_said_and_ends_an_elastic_launch(pr
     flags = tiny_flags(prepared, tmp_path / "run")
     options = {"variables": forked_launchers(), "stderr": subprocess.PIPE}
     process = start(*ELASTIC, script, *flags, **options)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 1, errors
     assert errors.count("error: batch.tokens=96 must be a multiple of 2 processes") == 3
     assert processes_of(tmp_path / "run") == []
@@ -198,14 +198,14 @@ def test_what_only_another_process_refuses_is_said_and_ends_an_elastic_launch(pr
 @pytest.mark.slow
 def test_a_process_that_does_not_answer_is_not_waited_for_for_ever(prepared, tmp_path):
     flags = [*tiny_flags(prepared, tmp_path / "run"), "--schedule.tokens", "1e9"]
-    flags += ["--system.collective_timeout", "5s"]
+    flags += ["--system.collective_timeout", "20s"]
     command = ["accelerate", "launch", *TWO, "recipes/gpt2_124m.py", *flags]
     with (tmp_path / "errors").open("w") as errors:
         process = start(*command, stderr=errors, shutdown_seconds=1)
         wait_for_step(process, 3)
         os.kill(processes_of(tmp_path / "run")[-1], signal.SIGSTOP)
         process.stdout.read()
-        assert process.wait(90) != 0
+        assert process.wait(300) != 0
     told = (tmp_path / "errors").read_text()
     assert "process 0 lost another one, or waited for it longer than system.collective_ti" in told
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
@@ -237,4 +237,4 @@ def test_ddp_does_not_outlive_its_group_and_hang(prepared, tmp_path):
     command = ["accelerate", "launch", *TWO, script, *flags]
     process = start(*command, variables=forked_launchers())
     assert process.stdout.read().count("0 alive\n") == 2
-    assert process.wait(60) == 0
+    assert process.wait(300) == 0

@@ -175,7 +175,7 @@ def test_killed_and_started_again_it_is_the_run_that_was_never_killed(prepared, 
     for pid in processes_of(tmp_path / "killed"):
         os.kill(pid, signal.SIGKILL)
     process.stdout.read()
-    process.wait(60)
+    process.wait(300)
     assert "resumed at step" in run(SHARDED, killed)
     assert read_rows(tmp_path / "killed") == read_rows(tmp_path / "whole")
     texts = [(tmp_path / name / "samples.jsonl").read_text() for name in ("killed", "whole")]
@@ -190,7 +190,7 @@ def test_a_signal_saves_a_sharded_run(prepared, tmp_path):
     wait_for_step(process, 5)
     process.send_signal(signal.SIGTERM)
     process.stdout.read()
-    process.wait(60)
+    process.wait(300)
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert (status["state"], status["reason"]) == ("resumable", "signal SIGTERM")
     path = tmp_path / "run" / "checkpoints" / f"step-{status['step']:08d}"
@@ -249,7 +249,7 @@ def test_a_model_without_weights_never_is_whole(tmp_path):
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
     options = launcher_environment()
     del options["env"]["PYTHON_EXEC"]  # a fork would begin with the memory of all that is imported
-    result = subprocess.run([*command, str(tmp_path / "memory.py")], **options, timeout=120)
+    result = subprocess.run([*command, str(tmp_path / "memory.py")], **options, timeout=300)
     grown = re.findall(r"grown by (\S+)", result.stdout)
     assert len(grown) == 2, result.stderr
     assert all(0.5 <= float(share) < 1 for share in grown), grown

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pretrain_lib.errors import raised_here
 
 EXAMPLES = int(os.environ.get("FAULTS_EXAMPLES", 60))  # each reader; more by command
-SECONDS, GIB = 10, 2**30
+SECONDS, GIB = 10, 2**30  # of processor time; where a reader waits, ten times as long
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=9),
     lambda inner: (
@@ -71,18 +71,21 @@ def bounded():
     """Let what runs in the context fail if it takes ten seconds, or a GiB more than there is."""
 
     def end(*_):
-        raise TimeoutError(f"a reader takes more than {SECONDS} s")
+        raise TimeoutError(f"a reader takes more than {SECONDS} s, or waits")
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
-    previous = signal.signal(signal.SIGALRM, end)
+    timers = {signal.SIGPROF: signal.ITIMER_PROF, signal.SIGALRM: signal.ITIMER_REAL}
+    previous = {number: signal.signal(number, end) for number in timers}
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + GIB, before[1]))
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, 10 * SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+        for number, timer in timers.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, previous[number])
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 

@@ -53,7 +53,7 @@ def start(given, run, *flags, seconds=0.0, **options):
 
 
 def await_checkpoint(process, run):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list(run.glob("checkpoints/step-*")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
