@@ -51,6 +51,10 @@ class Fit:
     b: float
     beta: float
 
+    def __str__(self) -> str:
+        sizes = f"{self.a:.3g} N^-{self.alpha:g}"
+        return f"{self.floor:.3g} + {sizes} + {self.b:.3g} D^-{self.beta:g}"
+
     def __call__(self, parameters: float, tokens: float) -> float:
         return self.floor + self.a * parameters**-self.alpha + self.b * tokens**-self.beta
 
