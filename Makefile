@@ -1,5 +1,5 @@
 # make quickstart: from text to a scored model, in one go.   make test: every check.
-# make test-fast: the checks that take a minute.   make docs: the documentation, in site/.
+# make test-fast: the checks without training.   make docs: the documentation, in site/.
 PYTHON ?= python3
 # The index to take torch from, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=

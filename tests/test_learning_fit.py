@@ -9,6 +9,8 @@ import pytest
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.moderate
+
 sys.path.insert(0, str(ROOT / "benchmarks"))
 learning_fit = importlib.import_module("learning_fit")
 Fit, Point = learning_fit.Fit, learning_fit.Point
