@@ -19,7 +19,6 @@ from pretrain_lib.data.text.tokenizer import (
 )
 from pretrain_lib.data.tokens.manifests import FORMAT_VERSION, REMEDY, TOKENIZER_FOLDER
 from pretrain_lib.data.tokens.places import Place, on_disk
-from pretrain_lib.data.tokens.shards import MASK_HASHES, SHARD_HASHES
 from pretrain_lib.data.tokens.verify import check_tokenizer
 from pretrain_lib.files.reading import read_object
 from pretrain_lib.files.writes import staged, write_atomically
@@ -143,9 +142,9 @@ def has_shards(folder: Path) -> bool:
 
 
 def drop_shards(folder: Path) -> None:
-    """Delete all shards of a folder, which is then free for another job."""
+    """Delete all shards of a folder, each whole or not at all if this is interrupted."""
     for path in folder.glob("*.bin"):
-        for suffix in (*SHARD_HASHES, *MASK_HASHES):
+        for suffix in (".json", ".ends.npy", ".loss", ".bin"):  # first what commits a shard
             path.with_name(path.name.removesuffix(".bin") + suffix).unlink(missing_ok=True)
 
 

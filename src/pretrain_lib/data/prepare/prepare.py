@@ -64,8 +64,7 @@ def prepare(job: Job, folder: Path, *, workers: int | None = None, quiet: bool =
         check_same_job(folder, record)
         if not has_shards(folder):  # clean up after an attempt that failed before its first unit
             shutil.rmtree(folder / TOKENIZER_FOLDER, ignore_errors=True)
-            for path in folder.glob(f"{UNIT}-*.json"):
-                path.unlink()
+            _drop_units(folder)
         if not (folder / MANIFEST).is_file():
             write_json(folder / JOB, record)
             _write_units(job, folder, workers=workers, quiet=quiet)
@@ -110,9 +109,16 @@ def _write_units(job: Job, folder: Path, *, workers: int | None, quiet: bool) ->
     try:
         _check_train_split(job, splits, report)
     except ValueError:
-        drop_shards(folder)  # or the folder would be refused to the job that does better
+        _drop_units(folder)  # or the folder would be refused to the job that does better
         raise
     write_manifest(job, folder, encoder, splits, report, fingerprint=_fingerprint(encoder, splits))
+
+
+def _drop_units(folder: Path) -> None:
+    """Delete what units were written, and the records that commit them first."""
+    for path in folder.glob(f"{UNIT}-*.json"):
+        path.unlink()
+    drop_shards(folder)
 
 
 def _check_train_split(job: Job, splits: dict[str, dict], report: Report) -> None:
