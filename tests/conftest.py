@@ -105,8 +105,7 @@ def other(tmp_path_factory):
     pip += ["--target", target]
     installed = run_command(*pip, *OTHER)
     assert installed.returncode == 0, installed.stderr
-    before = os.environ.get("PYTHONPATH")
-    variables = {"PYTHONPATH": os.pathsep.join([str(target), *([before] if before else [])])}
+    variables = {"PYTHONPATH": python_path(target)}
     code = "import transformers; print(transformers.__version__)"
     version = run_command(sys.executable, "-c", code, environment=variables)
     assert version.stdout.startswith("4.57."), version.stderr
@@ -234,13 +233,18 @@ def forked_launchers():
     return {"PATH": path, "FORKS_CHILDREN": python, **forked_workers()}
 
 
+def python_path(*folders):
+    """Return folders to import from, before those that these tests were started with."""
+    return os.pathsep.join(map(str, filter(None, [*folders, os.environ.get("PYTHONPATH")])))
+
+
 def launcher_environment():
     """Return what `subprocess.run` takes to start several processes from the repository.
 
     These are forks, as their launcher is with `forked_python()` and `accelerate_script()`.
     """
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **forked_workers()}
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": python_path(ROOT), **forked_workers()}
+    environment = os.environ | own
     return {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
 
 

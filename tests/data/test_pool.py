@@ -18,7 +18,7 @@ from pretrain_lib.data import pool
 from pretrain_lib.data.pool import count, run_tasks, show_progress
 from pretrain_lib.data.prepare.holdout import parse_validation
 from pretrain_lib.errors import BAD_INPUT, FAILED, report_errors
-from tests.conftest import ROOT
+from tests.conftest import ROOT, python_path
 
 pytestmark = pytest.mark.moderate
 
@@ -119,7 +119,7 @@ def test_workers_end_with_their_parent(tmp_path, number):
     (tmp_path / "wait.py").write_text(WAIT)
     run = subprocess.Popen(
         [sys.executable, str(tmp_path / "wait.py"), str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
+        env=os.environ | {"PYTHONPATH": python_path(ROOT)},
         stderr=subprocess.DEVNULL,
     )
     try:

@@ -1,7 +1,6 @@
 """float8 training by Accelerate's recipe for torchao, which emulates it on a CPU."""
 
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from safetensors.torch import load_file
 
 from pretrain_lib.distributed.float8 import float8_recipe
 from pretrain_lib.models.llama import LlamaConfig
-from tests.conftest import ROOT, read_rows, run_command, tiny_flags
+from tests.conftest import ROOT, python_path, read_rows, run_command, tiny_flags
 
 TINY = LlamaConfig(
     vocabulary_size=512,
@@ -60,9 +59,8 @@ def torchao(tmp_path_factory):
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
     installed = run_command(*pip, "--target", target, "torchao>=0.15")
     assert installed.returncode == 0, installed.stderr
-    path = os.pathsep.join(map(str, filter(None, [ROOT, target, os.environ.get("PYTHONPATH")])))
     launched = {"ACCELERATE_MIXED_PRECISION": "fp8", "ACCELERATE_USE_CPU": "true"}
-    return {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", **launched}
+    return {"PYTHONPATH": python_path(ROOT, target), "OMP_NUM_THREADS": "1", **launched}
 
 
 def test_what_does_not_fit_is_refused_by_name(recipe, monkeypatch):

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from pretrain_lib.run_folder.status import read_status
-from tests.conftest import ROOT, read_rows
+from tests.conftest import ROOT, python_path, read_rows
 from tests.faults import scenarios
 from tests.forks import forked_python
 
@@ -45,7 +45,7 @@ def given(tmp_path_factory):
 def start(given, run, *flags, seconds=0.0, **options):
     """Start a run of four steps, each of so many seconds; with `--closed`, without streams."""
     environment = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "true"}
-    environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONPATH": python_path(ROOT), "OMP_NUM_THREADS": "1"}
     command = [forked_python(), "-c", RUN, given, run, seconds, *flags]
     return subprocess.Popen(
         [str(word) for word in command], cwd=ROOT, env=os.environ | environment, **options
