@@ -5,9 +5,11 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from pretrain_lib.config.arguments import parse_recipe
 from pretrain_lib.data.tokens.shards import read_manifest
+from pretrain_lib.models.any_model import build_model
 from pretrain_lib.models.flops import MEMORY_GB, PEAK_TFLOPS, Hardware
 from pretrain_lib.plan.micro_batch import Planned
 from pretrain_lib.plan.network import World
@@ -28,6 +30,22 @@ def plan(recipe, hardware=None, **sections):
     rows = {f"{row[0]} {' '.join(row[1:-11])}": row[-11:] for row in cells}
     warnings = [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
     return facts, rows, warnings
+
+
+def test_a_run_says_what_its_step_takes_of_the_gpu_and_what_would_fit():
+    """By hand: GPT-2 124M takes 9.64 GB with 16 sequences, LLaMA 1.3B 36.9 GB with 4 (above)."""
+
+    def line(recipe, memory_gb):
+        with torch.device("meta"):
+            model = build_model(recipe.model)
+        return Planned(recipe).memory_line(model, World(), memory_gb)
+
+    assert line(gpt2_124m.RECIPE, 12) == "about 9.64 of 12 GB of each device"
+    shown = line(gpt2_124m.RECIPE, 141)
+    assert shown.startswith("about 9.64 of 141 GB of each device; --batch.micro_batch 256 fits too")
+    shown = line(gpt2_124m.RECIPE, 8)
+    assert shown.endswith("of 8 GB of each device, which may not fit; --batch.micro_batch 8 does")
+    assert ", which may not fit, as no micro-batch does: " in line(llama_1_3b.RECIPE, 16)
 
 
 def test_gpt2_124m_on_one_node_and_on_four():

@@ -99,6 +99,15 @@ def writes_by_one(accelerator: Accelerator) -> bool:
     return accelerator.state.fsdp_plugin.state_dict_type == StateDictType.FULL_STATE_DICT
 
 
+def shard_group(accelerator: Accelerator) -> int:
+    """Return over how many processes one copy of the model is sharded, 1 if it is not."""
+    if not is_sharded(accelerator):
+        return 1
+    parallel = accelerator.parallelism_config
+    replicas = 1 if parallel is None else parallel.dp_replicate_size
+    return accelerator.num_processes // replicas
+
+
 def describe_sharding(accelerator: Accelerator) -> str:
     """Return a short description of the sharding."""
     if not is_sharded(accelerator):

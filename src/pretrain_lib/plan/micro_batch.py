@@ -46,6 +46,19 @@ class Planned:
                 return sequences
         return None
 
+    def memory_line(self, model: Model, world: World, memory_gb: float) -> str:
+        """Return what a step is expected to take of a device's memory, and what would fit it."""
+        peak = estimate_memory(model, self.step(world), world).peak / 1e9
+        line = f"about {peak:.3g} of {memory_gb:.3g} GB of each device"
+        largest = self.largest_micro_batch(model, world, memory_gb)
+        if largest is None:
+            return f"{line}, which may not fit, as no micro-batch does: --plan shows what would"
+        if largest == self.config.batch.micro_batch:
+            return line
+        if largest > self.config.batch.micro_batch:
+            return f"{line}; --batch.micro_batch {largest} fits too, in fewer and larger products"
+        return f"{line}, which may not fit; --batch.micro_batch {largest} does"
+
     def _micro_batches(self, world: World) -> Iterator[int]:
         """Yield the powers of two that divide the step, the largest first."""
         batch = self.config.batch

@@ -76,11 +76,16 @@ def worlds_of(devices: int, config: Recipe, node: int) -> list[World]:
     """Return the sharding strategies for `devices` devices, with `node` per machine."""
     if devices == 1:
         return [World()]
-    gathered = BF16 if config.system.fsdp_param_dtype == "bf16" else FP32
     groups = [1, devices]
     if devices > node > 1 and devices % node == 0:
         groups.append(node)
-    return [World(devices, group, gathered if group > 1 else FP32) for group in groups]
+    return [world_of(config, devices, group) for group in groups]
+
+
+def world_of(config: Recipe, devices: int, group: int) -> World:
+    """Return the parallelism of a run on `devices` devices, sharded over groups of `group`."""
+    is_low = config.system.fsdp_param_dtype == "bf16" and group > 1
+    return World(devices, group, BF16 if is_low else FP32)
 
 
 def place(planned: Planned, model: Model, world: World, hardware: Hardware) -> Placement:

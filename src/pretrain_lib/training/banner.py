@@ -8,10 +8,12 @@ from pretrain_lib.corpus.paths import Corpus
 from pretrain_lib.corpus.stretches import choose_stretches
 from pretrain_lib.data.windows.batches import PackedDataset, WindowSource
 from pretrain_lib.distributed.launch_file import launch_remarks
-from pretrain_lib.distributed.sharding import describe_sharding
+from pretrain_lib.distributed.sharding import describe_sharding, shard_group
 from pretrain_lib.models.any_model import name_class
 from pretrain_lib.models.flops import count_parameters
 from pretrain_lib.models.interface import Model
+from pretrain_lib.plan.micro_batch import Planned
+from pretrain_lib.plan.plan import documents_per_token, world_of
 from pretrain_lib.run_folder.folder import PRECISIONS
 from pretrain_lib.run_folder.metrics import human
 from pretrain_lib.training.screen import fill
@@ -35,6 +37,7 @@ def banner(
         *_launch_lines(accelerator),
         *_option_lines(config, model),
         _batch_line(config, accelerator),
+        *_memory_lines(config, model, accelerator),
         _schedule_line(config),
         f"run       {config.run.dir}",
         *_epoch_warnings(config, corpus, dataset),
@@ -161,6 +164,16 @@ def _batch_line(config: Recipe, accelerator: Accelerator) -> str:
     if batch.ramp_from:
         ramp = f", growing from {batch.ramp_from:,} over the first {human(batch.ramp_tokens)}"
     return f"batch     {plural(batch.tokens, 'token')} a step = {' x '.join(factors)}{ramp}"
+
+
+def _memory_lines(config: Recipe, model: Model, accelerator: Accelerator) -> list[str]:
+    """Return a line with the memory that a step is expected to take of a GPU, if there is one."""
+    if accelerator.device.type != "cuda":
+        return []
+    memory_gb = torch.cuda.get_device_properties(accelerator.device).total_memory / 1e9
+    planned = Planned(config, documents_per_token(config))
+    world = world_of(config, accelerator.num_processes, shard_group(accelerator))
+    return [f"memory    {planned.memory_line(model, world, memory_gb)}"]
 
 
 def _schedule_line(config: Recipe) -> str:
