@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
 DATA := runs/python-stdlib
+# For the training of the quickstart, which is shorter on a machine that takes longer.
+BUDGET ?= 4m
 TRAIN = $(BIN)/pretrain train gpt2_124m --config quickstart.yaml --data.path $(DATA)
 
 # Three processes of one thread each, on two cores: while some wait, others compute.
@@ -29,7 +31,7 @@ $(VENV)/.installed: pyproject.toml
 
 quickstart: $(VENV)/.installed
 	@echo "== 1/6 Training a small GPT-2 on the Python standard library's sources"
-	@$(TRAIN) --run.dir $(RUN)
+	@$(TRAIN) --run.dir $(RUN) --budget $(BUDGET)
 	@echo "== 2/6 Making the same model untrained, to compare with"
 	@$(TRAIN) --run.dir $(RUN)-untrained --run.max_steps 0
 	@echo "== 3/6 Building two lm-eval tasks from held-out text"

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pretrain_lib.commands import tune
+from pretrain_lib.commands import launching
 from pretrain_lib.commands.cli import main
 from pretrain_lib.config.arguments import parse_recipe
 from tests.conftest import ROOT, forked_launchers, run_python, tiny_flags
@@ -132,7 +132,7 @@ def check_result(folder, shown):
 def test_what_cannot_be_searched_is_refused_before_anything_is_written(
     arguments, named, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(tune, "sys", SimpleNamespace(executable=forked_python()))
+    monkeypatch.setattr(launching, "sys", SimpleNamespace(executable=forked_python()))
     assert run("tune", *arguments, "--out", tmp_path / "out") == 2
     shown = capsys.readouterr().err
     assert named in shown and shown.count("\n") == 1

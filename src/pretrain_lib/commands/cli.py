@@ -68,7 +68,7 @@ FLAGS = {
     "sample": {"data.tokenizer": "FOLDER"},
     "export": {"data.tokenizer": "CHECKPOINT", "push_to_hub": "--push_to_hub", "out": "--out"},
     "new": {},
-    "train": {},
+    "train": {"budget": "--budget"},
     "tune": {"budget": "--budget", "width": "--width", "out": "--out"},
     "completion": {},
     "plot": {"panels": "--panels", "x": "--x"},

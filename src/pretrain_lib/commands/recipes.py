@@ -1,20 +1,17 @@
 """The subcommands for recipes: new, train, completion."""
 
 import argparse
-import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
+from pretrain_lib.commands.launching import Stopped, launch, read_settings
 from pretrain_lib.config.flags import Parser, add_argument
 from pretrain_lib.config.units import Duration
-from pretrain_lib.errors import EXIT_CODE_FILE
+from pretrain_lib.errors import RESUMABLE
 from pretrain_lib.files.outputs import check_folder
 from pretrain_lib.values import Rule, did_you_mean
 
@@ -34,7 +31,6 @@ RECIPES = {
     "qwen3_124m": (),
 }
 ANSWERED_AT_ONCE = {"--help", "-h", "--print_config", "--plan"}  # they start no processes
-FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 def run_new(options: argparse.Namespace) -> None:
@@ -62,6 +58,14 @@ def run_train(options: argparse.Namespace) -> int:
     if ANSWERED_AT_ONCE & {flag.partition("=")[0] for flag in flags}:
         return subprocess.run([sys.executable, recipe, *flags]).returncode
     words = ["--quiet", *launch_flags(chosen), str(recipe), *flags]
+    if chosen.budget is not None:
+        from pretrain_lib.commands.budget import within_budget  # imports torch, which is slow
+
+        try:
+            words += within_budget(words, read_settings(recipe, flags), chosen.budget)
+        except Stopped:
+            print("stopped: the same command measures again", flush=True)
+            return RESUMABLE
     print(f"accelerate launch {shlex.join(words)}", flush=True)
     return launch(words)
 
@@ -158,6 +162,14 @@ def split_flags(
 
 
 def add_train_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `pretrain train`."""
+    text = "shorten the schedule to what this machine trains in such a time"
+    budget = Rule(Duration, minimum=1, unit="seconds", help=text)
+    add_argument(parser, "--budget", budget, metavar="TIME")
+    add_device_flags(parser)
+
+
+def add_device_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say on what a recipe is started."""
     group = parser.add_mutually_exclusive_group()
     gpus = Rule(int, minimum=1, maximum=4096, help="GPUs to use; by default all that there are")
@@ -173,26 +185,4 @@ def add_tune_flags(parser: argparse.ArgumentParser) -> None:
     width = Rule(int, minimum=1, help="width of the smaller model; by default about 256")
     add_argument(parser, "--width", width, metavar="N")
     add_argument(parser, "--out", Rule(Path, help="where the runs go: runs/tune_RECIPE"))
-    add_train_flags(parser)
-
-
-def launch(words: list[str], *, output: IO | None = None) -> int:
-    """Run `accelerate launch`, handing on signals; return the exit code that the recipe wrote.
-
-    `output` is the file that takes what it prints, by default the console.
-    """
-    command = [sys.executable, "-m", "accelerate.commands.launch", *words]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "code")
-        env = os.environ | {EXIT_CODE_FILE: str(file)}
-        process = subprocess.Popen(command, env=env, stdout=output, stderr=output)
-        # A terminal sends Ctrl-C to all of its processes, and the run saves before it ends.
-        handlers = {signal.SIGINT: signal.SIG_IGN}
-        handlers |= dict.fromkeys(FORWARDED, lambda number, _: process.send_signal(number))
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        try:
-            code = process.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        return int(file.read_text(encoding="utf-8")) if file.is_file() else code
+    add_device_flags(parser)

@@ -3,20 +3,16 @@
 import argparse
 import math
 import shlex
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from pretrain_lib.commands.launching import Stopped, launch_into, read_settings
 from pretrain_lib.commands.recipes import (
     add_tune_flags,
     find_overlays,
     find_recipe,
-    launch,
     launch_flags,
     split_flags,
 )
@@ -25,7 +21,6 @@ from pretrain_lib.files.locks import lock_folder
 from pretrain_lib.files.outputs import check_folder
 from pretrain_lib.report.tuned import draw_search
 from pretrain_lib.run_folder.metrics import human, human_time
-from pretrain_lib.run_folder.rows import read_metrics
 from pretrain_lib.tuning.proxy import (
     RATES,
     Cost,
@@ -40,9 +35,11 @@ from pretrain_lib.tuning.proxy import (
     without_flags,
 )
 from pretrain_lib.tuning.record import (
+    MEASURED_STEPS,
     PLAN,
     await_run,
     drop_checkpoints,
+    measured_speed,
     open_plan,
     read_loss,
     run_folder,
@@ -51,14 +48,9 @@ from pretrain_lib.tuning.record import (
 from pretrain_lib.tuning.scaling import BASE, at_width
 from pretrain_lib.tuning.search import Found, Space, Trial, expected_trials, find_rates
 
-MEASURED_STEPS = 8  # from which the speed is taken, the first one left out
 MEASURE = "measure"  # the run folder of these steps
 PICTURE = "tune.png"
 DIGITS = 3  # of the rates that are found
-
-
-class Stopped(Exception):  # noqa: N818 (no error)
-    """A run was told to stop, and can be resumed."""
 
 
 @dataclass
@@ -83,7 +75,7 @@ def run_tune(options: argparse.Namespace) -> int:
     recipe = find_recipe(options.recipe)
     found = find_overlays(flags, recipe.parent)
     out = chosen.out or Path("runs", f"tune_{recipe.stem}")
-    settings = _settings(recipe, found)
+    settings = read_settings(recipe, found)
     check_searchable(settings)
     width = chosen.width or default_width(settings["model"])
     common = as_flags(common_settings(settings, width))
@@ -98,15 +90,6 @@ def run_tune(options: argparse.Namespace) -> int:
         print("stopped: the same command goes on", flush=True)
         return RESUMABLE
     return DONE
-
-
-def _settings(recipe: Path, flags: list[str]) -> Settings:
-    """Return the settings of the recipe with the user's flags."""
-    command = [sys.executable, str(recipe), *flags, "--print_config"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise ValueError(_last_error(result.stderr))
-    return yaml.safe_load(result.stdout)
 
 
 def _tune(tuning: Tuning, *, budget: float) -> None:
@@ -142,10 +125,7 @@ def _measure(tuning: Tuning) -> Cost:
     started = time.monotonic()
     _start(tuning, trial, folder, {"run.max_steps": MEASURED_STEPS, "log.every": 1})
     seconds = time.monotonic() - started
-    rows = [row for row in read_metrics(folder) if row["kind"] == "train"]
-    speeds = sorted(row["tokens_per_second"] for row in rows[1:])
-    speed = speeds[len(speeds) // 2]
-    steps = rows[-1]["seconds"]
+    speed, steps = measured_speed(folder)
     return Cost(tokens_per_second=speed, seconds=max(0.0, seconds - steps))
 
 
@@ -166,21 +146,11 @@ def _start(tuning: Tuning, trial: Trial, folder: Path, settings: dict[str, Any])
     """Run or resume a trial; raises ValueError if it fails for another reason than its rates."""
     given = trial_settings(tuning.settings, tuning.names, trial) | {"run.dir": folder} | settings
     console = folder.with_name(f"{folder.name}.log")
-    console.parent.mkdir(parents=True, exist_ok=True)
-    with console.open("a", encoding="utf-8") as file:
-        code = launch([*tuning.words, *as_flags(given)], output=file)
-    if code == RESUMABLE or code < 0:  # negative: the launcher was ended by a signal
-        raise Stopped
-    if code and read_loss(folder) is None:
-        text = console.read_text(encoding="utf-8", errors="replace")
-        raise ValueError(f"a run failed, see {console}: {_last_error(text)}")
-
-
-def _last_error(text: str) -> str:
-    """Return the last line that begins with "error:", without these words, or the last line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["it printed nothing"]
-    errors = [line for line in lines if line.startswith("error: ")]
-    return (errors or lines)[-1].removeprefix("error: ")
+    try:
+        launch_into(console, [*tuning.words, *as_flags(given)])
+    except ValueError:
+        if read_loss(folder) is None:
+            raise
 
 
 class _Progress:

@@ -91,20 +91,27 @@ def choose_tokens(settings: Settings, names: tuple[str, ...], cost: Cost, budget
 
 def trial_settings(settings: Settings, names: tuple[str, ...], trial: Trial) -> dict[str, Any]:
     """Return the settings of a trial by dotted name: rates, and a schedule in proportion."""
+    steps = trial.tokens // settings["batch"]["tokens"]
+    return {
+        **{f"optimizer.{name}": rate for name, rate in zip(names, trial.rates, strict=True)},
+        **shorter_schedule(settings, trial.tokens),
+        "log.every": max(1, steps // ROWS),
+        "checkpoint.every": max(1, steps // SAVES),
+    }
+
+
+def shorter_schedule(settings: Settings, tokens: int) -> dict[str, Any]:
+    """Return the settings of a schedule of `tokens` tokens, by dotted name, in proportion."""
     schedule, whole = settings["schedule"], settings["schedule"]["tokens"]
     warmup = schedule["warmup_fraction"]
     if schedule["warmup_tokens"] is not None:
         warmup = schedule["warmup_tokens"] / whole
-    steps = trial.tokens // settings["batch"]["tokens"]
     return {
-        **{f"optimizer.{name}": rate for name, rate in zip(names, trial.rates, strict=True)},
-        "schedule.tokens": trial.tokens,
+        "schedule.tokens": tokens,
         "schedule.epochs": None,
         "schedule.warmup_tokens": None,
         "schedule.warmup_fraction": warmup,
-        "schedule.decay_tokens": round(schedule["decay_tokens"] / whole * trial.tokens),
-        "log.every": max(1, steps // ROWS),
-        "checkpoint.every": max(1, steps // SAVES),
+        "schedule.decay_tokens": round(schedule["decay_tokens"] / whole * tokens),
     }
 
 

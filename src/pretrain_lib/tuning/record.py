@@ -1,4 +1,4 @@
-"""What came of the runs of a search: their losses, and the file that tells it."""
+"""What came of the runs of a search: their losses and speed, and the file that tells it."""
 
 import math
 import shutil
@@ -6,18 +6,20 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 
 from pretrain_lib.checkpoint.folders import NAME as CHECKPOINT_NAME
 from pretrain_lib.files.locks import PAUSE_SECONDS, is_locked
 from pretrain_lib.files.reading import read_object
 from pretrain_lib.files.writes import write_json
 from pretrain_lib.run_folder.folder import CHECKPOINTS, METRICS, read_status
-from pretrain_lib.run_folder.rows import read_rows
+from pretrain_lib.run_folder.rows import read_metrics, read_rows
 from pretrain_lib.tuning.search import Trial
 
 RUNS = "runs"  # in the folder of a search: the run folders, and beside each what it printed
 PLAN = "plan.json"
 RESULT = "result.json"
+MEASURED_STEPS = 8  # from which a speed is taken, the first one left out
 DIVERGED = "FloatingPointError"  # the reason of a run that stopped after updates left out
 
 
@@ -79,3 +81,9 @@ def write_result(out: Path, names: tuple[str, ...], losses: dict[Trial, float], 
         for trial, loss in losses.items()
     )
     write_json(out / RESULT, {"rates": list(names), **found, "trials": list(trials)})
+
+
+def measured_speed(folder: Path) -> tuple[float, float]:
+    """Return the median speed of a run's steps in tokens per second, and the seconds of all."""
+    rows = [row for row in read_metrics(folder) if row["kind"] == "train"]
+    return median(row["tokens_per_second"] for row in rows[1:]), rows[-1]["seconds"]
