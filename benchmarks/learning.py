@@ -44,10 +44,13 @@ from pretrain_lib.tuning.record import drop_checkpoints, read_loss
 from pretrain_lib.tuning.scaling import BASE, EMBEDDING, MATRIX, at_width
 from pretrain_lib.tuning.search import Space, Trial, find_rates, search_line
 
-SECTIONS = ("tune", "runs", "widths")
+SECTIONS = ("tune", "runs", "widths", "long")
 WIDTHS, SEEDS = (64, 96, 128), (1, 2, 3)
 STEP_TOKENS, LENGTH, HEAD_WIDTH, LAYERS, VOCABULARY = 1024, 128, 32, 4, 2048
 HORIZONS = tuple(STEP_TOKENS * steps for steps in (64, 128, 256))
+LONG_HORIZONS = tuple(STEP_TOKENS * steps for steps in (512, 1024))  # at the largest size alone
+# Of the rates that were tuned in shorter runs: found by halving and doubling each at 512 steps.
+LONG_FACTORS = {"adamw": {BASE: 2.0}}
 TUNED_TOKENS = 180 * STEP_TOKENS
 COMPARED_WIDTHS = (128, 256)  # at which the best rate of the matrices is looked for
 LINE_TOKENS = HORIZONS[1]  # in runs of this length
@@ -177,7 +180,8 @@ def rates_at(runs: Runs, contender: str, width: int) -> dict[str, float]:
     """Return the rates of a contender at a width, from those found at the nearest width."""
     kind = "adamw" if contender == "adamw" else "muon"
     tuned = runs.content["tuned"]
-    found = tuned[contender if contender in tuned else RATES_OF[contender]]
+    own = tuned.get(contender, {})
+    found = own if str(width) in own or contender not in RATES_OF else tuned[RATES_OF[contender]]
     nearest = min(found, key=lambda tuned: abs(math.log(int(tuned) / width)))
     rates = {BASE: BASE_OF_MUON} | found[nearest]
     return at_width(rates, kind=kind, tuned=int(nearest), wanted=width)
@@ -205,6 +209,16 @@ def cases(runs: Runs, contenders: list[str]) -> Iterator[Case]:
                 for contender in contenders:
                     rates = rates_at(runs, contender, width)
                     yield Case(contender, width, tokens, seed, tuple(rates.items()))
+
+
+def long_cases(runs: Runs, contenders: list[str]) -> Iterator[Case]:
+    """Yield longer runs of the largest size."""
+    width = max(WIDTHS)
+    for tokens, seed, contender in product(LONG_HORIZONS, SEEDS, contenders):
+        rates = rates_at(runs, contender, width)
+        for name, factor in LONG_FACTORS.get(contender, {}).items():
+            rates[name] *= factor
+        yield Case(contender, width, tokens, seed, tuple(rates.items()))
 
 
 def best_matrix_rate(runs: Runs, contender: str, width: int) -> float:
@@ -256,6 +270,9 @@ def main() -> None:
             tune(runs, contender, width)
     if "runs" in wanted:
         for case in cases(runs, options.contenders):
+            runs.loss(case, compared=True)
+    if "long" in wanted:
+        for case in long_cases(runs, options.contenders):
             runs.loss(case, compared=True)
     if "widths" in wanted:
         found = {width: best_matrix_rate(runs, "muon", width) for width in COMPARED_WIDTHS}

@@ -2,8 +2,9 @@
 
     accelerate launch --config_file accelerate_configs/single_gpu.yaml recipes/gpt2_124m.py
 
-Overlays beside this file, for --config: quickstart.yaml, gpt2_5_epochs.yaml, gpt2_t2048.yaml,
-basic.yaml. Sizes: --preset gpt2-medium, gpt3-xl, ... (presets.py). All settings: --print_config.
+Overlays beside this file, for --config: quickstart.yaml, gpt2_124m_fast.yaml, gpt2_5_epochs.yaml,
+gpt2_t2048.yaml, shakespeare_char.yaml. Sizes: --preset gpt2-medium, gpt3-xl, ... (presets.py). All
+settings: --print_config.
 """
 
 import torch

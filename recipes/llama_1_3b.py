@@ -3,7 +3,7 @@
     accelerate launch --config_file accelerate_configs/ddp_8gpu.yaml recipes/llama_1_3b.py \
         --data.path PREPARED_FOLDER
 
-All settings: --print_config.
+Overlay beside this file, for --config: basic.yaml. All settings: --print_config.
 """
 
 import torch

@@ -142,6 +142,14 @@ def check_fields(settings: Any, *, name: str) -> None:
             raise ValueError(f"{name}.{field_name}={error}") from None
 
 
+def check_value(value: Any, name: str, kind: Any, **limits: float) -> None:
+    """Raise ValueError unless an argument `name` is of a type and within limits, as in `Rule`."""
+    try:
+        Rule(kind, **limits).check(value)
+    except ValueError as error:
+        raise ValueError(f"{name}={error}") from None
+
+
 def did_you_mean(written: Any, known: Iterable[str]) -> str:
     """Return "; did you mean X?" for the closest match, or an empty string."""
     near = difflib.get_close_matches(str(written), list(known), n=1)

@@ -8,7 +8,8 @@ import shutil
 import pytest
 
 from pretrain_lib import GPT2, GPT2Config, load_tokenizer, save_pretrained
-from pretrain_lib.commands.cli import build_parser, in_terms_of_flags, main
+from pretrain_lib.commands.cli import build_parser, main
+from pretrain_lib.commands.flag_names import in_terms_of_flags
 from pretrain_lib.values import Rule
 from tests.conftest import VOCABULARY
 
@@ -161,7 +162,7 @@ def test_a_broken_row_is_named(tmp_path, capsys, broken):
 
 def test_home_is_expanded_in_every_path(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert f"FOLDER {tmp_path}/data holds no" in refuse(capsys, "verify", "~/data")
+    assert f"FOLDER {tmp_path}/data: there is no such folder" in refuse(capsys, "verify", "~/data")
 
 
 def test_settings_are_called_by_their_flags():
@@ -248,3 +249,22 @@ def test_help_tells_rule_and_default_of_each_flag(command, capsys):
 def test_a_number_is_read_as_python_reads_it():
     assert Rule(float).read("1e-4") == 1e-4
     assert Rule(int).read("1_000") == 1000
+
+
+def test_a_value_may_begin_with_dashes():
+    given = ["prepare", "x", "--out", "o", "--document_separator", "---"]
+    assert build_parser().parse_args(given).document_separator == "---"
+    with pytest.raises(ValueError, match="expected one argument"):
+        build_parser().parse_args(["prepare", "x", "--document_separator", "--out", "o"])
+
+
+def test_settings_are_called_by_their_flags_wherever_they_stand():
+    told = {
+        "no text in data.text_field='text'": "no text in --text_field 'text'",
+        "train a tokenizer with --data.train_tokenizer N": "train a tokenizer with "
+        "--train_tokenizer N",
+        "a share (data.validation)": "a share (--validation)",
+        "data.source: x is damaged": "SOURCE: x is damaged",
+        "data.validations stay": "data.validations stay",
+    }
+    assert {text: in_terms_of_flags(text, "prepare") for text in told} == told

@@ -245,3 +245,32 @@ def test_prepare_goes_on_in_its_own_folder_and_leaves_hidden_files(tmp_path):
     assert prepare(job, folder, quiet=True)["splits"]["train"]["documents"] == 1
     assert (folder / ".ipynb_checkpoints").is_dir()
     assert json.loads((folder / "job.json").read_text())["validation"] == "none"
+
+
+@pytest.mark.parametrize("name", ["overlay.yaml", "mine.json"])
+@pytest.mark.parametrize("command", ["eval {m} --tasks x", "overlap {m} --items {m}/x"])
+def test_a_result_replaces_no_file_of_somebodys_own(model, tmp_path, capsys, command, name):
+    mine = tmp_path / name
+    mine.write_text('{"mine": 1}')
+    assert exit_of(main, [*command.format(m=model).split(), "--out", str(mine)]) == 2
+    error = capsys.readouterr().err
+    assert f"--out {mine} is there, and no result of this command" in error
+    assert error.count("\n") == 1 and mine.read_text() == '{"mine": 1}'
+
+
+def test_a_result_replaces_an_earlier_one(tmp_path):
+    path = tmp_path / "scores.json"
+    path.write_text('{"results": {}}')
+    check_file(path, named="--out ", holds=["results"])
+
+
+@pytest.mark.parametrize("text", ['{"other": "x"}', '{"text": 5}'])
+def test_a_refused_preparation_leaves_nothing(tmp_path, capsys, text):
+    (tmp_path / "good.txt").write_text("some text " * 50)
+    job = Job((tmp_path / "good.txt",), train_tokenizer=260, validation="none")
+    prepare(job, tmp_path / "good", quiet=True)
+    (tmp_path / "a.jsonl").write_text(f"{text}\n" * 200)
+    out, tokenizer = tmp_path / "out", tmp_path / "good" / "tokenizer"
+    command = ["prepare", tmp_path / "a.jsonl", "--tokenizer", tokenizer, "--out", out]
+    assert exit_of(main, [*map(str, command)]) == 2
+    assert not out.exists()

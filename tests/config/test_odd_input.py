@@ -71,6 +71,9 @@ def test_a_misspelt_name_among_the_allowed_changes_is_refused():
         ("run: {seed: 1}".encode("utf-16"), "{f} is not UTF-8"),
         (b"run: {seed: 1", "{f}, line 1: "),
         (b"run: [seed]", "{f}: run must hold settings"),
+        (b"run: !!python/object:os.system {}", "{f}, line 1: the tag !!python/object:os.system is"),
+        (b"run: {seed: !mine 1}", "{f}, line 1: the tag !mine is not allowed"),
+        (b"run.seed: 1", "{f}: run.seed is a setting in a section: write run: {{seed: 1}}"),
         (b"run: 5", "{f}: run must hold settings"),
         (b"[1, 2]", "{f} must hold sections"),
         (b"rnu: {seed: 1}", "{f}: rnu.seed is no setting; did you mean run.seed?"),
@@ -258,3 +261,13 @@ def test_a_real_process_says_it_in_one_line_too(tmp_path):
     assert result.stderr.startswith("error: --optimizer.epsilon -1 must be")
     assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("null", ["~", "null", "Null", "NULL"])
+def test_null_is_read_in_every_spelling_of_yaml(tmp_path, null):
+    file = tmp_path / "null.yaml"
+    file.write_text(f"run: {{max_steps: {null}}}\ndata: {{path: {null}}}")
+    config, _ = parse_recipe(GPT2_RECIPE, arguments=["--config", str(file)])
+    assert config.run.max_steps is None and config.data.path is None
+    file.write_text("run: {dir: '~'}")  # quoted, it is text
+    assert parse_recipe(GPT2_RECIPE, arguments=["--config", str(file)])[0].run.dir != "null"

@@ -246,7 +246,7 @@ def test_data_shorter_than_a_window_are_refused(sources):
 
 
 def test_windows_that_do_not_divide_into_micro_batches_are_refused(dataset):
-    with pytest.raises(AssertionError, match="10 windows do not divide"):
+    with pytest.raises(ValueError, match="a step of 10 windows does not divide"):
         rank_micro_batches(dataset, 0, 10, micro_batch=2, world_size=2)
 
 
@@ -264,3 +264,35 @@ def test_narrow_document_ends_say_the_same(lengths, rows):
     documents = len(cuts) + (cuts[-1:] != [length])  # the last may end with the window
     assert narrow.shape[1] == min(w for w in (1, 2, 4, 8, 16, 32, 64) if w >= documents)
     assert torch.equal(document_index(narrow, length), document_index(ends, length))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"sequence_length": 0}, "sequence_length=0 must be a whole number of at least 1"),
+        ({"sequence_length": 1.5}, "sequence_length=1.5 must be a whole number"),
+        ({"seed": -1}, "seed=-1 must be a whole number of at least 0"),
+        ({"seed": "a"}, "seed=a must be a whole number"),
+        ({"shuffle": "no"}, "shuffle=no must be "),
+        ({"shuffle": False}, "shuffle=False must be "),
+        ({"document_masking": "no"}, "document_masking=no must be "),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_refused_by_name(sources, options, named):
+    with pytest.raises(ValueError, match=named):
+        PackedDataset(sources, **{"sequence_length": 8} | options)
+
+
+@pytest.mark.parametrize("tokens", [[], "data/mine", [np.arange(9)]])
+def test_what_is_no_token_array_is_refused(tokens):
+    with pytest.raises(ValueError, match="must be a token array, or a list of some"):
+        PackedDataset(tokens, sequence_length=8)
+
+
+def test_steps_take_whole_windows_and_a_device_by_name(dataset):
+    with pytest.raises(ValueError, match="must be whole numbers"):
+        dataset.batch([0.5])
+    with pytest.raises(ValueError, match="micro_batch=0 must be a whole number of at least 1"):
+        rank_micro_batches(dataset, 0, 10, micro_batch=0)
+    ((batch,),) = iterate_steps(dataset, [(0, 2)], micro_batch=2, device="cpu")
+    assert torch.equal(batch["input_ids"], dataset.batch([0, 1])["input_ids"])

@@ -436,9 +436,13 @@ def test_a_damaged_row_group_is_refused_and_named(tmp_path, options, damaged):
         ("no field data.text_field='text'", b'{"other": "field"}'),
         *(
             ("no text in data.text_field='text'", line)
-            for line in (b'{"text": 5}', b'{"text": ["a"]}', rb'{"text": "\ud800"}')
+            for line in (b'{"text": 5}', b'{"text": ["a"]}')
         ),
         ("no text in data.text_field='text'", b'{"text": ' + b"9" * 5000 + b"}"),
+        (
+            "a lone surrogate, which is no character, in data.text_field='text'",
+            rb'{"text": "a \ud800"}',
+        ),
     ],
 )
 def test_a_bad_line_is_named_with_its_place_and_the_others_are_read(tmp_path, reason, line):
@@ -470,6 +474,11 @@ def test_of_a_cut_text_only_the_part_that_is_not_utf8_is_left_out(tmp_path):
     assert parts[place].where == f"{tmp_path}/a.txt, bytes 29 to 56"
     kept = b"".join(part.text.encode() for part in parts if isinstance(part, Document))
     assert kept == raw[:29] + raw[56:]
+    assert parts[place + 1] == Document("", True, False, parts[0].digest)  # begins with the id
+    assert all(part.begins == (i in (0, place + 1)) for i, part in enumerate(parts) if i != place)
+    (tmp_path / "b.txt").write_bytes(b"word " * 10 + b"\xff")
+    *_, last = read(tmp_path / "b.txt", 25)
+    assert isinstance(last, Rejected)  # nothing follows
 
 
 def test_a_parquet_row_that_is_not_utf8_is_named_and_the_others_are_read(tmp_path):
@@ -478,7 +487,7 @@ def test_a_parquet_row_that_is_not_utf8_is_named_and_the_others_are_read(tmp_pat
     parquet.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
     good, bad = read(tmp_path / "a.parquet")
     assert good == Document("ok")
-    assert bad.where == f"{tmp_path}/a.parquet, row 1 of row groups 0 on"
+    assert bad.where == f"{tmp_path}/a.parquet, row 1 from row group 0 on"
     assert "the text is not UTF-8" in bad.reason
 
 

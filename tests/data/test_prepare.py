@@ -815,3 +815,27 @@ def test_missing_source_is_refused_before_any_file_is_written(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         prepare(job, tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_given_by_its_name_too(tmp_path):
+    save_tokenizer(tmp_path / "tokenizer", LARGE)
+    (tmp_path / "a.txt").write_text("some text " * 50)
+    job = Job([tmp_path / "a.txt"], tokenizer=str(tmp_path / "tokenizer"), validation="none")
+    assert job.sources == (str(tmp_path / "a.txt"),)
+    prepare(job, str(tmp_path / "out"), quiet=True)
+    assert len(open_split(str(tmp_path / "out"), "train")) > 50
+    assert verify_folder(str(tmp_path / "out")) == []
+    with pytest.raises(ValueError, match="split=test must be "):
+        open_split(str(tmp_path / "out"), "test")
+    with pytest.raises(ValueError, match="there is no such folder"):
+        open_split(str(tmp_path / "nowhere"), "train")
+
+
+@pytest.mark.parametrize("wrong", ["my_texts", (), []])
+def test_a_job_has_one_or_several_sources(wrong):
+    with pytest.raises(ValueError, match="must be one or several sources in a tuple or list"):
+        Job(wrong, train_tokenizer=300)
+    with pytest.raises(ValueError, match="data.max_rejected=-1 must be"):
+        Job(("x",), train_tokenizer=300, max_rejected=-1)
+    with pytest.raises(ValueError, match="data.train_tokenizer=300 must be"):
+        Job(("x",), train_tokenizer="300")

@@ -8,6 +8,7 @@ import torch
 
 from pretrain_lib import CausalLMConfig, GPT2Config, LlamaConfig, build_model
 from pretrain_lib.config.arguments import parse_recipe
+from pretrain_lib.models.any_model import check_model
 from pretrain_lib.models.flops import count_parameters, model_flops
 from pretrain_lib.models.transformers_config import ConfigFields
 from pretrain_lib.models.transformers_family import check_causal
@@ -149,3 +150,39 @@ def test_flops_of_windows_states_and_experts():
     idle = 2 * 2 * 3 * 16 * 32  # two of the four experts of each of two layers
     table = 61 * 32  # the embedding, which is not the head
     assert experts.parameters == 6 * (count_parameters(model) - idle - table)
+
+
+@pytest.mark.parametrize(
+    ("fields", "wrong", "right"),
+    [
+        ("{model_type: olmo2, num_hiden_layers: 1}", "num_hiden_layers", "num_hidden_layers"),
+        ("{model_type: gpt2, n_layers: 2}", "n_layers", "n_layer"),
+    ],
+)
+def test_a_misspelt_field_is_refused_wherever_it_stands(fields, wrong, right):
+    expected = f"{wrong} is no field of model_type=.*; did you mean {right}"
+    with pytest.raises(ValueError, match=expected):
+        CausalLMConfig(config=ConfigFields.parse(fields))
+    changes = {wrong: 1}
+    with pytest.raises(ValueError, match=expected):
+        CausalLMConfig(
+            config=ConfigFields.parse(fields.split(",")[0] + "}"), changes=ConfigFields(changes)
+        )
+
+
+def test_a_field_that_only_other_tools_know_is_kept():
+    CausalLMConfig(config=ConfigFields(model_type="llama", rope_theta=1e4, my_own_note="x"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_type": "olmo2", "hidden_size": 30, "num_attention_heads": 4},
+        {"model_type": "llama", "hidden_size": 32, "num_attention_heads": 0},
+    ],
+)
+def test_a_shape_that_transformers_cannot_run_is_refused_in_one_line(fields):
+    small = {"num_hidden_layers": 1, "intermediate_size": 32}
+    with pytest.raises(ValueError, match="^model.config") as error:
+        check_model(CausalLMConfig(config=ConfigFields(fields | small)), document_masking=False)
+    assert "\n" not in str(error.value)

@@ -171,3 +171,20 @@ def test_wsd_decays_in_each_shape_by_its_closed_form(shape, left):
     for step in range(5, 110):
         progress = min(1.0, max(0.0, (step - 60) / 40))
         assert schedule(step) == pytest.approx(0.1 + 0.9 * left(progress))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("floor", 2.0),
+        ("peak", float("nan")),
+        ("peak", -1.0),
+        ("warmup_steps", -1),
+        ("warmup_steps", 1.5),
+        ("total_steps", None),
+    ],
+)
+def test_values_that_are_no_schedule_are_refused_by_name(field, value):
+    given = {"kind": "cosine", "peak": 1.0, "floor": 0.0, "warmup_steps": 1, "total_steps": 9}
+    with pytest.raises(ValueError, match=f"^{field}="):
+        LearningRate(**given | {field: value})

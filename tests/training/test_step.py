@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain_lib import GPT2, IGNORED_TARGET, GPT2Config, build_adamw, train_step
+from pretrain_lib.training.step import Accumulated, apply_update
 
 CONFIG = GPT2Config(vocabulary_size=61, context_length=12, num_layers=2, num_heads=2, width=16)
 
@@ -136,3 +137,14 @@ def test_the_environment_cannot_change_the_accumulation(monkeypatch):
         results = [step(Accelerator(cpu=True), model, optimizer, batch, step=i) for i in range(3)]
         losses.append([(r.loss, r.grad_norm) for r in results])
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("count", [2**24 + 1, 2**25 - 1, 2**40 + 2**20 + 1])
+def test_targets_are_counted_exactly_beyond_what_fp32_holds(accelerator, count):
+    model = torch.nn.Linear(2, 2)
+    optimizer = build_adamw(model, learning_rate=1e-3)
+    model(torch.ones(1, 2)).sum().backward()
+    accumulated = Accumulated(torch.tensor(1.0), torch.tensor(count))
+    options = {"learning_rate": 0.0, "max_grad_norm": 1.0}
+    result = apply_update(accelerator, model, optimizer, accumulated, **options)
+    assert result.targets == count

@@ -85,9 +85,14 @@ def test_all_runs_fit_the_budget(budget, speed, seconds, number):
 
 
 def test_no_run_is_longer_than_the_recipe():
-    settings = {"batch": {"tokens": 4096}, "schedule": {"tokens": 10**6}}
-    cost = Cost(tokens_per_second=1e9, seconds=0.0)
-    assert choose_tokens(settings, ("a",), cost, 1e6) <= max(10**6, FEWEST_STEPS * 9 * 4096)
+    cost, shortest = Cost(tokens_per_second=1e9, seconds=0.0), FEWEST_STEPS * 9 * 4096
+    for whole in (shortest, 10**7):
+        settings = {"batch": {"tokens": 4096}, "schedule": {"tokens": whole}}
+        tokens = choose_tokens(settings, ("a",), cost, 1e6)
+        assert tokens <= whole < tokens + 9 * 4096
+    settings["schedule"]["tokens"] = shortest - 1
+    with pytest.raises(ValueError, match=f"tokens={shortest - 1} is too short for a search"):
+        choose_tokens(settings, ("a",), cost, 1e6)
 
 
 def test_the_flags_of_a_trial_are_those_of_the_recipe(recipe):
@@ -161,3 +166,21 @@ def test_flags_that_the_result_replaces_are_left_out():
     flags = ["--a.b", "1", "--c.d=2", "--c.dd", "3", "--e.f", "-4", "--a.b=5"]
     assert without_flags(flags, {"a.b", "c.d"}) == ["--c.dd", "3", "--e.f", "-4"]
     assert without_flags(flags, {"e.f"}) == ["--a.b", "1", "--c.d=2", "--c.dd", "3", "--a.b=5"]
+
+
+def test_what_would_change_a_trial_unseen_is_left_out(recipe):
+    """A matrix rate of the recipe, a floor after the schedule, the checkpoint of the best score."""
+    recipe = change(
+        recipe,
+        optimizer={"matrix_learning_rate": 3e-3},
+        schedule={"tokens": TokenCount(9000), "continue_at_floor": TokenCount(9000)},
+        checkpoint={"keep_best": "hellaswag/acc_norm"},
+        scores={"tasks": ["hellaswag"]},
+    )
+    settings, names = recipe.to_dict(), RATES["adamw"]
+    given = common_settings(settings, 16)
+    given |= trial_settings(settings, names, Trial((0.02, 0.03), 2560))
+    config, _ = parse_recipe(recipe, arguments=as_flags(given))
+    config.check(processes=1)
+    assert config.optimizer.matrix_learning_rate is None
+    assert config.whole_run() == 10 and config.checkpoint.keep_best is None

@@ -6,18 +6,35 @@ from pathlib import Path
 
 import yaml
 
-from pretrain_lib.commands.launching import launch_into
+from pretrain_lib.commands.launching import Stopped, launch_into
 from pretrain_lib.files.writes import make_folder
-from pretrain_lib.run_folder.folder import CHECKPOINTS
+from pretrain_lib.run_folder.folder import CHECKPOINTS, check_usable
 from pretrain_lib.run_folder.metrics import human, human_time
-from pretrain_lib.tuning.proxy import Settings, as_flags, shorter_schedule
-from pretrain_lib.tuning.record import MEASURED_STEPS, measured_speed
+from pretrain_lib.run_folder.status import read_status
+from pretrain_lib.tuning.proxy import Settings, as_flags, check_shortened, shorter_schedule
+from pretrain_lib.tuning.record import MEASURED_STEPS, Measured, read_measured
 
 MARGIN = 0.9  # of the budget is planned: machines slow down under load
 FORWARD = 1 / 3  # of the operations of a step, which validation takes for each token
 FEWEST_STEPS = 32  # of a run, or its schedule says little
+FEWEST_MEASURED = 2  # steps, of which the first is left out
+START_SECONDS = 30  # that a run may take to begin
 CONFIG = "config.yaml"
-CHOSEN = ("tokens", "epochs", "warmup_tokens", "warmup_fraction", "decay_tokens")
+CHOSEN = (
+    "tokens",
+    "epochs",
+    "warmup_tokens",
+    "warmup_fraction",
+    "decay_tokens",
+    "continue_at_floor",
+)
+# What the run that is measured leaves out.
+MEASURED = {
+    "validation.every": 10**9,  # at the start and at the end
+    "samples.prompts": [],
+    "scores.tasks": [],
+    "checkpoint.keep_best": None,
+}
 
 
 def within_budget(words: list[str], settings: Settings, budget: float) -> list[str]:
@@ -25,21 +42,29 @@ def within_budget(words: list[str], settings: Settings, budget: float) -> list[s
 
     `words` start the run, `settings` are its own. A few steps are measured, which prepares the data
     if they are not there. A run that is resumed keeps the schedule it began with. Raises ValueError
-    for a schedule without tokens, and a budget in which hardly a step fits; Stopped if it was.
+    for a schedule that cannot be shortened, and a budget in which hardly a step fits; Stopped if
+    the measurement was.
     """
-    folder = Path(settings["run"]["dir"])
+    folder, resume = Path(settings["run"]["dir"]), settings["run"]["resume"]
+    check_usable(folder, resume=resume)
     if any((folder / CHECKPOINTS).glob("step-*")):
         schedule = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["schedule"]
+        print(f"{folder} goes on with the schedule that it began with", flush=True)
         return as_flags({f"schedule.{name}": schedule[name] for name in CHOSEN})
-    whole = settings["schedule"]["tokens"]
-    if whole is None:
+    if resume not in ("auto", "never"):
         raise ValueError(
-            f"budget={budget:.0f}s: schedule.epochs={settings['schedule']['epochs']} does not say "
-            f"how long the whole run is; give schedule.tokens"
+            f"budget={budget:.0f}s: a run that begins with run.resume={resume} has a schedule of "
+            f"which a part is done; give schedule.tokens instead"
         )
-    speed = _measure(words, folder)
-    tokens = tokens_within(settings, speed, budget)
-    amount = f"{human(speed)} tokens a second: {human_time(budget)} are enough for"
+    check_shortened(settings)
+    whole = settings["schedule"]["tokens"]
+    if whole <= FEWEST_STEPS * settings["batch"]["tokens"]:
+        print(f"at most {FEWEST_STEPS} steps, which are not shortened", flush=True)
+        return []
+    measured = _measure(words, folder, budget)
+    tokens = tokens_within(settings, measured, budget)
+    speed = human(measured.tokens_per_second)
+    amount = f"{speed} tokens a second: {human_time(budget)} are enough for"
     if tokens >= whole:
         print(f"{amount} all {human(whole)} tokens of the schedule", flush=True)
         return []
@@ -47,37 +72,62 @@ def within_budget(words: list[str], settings: Settings, budget: float) -> list[s
     return as_flags(shorter_schedule(settings, tokens))
 
 
-def tokens_within(settings: Settings, speed: float, budget: float) -> int:
-    """Return the tokens, in whole steps, that `speed` tokens a second leave for `budget` seconds.
+def tokens_within(settings: Settings, measured: Measured, budget: float) -> int:
+    """Return the tokens of a schedule, in whole steps, for which `budget` seconds suffice.
 
-    Validation counts, at the start, at the end and at the recipe's intervals; scores and samples
-    do not. Raises ValueError if there are fewer than `FEWEST_STEPS` steps.
+    Validation counts, at the start, at the end and at the recipe's intervals, and so does what is
+    trained at the floor after the schedule; scores and samples do not. Raises ValueError if there
+    are fewer than `FEWEST_STEPS` steps.
     """
-    batch, validation = settings["batch"]["tokens"], settings["validation"]
-    each = 0.0  # seconds of a validation
-    if settings["data"]["validation"] != "none":
-        each = FORWARD * (validation["tokens"] or 0) / speed
-    step = batch / speed + each / validation["every"]
+    batch, schedule = settings["batch"]["tokens"], settings["schedule"]
+    speed = measured.tokens_per_second
+    each = FORWARD * measured.validated / speed  # seconds of a validation
+    step = batch / speed + each / settings["validation"]["every"]
+    step *= 1 + (schedule["continue_at_floor"] or 0) / schedule["tokens"]
     steps = int((budget * MARGIN - 2 * each) / step)
     if steps < FEWEST_STEPS:
         least = (FEWEST_STEPS * step + 2 * each) / MARGIN
         raise ValueError(
             f"budget={budget:.0f}s is too short for {FEWEST_STEPS} steps of {batch:,} tokens at "
-            f"{speed:,.0f} tokens a second: give {least / 60:.1f}m or more, or a smaller "
-            f"--batch.tokens"
+            f"{speed:,.0f} tokens a second, and validations of {measured.validated:,} tokens: give "
+            f"{least / 60:.1f}m or more, or a smaller --batch.tokens or --validation.tokens"
         )
     return steps * batch
 
 
-def _measure(words: list[str], folder: Path) -> float:
-    """Return the speed of a few steps of a run, in tokens per second."""
+def _measure(words: list[str], folder: Path, budget: float) -> Measured:
+    """Measure a few steps of a run in a folder beside its own, which is dropped."""
     print(f"measuring {MEASURED_STEPS} steps", flush=True)
     make_folder(folder.parent)
     with tempfile.TemporaryDirectory(prefix=".budget-", dir=folder.parent) as name:
         run = Path(name, "run")
-        own = {"run.dir": run, "run.max_steps": MEASURED_STEPS, "log.every": 1}
-        own |= {"samples.prompts": [], "scores.tasks": [], "validation.every": 10**9}
         console = Path(tempfile.gettempdir(), f"pretrain-budget-{os.getpid()}.log")
-        launch_into(console, [*words, *as_flags(own)])
-        console.unlink()
-        return measured_speed(run)[0]
+        try:
+            return measure_steps(console, [*words, *as_flags(MEASURED)], run, budget)
+        finally:
+            if console.is_file() and read_status(run).get("state") != "failed":
+                console.unlink()
+
+
+def measure_steps(console: Path, words: list[str], folder: Path, budget: float) -> Measured:
+    """Run a few steps into `folder`, for not much longer than `budget` seconds, and measure them.
+
+    `words` start the run, which writes to the file `console`. Raises ValueError if it fails or the
+    time is over after one step, Stopped if it is told to stop.
+    """
+    own = {"run.dir": folder, "run.max_steps": MEASURED_STEPS, "log.every": 1}
+    own |= {"run.max_time": f"{budget + START_SECONDS:.1f}s"}
+    for _ in range(2):  # the first time may have gone into the preparation of the data
+        try:
+            launch_into(console, [*words, *as_flags(own)])
+            return read_measured(folder)
+        except Stopped:
+            status = read_status(folder)
+            if "run.max_time" not in status.get("reason", ""):
+                raise
+            if status["step"] >= FEWEST_MEASURED:
+                return read_measured(folder)
+    raise ValueError(
+        f"budget={budget:.0f}s is too short to measure {FEWEST_MEASURED} steps in: give more, or a "
+        f"smaller --batch.tokens"
+    )

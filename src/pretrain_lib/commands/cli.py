@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from pretrain_lib.commands.flag_names import in_terms_of_flags
 from pretrain_lib.commands.recipes import RECIPES, add_train_flags, add_tune_flags
 from pretrain_lib.config.flags import Parser, add_argument
 from pretrain_lib.config.units import ByteCount, DeviceName, Text, TokenCount
@@ -36,44 +36,6 @@ SEED = Rule(int, minimum=0, maximum=2**63 - 1, help="of the random draws")
 WORKERS = Rule(int, minimum=1, maximum=4096, unit="processes", help="by default one per core")
 MODEL = Rule(Path, help="a model folder, a checkpoint, or a run folder: its newest")
 INCLUDE_PATH = Rule(Path, help="a folder with task files of your own")
-# For each command, the flags or arguments that replace names of settings in error messages.
-FLAGS = {
-    "prepare": {
-        "data.path": "--out",
-        "data.source": "SOURCE",
-        "data.tokenizer": "--tokenizer",
-        "data.train_tokenizer": "--train_tokenizer",
-        "tokenizer": "--tokenizer",
-        "train_tokenizer": "--train_tokenizer",
-        "data.validation": "--validation",
-        "data.text_field": "--text_field",
-        "data.max_rejected": "--max_rejected",
-        "data.document_separator": "--document_separator",
-    },
-    "overlap": {
-        "data.source": "SOURCE",
-        "data.text_field": "--text_field",
-        "data.document_separator": "--document_separator",
-    },
-    "verify": {"data.path": "FOLDER"},
-    "inspect": {
-        "data.path": "PATH",
-        "data.dtype": "--dtype",
-        "data.weights": "--weights",
-        "data.packing": "--packing",
-        "data.shuffle": "--shuffle",
-    },
-    "tasks": {"data.path": "FOLDER", "items": "--items", "out": "--out"},
-    "eval": {"tasks": "--tasks", "include_path": "--include_path"},
-    "sample": {"data.tokenizer": "FOLDER"},
-    "export": {"data.tokenizer": "CHECKPOINT", "push_to_hub": "--push_to_hub", "out": "--out"},
-    "new": {},
-    "train": {"budget": "--budget"},
-    "tune": {"budget": "--budget", "width": "--width", "out": "--out"},
-    "completion": {},
-    "plot": {"panels": "--panels", "x": "--x"},
-    "report": {"out": "--out"},
-}
 SHELLS = ("bash", "zsh", "tcsh")
 
 
@@ -108,13 +70,6 @@ def _run(arguments: Sequence[str] | None) -> int | None:
         if not raised_here(error):
             raise
         raise ValueError(in_terms_of_flags(str(error), options.command)) from error
-
-
-def in_terms_of_flags(message: str, command: str) -> str:
-    """Replace the names of settings in an error message by the flags of a command."""
-    for setting, flag in FLAGS[command].items():
-        message = re.sub(rf"(?<![\w.-]){re.escape(setting)}=", f"{flag} ", message)
-    return message
 
 
 def build_parser() -> Parser:

@@ -4,9 +4,11 @@ import argparse
 import shlex
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
-from pretrain_lib.data.overlap import find_overlap, format_overlap, write_overlap
+from pretrain_lib.commands.flag_names import in_terms_of_flags
+from pretrain_lib.data.overlap import OverlapReport, find_overlap, format_overlap, write_overlap
 from pretrain_lib.data.pool import count_cores
 from pretrain_lib.data.prepare.holdout import holds_out_nothing
 from pretrain_lib.data.prepare.job import Job, hint_at_documents
@@ -38,6 +40,8 @@ def run_prepare(options: argparse.Namespace) -> None:
     if options.validation != "none" and holds_out_nothing(sources, job.validation):
         print(_nothing_held_out(job.validation), file=sys.stderr)
     manifest = prepare(job, options.out, workers=options.workers)
+    if (asked := options.train_tokenizer or 0) > (there := manifest["vocabulary_size"]):
+        print(f"the text is too short for {asked:,} ids: the tokenizer has {there:,}")
     for line in describe_prepared(options.out, manifest):
         print(line)
 
@@ -47,7 +51,8 @@ def describe_prepared(folder: Path, manifest: dict) -> Iterator[str]:
     for split, totals in manifest["splits"].items():
         documents = plural(totals["documents"], "document")
         yield f"{split:<12}{plural(totals['tokens'], 'token')} in {documents}"
-    yield from describe_left_out(manifest["left_out"])
+    for line in describe_left_out(manifest["left_out"]):
+        yield in_terms_of_flags(line, "prepare")
     yield f"vocabulary  {plural(manifest['vocabulary_size'], 'token')}"
     yield f"fingerprint {manifest['fingerprint'][:12]}"
     command = f"pretrain train gpt2_124m --data.path {shlex.quote(str(folder))}"
@@ -106,7 +111,7 @@ def run_inspect(options: argparse.Namespace) -> None:
 def run_overlap(options: argparse.Namespace) -> None:
     """Find evaluation items whose n-grams occur in a text."""
     if options.out is not None:
-        check_file(options.out, named="--out ")
+        check_file(options.out, named="--out ", holds=[f.name for f in fields(OverlapReport)])
     report = find_overlap(
         options.sources,
         options.items,

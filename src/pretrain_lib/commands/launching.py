@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import yaml
 
-from pretrain_lib.errors import DONE, EXIT_CODE_FILE, RESUMABLE
+from pretrain_lib.errors import BAD_INPUT, DONE, EXIT_CODE_FILE, RESUMABLE
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
@@ -42,8 +42,8 @@ def launch_into(console: Path, words: list[str]) -> None:
     if code == RESUMABLE or code < 0:  # negative: the launcher was ended by a signal
         raise Stopped
     if code != DONE:
-        text = console.read_text(encoding="utf-8", errors="replace")
-        raise ValueError(f"a run failed, see {console}: {_last_error(text)}")
+        reason = _last_error(console.read_text(encoding="utf-8", errors="replace"))
+        raise ValueError(reason if code == BAD_INPUT else f"a run failed, see {console}: {reason}")
 
 
 def _last_error(text: str) -> str:

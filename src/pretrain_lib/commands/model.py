@@ -77,7 +77,7 @@ def _draw_curves(checkpoint: Path, folder: Path) -> Path | None:
 def run_eval(options: argparse.Namespace) -> None:
     """Score a model folder with lm-eval-harness."""
     if options.out is not None:
-        check_file(options.out, named="--out ")
+        check_file(options.out, named="--out ", holds=["results"])
     check_device(options.device)
     if options.log_samples and options.out is None:
         raise ValueError("--log_samples needs --out FILE: samples_TASK.jsonl files go beside it")

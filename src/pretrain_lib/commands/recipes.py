@@ -23,10 +23,9 @@ RECIPES = {
         "gpt2_124m_fast.yaml",
         "gpt2_5_epochs.yaml",
         "gpt2_t2048.yaml",
-        "basic.yaml",
         "shakespeare_char.yaml",
     ),
-    "llama_1_3b": (),
+    "llama_1_3b": ("basic.yaml",),
     "causal_lm": ("pythia_160m.yaml", "smollm2_135m.yaml", "qwen3_0_6b.yaml"),
     "qwen3_124m": (),
 }
@@ -55,7 +54,9 @@ def run_train(options: argparse.Namespace) -> int:
     chosen, flags = split_flags(options, add_train_flags)
     recipe = find_recipe(options.recipe)
     flags = find_overlays(flags, recipe.parent)
-    if ANSWERED_AT_ONCE & {flag.partition("=")[0] for flag in flags}:
+    if asked := ANSWERED_AT_ONCE & {flag.partition("=")[0] for flag in flags}:
+        if chosen.budget is not None:
+            raise ValueError(f"--budget is for training: leave it out with {min(asked)}")
         return subprocess.run([sys.executable, recipe, *flags]).returncode
     words = ["--quiet", *launch_flags(chosen), str(recipe), *flags]
     if chosen.budget is not None:

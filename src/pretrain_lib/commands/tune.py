@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain_lib.commands.budget import measure_steps
 from pretrain_lib.commands.launching import Stopped, launch_into, read_settings
 from pretrain_lib.commands.recipes import (
     add_tune_flags,
@@ -39,18 +40,23 @@ from pretrain_lib.tuning.record import (
     PLAN,
     await_run,
     drop_checkpoints,
-    measured_speed,
     open_plan,
     read_loss,
     run_folder,
     write_result,
 )
-from pretrain_lib.tuning.scaling import BASE, at_width
-from pretrain_lib.tuning.search import Found, Space, Trial, expected_trials, find_rates
+from pretrain_lib.tuning.scaling import BASE, MATRIX, at_width
+from pretrain_lib.tuning.search import (
+    Found,
+    Space,
+    Trial,
+    expected_trials,
+    find_rates,
+    round_rate,
+)
 
 MEASURE = "measure"  # the run folder of these steps
 PICTURE = "tune.png"
-DIGITS = 3  # of the rates that are found
 
 
 @dataclass
@@ -96,7 +102,7 @@ def _tune(tuning: Tuning, *, budget: float) -> None:
     plan = {"recipe": tuning.recipe, "flags": tuning.flags, "width": tuning.width}
     plan = open_plan(tuning.out, plan | {"budget": budget})
     if "tokens" not in plan:
-        cost = _measure(tuning)
+        cost = _measure(tuning, budget)
         tokens = choose_tokens(tuning.settings, tuning.names, cost, budget)
         plan = open_plan(tuning.out, plan | {"tokens": tokens, "cost": asdict(cost)})
     space = Space(rates_of(tuning.settings, tuning.names), plan["tokens"])
@@ -115,7 +121,7 @@ def _tune(tuning: Tuning, *, budget: float) -> None:
     _tell(tuning, space, found, losses)
 
 
-def _measure(tuning: Tuning) -> Cost:
+def _measure(tuning: Tuning, budget: float) -> Cost:
     """Prepare the data, and measure a few steps of the smaller model."""
     folder, batch = tuning.out / MEASURE, tuning.settings["batch"]["tokens"]
     print(f"measuring {MEASURED_STEPS} steps of width {tuning.width}", flush=True)
@@ -123,10 +129,12 @@ def _measure(tuning: Tuning) -> Cost:
     trial = Trial(rates_of(tuning.settings, tuning.names), several)
     _start(tuning, trial, folder, {"run.max_steps": 0})
     started = time.monotonic()
-    _start(tuning, trial, folder, {"run.max_steps": MEASURED_STEPS, "log.every": 1})
+    given = trial_settings(tuning.settings, tuning.names, trial)
+    words = [*tuning.words, *as_flags(given)]
+    measured = measure_steps(folder.with_name(f"{MEASURE}.log"), words, folder, budget)
     seconds = time.monotonic() - started
-    speed, steps = measured_speed(folder)
-    return Cost(tokens_per_second=speed, seconds=max(0.0, seconds - steps))
+    rest = max(0.0, seconds - measured.seconds)
+    return Cost(tokens_per_second=measured.tokens_per_second, seconds=rest)
 
 
 def _run(tuning: Tuning, trial: Trial) -> tuple[float, bool]:
@@ -209,8 +217,10 @@ def _tell(tuning: Tuning, space: Space, found: Found, losses: dict[Trial, float]
     )
     for name, rate in rates.items():
         text = f"  optimizer.{name:<25}{tuned.get(name, tuned[BASE]):g} at width {tuning.width}"
-        print(text + (f", {rate:.{DIGITS}g} at {wanted}" if wanted != tuning.width else ""))
-    settings = {f"optimizer.{n}": float(f"{r:.{DIGITS}g}") for n, r in rates.items()}
+        print(text + (f", {round_rate(rate):g} at {wanted}" if wanted != tuning.width else ""))
+    settings = {f"optimizer.{name}": round_rate(rate) for name, rate in rates.items()}
+    if tuning.settings["optimizer"][MATRIX] is not None:
+        settings.setdefault(f"optimizer.{MATRIX}", None)  # it was the base rate
     flags = without_flags(tuning.flags, set(settings))
     words = ["pretrain", "train", tuning.recipe, *flags, *as_flags(settings)]
     print(f"picture: {picture}\n\n{shlex.join(words)}")

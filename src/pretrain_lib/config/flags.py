@@ -10,6 +10,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from pretrain_lib.values import Rule, did_you_mean, kinds_of
 
 HINT = "(--help lists all flags)"
+FLAG = re.compile("--([A-Za-z]|$)")  # `---` is none, but a line between documents
 
 
 class Parser(ArgumentParser):
@@ -51,11 +52,11 @@ class Parser(ArgumentParser):
         return [name for action in self._actions for name in action.choices or ()]
 
     def _join_values(self, arguments: Sequence[str]) -> list[str]:
-        """Join `--flag value` into `--flag=value`, so that values may begin with a single dash."""
+        """Join `--flag value` into `--flag=value`, so that values may begin with dashes."""
         valued = {f for a in self._actions if a.nargs is None for f in a.option_strings}
         joined: list[str] = []
         for argument in arguments:
-            if joined and joined[-1] in valued and not argument.startswith("--"):
+            if joined and joined[-1] in valued and not FLAG.match(argument):
                 joined[-1] += f"={argument}"
             else:
                 joined.append(argument)

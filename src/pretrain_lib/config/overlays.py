@@ -5,9 +5,30 @@ from typing import Any
 
 import yaml
 
+NULLS = ("~", "Null", "NULL")  # what YAML writes null as, besides null
+PREFIX = "tag:yaml.org,2002:"
+TAGS = tuple(PREFIX + kind for kind in ("str", "int", "float", "bool", "null", "seq", "map"))
+
 
 class StrictLoader(yaml.BaseLoader):
-    """Loads scalars as text, to be parsed by each setting's `Rule`, and rejects duplicate keys."""
+    """Loads scalars as text, to be parsed by each setting's `Rule`.
+
+    Rejects duplicate keys, and tags that would make something else of a value.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Return the value of a node; raises ConstructorError for a tag of another kind."""
+        if node.tag not in TAGS:
+            tag = node.tag.replace(PREFIX, "!!")
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the tag {tag} is not allowed: values are plain", node.start_mark
+            )
+        return super().construct_object(node, deep=deep)
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> str:
+        """Return the text of a scalar, in which an unquoted ~ is null."""
+        is_null = node.style is None and node.value in NULLS
+        return "null" if is_null else super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """Return a mapping; raises ConstructorError for a duplicate key."""
@@ -40,6 +61,12 @@ def read_overlay(name: str) -> dict[str, Any]:
         if values in ("", "null"):
             continue
         if not isinstance(values, dict):
+            outer, dot, inner = section.partition(".")
+            if dot:
+                raise ValueError(
+                    f"{name}: {section} is a setting in a section: write {outer}: {{{inner}: "
+                    f"{values}}}"
+                )
             raise ValueError(
                 f"{name}: {section} must hold settings, such as run: {{seed: 1}}, not {values}"
             )

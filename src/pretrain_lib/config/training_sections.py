@@ -116,7 +116,7 @@ class BatchConfig:
     )
     micro_batch: int = setting(
         8,
-        "Sequences per process and forward pass: memory and speed, not mathematics.",
+        "Sequences per process and forward pass: memory and speed; without dropout, the same run.",
         unit="sequences",
         minimum=1,
     )
@@ -220,7 +220,8 @@ class ScheduleConfig:
         """Return the length of the warm-up in tokens; `tokens` must be set."""
         if self.warmup_tokens is not None:
             return self.warmup_tokens
-        return TokenCount(self.warmup_fraction * self.tokens)
+        # 0.29 of 100 is 28.999... in floating point
+        return TokenCount(self.warmup_fraction * self.tokens * (1 + 1e-12))
 
     def in_tokens(self, train_tokens: int) -> "ScheduleConfig":
         """Return the schedule with run and warm-up in tokens; an epoch has `train_tokens`."""

@@ -63,7 +63,7 @@ def inspect_data(
         for plan in plans:
             report = plan.report
             yield (
-                f"best_fit    {report.windows:,} windows of {sequence_length:,}: "
+                f"best_fit    {plural(report.windows, 'window')} of {sequence_length:,}: "
                 f"{report.padded_share:.2%} padded, {report.cut_share:.1%} of the documents are "
                 f"longer than a window and cut"
             )
@@ -161,8 +161,8 @@ def _describe_concat(one: Inspected, sequence_length: int, seed: int) -> Iterato
     windows = order.windows_per_epoch(0)
     unread = 1 - windows * sequence_length / len(one.train)
     yield (
-        f"concat      {windows:,} windows of {sequence_length:,} an epoch: nothing is padded, "
-        f"{unread:.2%} of the tokens are left over (others every epoch)"
+        f"concat      {plural(windows, 'window')} of {sequence_length:,} an epoch: nothing is "
+        f"padded, {unread:.2%} of the tokens are left over (others every epoch)"
     )
     if one.train.has_documents:
         share = _cut_share(one.train, order.offset(0, 0), sequence_length)

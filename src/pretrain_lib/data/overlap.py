@@ -1,9 +1,8 @@
 """Measure the overlap of evaluation items with a training corpus by word n-grams.
 
 The contamination test of Brown et al. (2020), appendix C: an item overlaps if 13 consecutive words
-of it occur in the corpus. Words are lower-cased runs of letters and digits, in Unicode's normal
-form NFC; all else is ignored.
-The test says little about scripts without spaces.
+of it occur in the corpus. Words are lower-cased runs of letters and digits, in Unicode's form NFC;
+all else is ignored. The test says little about scripts without spaces.
 """
 
 import json
@@ -203,11 +202,11 @@ def _read_items(
     if missing := [key for key in fields if key not in keys]:
         rule = f"no record of {names} has this field; they have {', '.join(keys)}"
         raise ValueError(f"fields={', '.join(missing)}: {rule}")
+    if not any(file.items for file in files):
+        raise ValueError(f"items={names}: no item is in there; give JSON lines, one for each item")
     if not tested:
-        raise ValueError(
-            f"items={names}: none of {sum(file.items for file in files)} items has a string of "
-            f"ngram={known.ngram} words; give other items or a smaller ngram"
-        )
+        rule = f"has a string of ngram={known.ngram} words; give other items or a smaller ngram"
+        raise ValueError(f"items={names}: none of {sum(f.items for f in files)} items {rule}")
     return files, tested, np.array(ids, dtype=np.int64)
 
 

@@ -2,8 +2,10 @@
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from pretrain_lib.files.reading import read_object
 
 # Where the console of a job goes; such files may lie in a folder before a run begins.
 CONSOLE_SUFFIXES = (".log", ".out", ".err")
@@ -36,8 +38,14 @@ def check_folder(
         raise ValueError(f"{named}{folder} cannot be written: {error}") from error
 
 
-def check_file(path: Path, *, named: str) -> None:
-    """Raise ValueError unless a file can be written at `path`; what is there stays as it is."""
+def check_file(path: Path, *, named: str, holds: Sequence[str] = ()) -> None:
+    """Raise ValueError unless a file can be written at `path`; what is there stays as it is.
+
+    With `holds`, a file that is there must be a JSON object with these fields, as an earlier result
+    is: others are the user's own.
+    """
+    if holds and path.is_file() and not _is_object_with(path, holds):
+        raise ValueError(f"{named}{path} is there, and no result of this command: give a new path")
     if path.is_dir():
         raise ValueError(f"{named}{path} is a folder: give the path of a file")
     try:
@@ -47,6 +55,13 @@ def check_file(path: Path, *, named: str) -> None:
         _try_to_write(path.parent, named, path)
     except OSError as error:
         raise ValueError(f"{named}{path} cannot be written: {error}") from error
+
+
+def _is_object_with(path: Path, fields: Sequence[str]) -> bool:
+    try:
+        return set(fields) <= read_object(path).keys()
+    except (OSError, ValueError):
+        return False
 
 
 def foreign_files(folder: Path, *, hidden: bool = False) -> list[str]:

@@ -1,8 +1,10 @@
 """The shape of any causal language model of transformers: the fields of its `config.json`."""
 
+import difflib
+import inspect
 import json
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 # Fields that say where a configuration is from and how its weights are stored, not what it is.
 NOT_THE_SHAPE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+SPELLED_ALIKE = 0.9  # of 1: unknown fields this close to one that is not given are misspelt
 SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
@@ -60,6 +63,7 @@ class CausalLMConfig:
                 object.__setattr__(self, name, ConfigFields.parse(getattr(self, name)))
         check_fields(self, name="model")
         check_supported(self.fields)
+        check_spelling(self.fields)
         check_one_model(self.hf)
 
     @property
@@ -89,7 +93,7 @@ class CausalLMConfig:
         fields = _with_infinities(self.fields)
         try:
             hf = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
-        except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        except (ValueError, TypeError, LookupError, ArithmeticError, StrictDataclassError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"model.config is refused by transformers: {reason}") from error
         for name in SPECIAL_TOKENS:
@@ -179,6 +183,30 @@ def check_supported(fields: dict) -> None:
         raise ValueError(
             f"{name}: transformers has no causal language model for model_type={model_type}"
         )
+
+
+def check_spelling(fields: dict) -> None:
+    """Raise ValueError for a field that is a misspelt one, which transformers keeps as it is.
+
+    Other unknown fields are common: older names, and what other tools add.
+    """
+    from transformers import CONFIG_MAPPING
+
+    kind = CONFIG_MAPPING[fields["model_type"]]
+    known = {*_fields_of(kind), *kind.attribute_map}
+    for name in sorted(fields.keys() - known):
+        near = difflib.get_close_matches(name, known - fields.keys(), n=1, cutoff=SPELLED_ALIKE)
+        if near:
+            raise ValueError(
+                f"model.config: {name} is no field of model_type={fields['model_type']}; did you "
+                f"mean {near[0]}?"
+            )
+
+
+@cache
+def _fields_of(kind: type) -> frozenset[str]:
+    """Return the fields of a configuration of transformers, as far as it names them."""
+    return frozenset((*kind().to_dict(), *inspect.signature(kind).parameters))
 
 
 def check_one_model(hf: "PreTrainedConfig") -> None:

@@ -28,8 +28,16 @@ def find_blocks(model: "PreTrainedModel") -> list[nn.Module]:
 
 
 def check_causal(config: CausalLMConfig) -> None:
-    """Raise ValueError if a token of the model attends to later ones."""
-    if not _is_causal(config.key):
+    """Raise ValueError if transformers cannot run the model, or a token attends to later ones."""
+    try:
+        is_causal = _is_causal(config.key)
+    except (RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"model.config: transformers cannot run this {config.model_type} ({reason}); see "
+            f"whether its numbers of heads and widths divide"
+        ) from error
+    if not is_causal:
         raise ValueError(
             f"model.config: tokens of {config.model_type} attend to later ones, so it cannot learn "
             f"to predict them; where it has one, set its option (--model.changes "

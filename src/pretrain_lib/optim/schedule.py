@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from pretrain_lib.values import check_value
+
 ScheduleKind = Literal["cosine", "linear", "constant", "wsd"]
 DecayShape = Literal["linear", "cosine", "1-sqrt"]
 
@@ -31,6 +33,10 @@ class LearningRate:
     def __post_init__(self) -> None:
         if self.kind not in (kinds := get_args(ScheduleKind)):
             raise ValueError(f"schedule.kind={self.kind} must be one of {', '.join(kinds)}")
+        for name in ("warmup_steps", "total_steps", "decay_steps"):
+            check_value(getattr(self, name), name, int, minimum=0)
+        check_value(self.peak, "peak", float, minimum=0)
+        check_value(self.floor, "floor", float, minimum=0, maximum=self.peak)
         if self.warmup_steps + self.decay_steps > self.total_steps:
             raise ValueError(
                 f"warm-up ({self.warmup_steps} steps) and decay ({self.decay_steps} steps) do not "

@@ -21,6 +21,8 @@ class Planned:
     config: Recipe
     documents_per_token: float = 0
     """Documents that are kept apart; 0 without document masking."""
+    precision: str = "bf16"
+    """Precision of the matrix products: bf16 or fp32."""
 
     def step(self, world: World, *, sequences: int | None = None, kind: str | None = None) -> Step:
         """Return the step, by default with the recipe's micro-batch and checkpointing."""
@@ -31,6 +33,7 @@ class Planned:
             sequences=sequences,
             length=batch.sequence_length,
             micro_batches=max(1, round(batch.tokens / (world.devices * tokens))),
+            precision=self.precision,
             activation_checkpointing=kind or system.activation_checkpointing,
             moments=self.config.optimizer.moments,
             muon=self.config.optimizer.kind == "muon",
@@ -51,13 +54,13 @@ class Planned:
         peak = estimate_memory(model, self.step(world), world).peak / 1e9
         line = f"about {peak:.3g} of {memory_gb:.3g} GB of each device"
         largest = self.largest_micro_batch(model, world, memory_gb)
-        if largest is None:
-            return f"{line}, which may not fit, as no micro-batch does: --plan shows what would"
-        if largest == self.config.batch.micro_batch:
-            return line
-        if largest > self.config.batch.micro_batch:
+        if peak > FILLED * memory_gb:
+            if largest is None:
+                return f"{line}, which may not fit, as no micro-batch does: --plan shows what would"
+            return f"{line}, which may not fit; --batch.micro_batch {largest} does"
+        if largest is not None and largest > self.config.batch.micro_batch:
             return f"{line}; --batch.micro_batch {largest} fits too, in fewer and larger products"
-        return f"{line}, which may not fit; --batch.micro_batch {largest} does"
+        return line
 
     def _micro_batches(self, world: World) -> Iterator[int]:
         """Yield the powers of two that divide the step, the largest first."""

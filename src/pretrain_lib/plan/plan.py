@@ -11,7 +11,7 @@ from pretrain_lib.data.tokens.headerless import IdType
 from pretrain_lib.data.tokens.places import open_place
 from pretrain_lib.data.tokens.shards import MANIFEST, read_manifest
 from pretrain_lib.data.windows.order import WindowOrder
-from pretrain_lib.models.any_model import build_model
+from pretrain_lib.models.any_model import build_model, check_model
 from pretrain_lib.models.flops import (
     MEMORY_GB,
     PEAK_TFLOPS,
@@ -67,6 +67,7 @@ def format_plan(config: Recipe, hardware: Hardware) -> str:
 def _check(config: Recipe) -> None:
     """Raise ValueError as `Recipe.check` does, except for a batch that does not divide."""
     config.check_values()
+    check_model(config.model, document_masking=config.data.document_masking)
     check_together(config)
     if divides(config, 1):
         config.check(processes=1)

@@ -70,17 +70,22 @@ FIXED_SETTINGS = (
 def open_run_folder(folder: Path, *, resume: str) -> Iterator[None]:
     """Create a run folder and hold its lock.
 
-    Raises ValueError if the folder is in use or not writable, or is not empty under `resume=never`.
+    Raises ValueError if the folder is in use or not writable, or as `check_usable` does.
     """
+    check_usable(folder, resume=resume)
+    with lock_folder(folder, setting="run.dir"):
+        (folder / CHECKPOINTS).mkdir(exist_ok=True)
+        yield
+
+
+def check_usable(folder: Path, *, resume: str) -> None:
+    """Raise ValueError if a folder is no run's, or is not empty under `resume=never`."""
     if resume == "never" and not was_begun_here(folder) and _is_used(folder):
         raise ValueError(
             f"run.dir={folder} is not empty and run.resume=never; give another folder, or set "
             f"run.resume=auto to continue the run"
         )
     check_run_folder(folder)
-    with lock_folder(folder, setting="run.dir"):
-        (folder / CHECKPOINTS).mkdir(exist_ok=True)
-        yield
 
 
 def await_run_folder(folder: Path) -> None:

@@ -171,7 +171,8 @@ def _memory_lines(config: Recipe, model: Model, accelerator: Accelerator) -> lis
     if accelerator.device.type != "cuda":
         return []
     memory_gb = torch.cuda.get_device_properties(accelerator.device).total_memory / 1e9
-    planned = Planned(config, documents_per_token(config))
+    precision = "fp32" if accelerator.mixed_precision == "no" else "bf16"
+    planned = Planned(config, documents_per_token(config), precision)
     world = world_of(config, accelerator.num_processes, shard_group(accelerator))
     return [f"memory    {planned.memory_line(model, world, memory_gb)}"]
 

@@ -11,6 +11,8 @@ from torch import nn
 from pretrain_lib.data.windows.packing import IGNORED_TARGET
 from pretrain_lib.tensors.pieces import whole_tensor
 
+COUNT_PART = 2**20  # of a count of tokens, which has two parts that fp32 holds exactly
+
 
 @dataclass(frozen=True)
 class Accumulated:
@@ -109,9 +111,11 @@ def apply_update(
     skip = ~finite | (loss > loss_limit) | (grad_norm > norm_limit)
     _update(optimizer, learning_rate, skip=skip)
     # The only host-device synchronization of a step, after all its work has been queued.
-    values = torch.stack([loss, grad_norm, accumulated.targets.float(), skip.float()])
-    loss, norm, count, skipped = values.tolist()
-    return StepResult(loss, norm, int(count), skipped=bool(skipped))
+    # The count goes in two parts: in fp32, one above 2^24 would be rounded.
+    parts = (accumulated.targets // COUNT_PART, accumulated.targets % COUNT_PART)
+    values = torch.stack([loss, grad_norm, *(part.float() for part in parts), skip.float()])
+    loss, norm, high, low, skipped = values.tolist()
+    return StepResult(loss, norm, int(high) * COUNT_PART + int(low), skipped=bool(skipped))
 
 
 def _update(optimizer: torch.optim.Optimizer, learning_rate: float, *, skip: torch.Tensor) -> None:

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from pretrain_lib.tuning.scaling import BASE, EMBEDDING, MATRIX
-from pretrain_lib.tuning.search import KEPT, ROUNDS, Space, Trial, expected_trials
+from pretrain_lib.tuning.search import (
+    KEPT,
+    ROUNDS,
+    Space,
+    Trial,
+    expected_trials,
+    round_rate,
+)
 
 Settings = dict[str, dict[str, Any]]
 WIDTH = 256  # of the smaller model, or the next narrower one that its heads allow
@@ -37,7 +44,8 @@ class Cost:
 def rates_of(settings: Settings, names: tuple[str, ...]) -> tuple[float, ...]:
     """Return the recipe's own rates; one that is null is the base rate."""
     optimizer = settings["optimizer"]
-    return tuple(optimizer[BASE if optimizer[name] is None else name] for name in names)
+    own = (optimizer[BASE if optimizer[name] is None else name] for name in names)
+    return tuple(round_rate(rate) for rate in own)
 
 
 def unit_width(model: dict[str, Any]) -> int:
@@ -86,7 +94,13 @@ def choose_tokens(settings: Settings, names: tuple[str, ...], cost: Cost, budget
             f"at least {FEWEST_STEPS} steps of batch.tokens={settings['batch']['tokens']}: give "
             f"{math.ceil(least / MARGIN / 60)}m or more, or a smaller --width or --batch.tokens"
         )
-    return unit * min(steps, max(FEWEST_STEPS, settings["schedule"]["tokens"] // unit))
+    whole = settings["schedule"]["tokens"]
+    if whole < FEWEST_STEPS * unit:
+        raise ValueError(
+            f"schedule.tokens={whole} is too short for a search, whose longest runs have at least "
+            f"{FEWEST_STEPS * unit:,} tokens: give more, or a smaller --batch.tokens"
+        )
+    return unit * min(steps, whole // unit)
 
 
 def trial_settings(settings: Settings, names: tuple[str, ...], trial: Trial) -> dict[str, Any]:
@@ -94,15 +108,21 @@ def trial_settings(settings: Settings, names: tuple[str, ...], trial: Trial) -> 
     steps = trial.tokens // settings["batch"]["tokens"]
     return {
         **{f"optimizer.{name}": rate for name, rate in zip(names, trial.rates, strict=True)},
+        **({} if MATRIX in names else {f"optimizer.{MATRIX}": None}),  # as the base rate
         **shorter_schedule(settings, trial.tokens),
+        "schedule.continue_at_floor": None,
         "log.every": max(1, steps // ROWS),
         "checkpoint.every": max(1, steps // SAVES),
     }
 
 
 def shorter_schedule(settings: Settings, tokens: int) -> dict[str, Any]:
-    """Return the settings of a schedule of `tokens` tokens, by dotted name, in proportion."""
+    """Return the settings of a schedule of `tokens` tokens, by dotted name, in proportion.
+
+    `check_shortened` has passed.
+    """
     schedule, whole = settings["schedule"], settings["schedule"]["tokens"]
+    rest = schedule["continue_at_floor"]
     warmup = schedule["warmup_fraction"]
     if schedule["warmup_tokens"] is not None:
         warmup = schedule["warmup_tokens"] / whole
@@ -112,7 +132,23 @@ def shorter_schedule(settings: Settings, tokens: int) -> dict[str, Any]:
         "schedule.warmup_tokens": None,
         "schedule.warmup_fraction": warmup,
         "schedule.decay_tokens": round(schedule["decay_tokens"] / whole * tokens),
+        "schedule.continue_at_floor": rest and max(1, round(rest / whole * tokens)),
     }
+
+
+def check_shortened(settings: Settings) -> None:
+    """Raise ValueError for a schedule that cannot be shortened in proportion."""
+    if settings["schedule"]["tokens"] is None:
+        raise ValueError(
+            f"schedule.epochs={settings['schedule']['epochs']}: give the length of the run as "
+            f"schedule.tokens, in proportion to which it is shortened"
+        )
+    for name in ("ramp_from", "ramp_increment", "ramp_tokens"):
+        if settings["batch"][name] is not None:
+            raise ValueError(
+                f"batch.{name}={settings['batch'][name]}: a ramp of the batch does not become "
+                f"shorter with the run; give --batch.{name} null"
+            )
 
 
 def common_settings(settings: Settings, width: int) -> dict[str, Any]:
@@ -126,33 +162,23 @@ def common_settings(settings: Settings, width: int) -> dict[str, Any]:
         "scores.tasks": [],
         "checkpoint.every_tokens": None,
         "checkpoint.keep_last": 1,
+        "checkpoint.keep_best": None,
         "run.max_steps": None,
     }
 
 
 def check_searchable(settings: Settings) -> None:
     """Raise ValueError for a recipe whose rates cannot be found by short runs."""
-    schedule, data = settings["schedule"], settings["data"]
     if "width" not in settings["model"]:
         raise ValueError(
             "model.config: a model of transformers cannot be made narrower, as the search does; "
             "take gpt2_124m, llama_1_3b or a recipe with such a model"
         )
-    if schedule["tokens"] is None:
-        raise ValueError(
-            f"schedule.epochs={schedule['epochs']}: give the length of the run as schedule.tokens, "
-            f"of which short runs are a part"
-        )
-    if data["validation"] == "none":
+    check_shortened(settings)
+    if settings["data"]["validation"] == "none":
         raise ValueError(
             "data.validation=none: runs are compared by their validation loss, so hold out text"
         )
-    for name in ("ramp_from", "ramp_increment", "ramp_tokens"):
-        if settings["batch"][name] is not None:
-            raise ValueError(
-                f"batch.{name}={settings['batch'][name]}: a ramp is longer than short runs are; "
-                f"give --batch.{name} null"
-            )
     if not settings["optimizer"][BASE]:
         raise ValueError(f"optimizer.{BASE}=0: the search begins around the recipe's own rates")
 
@@ -161,8 +187,7 @@ def as_flags(settings: dict[str, Any]) -> list[str]:
     """Return the flags of a recipe for settings by dotted name."""
     flags = []
     for name, value in settings.items():
-        number = f"{value:.10g}" if isinstance(value, float) else str(value)
-        flags += [f"--{name}", "null" if value is None else number]
+        flags += [f"--{name}", "null" if value is None else str(value)]
     return flags
 
 

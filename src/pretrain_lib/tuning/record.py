@@ -4,7 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
@@ -83,7 +83,22 @@ def write_result(out: Path, names: tuple[str, ...], losses: dict[Trial, float], 
     write_json(out / RESULT, {"rates": list(names), **found, "trials": list(trials)})
 
 
-def measured_speed(folder: Path) -> tuple[float, float]:
-    """Return the median speed of a run's steps in tokens per second, and the seconds of all."""
-    rows = [row for row in read_metrics(folder) if row["kind"] == "train"]
-    return median(row["tokens_per_second"] for row in rows[1:]), rows[-1]["seconds"]
+@dataclass(frozen=True)
+class Measured:
+    """What a few steps of a run have shown."""
+
+    tokens_per_second: float
+    """The median of all steps but the first."""
+    seconds: float
+    """Of all steps."""
+    validated: int
+    """Tokens that each validation reads, 0 without any."""
+
+
+def read_measured(folder: Path) -> Measured:
+    """Return what the rows of a run with at least two steps show."""
+    rows = list(read_metrics(folder))
+    steps = [row for row in rows if row["kind"] == "train"]
+    validated = [row["targets"] for row in rows if row["kind"] == "validation"]
+    speed = median(row["tokens_per_second"] for row in steps[1:])
+    return Measured(speed, steps[-1]["seconds"], max(validated, default=0))

@@ -157,5 +157,10 @@ def vertex(left: float, middle: float, right: float) -> float:
     return 0.5 * (left - right) / curvature
 
 
+def round_rate(rate: float) -> float:
+    """Return a rate with the digits of those that are tried."""
+    return float(f"{rate:.{DIGITS - 1}e}")
+
+
 def _rounded(rates: "list[float] | tuple[float, ...]") -> tuple[float, ...]:
-    return tuple(float(f"{rate:.{DIGITS - 1}e}") for rate in rates)
+    return tuple(map(round_rate, rates))

@@ -32,8 +32,8 @@ def parse_validation(rule: str) -> tuple[str, float]:
         if rule == "none":
             return kind, 0
     raise ValueError(
-        f"data.validation={rule} must be hash, hash:SHARE, first:TOKENS, the path of a token "
-        f"array, or none"
+        f"data.validation={rule} must be hash, hash:SHARE, first:TOKENS or none (or, beside an "
+        f"array of tokens as the data of a run, the path of another)"
     )
 
 

@@ -22,6 +22,7 @@ from pretrain_lib.data.tokens.places import Place, on_disk
 from pretrain_lib.data.tokens.verify import check_tokenizer
 from pretrain_lib.files.reading import read_object
 from pretrain_lib.files.writes import staged, write_atomically
+from pretrain_lib.values import check_value, show
 
 JOB = "job.json"
 SAMPLE_CHARACTERS = 2**16  # size of the sample of each source on which encoders are compared
@@ -46,6 +47,15 @@ class Job:
     loss_spans: str | None = None  # a JSON field with the spans of the text that are trained on
 
     def __post_init__(self) -> None:
+        if isinstance(self.sources, str | Path) or not self.sources:
+            raise ValueError(
+                f"sources={show(self.sources)} must be one or several sources in a tuple or list, "
+                f"such as ('my_texts/',)"
+            )
+        named = (str(s) if isinstance(s, Path) else s for s in self.sources)
+        object.__setattr__(self, "sources", tuple(named))
+        check_value(self.max_rejected, "data.max_rejected", int, minimum=0)
+        check_value(self.train_tokenizer, "data.train_tokenizer", int | None)
         if (self.tokenizer is None) == (self.train_tokenizer is None):
             raise ValueError(
                 "give exactly one of tokenizer=NAME (an existing tokenizer) and "

@@ -51,24 +51,38 @@ Task = tuple[Path, int, UnitTask]
 WORKER_BYTES = 8 * 2**20  # text per worker for which starting a process pays off
 
 
-def prepare(job: Job, folder: Path, *, workers: int | None = None, quiet: bool = False) -> dict:
+def prepare(
+    job: Job, folder: Path | str, *, workers: int | None = None, quiet: bool = False
+) -> dict:
     """Tokenize the sources of a job into `folder` and return the manifest.
 
     Uses at most `workers` processes (default: one per core). If it is killed at any time and called
     again, it continues with the units that are not committed; a finished folder is left unchanged.
     Raises ValueError if the folder holds another job, or is being prepared by another process.
     """
+    folder = Path(folder)
     check_target(job, folder)
     record = job.record()
     with lock_folder(folder, setting="data.path"):
         check_same_job(folder, record)
         if not has_shards(folder):  # clean up after an attempt that failed before its first unit
-            shutil.rmtree(folder / TOKENIZER_FOLDER, ignore_errors=True)
-            _drop_units(folder)
+            _clear(folder)
         if not (folder / MANIFEST).is_file():
             write_json(folder / JOB, record)
-            _write_units(job, folder, workers=workers, quiet=quiet)
+            try:
+                _write_units(job, folder, workers=workers, quiet=quiet)
+            except ValueError:
+                if not has_shards(folder):
+                    _clear(folder)
+                raise
         return read_manifest(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Delete what an attempt that wrote no shard has left."""
+    shutil.rmtree(folder / TOKENIZER_FOLDER, ignore_errors=True)
+    _drop_units(folder)
+    (folder / JOB).unlink(missing_ok=True)
 
 
 def _write_units(job: Job, folder: Path, *, workers: int | None, quiet: bool) -> None:

@@ -111,6 +111,8 @@ def _text(piece: FileSlice) -> Iterator[Document | Rejected]:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         yield Rejected(where, "the text is not UTF-8", f"{error.reason} at byte {error.start}")
+        if stop < size:  # what follows the gap does not go on where the text before it ended
+            yield Document("", True, False, digest)
         return
     text = text.removeprefix("\ufeff") if start == 0 else text
     yield Document(text, start == 0, stop == size, digest if is_part else None)

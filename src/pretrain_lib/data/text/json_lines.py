@@ -37,6 +37,8 @@ def parse_again(line: bytes, where: str, fields: Fields) -> Document | Rejected:
         reason = "not a JSON object in UTF-8"
     elif text is ...:
         reason = f"no field data.text_field={fields.text!r}"
+    elif isinstance(text, str) and not is_text(text):
+        reason = f"a lone surrogate, which is no character, in data.text_field={fields.text!r}"
     elif not is_text(text):
         reason = f"no text in data.text_field={fields.text!r}"
     elif (spans := _read_spans(record, text, fields.spans)) is ...:

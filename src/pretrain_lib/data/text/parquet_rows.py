@@ -37,7 +37,7 @@ def read_rows(piece: FileSlice, text_field: str) -> Iterator[Document | Rejected
         for batch in file.iter_batches(ROWS_AT_ONCE, groups, columns=[text_field]):
             for text in _values(batch.column(0)):
                 if isinstance(text, UnicodeDecodeError):
-                    where = f"{show_path(piece.path)}, row {row} of row groups {piece.start} on"
+                    where = f"{show_path(piece.path)}, row {row} from row group {piece.start} on"
                     yield Rejected(where, "the text is not UTF-8", text.reason)
                 else:
                     yield Document(text or "")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from pretrain_lib.data.tokens.manifests import REMEDY
 from pretrain_lib.data.tokens.places import Place, RemoteHandle, open_handle
 from pretrain_lib.data.tokens.shards import read_manifest
 from pretrain_lib.files.reading import interpreting, read_object
+from pretrain_lib.values import check_value
 
 MASK_STRETCH = 2**24
 
@@ -191,11 +193,13 @@ class TokenArray:
             position, index = base + high, index + 1
 
 
-def open_split(folder: Place, split: str) -> TokenArray:
+def open_split(folder: Place | str, split: str) -> TokenArray:
     """Open the `train` or `validation` split of a prepared folder, checking file sizes only.
 
     Raises ValueError if a shard is missing or has the wrong size.
     """
+    folder = Path(folder) if isinstance(folder, str) else folder
+    check_value(split, "split", Literal["train", "validation"])
     manifest = read_manifest(folder)
     dtype = np.dtype(manifest["dtype"])
     files, there = [], {path.name: path.stat().st_size for path in folder.glob("*.bin")}

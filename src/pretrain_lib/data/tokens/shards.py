@@ -81,6 +81,8 @@ def _npy_bytes(array: np.ndarray) -> bytes:
 def read_manifest(folder: Path) -> dict:
     """Return the manifest of a prepared folder; raises ValueError if it is missing or damaged."""
     path = folder / MANIFEST
+    if isinstance(folder, Path) and not folder.exists():
+        raise ValueError(f"data.path={folder}: there is no such folder")
     if not path.is_file():
         raise ValueError(
             f"data.path={folder} holds no {MANIFEST}: it is not a prepared folder, or `pretrain "

@@ -14,11 +14,12 @@ from pretrain_lib.data.tokens.places import Place
 from pretrain_lib.data.tokens.shards import MASK_HASHES, SHARD_HASHES, read_manifest
 
 
-def verify_folder(folder: Path) -> list[str]:
+def verify_folder(folder: Path | str) -> list[str]:
     """Verify every hash of a prepared folder; return one line per missing or damaged file.
 
     Raises ValueError for a folder without a manifest.
     """
+    folder = Path(folder)
     try:
         manifest = read_manifest(folder)
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from pretrain_lib.data.windows.document_ends import narrow_document_ends
 from pretrain_lib.data.windows.order import WindowOrder
 from pretrain_lib.data.windows.packing import Windows, fill_planned_window, fill_window
 from pretrain_lib.data.windows.shuffled import Shuffle, order_by_epoch
+from pretrain_lib.values import check_value, show
 
 Batch = dict[str, torch.Tensor]
 
@@ -52,6 +54,15 @@ class PackedDataset(Dataset):
         shuffle: Shuffle = "windows",
     ) -> None:
         self.sources = [tokens] if isinstance(tokens, TokenArray) else list(tokens)
+        if not self.sources or not all(isinstance(s, TokenArray) for s in self.sources):
+            raise ValueError(
+                f"tokens={show(tokens)} must be a token array, or a list of some: what "
+                f"pretrain_lib.open_split(FOLDER, 'train') returns"
+            )
+        check_value(sequence_length, "sequence_length", int, minimum=1)
+        check_value(seed, "seed", int, minimum=0)
+        check_value(document_masking, "document_masking", bool)
+        check_value(shuffle, "shuffle", Shuffle)
         if document_masking and not all(source.has_documents for source in self.sources):
             raise ValueError(
                 "data.document_masking=true needs document ends, which an array of data.path does "
@@ -87,6 +98,8 @@ class PackedDataset(Dataset):
         """Return the windows at `positions`, stacked: `(B, T)` per tensor."""
         if min(positions, default=0) < 0:
             raise IndexError(f"window {min(positions)}: windows count from 0 at the run's start")
+        if not all(isinstance(position, Integral) for position in positions):
+            raise ValueError(f"windows {show(positions)} must be whole numbers")
         windows = Windows.empty(
             len(positions), self.sequence_length, document_masking=self.document_masking
         )
@@ -119,7 +132,13 @@ def rank_micro_batches(
     Micro-batch m of the step holds its windows `[m * b, (m + 1) * b)`, whatever the world size, and
     goes to rank m mod `world_size`. `(b, T)` per tensor, b being `micro_batch`.
     """
-    assert count % (micro_batch * world_size) == 0, f"{count} windows do not divide"
+    check_value(micro_batch, "micro_batch", int, minimum=1)
+    if count % (micro_batch * world_size):
+        raise ValueError(
+            f"a step of {count} windows does not divide into micro-batches of micro_batch="
+            f"{micro_batch} for world_size={world_size}; give windows that are a multiple of "
+            f"{micro_batch * world_size}"
+        )
     starts = range(first + rank * micro_batch, first + count, world_size * micro_batch)
     positions = [start + i for start in starts for i in range(micro_batch)]
     batch = dataset.batch(positions)
@@ -134,7 +153,7 @@ def iterate_steps(
     steps: Iterable[tuple[int, int]],
     *,
     micro_batch: int,
-    device: torch.device,
+    device: torch.device | str,
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[list[Batch]]:
@@ -142,6 +161,7 @@ def iterate_steps(
 
     Prefetches the next step, into pinned memory for CUDA, while the current one is computed.
     """
+    device = torch.device(device)
 
     def load(step: tuple[int, int]) -> list[Batch]:
         batches = rank_micro_batches(
