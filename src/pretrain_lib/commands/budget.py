@@ -97,11 +97,12 @@ def tokens_within(settings: Settings, measured: Measured, budget: float) -> int:
 
 def _measure(words: list[str], folder: Path, budget: float) -> Measured:
     """Measure a few steps of a run in a folder beside its own, which is dropped."""
-    print(f"measuring {MEASURED_STEPS} steps", flush=True)
     make_folder(folder.parent)
     with tempfile.TemporaryDirectory(prefix=".budget-", dir=folder.parent) as name:
         run = Path(name, "run")
         console = Path(tempfile.gettempdir(), f"pretrain-budget-{os.getpid()}.log")
+        what = f"measuring {MEASURED_STEPS} steps, once the data are prepared"
+        print(f"{what}; {console} tells how far it is", flush=True)
         try:
             return measure_steps(console, [*words, *as_flags(MEASURED)], run, budget)
         finally:
