@@ -206,7 +206,13 @@ def check_spelling(fields: dict) -> None:
 @cache
 def _fields_of(kind: type) -> frozenset[str]:
     """Return the fields of a configuration of transformers, as far as it names them."""
-    return frozenset((*kind().to_dict(), *inspect.signature(kind).parameters))
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        defaults = kind().to_dict()
+    except (ValueError, TypeError, StrictDataclassError):  # one without defaults
+        defaults = {}
+    return frozenset((*defaults, *inspect.signature(kind).parameters))
 
 
 def check_one_model(hf: "PreTrainedConfig") -> None:
