@@ -11,12 +11,17 @@ from pretrain_lib.files.writes import make_folder
 from pretrain_lib.run_folder.folder import CHECKPOINTS, check_usable
 from pretrain_lib.run_folder.metrics import human, human_time
 from pretrain_lib.run_folder.status import read_status
-from pretrain_lib.tuning.proxy import Settings, as_flags, check_shortened, shorter_schedule
+from pretrain_lib.tuning.proxy import (
+    FEWEST_STEPS,
+    Settings,
+    as_flags,
+    check_shortened,
+    shorter_schedule,
+)
 from pretrain_lib.tuning.record import MEASURED_STEPS, Measured, read_measured
 
 MARGIN = 0.9  # of the budget is planned: machines slow down under load
 FORWARD = 1 / 3  # of the operations of a step, which validation takes for each token
-FEWEST_STEPS = 32  # of a run, or its schedule says little
 FEWEST_MEASURED = 2  # steps, of which the first is left out
 START_SECONDS = 30  # that a run may take to begin
 CONFIG = "config.yaml"

@@ -20,7 +20,7 @@ from pretrain_lib.tuning.search import (
 Settings = dict[str, dict[str, Any]]
 WIDTH = 256  # of the smaller model, or the next narrower one that its heads allow
 VALIDATION_TOKENS = 262_144  # that a run is judged by, if the recipe's are not fewer
-FEWEST_STEPS = 32  # of the shortest run, or its schedule says little
+FEWEST_STEPS = 32  # of a run that is shortened, or its schedule says little
 SAVES = 4  # checkpoints of a run, from which it goes on when it was interrupted
 ROWS = 50  # of metrics in a run, at most
 MARGIN = 0.9  # of the budget is planned: neighbors beyond the first take the rest
