@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -46,10 +47,15 @@ def test_prepare_verify_inspect(tmp_path, capsys):
     raw = bytearray(shard.read_bytes())
     raw[100] ^= 1
     shard.write_bytes(raw)
-    assert call("verify", out) == 2
-    captured = capsys.readouterr()
-    assert str(shard) in captured.out
-    assert captured.err.startswith("error: ")
+    copy = shutil.copytree(out, tmp_path / "copy")
+    raw[100] ^= 1
+    (copy / shard.name).write_bytes(raw)
+    for folders in ([out], [copy, out], [out, copy]):  # a damaged one hides no other
+        assert call("verify", *folders) == 2
+        captured = capsys.readouterr()
+        assert str(shard) in captured.out
+        assert (f"{copy}: every file is as it was written" in captured.out) == (len(folders) > 1)
+        assert captured.err == f"error: {out}: 1 file is not what was written\n"
 
 
 @pytest.mark.parametrize(
@@ -94,6 +100,26 @@ def test_prepare_counts_what_it_leaves_out_and_stops_at_the_limit(tmp_path, caps
     assert "3 empty documents, 6 unreadable" in shown
     assert f"{tmp_path}/a.jsonl, line at byte {len(lines[0]) + 1}" in shown
     assert "3 documents: not a JSON object in UTF-8; the first: " in shown
+
+
+def test_prepare_hints_at_files_that_are_read_twice(tmp_path, capsys):
+    source = tmp_path / "texts"
+    source.mkdir()
+    line = json.dumps({"text": "A few words. " * 9}) + "\n"
+    (source / "a.jsonl").write_text(f"{line}{{}}\n[]\n")
+    (source / "b.txt").write_text("Other words. " * 9)
+    flags = ["--train_tokenizer", "300", "--validation", "none", "--out"]
+    assert call("prepare", source, *flags, tmp_path / "1") == 0
+    shown = capsys.readouterr()
+    assert "hint:" not in shown.err
+    place = f"{source}/a.jsonl, line at byte {len(line)}"
+    assert shown.out.count(place) == shown.out.count(f"the first: {place}: b'{{}}'\n") == 1
+    assert call("prepare", source, source / "b.txt", *flags, tmp_path / "2") == 0
+    hint = f"hint: 1 file is read more than once (the first: {source}/b.txt); to give a text more"
+    assert hint in capsys.readouterr().err
+    (source / "c.jsonl").symlink_to("a.jsonl")
+    assert call("prepare", source, *flags, tmp_path / "3") == 0
+    assert f"(the first: {source}/a.jsonl and {source}/c.jsonl)" in capsys.readouterr().err
 
 
 def test_prepare_hints_at_separators_and_takes_one(tmp_path, capsys):

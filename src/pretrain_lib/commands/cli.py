@@ -141,8 +141,8 @@ def _add_data_commands(command: AddCommand) -> None:
     spans = Rule(str, help="a field of JSON lines: the [start, end] in characters to train on")
     add("--loss_spans", spans, metavar="FIELD")
 
-    add = command("verify", "Check every hash of a prepared folder.")
-    add("folder", Rule(Path, help="a prepared folder"), metavar="FOLDER")
+    add = command("verify", "Check every hash of prepared folders.")
+    add("folders", Rule(Path, help="prepared folders"), nargs="+", metavar="FOLDER")
 
     text = "Show what lies in prepared folders or arrays, and what a run makes of it."
     add = command("inspect", text)

@@ -11,7 +11,7 @@ from pretrain_lib.commands.flag_names import in_terms_of_flags
 from pretrain_lib.data.overlap import OverlapReport, find_overlap, format_overlap, write_overlap
 from pretrain_lib.data.pool import count_cores
 from pretrain_lib.data.prepare.holdout import holds_out_nothing
-from pretrain_lib.data.prepare.job import Job, hint_at_documents
+from pretrain_lib.data.prepare.job import Job, find_hints
 from pretrain_lib.data.prepare.left_out import describe_left_out
 from pretrain_lib.data.prepare.prepare import prepare
 from pretrain_lib.data.prepare.target import check_target
@@ -35,7 +35,7 @@ def run_prepare(options: argparse.Namespace) -> None:
     )
     check_target(job, options.out)
     sources = job.open_sources()
-    if hint := hint_at_documents(job, sources):
+    for hint in find_hints(job, sources):
         print(hint.replace("data.document_separator=", "--document_separator "), file=sys.stderr)
     if options.validation != "none" and holds_out_nothing(sources, job.validation):
         print(_nothing_held_out(job.validation), file=sys.stderr)
@@ -74,19 +74,30 @@ def _nothing_held_out(rule: str) -> str:
 
 
 def run_verify(options: argparse.Namespace) -> None:
-    """Verify the hashes of all files of a prepared folder; raises ValueError if any differ."""
-    problems = verify_folder(options.folder)
+    """Verify the hashes of all files of prepared folders; raises ValueError if any differ."""
+    damaged = {folder: count for folder in options.folders if (count := _verify(folder))}
+    if damaged:
+        counts = (
+            f"{folder}: {plural(count, 'file')} {'is' if count == 1 else 'are'} not what was "
+            f"written"
+            for folder, count in damaged.items()
+        )
+        raise ValueError("; ".join(counts))
+
+
+def _verify(folder: Path) -> int:
+    """Print which files of a prepared folder differ, and return how many."""
+    problems = verify_folder(folder)
     for problem in problems:
         print(problem)
-    if problems:
-        differ = "file is" if len(problems) == 1 else "files are"
-        raise ValueError(f"{options.folder}: {len(problems):,} {differ} not what was written")
-    print(f"{options.folder}: every file is as it was written")
-    if not has_own_hash(options.folder):
+    if not problems:
+        print(f"{folder}: every file is as it was written")
+    if not problems and not has_own_hash(folder):
         print(
-            f"{options.folder / MANIFEST} was written by an earlier version and has no hash of "
-            f"itself: what it says besides hashes was not checked"
+            f"{folder / MANIFEST} was written by an earlier version and has no hash of itself: "
+            f"what it says besides hashes was not checked"
         )
+    return len(problems)
 
 
 def run_inspect(options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pretrain_lib.config.settings import DataConfig
 from pretrain_lib.data.block_cache import cache_folder
 from pretrain_lib.data.pool import count_cores
-from pretrain_lib.data.prepare.job import Job, check_same_job, hint_at_documents
+from pretrain_lib.data.prepare.job import Job, check_same_job, find_hints
 from pretrain_lib.data.prepare.prepare import prepare
 from pretrain_lib.data.prepare.spool import Spool, open_spool
 from pretrain_lib.data.tokens.foreign import names_tokens
@@ -36,7 +36,7 @@ def prepare_source(data: DataConfig, path: Path | None) -> Path:
         return folder
     if is_main_rank():
         _refuse_large_source(job, folder, data.workers)
-        if hint := hint_at_documents(job, job.open_sources()):
+        for hint in find_hints(job, job.open_sources()):
             print(hint, file=sys.stderr)
         prepare(job, folder, workers=data.workers)
     else:

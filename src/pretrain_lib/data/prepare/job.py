@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain_lib.data.prepare.holdout import parse_validation
+from pretrain_lib.data.remote import RemoteFile
+from pretrain_lib.data.text.documents import show_path
 from pretrain_lib.data.text.encoder import PIECE_CHARACTERS, Encoder, choose_encoder, cut_text
 from pretrain_lib.data.text.formats import Document, has_lines, is_one_document
 from pretrain_lib.data.text.separators import check_separator, hint_at_separator
@@ -23,6 +25,7 @@ from pretrain_lib.data.tokens.verify import check_tokenizer
 from pretrain_lib.files.reading import read_object
 from pretrain_lib.files.writes import staged, write_atomically
 from pretrain_lib.values import check_value, show
+from pretrain_lib.wording import plural
 
 JOB = "job.json"
 SAMPLE_CHARACTERS = 2**16  # size of the sample of each source on which encoders are compared
@@ -137,14 +140,34 @@ def check_same_job(folder: Path, record: dict) -> None:
         )
 
 
-def hint_at_documents(job: Job, sources: Sequence[Source]) -> str | None:
-    """Return a hint if a `.txt` file looks like several documents but is read as one."""
+def find_hints(job: Job, sources: Sequence[Source]) -> Iterator[str]:
+    """Yield a hint for what is probably not meant: files read twice, or several documents as one.
+
+    A file that is read twice may be in two sources, or have two names.
+    """
     files = [file for s in sources if isinstance(s, FileSource) for file in s.files]
+    names: dict[object, list[str]] = {}
+    for file in files:
+        names.setdefault(_file_identity(file), []).append(show_path(file))
+    if repeated := [own for own in names.values() if len(own) > 1]:
+        count = f"{plural(len(repeated), 'file')} {'is' if len(repeated) == 1 else 'are'}"
+        places = " and ".join(dict.fromkeys(repeated[0][:2]))
+        yield (
+            f"hint: {count} read more than once (the first: {places}); to give a text more weight, "
+            f"prepare it by itself and mix it with data.weights"
+        )
     texts = [file for file in files if file.suffix.lower() == ".txt"]
-    if job.document_separator is not None or not texts:
-        return None
-    own = [] if job.tokenizer is None else [load_tokenizer(job.tokenizer).end_of_text]
-    return hint_at_separator(texts, *own)
+    if job.document_separator is None and texts:
+        own = [] if job.tokenizer is None else [load_tokenizer(job.tokenizer).end_of_text]
+        if hint := hint_at_separator(texts, *own):
+            yield hint
+
+
+def _file_identity(file: Path | RemoteFile) -> object:
+    if isinstance(file, RemoteFile):
+        return str(file)
+    status = file.stat()
+    return status.st_dev, status.st_ino
 
 
 def has_shards(folder: Path) -> bool:

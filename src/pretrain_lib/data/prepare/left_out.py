@@ -80,10 +80,13 @@ def describe_left_out(report: dict) -> Iterator[str]:
     if report["empty"] or report["rejected"]:
         empty = plural(report["empty"], "empty document")
         yield f"left out    {empty}, {report['rejected']:,} unreadable"
-    for entry in report.get("reasons", ()):
+    for entry in (reasons := report.get("reasons", ())):
         count = plural(entry["documents"], "document") if entry["documents"] else "warning"
-        yield f"            {count}: {entry['reason']}; the first: {entry['first']}"
-    for example in report["examples"]:
+        example = f"{entry['first']}: {entry['reason']}"
+        details = (e.removeprefix(example) for e in report["examples"] if e.startswith(example))
+        first = entry["first"] + next(details, "")
+        yield f"            {count}: {entry['reason']}; the first: {first}"
+    for example in () if reasons else report["examples"]:
         yield f"            {example}"
     if skipped := report.get("skipped_files"):
         counts = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
