@@ -84,12 +84,27 @@ def test_a_misspelt_name_among_the_allowed_changes_is_refused():
         (b"data: {document_masking: on}", "{f}: data.document_masking on must be true or false"),
         (b"optimizer: {betas: [0.9, .nan]}", "{f}: optimizer.betas"),
         (b"\x00", "{f} is no YAML"),
+        (b"run: '\n\n  0'\n", "{f}: run must hold settings, such as run: {{seed: 1}}, not '\\n0'"),
+        (b'"a\\nb": 3', "{f}: 'a\\nb' must hold settings"),
+        (b'"a.b\\n": "c\\nd"', "{f}: 'a.b\\n' is a setting in a section"),
+        (b'"a\\nb": 3\n"a\\nb": 4', "{f}, line 2: 'a\\nb' stands twice"),
+        (b'run: {"a\\nb": 3}', "{f}: 'run.a\\nb' is no setting"),
+        (b"? [a]\n: b", "{f}, line 1: the key ['a'] is not a name"),
+        (b"run: {? {a: b} : c}", "{f}, line 1: the key {{'a': 'b'}} is not a name"),
     ],
 )
 def test_an_overlay_is_refused_with_its_name_and_line(tmp_path, content, expected):
     file = tmp_path / "odd.yaml"
     file.write_bytes(content)
-    assert refuse(GPT2_RECIPE, "--config", file).startswith(expected.format(f=file))
+    error = refuse(GPT2_RECIPE, "--config", file)
+    assert error.startswith(expected.format(f=file)) and "\n" not in error
+
+
+@pytest.mark.parametrize(
+    "flags", [["--no\npe"], ["x\ny"], ["--run.seed", "1\n2"], ["--config", "\n"]]
+)
+def test_what_is_written_over_two_lines_is_refused_in_one(flags):
+    assert "\n" not in refuse(GPT2_RECIPE, *flags)
 
 
 @pytest.mark.parametrize("content", ["run:\n#  seed: 1\n", "run: null", "run: {}", "", "# nothing"])

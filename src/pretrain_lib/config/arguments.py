@@ -13,7 +13,7 @@ from pretrain_lib.config.overlays import read_overlay
 from pretrain_lib.config.renamed import now_called
 from pretrain_lib.config.settings import Recipe, plain
 from pretrain_lib.models.flops import PEAK_TFLOPS, Hardware
-from pretrain_lib.values import Rule, did_you_mean, rules_of
+from pretrain_lib.values import Rule, did_you_mean, rules_of, show
 
 HARDWARE = Hardware()
 
@@ -55,7 +55,7 @@ def _overlays(options: Namespace, presets: dict[str, dict], rules: dict[str, Rul
         for name, written in read_overlay(file).items():
             if name not in rules:
                 hint = now_called(name) or f"is no setting{did_you_mean(name, rules)}"
-                raise ValueError(f"{file}: {name} {hint}")
+                raise ValueError(f"{file}: {show(name)} {hint}")
             given[name] = _read(rules[name], written, f"{file}: {name}")
     return given
 

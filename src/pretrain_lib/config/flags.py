@@ -7,7 +7,7 @@ from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from pretrain_lib.values import Rule, did_you_mean, kinds_of
+from pretrain_lib.values import Rule, did_you_mean, kinds_of, show
 
 HINT = "(--help lists all flags)"
 FLAG = re.compile("--([A-Za-z]|$)")  # `---` is none, but a line between documents
@@ -41,8 +41,8 @@ class Parser(ArgumentParser):
     def refuse(self, written: str) -> str:
         """Return the error message for an unknown argument."""
         if not written.startswith("-"):
-            return f"{written} belongs to no flag {HINT}"
-        return f"there is no flag {written}{did_you_mean(written, self.flags())} {HINT}"
+            return f"{show(written)} belongs to no flag {HINT}"
+        return f"there is no flag {show(written)}{did_you_mean(written, self.flags())} {HINT}"
 
     def flags(self) -> list[str]:
         """Return the names of all flags."""

@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from pretrain_lib.values import show
+
 NULLS = ("~", "Null", "NULL")  # what YAML writes null as, besides null
 PREFIX = "tag:yaml.org,2002:"
 TAGS = tuple(PREFIX + kind for kind in ("str", "int", "float", "bool", "null", "seq", "map"))
@@ -19,7 +21,7 @@ class StrictLoader(yaml.BaseLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """Return the value of a node; raises ConstructorError for a tag of another kind."""
         if node.tag not in TAGS:
-            tag = node.tag.replace(PREFIX, "!!")
+            tag = show(node.tag.replace(PREFIX, "!!"))
             raise yaml.constructor.ConstructorError(
                 None, None, f"the tag {tag} is not allowed: values are plain", node.start_mark
             )
@@ -31,18 +33,18 @@ class StrictLoader(yaml.BaseLoader):
         return "null" if is_null else super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """Return a mapping; raises ConstructorError for a duplicate key."""
+        """Return a mapping; raises ConstructorError for a duplicate key, or one that is no name."""
         lines: dict[Any, int] = {}
         for key_node, _ in node.value:
-            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
-            if key in lines:
-                raise yaml.constructor.ConstructorError(
-                    None,
-                    None,
-                    f"{key} stands twice, also in line {lines[key]}",
-                    key_node.start_mark,
-                )
-            lines[key] = line
+            key, problem = self.construct_object(key_node, deep=True), None
+            if not isinstance(key, str):
+                problem = f"the key {show(key)} is not a name"
+            elif key in lines:
+                problem = f"{show(key)} stands twice, also in line {lines[key]}"
+            if problem is not None:
+                mark = key_node.start_mark
+                raise yaml.constructor.ConstructorError(None, None, problem, mark)
+            lines[key] = key_node.start_mark.line + 1
         return super().construct_mapping(node, deep=deep)
 
 
@@ -61,14 +63,15 @@ def read_overlay(name: str) -> dict[str, Any]:
         if values in ("", "null"):
             continue
         if not isinstance(values, dict):
+            section, value = show(section), show(values)
             outer, dot, inner = section.partition(".")
             if dot:
                 raise ValueError(
                     f"{name}: {section} is a setting in a section: write {outer}: {{{inner}: "
-                    f"{values}}}"
+                    f"{value}}}"
                 )
             raise ValueError(
-                f"{name}: {section} must hold settings, such as run: {{seed: 1}}, not {values}"
+                f"{name}: {section} must hold settings, such as run: {{seed: 1}}, not {value}"
             )
         settings |= {f"{section}.{field}": value for field, value in values.items()}
     return settings
@@ -84,7 +87,7 @@ def _load(name: str) -> Any:
             f"{name} is not UTF-8 (byte 0x{byte:02x} at position {error.start}): save it as UTF-8"
         ) from error
     except OSError as error:
-        raise ValueError(f"--config {name} cannot be read: {error.strerror}") from error
+        raise ValueError(f"--config {show(name)} cannot be read: {error.strerror}") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}" if mark else ""
