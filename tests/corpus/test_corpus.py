@@ -213,6 +213,27 @@ def test_files_that_a_pattern_matches_are_one_array(recipe, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "data",
+    [{"packing": "best_fit"}, {"document_masking": True}, {"shuffle": "documents"}, {}],
+)
+def test_documents_that_end_elsewhere_are_other_data(recipe, tmp_path, data):
+    np.arange(200, dtype="<u2").tofile(tmp_path / "a.ds")
+    data = {"path": f"{tmp_path}/a.ds", "validation": "none"} | data
+    windows, fingerprints = [], []
+    for ends in ([100, 200], [*range(10, 201, 10)], [100, 200]):
+        np.array(ends, "<u8").tofile(tmp_path / "a.ds.index")
+        config = change(recipe, data=data)
+        corpus = open_corpus(config)
+        fingerprints.append(corpus.fingerprint)
+        windows.append(build_dataset(config, corpus).batch(range(2)))
+    others = [
+        [(window[name].shape, window[name].tolist()) for name in window] for window in windows
+    ]
+    assert others[0] == others[2] and fingerprints[0] == fingerprints[2]
+    assert (others[0] == others[1]) == (fingerprints[0] == fingerprints[1]) == (len(data) == 2)
+
+
+@pytest.mark.parametrize(
     ("data", "rule"),
     [
         ({"source": None}, "data.streaming=true needs a data.source"),

@@ -242,6 +242,15 @@ def test_many_empty_documents_at_one_place_are_read(tmp_path, length):
         assert window["document_ends"].tolist() == inside + [length] * (length - len(inside))
 
 
+def test_half_of_a_file_is_not_taken_for_shorter_ids(tmp_path):
+    write_datatrove(tmp_path, "a.ds", [[1, 2, 3], [70_000]], 4)
+    (tmp_path / "a.ds.metadata").write_text("a tokenizer|4\n4\n4 tokens")  # as datatrove does
+    assert open_foreign(tmp_path / "a.ds", vocabulary_size=None).read(3, 1).tolist() == [70_000]
+    (tmp_path / "a.ds").write_bytes((tmp_path / "a.ds").read_bytes()[:8])
+    with pytest.raises(ValueError, match="are 2 for each of the 4 .*a.ds.metadata says 4"):
+        open_foreign(tmp_path / "a.ds", vocabulary_size=None)
+
+
 def test_an_index_that_falls_is_refused(tmp_path):
     write_datatrove(tmp_path, "a.ds", [[1, 2, 3], [4], [5, 6]], 2)
     (tmp_path / "a.ds.index").write_bytes(struct.pack("<3Q", 4, 3, 6))
@@ -257,5 +266,9 @@ def test_an_index_without_documents_is_refused(tmp_path):
 
 def test_a_shard_of_a_prepared_folder_is_not_taken_for_an_array(tmp_path):
     write_documents(tmp_path, "train-00000-000", [np.arange(9)])
-    with pytest.raises(ValueError, match="is a shard of a prepared folder: give the folder"):
-        open_foreign(tmp_path / "train-00000-000.bin", vocabulary_size=9)
+    for name in ("train-00000-000.bin", "*.npy"):
+        with pytest.raises(ValueError, match="is a shard of a prepared folder: give the folder"):
+            open_foreign(tmp_path / name, vocabulary_size=9)
+    (tmp_path / "val.json").write_text('{"note": "of somebody else"}')
+    np.arange(20, 29, dtype="<u2").tofile(tmp_path / "val.bin")
+    assert open_foreign(tmp_path / "val.bin", vocabulary_size=None).read(0, 1).tolist() == [20]

@@ -1,9 +1,12 @@
 """Arrays of which nothing in the file says the type: read as told, or refused when in doubt."""
 
+import gzip
+import os
 import struct
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,7 +56,7 @@ def test_longer_ids_are_not_taken_for_uint16(tmp_path, vocabulary, dtype):
 
 def test_ids_of_the_other_byte_order_are_in_doubt_too(tmp_path):
     ids_below(50_257).astype(">u4").tofile(tmp_path / "train.bin")
-    with pytest.raises(ValueError, match=r"train.bin has no header, .* at most 0, as in ids of 4"):
+    with pytest.raises(ValueError, match=r"train.bin has no header, .* is zero, as in ids of 4"):
         open_foreign(tmp_path / "train.bin", vocabulary_size=None)
 
 
@@ -136,3 +139,61 @@ def test_a_name_that_is_not_utf8_is_said_so_that_it_can_be_printed(tmp_path):
     with pytest.raises(ValueError, match=r"b\\udcff.bin: the name is not UTF-8; rename") as error:
         open_foreign(tmp_path / "*.bin", vocabulary_size=None)
     str(error.value).encode()
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_negative_ids_are_not_taken_for_uint16(tmp_path, dtype):
+    ids = ids_below(128_256).astype(dtype)
+    ids[::50] = -100  # as ignored targets are written
+    ids.tofile(tmp_path / "train.bin")
+    with pytest.raises(ValueError, match=f"every second uint16 .* give data.dtype={dtype}"):
+        open_foreign(tmp_path / "train.bin", vocabulary_size=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("array.npy", "rename it to end in .npy"), ("ids.gz", "decompress it"), ("ids.txt", "text")]
+    + [("llmc", "big-endian"), ("torch.pt", "ZIP archive")],
+)
+def test_what_is_no_array_of_ids_is_refused_by_its_content(tmp_path, name, expected):
+    ids, path = ids_below(50_257, 2000).astype("<u2"), tmp_path / name
+    if name == "array.npy":
+        np.save(path, ids)
+    elif name == "torch.pt":
+        torch.save(torch.arange(2000), path)
+    elif name == "llmc":
+        path.write_bytes(np.array([20240520, 1, 100], ">i4").tobytes() + ids.tobytes())
+    else:
+        path.write_bytes(gzip.compress(ids.tobytes()) if name == "ids.gz" else b"A line.\n" * 99)
+    file = tmp_path / "train.bin"
+    file.write_bytes(path.read_bytes() + bytes(path.stat().st_size % 2))
+    with pytest.raises(ValueError, match=f"train.bin .*{expected}"):
+        open_foreign(file, vocabulary_size=None)
+
+
+def test_a_pattern_names_no_hidden_files_folders_or_pipes(tmp_path):
+    ids = ids_below(50_257, 900).astype("<u2")
+    ids.tofile(tmp_path / "train_0.bin")
+    ids[:7].tofile(tmp_path / "._train_0.bin")
+    (tmp_path / "folder.bin").mkdir()
+    os.mkfifo(tmp_path / "pipe.bin")
+    (tmp_path / "broken.bin").symlink_to("nowhere")
+    tokens = open_foreign(tmp_path / "*.bin", vocabulary_size=None)
+    assert tokens.read(0, len(tokens)).tolist() == ids.tolist()
+    assert len(open_foreign(tmp_path / ".*.bin", vocabulary_size=None)) == 7
+    for name, expected in (
+        ("pipe.bin", "is not a file"),
+        ("broken.bin", "is not a file|no such file"),
+        ("**.bin", "no such file|is not a pattern"),
+        ("fold*/train_0.bin", "only the name of the file may be a pattern"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            open_foreign(tmp_path / name, vocabulary_size=None)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path):
+    ids_below(50_257).astype("<u2").tofile(tmp_path / "train.bin")
+    tokens = open_foreign(tmp_path / "train.bin", vocabulary_size=None)
+    os.truncate(tmp_path / "train.bin", 100)
+    with pytest.raises(ValueError, match=r"train.bin is shorter than when it was opened"):
+        tokens.read(0, 200)

@@ -114,3 +114,19 @@ def test_another_index_json_decides_nothing(tmp_path):
     assert len(open_foreign(tmp_path / "train.bin", vocabulary_size=100)) == 100
     with pytest.raises(ValueError, match="index.json is not an index of litdata"):
         open_foreign(tmp_path / "index.json", vocabulary_size=100)
+
+
+@pytest.mark.parametrize("damage", ["cut", "mark", "fields", "gone"])
+def test_a_chunk_is_not_read_as_bare_ids_where_its_index_cannot_be_read(tmp_path, damage):
+    write_chunks(tmp_path, make_chunks(), "no_header_tensor:20")
+    index = tmp_path / "index.json"
+    raw = index.read_bytes()
+    damaged = {"cut": raw[:-5], "mark": b"\xef\xbb\xbf" + raw}
+    damaged["fields"] = raw.replace(b'"filename"', b'"file"')
+    index.write_bytes(damaged.get(damage, raw))
+    if damage == "gone":
+        index.unlink()
+    named = "which is read by the index.json beside it" if damage == "gone" else "cannot be read"
+    for dtype in (None, "uint16"):
+        with pytest.raises(ValueError, match=named):
+            open_foreign(tmp_path / "chunk-*.bin", vocabulary_size=None, dtype=dtype)

@@ -123,6 +123,7 @@ def _open_validation_path(
         lowest, highest = _id_range(tokens)
         check_ids(lowest if lowest < 0 else highest, None, vocabulary_size, path)
         return HeldOut(path.name, tokens, str(path))
+    refuse_litdata_folder(path, setting="data.validation")
     manifest = read_manifest(path)
     if tokenizer_sha256 not in (None, manifest["tokenizer_sha256"]):
         raise ValueError(
@@ -160,7 +161,7 @@ def _open_array(path: Place, data: DataConfig, vocabulary_size: int) -> Corpus:
         train=(train,),
         validation=validation,
         tokenizer=tokenizer,
-        fingerprint=_fingerprint(train),
+        fingerprint=_fingerprint(train, with_ends=_uses_ends(data)),
         id_range=(lowest, highest),
         dtype=train.files[0].dtype.name,
     )
@@ -193,8 +194,16 @@ def _id_range(tokens: TokenArray) -> tuple[int, int]:
     return lowest, highest
 
 
-def _fingerprint(tokens: TokenArray) -> str:
-    """Return a hash of the sizes of files and masks, and of 64 evenly spaced samples of each."""
+def _uses_ends(data: DataConfig) -> bool:
+    """Return whether the windows of a run depend on where documents end."""
+    return data.document_masking or data.packing != "concat" or data.shuffle == "documents"
+
+
+def _fingerprint(tokens: TokenArray, *, with_ends: bool) -> str:
+    """Return a hash of the sizes of files and masks, and of 64 evenly spaced samples of each.
+
+    `with_ends` says whether it covers the document ends.
+    """
     stretch, digest = 2**16, hashlib.sha256()
     masks = [file.mask.path for file in tokens.files if file.mask is not None]
     for path in [*(file.path for file in tokens.files), *masks]:
@@ -204,4 +213,6 @@ def _fingerprint(tokens: TokenArray) -> str:
             for i in range(64):
                 content.seek(i * max(0, size - stretch) // 63)
                 digest.update(content.read(stretch))
+    for ends in tokens.iterate_ends() if with_ends and tokens.has_documents else ():
+        digest.update(ends.tobytes())
     return digest.hexdigest()

@@ -62,6 +62,11 @@ class TokenFile:
         """Return ids `[start, start + count)`; raises ValueError if a block is damaged."""
         size = self.dtype.itemsize
         raw = self._handle.read(self.header_bytes + start * size, count * size)
+        if len(raw) < count * size:
+            raise ValueError(
+                f"{self.path} is shorter than when it was opened: tokens {start} to "
+                f"{start + count} are not there; put the file back and start again"
+            )
         return np.frombuffer(raw, dtype=self.dtype, count=count)
 
     def counts(self, start: int, count: int) -> np.ndarray:

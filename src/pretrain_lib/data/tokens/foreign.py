@@ -1,5 +1,7 @@
 """Token arrays of other projects: NumPy, nanoGPT, llm.c, datatrove, Megatron-LM, litdata, OLMo."""
 
+import glob
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ from pretrain_lib.data.remote import is_url
 from pretrain_lib.data.tokens.arrays import TokenArray, TokenFile
 from pretrain_lib.data.tokens.ends import EndsTable
 from pretrain_lib.data.tokens.headerless import IdType, open_headerless
-from pretrain_lib.data.tokens.litdata import INDEX, open_chunk, read_litdata_index
+from pretrain_lib.data.tokens.litdata import INDEX, is_chunk, open_chunk, read_litdata_index
 from pretrain_lib.data.tokens.megatron import open_megatron
 from pretrain_lib.data.tokens.places import Place, open_handle, open_place
 from pretrain_lib.data.tokens.shards import MANIFEST
@@ -19,6 +21,14 @@ NPY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
     (3, 0): np.lib.format.read_array_header_2_0,  # differs in the names of fields
+}
+# What a file without a header of its own is surely not.
+OTHER_MAGICS = {
+    NPY_MAGIC: "a NumPy array (rename it to end in .npy)",
+    b"\x1f\x8b\x08": "data compressed by gzip (decompress it)",
+    b"\x28\xb5\x2f\xfd": "data compressed by zstd (decompress it)",
+    b"\xfd7zXZ\x00": "data compressed by xz (decompress it)",
+    b"PK\x03\x04": "a ZIP archive, as of torch.save or numpy.savez (write the ids alone)",
 }
 LLMC_HEADER_BYTES = 1024  # 256 int32: magic, version, tokens, zeros
 # By (magic, version): GPT-2 ids, LLaMA 3 ids.
@@ -34,14 +44,17 @@ LLMC_OTHERS = {
 
 def is_foreign(path: str | Place) -> bool:
     """Return whether a path or glob pattern names token arrays: by suffix, or litdata's index."""
-    return str(path).endswith(FOREIGN_SUFFIXES) or str(path).rpartition("/")[2] == INDEX
+    name = str(path)
+    if not name.lower().endswith(FOREIGN_SUFFIXES) and name.rpartition("/")[2] != INDEX:
+        return False
+    return is_url(name) or not Path(name).expanduser().is_dir()
 
 
-def refuse_litdata_folder(folder: Place) -> None:
+def refuse_litdata_folder(folder: Place, *, setting: str = "data.path") -> None:
     """Raise ValueError, with the remedy, if a folder is not prepared but written by litdata."""
     if not (folder / MANIFEST).is_file() and read_litdata_index(folder / INDEX) is not None:
         raise ValueError(
-            f"data.path={folder} is a folder of litdata: give its index, data.path={folder / INDEX}"
+            f"{setting}={folder} is a folder of litdata: give its index, {setting}={folder / INDEX}"
         )
 
 
@@ -69,12 +82,9 @@ def open_foreign(
             f"{INDEX}"
         )
     path = open_place(path)
-    folder, pattern = path.parent, path.name
-    index = None if pattern.endswith((".npy", ".ds")) else read_litdata_index(folder / INDEX)
-    paths = [path] if path.is_file() else sorted(folder.glob(pattern))
-    if not paths:
-        raise ValueError(f"{path}: there is no such file")
-    if pattern == INDEX:
+    paths, may_be_chunk = _find(path), path.suffix.lower() not in (".npy", ".ds")
+    index = read_litdata_index(path.parent / INDEX) if may_be_chunk else None
+    if path.name == INDEX:
         if index is None:
             raise ValueError(f"{path} is not an index of litdata: it lists no chunks")
         paths = index.paths
@@ -87,6 +97,27 @@ def open_foreign(
     return TokenArray(files, vocabulary_size=vocabulary_size)
 
 
+def _find(path: Place) -> list[Place]:
+    """Return the file, or those that match the pattern: only it can name hidden ones."""
+    if path.is_file():
+        return [path]
+    try:
+        found = sorted(path.parent.glob(path.name))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a pattern of file names ({error}); write *") from error
+    hidden = path.name.startswith(".")
+    if files := [p for p in found if p.is_file() and (hidden or not p.name.startswith("."))]:
+        return files
+    if found:
+        raise ValueError(f"{path} is not a file; give a file of tokens")
+    if glob.has_magic(str(path.parent)):
+        raise ValueError(
+            f"{path}: there is no such file; only the name of the file may be a pattern, not that "
+            f"of its folder: give several paths"
+        )
+    raise ValueError(f"{path}: there is no such file")
+
+
 def _check_name(path: Place) -> None:
     try:
         str(path).encode()
@@ -96,9 +127,19 @@ def _check_name(path: Place) -> None:
 
 
 def _open_file(path: Place, dtype: IdType | None) -> TokenFile:
-    if path.suffix == ".ds":
+    _refuse_shard(path)
+    suffix = path.suffix.lower()
+    if suffix == ".ds":
         return _open_datatrove(path)
-    return _open_npy(path, dtype) if path.suffix == ".npy" else _open_bin(path, dtype)
+    return _open_npy(path, dtype) if suffix == ".npy" else _open_bin(path, dtype)
+
+
+def _refuse_shard(path: Place) -> None:
+    """Raise ValueError if a file is a part of a prepared folder."""
+    name = path.name.removesuffix(".ends.npy").removesuffix(".bin")
+    record = path.with_name(f"{name}.json")
+    if name != path.name and record.is_file() and '"blocks_xxh3_64"' in record.read_text("utf-8"):
+        raise ValueError(f"{path} is a shard of a prepared folder: give the folder {path.parent}")
 
 
 def _check_file(file: TokenFile, dtype: IdType | None) -> None:
@@ -140,10 +181,19 @@ def _open_bin(path: Place, dtype: IdType | None) -> TokenFile:
     with path.open("rb") as file:
         raw = file.read(12)
     header = np.frombuffer(raw[: len(raw) // 4 * 4], dtype="<i4").tolist()
-    if header[:1] and header[0] in {magic for magic, _ in LLMC_DTYPES} | set(LLMC_OTHERS):
+    magics = {magic for magic, _ in LLMC_DTYPES} | set(LLMC_OTHERS)
+    if header[:1] and header[0] in magics:
         return _open_llmc(path, header)
-    if path.with_suffix(".json").is_file():
-        raise ValueError(f"{path} is a shard of a prepared folder: give the folder {path.parent}")
+    if int.from_bytes(raw[:4], "big") in magics:
+        raise ValueError(f"{path} is a big-endian file of llm.c; write it as little-endian")
+    for magic, kind in OTHER_MAGICS.items() if dtype is None else ():
+        if raw.startswith(magic):
+            raise ValueError(f"{path} holds {kind}; give data.dtype=uint16 if it holds bare ids")
+    if is_chunk(path):
+        raise ValueError(
+            f"{path} is a chunk of litdata, which is read by the {INDEX} beside it: there is none; "
+            f"copy it there"
+        )
     return open_headerless(path, dtype)
 
 
@@ -179,9 +229,14 @@ def _open_datatrove(path: Place) -> TokenFile:
     with index.open("rb") as file:
         file.seek(max(0, index.stat().st_size - 8))
         last = int.from_bytes(file.read(8), "little")
-    bytes_per_id = size // last if last else 0
+    bytes_per_id, stated = size // last if last else 0, _stated_bytes(path)
     if bytes_per_id not in (2, 4) or size % last or index.stat().st_size % 8:
         raise ValueError(f"{path}: {size} bytes do not fit the documents that {index.name} lists")
+    if stated not in (None, bytes_per_id):
+        raise ValueError(
+            f"{path}: {size} bytes are {bytes_per_id} for each of the {last} ids that {index.name} "
+            f"lists, but {path.name}.metadata says {stated}; copy or write the files again"
+        )
     mask = path.with_name(f"{path.name}.loss")
     if mask.is_file() and mask.stat().st_size != last:
         raise ValueError(
@@ -195,6 +250,15 @@ def _open_datatrove(path: Place) -> TokenFile:
         foreign_ends=EndsTable(index),
         mask=open_handle(mask) if mask.is_file() else None,
     )
+
+
+def _stated_bytes(path: Place) -> int | None:
+    """Return how many bytes an id has by datatrove's metadata, None if they do not say it."""
+    metadata = path.with_name(f"{path.name}.metadata")
+    if not metadata.is_file():
+        return None
+    found = re.match(r"[^\n]*\|(\d+)\n", metadata.read_text("utf-8"))
+    return int(found[1]) if found else None
 
 
 def _check_masks(files: list[TokenFile]) -> None:

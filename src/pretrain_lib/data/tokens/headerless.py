@@ -10,6 +10,7 @@ from pretrain_lib.data.tokens.places import Place
 IdType = Literal["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
 SAMPLES, SAMPLE_BYTES = 64, 4096
 SMALL = 15  # the upper half of ids of vocabularies of up to 2**20
+TEXT_BYTES = [*b"\t\n\r", *range(0x20, 0x7F)]
 
 
 def open_headerless(path: Place, dtype: IdType | None) -> TokenFile:
@@ -35,21 +36,31 @@ def open_headerless(path: Place, dtype: IdType | None) -> TokenFile:
 
 
 def _check_uint16(path: Place, size: int) -> None:
-    """Raise ValueError if the values may be those of longer ids.
+    """Raise ValueError if the values may be those of longer ids, or of text.
 
-    Read as uint16, longer ids are pairs of which one half is always zero, or always small.
+    Read as uint16, longer ids are pairs of which one half is always zero, always small, or -1 where
+    the id is negative.
     """
     pairs = _sample(path, size)
     if not len(pairs):
         return
-    lower, upper = pairs.max(axis=0).tolist()
-    if upper == 0 or lower == 0 or upper <= SMALL < lower:
+    lowest, highest = pairs.view("<i2").min(axis=0), pairs.view("<i2").max(axis=0)
+    is_small = (lowest >= -1) & (highest <= SMALL)
+    is_zero = (lowest == 0) & (highest == 0)
+    if is_zero.any() or (is_small[1] and not is_small[0]) or (lowest[1] == -1 and is_small[1]):
         as_uint32 = pairs.copy().view("<u4").reshape(-1)
-        longer = "int64" if not as_uint32[1::2].any() and len(as_uint32) > 1 else "uint32"
+        upper = as_uint32[1::2]
+        longer = "int64" if len(upper) and np.isin(upper, (0, 2**32 - 1)).all() else "uint32"
+        longer = "int32" if longer == "uint32" and lowest[1] == -1 else longer
         raise ValueError(
-            f"{path} has no header, and every second uint16 of it is at most "
-            f"{min(upper, lower)}, as in ids of 4 or 8 bytes: give data.dtype={longer}, or "
-            f"data.dtype=uint16 if they are of 2 bytes"
+            f"{path} has no header, and every second uint16 of it is "
+            f"{'zero' if is_zero.any() else f'at most {SMALL}'}, as in ids of 4 or 8 bytes: give "
+            f"data.dtype={longer}, or data.dtype=uint16 if they are of 2 bytes"
+        )
+    if np.isin(pairs.view("u1"), TEXT_BYTES).all():
+        raise ValueError(
+            f"{path} holds text: tokenize it by `pretrain prepare`, or give data.dtype=uint16 if "
+            f"it holds ids"
         )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pretrain_lib.data.remote import Unreachable
 from pretrain_lib.data.tokens.arrays import TokenFile
 from pretrain_lib.data.tokens.places import Place
 from pretrain_lib.files.reading import parse_json
@@ -35,14 +36,25 @@ class LitdataIndex:
 def read_litdata_index(path: Place) -> LitdataIndex | None:
     """Read an `index.json`, or return None if it is missing or no index of litdata.
 
-    Raises ValueError if it lists other data than bare ids: compressed, encrypted, several fields.
+    Raises ValueError if it is damaged, since it decides how chunks are read, or if it lists other
+    data than bare ids: compressed, encrypted, several fields.
     """
+    if not path.is_file():
+        return None
     try:
         content = parse_json(path.read_bytes())
+        if not isinstance(content, dict) or not {"config", "chunks"} <= content.keys():
+            return None
         config, chunks = content["config"], content["chunks"]
         fields, names = list(config["data_format"]), [Path(c["filename"]).name for c in chunks]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    except Unreachable:
+        raise
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        reason = _in_line(error) or type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read ({reason}), and decides how chunks beside it are read; copy or "
+            f"write it again, or move it away if it is not of litdata"
+        ) from error
     for key in ("compression", "encryption"):
         if config.get(key):
             raise ValueError(
@@ -58,6 +70,18 @@ def read_litdata_index(path: Place) -> LitdataIndex | None:
             f"integers"
         )
     return LitdataIndex(path, np.dtype(f"<{code}"), dict(zip(names, chunks, strict=True)))
+
+
+def is_chunk(path: Place) -> bool:
+    """Return whether a file begins as a chunk does: its places lead to the end of the file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = np.frombuffer(file.read(8), "<u4") if size >= 16 else np.zeros(2, "<u4")
+        items, first = head.tolist()
+        if not items or first != 4 * (items + 2) or first > size:
+            return False
+        file.seek(first - 4)
+        return int.from_bytes(file.read(4), "little") == size
 
 
 def open_chunk(path: Place, index: LitdataIndex) -> TokenFile:

@@ -38,7 +38,8 @@ def open_megatron(path: Place, index: Place) -> TokenFile:
     bounds = np.append(0, np.cumsum(lengths, dtype=np.int64))
     if not np.array_equal(starts, bounds[:-1] * dtype.itemsize):
         _refuse(index, "its sequences do not begin where the ones before them end")
-    if documents and (firsts[0] != 0 or firsts[-1] > sequences or (np.diff(firsts) < 0).any()):
+    expected = [0, sequences]
+    if [*firsts[:1], *firsts[-1:]] != expected or (np.diff(firsts) < 0).any():
         _refuse(index, f"its document indices do not ascend from 0 to {sequences} sequences")
     size, num_tokens = path.stat().st_size, int(bounds[-1])
     if size != num_tokens * dtype.itemsize:

@@ -66,7 +66,8 @@ def fill_planned_window(
 ) -> None:
     """Fill a row with the whole documents, or pieces of long ones, that a plan assigns to it.
 
-    The target of a document's last token is the next token of the array, an end-of-text token; with
+    The target of a document's last token is the next token of the array: an end-of-text token, or,
+    in arrays whose documents end with one, the first of the document that follows there. With
     document masking it is ignored. Padding is token 0 with an ignored target.
     """
     input_ids, targets = windows.input_ids[row], windows.targets[row]
