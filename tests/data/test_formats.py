@@ -1,6 +1,7 @@
 """Formats of text: the documents that other readers find, wherever a file is cut."""
 
 import bz2
+import codecs
 import contextlib
 import gzip
 import io
@@ -299,14 +300,15 @@ def test_every_ending_is_read_with_every_compression_in_any_case(tmp_path, endin
 def separated(raw, line="<|sep|>"):
     """Split a text at lines as `splitlines` gives them."""
     documents = [[]]
-    for part in io.StringIO(raw.decode(), newline="\n"):
+    content = raw.decode("utf-8-sig")
+    for part in io.StringIO(content, newline="\n"):
         if part.rstrip("\r\n") == line and part in (line, f"{line}\n", f"{line}\r\n", f"{line}\r"):
             documents.append([])
         else:
             documents[-1].append(part)
     texts = ["".join(parts) for parts in documents]
     texts = [re.sub(r"\r?\n\Z", "", text) for text in texts[:-1]] + texts[-1:]
-    edges = [raw.decode().startswith(line) and not documents[0], not documents[-1]]
+    edges = [content.startswith(line) and not documents[0], not documents[-1]]
     return texts[edges[0] : len(texts) - edges[1]]
 
 
@@ -318,11 +320,12 @@ def separated(raw, line="<|sep|>"):
     ),
     size=st.integers(1, 30),
     part=st.sampled_from([1, 3, 2**20]),
+    mark=st.sampled_from([b"", codecs.BOM_UTF8]),
 )
 def test_documents_between_separator_lines_do_not_depend_on_where_the_file_is_cut(
-    tmp_path_factory, parts, size, part
+    tmp_path_factory, parts, size, part, mark
 ):
-    raw = "".join(parts).encode()
+    raw = mark + "".join(parts).encode()
     path = tmp_path_factory.mktemp("separated") / "a.txt"
     path.write_bytes(raw)
     with pytest.MonkeyPatch.context() as patch:
@@ -334,6 +337,12 @@ def test_documents_between_separator_lines_do_not_depend_on_where_the_file_is_cu
     packed.write_bytes(gzip.compress(raw))
     (piece,) = cut_file(packed, size, text_field="", cut_text=False, separator="<|sep|>")
     assert list(read_documents(piece, Fields(), separator="<|sep|>")) == found
+
+
+@pytest.mark.parametrize("separator", ["<|a|>\n", "<|a|>\r", "a\u2028", "a\x85", "\n", " ", ""])
+def test_a_separator_is_a_line_without_its_break(separator):
+    with pytest.raises(ValueError, match=r"document_separator=.* without its line break"):
+        separators.check_separator(separator)
 
 
 def test_a_separator_line_is_hinted_at(tmp_path):
@@ -521,6 +530,56 @@ def test_a_parquet_column_that_is_missing_or_no_text_is_refused(tmp_path, text_f
     write_parquet(tmp_path / "a.parquet", TEXTS)
     with pytest.raises(ValueError, match=message):
         read(tmp_path / "a.parquet", text_field=text_field)
+
+
+def test_a_column_is_told_from_a_field_of_another_and_from_its_double(tmp_path):
+    inner = [{"b": "in a"}, {"b": "in a too"}]
+    table = pa.table({"a": inner, "a.b": ["x", "y"], "b": ["z", "z"]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", text_field="a.b") == [Document("x"), Document("y")]
+    parquet.write_table(table.rename_columns(["a", "text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a.parquet has 2 columns of this name; rename one"):
+        read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("kind", COMPRESSORS)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_compressed_file_is_refused_under_the_name_of_a_plain_one(tmp_path, name, kind):
+    (tmp_path / name).write_bytes(COMPRESSORS[kind](lines(["text"] * 1000)))
+    with pytest.raises(ValueError, match=rf"{name} is compressed as {kind} files are; rename it"):
+        read(tmp_path / name)
+    (tmp_path / "b.txt").write_text("BZh is how such a file begins.")
+    assert read(tmp_path / "b.txt") == [Document("BZh is how such a file begins.")]
+
+
+@pytest.mark.parametrize("kind", COMPRESSORS)
+def test_an_empty_file_is_truncated_if_it_should_be_compressed(tmp_path, kind):
+    path = tmp_path / f"a.jsonl{kind}"
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a.jsonl.* is truncated: the file is empty"):
+        read(path)
+    path.write_bytes(COMPRESSORS[kind](b""))
+    assert read(path) == []
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_an_array_of_documents_is_refused_as_a_whole(tmp_path, compress):
+    path = tmp_path / ("a.jsonl" if compress is bytes else "a.jsonl.gz")
+    for content in (json.dumps([{"text": "a"}] * 1000), ' [\n{"text": "a"},\n{"text": "b"}\n]'):
+        for mark in (b"", codecs.BOM_UTF8):
+            path.write_bytes(compress(mark + content.encode()))
+            with pytest.raises(ValueError, match=r"a.jsonl.* is a JSON array, .* jq -c '\.\[\]'"):
+                read(path)
+    path.write_bytes(compress(codecs.BOM_UTF8 + b"\n" + lines(["text"]) + b"[]\n"))
+    text, rejected = read(path)
+    assert text == Document("text")
+    assert rejected.reason == "not a JSON object in UTF-8"
+
+
+def test_a_name_of_two_lines_is_shown_in_one(tmp_path):
+    (tmp_path / "a\nb\x1b[1m.jsonl").write_text("{}\n")
+    (rejected,) = read(tmp_path / "a\nb\x1b[1m.jsonl")
+    assert rejected.where == f"{tmp_path}/a\\nb\\x1b[1m.jsonl, line at byte 0"
 
 
 def test_the_text_field_is_the_one_asked_for(tmp_path):

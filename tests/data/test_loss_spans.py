@@ -186,6 +186,15 @@ def test_documents_with_wrong_spans_are_left_out_by_name(tmp_path):
         prepare(job, tmp_path / "out", quiet=True)
 
 
+@pytest.mark.parametrize("other", ["NaN", "Infinity", '"\\ud800"', "1e999", "9" * 5000])
+def test_spans_are_read_whatever_other_fields_hold(tmp_path, other):
+    line = f'{{"text": "abc def", "s": [[0, 2]], "other": {other}}}\n'
+    (tmp_path / "a.jsonl").write_text(line)
+    source = sources.open_source(str(tmp_path / "a.jsonl"), loss_spans="s")
+    ((document,),) = [list(source.documents(unit)) for unit in source.units()]
+    assert (document.text, document.spans) == ("abc def", ((0, 2),))
+
+
 def test_spans_are_refused_where_they_cannot_be_used(tmp_path):
     (tmp_path / "a.txt").write_text("some words")
     lines = json.dumps({"text": "some words " * 9, "s": []}) + "\n"

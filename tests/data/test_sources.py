@@ -356,3 +356,9 @@ except ValueError as error:
     assert "nobody/no-such-dataset:config could not be loaded" in result.stdout
     for advice in ("corpus.jsonl", "--data.path", "python-stdlib"):
         assert advice in result.stdout
+
+
+def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"data.source=data/corpus.jsonl: there is no such file"):
+        open_source("data/corpus.jsonl")

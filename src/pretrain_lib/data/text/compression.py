@@ -3,6 +3,7 @@
 import bz2
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,14 @@ FORMATS = {
     ".xz": _Format(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), (b"\xfd7zXZ\0",)),
     ".bz2": _Format(bz2.BZ2Decompressor, (b"BZh",)),
 }
+
+
+def compression_of(start: bytes) -> str | None:
+    """Return the ending of compressed files that begin so, None for text."""
+    if re.match(rb"BZh[1-9]1AY&SY", start):
+        return ".bz2"
+    kinds = (suffix for suffix in FORMATS if suffix != ".bz2")
+    return next((kind for kind in kinds if start.startswith(FORMATS[kind].starts[0])), None)
 
 
 class MemberError(ValueError):
@@ -112,6 +121,8 @@ class CompressedFile(io.RawIOBase):
             data += more
         self._input = data
         if not data:
+            if self._is_first:
+                raise MemberError("the compressed data is truncated: the file is empty")
             return False
         if not data.startswith(self._format.starts):
             if self._is_first:

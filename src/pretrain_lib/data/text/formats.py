@@ -12,7 +12,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pretrain_lib.data.text.compression import BUFFER_BYTES, FORMATS, CompressedFile, MemberError
+from pretrain_lib.data.text.compression import (
+    BUFFER_BYTES,
+    FORMATS,
+    CompressedFile,
+    MemberError,
+    compression_of,
+)
 from pretrain_lib.data.text.documents import (
     Document,
     Fields,
@@ -82,9 +88,13 @@ def read_documents(
     suffix = piece.path.suffix.lower()
     if suffix == ".parquet":
         yield from read_rows(piece, fields.text)
-    elif suffix in COMPRESSIONS:
+        return
+    if suffix in COMPRESSIONS:
         yield from _compressed(piece, fields, separator)
-    elif not is_one_document(piece.path):
+        return
+    if piece.start == 0:
+        _refuse_compressed(piece.path)
+    if not is_one_document(piece.path):
         with piece.path.open("rb", buffering=BUFFER_BYTES) as file:
             yield from _lines_of_slice(file, piece, fields)
     elif separator is None:
@@ -92,6 +102,17 @@ def read_documents(
     else:
         with piece.path.open("rb") as file:
             yield from read_separated(file, piece, separator, to_end=False)
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Raise ValueError if a file is compressed though its name does not say it."""
+    with path.open("rb") as file:
+        kind = compression_of(file.read(16))
+    if kind is not None:
+        shown = show_path(path)
+        raise ValueError(
+            f"data.source: {shown} is compressed as {kind} files are; rename it to {shown}{kind}"
+        )
 
 
 def _text(piece: FileSlice) -> Iterator[Document | Rejected]:
@@ -158,12 +179,14 @@ def _compressed(
 def _compressed_lines(
     file: io.BufferedReader, where: str, fields: Fields
 ) -> Iterator[Document | Rejected]:
-    from pretrain_lib.data.text.json_lines import parse_again, parse_line
+    from pretrain_lib.data.text.json_lines import is_blank, parse_again, parse_line, refuse_array
 
     for number, line in enumerate(file, start=1):
         if (document := parse_line(line, fields)) is not None:
             yield document
-        elif not line.isspace():
+        elif not is_blank(line):
+            if number == 1:
+                refuse_array(line, where)
             yield parse_again(line, f"{where}, line {number}", fields)
 
 
@@ -179,7 +202,7 @@ def _whole_text(file: io.BufferedReader, where: str) -> Iterator[Document | Reje
 def _lines_of_slice(
     file: io.BufferedReader, piece: FileSlice, fields: Fields
 ) -> Iterator[Document | Rejected]:
-    from pretrain_lib.data.text.json_lines import parse_again, parse_line
+    from pretrain_lib.data.text.json_lines import is_blank, parse_again, parse_line, refuse_array
 
     offset = piece.start
     if piece.start:  # skip the rest of a line that began in the previous slice
@@ -191,6 +214,8 @@ def _lines_of_slice(
     while offset < piece.stop and (line := file.readline()):
         if (document := parse_line(line, fields)) is not None:
             yield document
-        elif not line.isspace():
+        elif not is_blank(line):
+            if offset == 0:
+                refuse_array(line, where)
             yield parse_again(line, f"{where}, line at byte {offset}", fields)
         offset += len(line)

@@ -12,6 +12,20 @@ import orjson
 from pretrain_lib.data.text.documents import Document, Fields, Rejected, is_text
 
 
+def is_blank(line: bytes) -> bool:
+    """Return whether a line has nothing but white space, and the mark that may begin a file."""
+    return not line.removeprefix(codecs.BOM_UTF8).strip()
+
+
+def refuse_array(line: bytes, where: str) -> None:
+    """Raise ValueError if the first line of a file begins an array of documents."""
+    if line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        raise ValueError(
+            f"data.source: {where} is a JSON array, not an object per line; write each of its "
+            f"objects in a line, such as by jq -c '.[]'"
+        )
+
+
 def parse_line(line: bytes, fields: Fields) -> Document | None:
     """Return the document of a line, or None for a line that needs a second look."""
     if fields.spans is not None:
@@ -65,6 +79,10 @@ def _read_spans(record: dict, text: str, field: str | None) -> Any:
 def _parse_lenient(line: bytes) -> Any:
     """Parse what `orjson` refuses but Python writes: NaN, infinities, lone surrogates."""
     try:
-        return json.loads(line.decode("utf-8"), parse_int=float)
+        return json.loads(line.decode("utf-8"), parse_int=_parse_int)
     except (ValueError, RecursionError):
         return None
+
+
+def _parse_int(digits: str) -> int | float:
+    return int(digits) if len(digits) < 20 else float(digits)  # int refuses thousands of digits

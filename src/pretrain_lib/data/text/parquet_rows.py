@@ -35,7 +35,8 @@ def read_rows(piece: FileSlice, text_field: str) -> Iterator[Document | Rejected
     groups = range(piece.start, piece.stop)
     try:
         for batch in file.iter_batches(ROWS_AT_ONCE, groups, columns=[text_field]):
-            for text in _values(batch.column(0)):
+            column = batch.column(batch.schema.get_field_index(text_field))  # of a.b comes a, too
+            for text in _values(column):
                 if isinstance(text, UnicodeDecodeError):
                     where = f"{show_path(piece.path)}, row {row} from row group {piece.start} on"
                     yield Rejected(where, "the text is not UTF-8", text.reason)
@@ -83,7 +84,11 @@ def _open(path: Path, text_field: str):  # noqa: ANN202 (imported lazily)
             f"data.text_field={text_field!r} is not a column of {shown}; its columns are "
             f"{', '.join(schema.names)}"
         )
-    kind = schema.field(text_field).type
+    if (count := schema.names.count(text_field)) > 1:
+        raise ValueError(
+            f"data.text_field={text_field!r}: {shown} has {count} columns of this name; rename one"
+        )
+    kind = schema.field(schema.get_field_index(text_field)).type
     inner = kind.value_type if pa.types.is_dictionary(kind) else kind
     strings = pa.string(), pa.large_string(), pa.string_view()
     if inner not in (*strings, pa.binary(), pa.large_binary(), pa.binary_view(), pa.null()):

@@ -15,9 +15,10 @@ KNOWN_SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 
 def check_separator(separator: str) -> None:
     """Raise ValueError unless `separator` is a line of text."""
-    if not separator.strip() or len(separator.splitlines()) > 1:
+    if not separator.strip() or separator.splitlines() != [separator]:
         raise ValueError(
-            f"data.document_separator={separator!r} must be a line of text, such as <|endoftext|>"
+            f"data.document_separator={separator!r} must be a line of text without its line break, "
+            f"such as <|endoftext|>"
         )
 
 
@@ -50,11 +51,17 @@ def read_separated(
     the file whatever the slice (a compressed file).
     """
     line = separator.encode()
-    begin = max(piece.start - 1, 0)  # the byte before tells whether a line begins at `start`
-    if begin:
+    # The byte before tells whether a line begins at `start`; a byte order mark is in no line.
+    begin, data = piece.start - 1, b""
+    if begin < len(codecs.BOM_UTF8):
+        begin, data = 0, file.read(len(codecs.BOM_UTF8))
+        if data == codecs.BOM_UTF8:
+            begin, data = len(data), b""
+    else:
         file.seek(begin)
-    data, offset, is_whole = b"", begin, False  # `offset` is the place of `data` in the file
-    searched, opened = piece.start - begin, 0 if piece.start == 0 else None
+    first = begin  # where the first line begins, of the first slice
+    offset, is_whole = begin, False  # `offset` is the place of `data` in the file
+    searched, opened = max(piece.start - begin, 0), 0 if piece.start == 0 else None
     while True:
         found = find_separator_line(data, line, searched, is_whole=is_whole)
         if found is None and not is_whole:
@@ -68,7 +75,7 @@ def read_separated(
             searched, opened = searched - kept, None if opened is None else opened - kept
             continue
         stop, following = found or (len(data), len(data))
-        at_edge = stop == opened and (offset + stop == 0 or found is None)
+        at_edge = stop == opened and (offset + stop == first or found is None)
         if opened is not None and not at_edge:
             raw = data[opened:stop]
             raw = raw[: -2 if raw.endswith(b"\r\n") else -1] if found and raw else raw
@@ -80,7 +87,7 @@ def read_separated(
 
 def _decode(raw: bytes, path: Path, offset: int) -> Document | Rejected:
     try:
-        return Document((raw if offset else raw.removeprefix(codecs.BOM_UTF8)).decode("utf-8"))
+        return Document(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         where = f"{show_path(path)}, document at byte {offset}"
         return Rejected(where, "the text is not UTF-8", f"{error.reason} at byte {error.start}")

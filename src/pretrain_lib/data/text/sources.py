@@ -140,7 +140,7 @@ def open_source(
             f"data.source={name} is a pipe or device, which cannot be read again after a restart; "
             f"write its content to a file first"
         )
-    elif HUB_NAME.fullmatch(name) and not name.startswith("."):
+    elif HUB_NAME.fullmatch(name) and not name.startswith(".") and not is_readable(path):
         return HubSource(name, text_field)
     else:
         raise ValueError(
