@@ -1,6 +1,7 @@
 """Overlap: equal to a naive search, exact at every boundary, the same with several workers."""
 
 import dataclasses
+import gzip
 import json
 import random
 import unicodedata
@@ -294,6 +295,15 @@ def test_documents_that_cannot_be_read_are_counted_and_shown(tmp_path):
     assert '"body": "d e f"' in read.first_rejected
     assert f"{corpus}: documents searched: 2; 2 cannot be read" in format_overlap(report)
     assert read.first_rejected in format_overlap(report)
+
+
+def test_a_warning_about_a_file_is_no_document(tmp_path):
+    raw = gzip.compress(b'{"text": "a b c"}\n')
+    (tmp_path / "a.jsonl.gz").write_bytes(raw + b"garbage")
+    items = write_lines(tmp_path / "items.jsonl", [{"q": "a b c"}])
+    report = find_overlap([str(tmp_path / "a.jsonl.gz")], [items], ngram=3, quiet=True)
+    assert (report.sources[0].documents, report.sources[0].rejected) == (1, 0)
+    assert [found.line for found in report.files[0].overlaps] == [1]
 
 
 def test_blank_lines_of_items_are_no_items_but_count_as_lines(tmp_path):

@@ -275,11 +275,12 @@ def _scan_unit(task: tuple[_NGrams, Source, Any]) -> tuple[dict[int, tuple], int
         found, index = np.unique(numbers[at], return_index=True)
         for number, owner in zip(found.tolist(), owners[at[index]].tolist(), strict=True):
             first.setdefault(number, (owner, files[owner]))
-    return first, len(files) - len(rejected), rejected
+    unread = [str(each) for each in rejected if each.documents]  # the others are warnings
+    return first, len(files) - len(rejected), unread
 
 
 def _read_pieces(
-    source: Source, unit: Any, files: list[str | None], rejected: list[str]
+    source: Source, unit: Any, files: list[str | None], rejected: list[Rejected]
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield `(document, words)` piece by piece, then `[""]`; fill `files` and `rejected`."""
     in_files = isinstance(source, FileSource)
@@ -288,7 +289,7 @@ def _read_pieces(
         for document in source.documents(part):
             files.append(file)
             if isinstance(document, Rejected):
-                rejected.append(str(document))
+                rejected.append(document)
                 continue
             text, start = normalize(document.text), 0
             while start < len(text):

@@ -138,7 +138,7 @@ def _refuse_shard(path: Place) -> None:
     """Raise ValueError if a file is a part of a prepared folder."""
     name = path.name.removesuffix(".ends.npy").removesuffix(".bin")
     record = path.with_name(f"{name}.json")
-    if name != path.name and record.is_file() and '"blocks_xxh3_64"' in record.read_text("utf-8"):
+    if name != path.name and record.is_file() and b'"blocks_xxh3_64"' in record.read_bytes():
         raise ValueError(f"{path} is a shard of a prepared folder: give the folder {path.parent}")
 
 
@@ -257,7 +257,7 @@ def _stated_bytes(path: Place) -> int | None:
     metadata = path.with_name(f"{path.name}.metadata")
     if not metadata.is_file():
         return None
-    found = re.match(r"[^\n]*\|(\d+)\n", metadata.read_text("utf-8"))
+    found = re.match(rb"[^\n]*\|(\d+)\n", metadata.read_bytes())
     return int(found[1]) if found else None
 
 
