@@ -488,6 +488,16 @@ def test_first_validation_that_ends_with_a_document_cuts_none(tmp_path, small_un
         assert manifest["splits"][split]["text_bytes"] == size
 
 
+@pytest.mark.parametrize("amount", range(2, 9))
+def test_first_validation_within_a_character_counts_each_byte_once(tmp_path, amount):
+    texts = ["\U0001f600\u4f60", "ab"]  # a token for each byte, behind an end-of-text token each
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    job = Job((str(tmp_path / "a.jsonl"),), train_tokenizer=257, validation=f"first:{amount}")
+    splits = prepare(job, tmp_path / "out", quiet=True)["splits"]
+    sizes = {split: splits[split]["text_bytes"] for split in ("validation", "train")}
+    assert sizes == {"validation": amount - 1, "train": 9 - (amount - 1)}
+
+
 def test_a_tokenizer_is_trained_on_the_texts_as_they_are(tmp_path, small_units, monkeypatch):
     monkeypatch.setattr(job_module, "PIECE_CHARACTERS", 100)
     texts = [*write_texts(tmp_path / "text"), CODE]

@@ -135,9 +135,10 @@ def encode_group(task: UnitTask, group: Group) -> tuple[np.ndarray, np.ndarray]:
         parts, all_ends = [np.concatenate(parts)], [np.concatenate(all_ends)]
     (tokens,), (ends,) = parts, all_ends
     if group.skipped_tokens:
+        before = None if group.begins else encoder.tokenizer.end_of_text_id - 1  # any other id
+        held_out = tokens[: group.skipped_tokens]
+        group.text_bytes -= encoder.tokenizer.count_bytes(held_out, before=before)
         tokens, ends = tokens[group.skipped_tokens :], ends - group.skipped_tokens
-        group.text_bytes -= len(group.texts[0])
-        group.text_bytes += len(encoder.tokenizer.decode(tokens[: ends[0]]).encode())
     return tokens, ends
 
 

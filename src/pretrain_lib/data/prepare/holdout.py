@@ -100,11 +100,10 @@ def write_first_tokens(
             else:
                 documents.append(part)
             goes_on = not document.ends
-            decode = encoder.tokenizer.decode
-            held_text = document.text if whole else decode(part[document.begins :])
-            text_bytes += len(held_text.encode())
+            size = len(document.text.encode()) if whole else _count_bytes(encoder, part, document)
+            text_bytes += size
             missing -= len(part)
-            count(documents=1, tokens=len(part), text_bytes=len(held_text.encode()))
+            count(documents=1, tokens=len(part), text_bytes=size)
         if not missing:
             break
     # The rest of a document that is split here becomes a document of the training split.
@@ -112,6 +111,12 @@ def write_first_tokens(
     ends = np.cumsum([len(ids) for ids in documents], dtype=np.int64)
     write_shard(folder, "validation-first", tokens, ends, text_bytes=text_bytes)
     return held_out
+
+
+def _count_bytes(encoder: Encoder, part: np.ndarray, document: Document) -> int:
+    """Return the size of the text of a document's first tokens, which may end in a character."""
+    before = None if document.begins else encoder.tokenizer.end_of_text_id - 1  # any other id
+    return encoder.tokenizer.count_bytes(part, before=before)
 
 
 def _enumerate(
