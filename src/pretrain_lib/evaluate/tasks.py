@@ -14,6 +14,7 @@ from pretrain_lib.config.settings import Recipe
 from pretrain_lib.corpus.paths import Corpus
 from pretrain_lib.distributed.launched import on_main
 from pretrain_lib.quiet import without_foreign_progress
+from pretrain_lib.wording import in_line
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -65,7 +66,7 @@ def _reading(tasks: Sequence[str], section: str) -> Iterator[None]:
     except (ConnectionError, FileNotFoundError):
         raise
     except Exception as error:  # of lm-eval, datasets, jinja, or the code of a task
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]
+        reason = in_line(f"{type(error).__name__}: {error}")[:LONGEST]
         raise ValueError(
             f"{section}tasks={','.join(tasks)} cannot be read by lm-eval ({reason}); mend their "
             f"files below {section}include_path{NO_TASKS if section else ''}"

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from pretrain_lib.wording import in_line
+
 
 def check_hub(name: str) -> None:
     """Raise ValueError for an invalid repository name, a missing token, or offline mode."""
@@ -35,7 +37,7 @@ def push_to_hub(folder: Path, name: str, *, private: bool) -> str:
             repo_id=created.repo_id, folder_path=folder, commit_message="Upload by pretrain_lib"
         )
     except Exception as error:  # huggingface_hub and its HTTP library raise many types
-        text = " ".join(str(error).split())
+        text = in_line(error)
         raise ValueError(
             f"push_to_hub={name}: the upload of {folder} failed ({text}); the folder is complete: "
             f"check the network and the token's permissions, then run `hf upload {name} {folder}`"

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pretrain_lib.wording import in_line
+
 RESTORE = "restore the file"
 
 
@@ -43,7 +45,7 @@ def interpreting(path: Path, *, remedy: str = RESTORE) -> Iterator[None]:
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
-        reason = f"{type(error).__name__}: {error}"
+        reason = in_line(f"{type(error).__name__}: {error}")
         raise ValueError(f"{path} is damaged: not what was written ({reason}); {remedy}") from error
 
 

@@ -6,6 +6,7 @@ from pretrain_lib.files.reading import read_object
 from pretrain_lib.models.gpt2 import GPT2Config
 from pretrain_lib.models.llama import LlamaConfig
 from pretrain_lib.models.rope import FIELDS, RopeScaling
+from pretrain_lib.wording import in_line
 
 ROPE_NAMES = {
     "factor": "factor",
@@ -54,9 +55,11 @@ def read_config(folder: Path, *, vocabulary_multiple: int = 128) -> GPT2Config |
     try:
         return readers[hf["model_type"]](hf, path, vocabulary_multiple)
     except KeyError as error:
-        raise ValueError(f"{path} lacks the field {error}") from error
+        raise ValueError(f"{path} lacks the field {in_line(error)}") from error
     except TypeError as error:  # such as text instead of a number
-        raise ValueError(f"{path} has a field of another type than its model's: {error}") from error
+        raise ValueError(
+            f"{path} has a field of another type than its model's: {in_line(error)}"
+        ) from error
 
 
 def read_hf_config(folder: Path) -> dict:

@@ -12,6 +12,7 @@ import yaml
 
 from pretrain_lib.models.hf_config import parse_hf_config, read_hf_config
 from pretrain_lib.values import check_fields, did_you_mean, setting, show
+from pretrain_lib.wording import in_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -94,7 +95,7 @@ class CausalLMConfig:
         try:
             hf = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
         except (ValueError, TypeError, LookupError, ArithmeticError, StrictDataclassError) as error:
-            reason = " ".join(str(error).split())
+            reason = in_line(error)
             raise ValueError(f"model.config is refused by transformers: {reason}") from error
         for name in SPECIAL_TOKENS:
             id_ = getattr(hf, name, None)

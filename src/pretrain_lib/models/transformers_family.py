@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pretrain_lib.models.transformers_config import CausalLMConfig
+from pretrain_lib.wording import in_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -32,7 +33,7 @@ def check_causal(config: CausalLMConfig) -> None:
     try:
         is_causal = _is_causal(config.key)
     except (RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = in_line(error) or type(error).__name__
         raise ValueError(
             f"model.config: transformers cannot run this {config.model_type} ({reason}); see "
             f"whether its numbers of heads and widths divide"

@@ -15,6 +15,7 @@ from pretrain_lib.models.adapter import CausalLMAdapter
 from pretrain_lib.models.transformers_config import CausalLMConfig
 from pretrain_lib.models.weight_files import check_tied_head, check_weights
 from pretrain_lib.quiet import without_foreign_progress
+from pretrain_lib.wording import in_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -95,7 +96,7 @@ def load_whole(folder: Path, hf: "PreTrainedConfig") -> "PreTrainedModel":
                 output_loading_info=True,
             )
         except RuntimeError as error:  # shapes that differ
-            raise ValueError(" ".join(str(error).split())) from error
+            raise ValueError(in_line(error)) from error
     for kind in ("missing_keys", "unexpected_keys"):
         if names := sorted(map(str, report[kind])):
             what = "are missing" if kind == "missing_keys" else f"have no place in {hf.model_type}"

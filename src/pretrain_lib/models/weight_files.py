@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from pretrain_lib.files.reading import parse_json
 from pretrain_lib.tensors.files import write_tensors
+from pretrain_lib.wording import in_line
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
@@ -99,7 +100,9 @@ def _open_tensors(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise ValueError(f"{path} is broken or cut short ({error}): copy it again") from error
+        raise ValueError(
+            f"{path} is broken or cut short ({in_line(error)}): copy it again"
+        ) from error
 
 
 def check_tied_head(folder: Path) -> None:

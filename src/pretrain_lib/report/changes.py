@@ -15,6 +15,7 @@ from pretrain_lib.report.blocks import Table, singular
 from pretrain_lib.report.runs import Run
 from pretrain_lib.run_folder.folder import RECIPE
 from pretrain_lib.values import rules_of
+from pretrain_lib.wording import in_line
 
 LEFT_OUT = ("run.dir", "run.resume")  # where a run is, not what it is
 LONGEST = 200  # characters of a value that are shown
@@ -34,7 +35,7 @@ def changed_settings(run: Run) -> tuple[str, Table] | None:
         try:
             defaults = with_new_names(yaml.safe_load(path.read_bytes()))
         except (yaml.YAMLError, RecursionError, ValueError, AttributeError) as error:
-            reason = " ".join(str(error).split())
+            reason = in_line(error)
             raise ValueError(f"{path} is damaged ({reason}); restore the file") from error
     else:
         defaults = _library_defaults(settings)

@@ -13,6 +13,7 @@ from pretrain_lib.models.any_model import build_model, read_shape
 from pretrain_lib.models.flops import model_flops
 from pretrain_lib.run_folder.metrics import human
 from pretrain_lib.run_folder.rows import Rows, read_metrics
+from pretrain_lib.wording import in_line
 
 Axis = Literal["tokens", "steps", "flops", "hours"]
 AXES: tuple[str, ...] = get_args(Axis)
@@ -88,7 +89,7 @@ def read_manifest(folder: Path) -> dict:
         manifest = parse_json(path.read_bytes())
         manifest["config"].items()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not the manifest of a run: {error}") from error
+        raise ValueError(f"{path} is not the manifest of a run: {in_line(error)}") from error
     return manifest
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from pretrain_lib.files.writes import flush, naming
 from pretrain_lib.run_folder.cut import drop_rows_after
+from pretrain_lib.wording import in_line
 
 
 class Metrics:
@@ -63,7 +64,7 @@ class Metrics:
             action()
         except Exception as error:  # each tracker has its own types
             self._tracks = False
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = in_line(f"{type(error).__name__}: {error}")
             self.say(
                 f"warning: a tracker of log.trackers has failed ({reason}) and gets no more rows; "
                 f"{self.path} has them all"

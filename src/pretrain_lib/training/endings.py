@@ -9,6 +9,7 @@ from pathlib import Path
 from pretrain_lib.errors import LocalFault, is_disk_full, raised_here
 from pretrain_lib.run_folder.ours import ERRORS
 from pretrain_lib.run_folder.status import read_status, write_status
+from pretrain_lib.wording import in_line
 
 # Matches the messages of gloo, NCCL and torch's store about a lost or unresponsive process.
 PEER_LOST = re.compile(r"(?i)timed? ?out|connection (closed|reset|refused)|peer")
@@ -54,7 +55,7 @@ def write_last_status(folder: Path, state: str, error: BaseException) -> None:
     """Write how a run has ended to `status.json`, or say that it could not be written."""
     if not folder.is_dir():
         return
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    reason = in_line(f"{type(error).__name__}: {error}")
     try:
         write_status(folder, state, step=read_status(folder).get("step"), reason=reason)
     except OSError as problem:

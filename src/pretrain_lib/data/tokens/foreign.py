@@ -14,6 +14,7 @@ from pretrain_lib.data.tokens.litdata import INDEX, is_chunk, open_chunk, read_l
 from pretrain_lib.data.tokens.megatron import open_megatron
 from pretrain_lib.data.tokens.places import Place, open_handle, open_place
 from pretrain_lib.data.tokens.shards import MANIFEST
+from pretrain_lib.wording import in_line
 
 FOREIGN_SUFFIXES = (".npy", ".bin", ".ds")
 NPY_MAGIC = b"\x93NUMPY"
@@ -167,7 +168,7 @@ def _open_npy(path: Place, dtype: IdType | None) -> TokenFile:
             version = np.lib.format.read_magic(file)
             shape, _, of = NPY_HEADERS[version](file)
         except Exception as error:  # numpy reads the header as Python, which raises many types
-            reason = " ".join(str(error).split())
+            reason = in_line(error)
             raise ValueError(f"{path} is not a .npy array: {reason}") from error
         header_bytes = file.tell()
     if len(shape) != 1 or of.kind not in "iu":

@@ -9,6 +9,7 @@ from pretrain_lib.data.remote import Unreachable
 from pretrain_lib.data.tokens.arrays import TokenFile
 from pretrain_lib.data.tokens.places import Place
 from pretrain_lib.files.reading import parse_json
+from pretrain_lib.wording import in_line
 
 INDEX = "index.json"
 # By the number in `data_format`: litdata's tables of torch and NumPy types.
@@ -50,7 +51,7 @@ def read_litdata_index(path: Place) -> LitdataIndex | None:
     except Unreachable:
         raise
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        reason = _in_line(error) or type(error).__name__
+        reason = in_line(error) or type(error).__name__
         raise ValueError(
             f"{path} cannot be read ({reason}), and decides how chunks beside it are read; copy or "
             f"write it again, or move it away if it is not of litdata"
@@ -58,14 +59,14 @@ def read_litdata_index(path: Place) -> LitdataIndex | None:
     for key in ("compression", "encryption"):
         if config.get(key):
             raise ValueError(
-                f"{path}: chunks with {key} ({_in_line(config[key])}) are not read; "
+                f"{path}: chunks with {key} ({in_line(config[key])}) are not read; "
                 f"write them without"
             )
     kind, _, number = str(fields[0]).partition(":") if len(fields) == 1 else ("", "", "")
     code = ID_TYPES.get(kind, {}).get(int(number) if number.isdigit() else None)
     if code is None or config.get("item_loader", "TokensLoader") != "TokensLoader":
         raise ValueError(
-            f"{path}: data_format={fields} for {_in_line(config.get('item_loader'))} is not an "
+            f"{path}: data_format={fields} for {in_line(config.get('item_loader'))} is not an "
             f"array of ids; write it by litdata.optimize with item_loader=TokensLoader() and "
             f"integers"
         )
@@ -105,10 +106,6 @@ def open_chunk(path: Place, index: LitdataIndex) -> TokenFile:
     if (header[0], header[1], header[-1]) != expected or (np.diff(header[1:]) < 0).any():
         _refuse(path, f"its header does not list {items} items from byte {header_bytes} to {size}")
     return TokenFile(path, num_tokens, index.dtype, header_bytes=header_bytes)
-
-
-def _in_line(value: object) -> str:
-    return " ".join(str(value).split())
 
 
 def _refuse(path: Place, reason: str) -> None:
