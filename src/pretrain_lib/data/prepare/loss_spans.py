@@ -12,7 +12,9 @@ import numpy as np
 import tokenizers
 
 from pretrain_lib.data.text.equivalence import byte_ranks, word_pattern
+from pretrain_lib.data.text.lost_text import UTF8_BYTES, spelled_bytes
 from pretrain_lib.data.text.tokenizer import Tokenizer
+from pretrain_lib.values import show
 
 Spans = tuple[tuple[int, int], ...]
 
@@ -20,13 +22,26 @@ Spans = tuple[tuple[int, int], ...]
 def check_spans_tokenizer(tokenizer: Tokenizer, field: str) -> None:
     """Raise ValueError unless the bytes that each token stands for are known."""
     settings = json.loads(tokenizer.backend.to_str())
+    model, added = settings["model"], settings["added_tokens"]
     is_plain = settings["normalizer"] is None and word_pattern(settings["pre_tokenizer"])
-    if not is_plain or settings["model"]["type"] != "BPE" or byte_ranks(settings) is None:
+    ranks = byte_ranks(settings) if is_plain and model["type"] == "BPE" else None
+    marks = any(model.get(k) for k in ("continuing_subword_prefix", "end_of_word_suffix"))
+    if ranks is None or marks or not all(bytes([byte]) in ranks for byte in UTF8_BYTES):
         raise ValueError(
             f"data.loss_spans={field!r} needs a tokenizer whose tokens are the bytes of the text, "
             f"one after the other: a byte-level BPE without a normalizer, such as GPT-2's, or one "
             f"that --train_tokenizer trains"
         )
+    for token in added:
+        own, strips = token["content"], token["lstrip"] or token["rstrip"]
+        # The model's token of the same spelling stands for fewer bytes than the added one.
+        is_double = not own.isascii() and own in model["vocab"] and spelled_bytes().keys() >= {*own}
+        if is_double or (strips and not token["special"]):
+            raise ValueError(
+                f"data.loss_spans={field!r} needs a tokenizer whose tokens are the bytes of the "
+                f"text, but the added token {show(own)} strips white space (lstrip, rstrip) or is "
+                f"one of the model's too; take such tokens out of its tokenizer.json"
+            )
 
 
 def mask_tokens(

@@ -11,6 +11,7 @@ from functools import cache
 
 import tiktoken
 
+from pretrain_lib.data.text.lost_text import spelled_bytes
 from pretrain_lib.data.text.tokenizer import Tokenizer
 
 # The default pattern of the ByteLevel pre-tokenizer of `tokenizers` (GPT-2, Radford et al. 2019).
@@ -191,7 +192,7 @@ def word_pattern(pre_tokenizer: dict | None) -> str | None:
 def byte_ranks(settings: dict) -> dict[bytes, int] | None:
     """Return the id of each token by its bytes; None if a token is not made of byte characters."""
     names = {token["content"] for token in settings["added_tokens"]}
-    spelled = _spelled_bytes()
+    spelled = spelled_bytes()
     try:
         return {
             bytes(spelled[character] for character in token): number
@@ -202,17 +203,6 @@ def byte_ranks(settings: dict) -> dict[bytes, int] | None:
         return None
 
 
-def _spelled_bytes() -> dict[str, int]:
-    """Return the byte that each character of a byte-level vocabulary stands for.
-
-    Printable bytes are represented by themselves, the others by the characters from 256 on.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    spelled = {chr(byte): byte for byte in printable}
-    return spelled | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
 def _makes_the_same_merges(model: dict, ranks: dict[bytes, int]) -> bool:
     """Return whether merging by token rank (tiktoken) equals merging by merge list (tokenizers).
 
@@ -220,7 +210,7 @@ def _makes_the_same_merges(model: dict, ranks: dict[bytes, int]) -> bool:
     ids, and each merge is the last one that ranks make when applied to the token's bytes alone. The
     context does not matter: the merges within a token's span are those of its bytes alone.
     """
-    spelled = _spelled_bytes()
+    spelled = spelled_bytes()
     pairs = [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
     merges = [tuple(bytes(spelled[c] for c in part) for part in pair) for pair in pairs]
     results = [ranks.get(left + right, -1) for left, right in merges]

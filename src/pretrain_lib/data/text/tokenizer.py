@@ -10,8 +10,9 @@ import numpy as np
 import tokenizers
 
 from pretrain_lib.data.text.byte_counts import count_bytes
+from pretrain_lib.data.text.lost_text import check_keeps_text
+from pretrain_lib.data.text.tokenizer_files import END_OF_TEXT, byte_level, read_backend
 
-END_OF_TEXT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 257  # 256 bytes and the end-of-text token
 KNOWN_ENDS_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 
@@ -84,26 +85,16 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
 
     A folder holds `tokenizer.json`, or the `vocab.json` and `merges.txt` of a byte-level BPE.
     """
-    path = Path(name).expanduser()
-    if path.is_file():
-        return _with_end_of_text(_read(path), None, name)
-    if not path.is_dir():
-        return _load_from_hub(str(name))
-    if (path / "tokenizer.json").is_file():
-        return _with_end_of_text(_read(path / "tokenizer.json"), _declared_end(path), name)
-    if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
-        model = tokenizers.models.BPE.from_file(str(path / "vocab.json"), str(path / "merges.txt"))
-        return _with_end_of_text(_byte_level(model), END_OF_TEXT, name)
-    raise ValueError(
-        f"data.tokenizer={name}: the folder needs tokenizer.json, or vocab.json and merges.txt"
-    )
+    backend, declared = read_backend(name)
+    check_keeps_text(backend, name)
+    return _with_end_of_text(backend, declared, name)
 
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int) -> Tokenizer:
     """Train a byte-level BPE tokenizer with at most `vocabulary_size` ids on `texts`."""
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     check_vocabulary_size(vocabulary_size)
-    backend = _byte_level(tokenizers.models.BPE())
+    backend = byte_level(tokenizers.models.BPE())
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocabulary_size,
         special_tokens=[END_OF_TEXT],
@@ -121,34 +112,6 @@ def check_vocabulary_size(vocabulary_size: int) -> None:
             f"train_tokenizer={vocabulary_size} must be at least {SMALLEST_VOCABULARY}: "
             f"256 bytes and {END_OF_TEXT}"
         )
-
-
-def _byte_level(model: tokenizers.models.Model) -> tokenizers.Tokenizer:
-    backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    return backend
-
-
-def _read(path: Path) -> tokenizers.Tokenizer:
-    try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises a bare Exception
-        raise ValueError(f"data.tokenizer={path} is not a tokenizer.json: {error}") from error
-
-
-def _declared_end(folder: Path) -> str | None:
-    config = folder / "tokenizer_config.json"
-    if not config.is_file():
-        return None
-    try:
-        token = json.loads(config.read_text(encoding="utf-8-sig")).get("eos_token")
-        token = token["content"] if isinstance(token, dict) else token
-    except (ValueError, AttributeError, KeyError) as error:
-        raise ValueError(f"{config} is broken: it must say eos_token ({error})") from error
-    if not isinstance(token, str | None):
-        raise ValueError(f"{config}: eos_token={token!r} must be text")
-    return token
 
 
 def _with_end_of_text(
@@ -169,17 +132,3 @@ def _with_end_of_text(
         f"data.tokenizer={name} has no end-of-text token ({declared or KNOWN_ENDS_OF_TEXT}); "
         f"name one of its tokens as eos_token in a tokenizer_config.json beside it"
     )
-
-
-def _load_from_hub(name: str) -> Tokenizer:
-    from transformers import AutoTokenizer
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # transformers and huggingface_hub raise many types
-        raise ValueError(
-            f"data.tokenizer={name} is not a local file or folder and could not be loaded from the "
-            f"Hugging Face Hub; without a network, give a folder or a tokenizer.json, or train a "
-            f"tokenizer with --data.train_tokenizer VOCABULARY"
-        ) from error
-    return _with_end_of_text(loaded.backend_tokenizer, loaded.eos_token, name)
