@@ -5,6 +5,7 @@ import json
 import pytest
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer
 
 from pretrain_lib.data.prepare.job import Job
 from pretrain_lib.data.prepare.prepare import prepare
@@ -109,6 +110,14 @@ def test_an_unknown_token_takes_the_place_of_what_is_not_known(tmp_path):
     assert loaded.decode(loaded.encode("a\U0001f600")).startswith(f"a{END_OF_TEXT}")
 
 
+@pytest.mark.parametrize("dropout", [0.5, 1.0])
+def test_no_merges_are_left_out_at_random(tmp_path, dropout):
+    drop = edited(lambda content: content["model"].update(dropout=dropout))
+    loaded = load_tokenizer(write(tmp_path, drop))
+    assert loaded.encode(TEXTS[0]) == TRAINED.encode(TEXTS[0])
+    assert loaded.sha256 == TRAINED.sha256
+
+
 def add(*tokens):
     backend = tokenizers.Tokenizer.from_str(TRAINED.backend.to_str())
     backend.add_tokens(list(tokens))
@@ -157,3 +166,143 @@ def test_spans_may_lie_in_added_tokens(tmp_path):
     job = Job((str(tmp_path / "text.jsonl"),), loss_spans="s", **options)
     found = prepare(job, tmp_path / "out", quiet=True)["splits"]["train"]
     assert found["counted_tokens"] == 2
+
+
+def write_merges(folder, vocabulary=None, merges=None, **files):
+    """Write `vocab.json` and `merges.txt`, by default the trained ones, and JSON files beside."""
+    model = json.loads(TRAINED.backend.to_str())["model"]
+    lines = ["#version: 0.2", *(merges or map(" ".join, model["merges"]))]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n")
+    files["vocab"] = vocabulary or model["vocab"]
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def says(kind, **settings):
+    return {"tokenizer_class": kind, "eos_token": END_OF_TEXT, **settings}
+
+
+LETTERS = [*"abcdefghijklmnopqrstuvwxyz", *(f"{c}</w>" for c in "abcdefghijklmnopqrstuvwxyz")]
+LETTERS += ["th", "the</w>", "<|startoftext|>", END_OF_TEXT]
+CLIP = {letter: number for number, letter in enumerate(LETTERS)}
+WORD = {"content": "fox jumps", "special": False, **dict.fromkeys(("lstrip", "rstrip"), False)}
+WORD |= {"single_word": False, "normalized": True}
+NUMBER = TRAINED.vocabulary_size
+FOLDERS = {
+    "GPT-2": {"tokenizer_config": says("GPT2Tokenizer")},
+    "GPT-2 of transformers 4": {"tokenizer_config": says("GPT2TokenizerFast", errors="replace")},
+    "GPT-2 without a config": {"config": {"model_type": "gpt2"}},
+    "a model with GPT-2's tokenizer": {
+        "tokenizer_config": says("GPT2Tokenizer"),
+        "config": {"model_type": "gpt_neo"},
+    },
+    "a prefix": {"tokenizer_config": says("GPT2Tokenizer", add_prefix_space=True)},
+    "added tokens": {
+        "tokenizer_config": says("GPT2Tokenizer"),
+        "added_tokens": {"   ": NUMBER, "fox jumps": NUMBER + 1},
+    },
+    "added tokens in the config": {
+        "tokenizer_config": says("GPT2Tokenizer", added_tokens_decoder={NUMBER: WORD})
+    },
+    "another end": {
+        "tokenizer_config": says("GPT2Tokenizer") | {"eos_token": "<|end|>"},
+        "added_tokens": {"<|end|>": NUMBER},
+    },
+    "Qwen 2": {"tokenizer_config": says("Qwen2Tokenizer")},
+    "Qwen 2 without a config": {"config": {"model_type": "qwen2"}},
+    "CLIP": {
+        "tokenizer_config": says("CLIPTokenizer"),
+        "vocabulary": CLIP,
+        "merges": ["t h", "th e</w>"],
+    },
+}
+SAMPLES = [" the fox jumps   12345\n\n over", "Fox, it's e\u0301", "", *TEXTS[:1]]
+
+
+def ids_of_transformers(folder):
+    theirs = AutoTokenizer.from_pretrained(folder)
+    ids = [theirs(text, add_special_tokens=False)["input_ids"] for text in SAMPLES]
+    return ids, theirs.eos_token
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_of_merges_has_the_ids_that_transformers_gives(tmp_path, name):
+    loaded = load_tokenizer(write_merges(tmp_path, **FOLDERS[name]))
+    assert ([loaded.encode(text) for text in SAMPLES], loaded.end_of_text) == ids_of_transformers(
+        tmp_path
+    )
+    (tmp_path / "bare").mkdir()
+    bare = load_tokenizer(write_merges(tmp_path / "bare"))
+    assert (loaded.sha256 == bare.sha256) == ("GPT-2" in name)
+
+
+@pytest.mark.parametrize("name", ["folder", "file"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer_config": says("GPT2Tokenizer", added_tokens_decoder={NUMBER: WORD})},
+        {"tokenizer_config": says("PreTrainedTokenizerFast", added_tokens_decoder={NUMBER: WORD})},
+        {"tokenizer_config": says("GPT2Tokenizer", add_prefix_space=True)},
+        {"tokenizer_config": says("GPT2Tokenizer"), "added_tokens": {"fox jumps": NUMBER}},
+    ],
+    ids=["decoder", "any class", "prefix", "added_tokens.json"],
+)
+def test_what_the_files_beside_a_tokenizer_json_change_is_read(tmp_path, files, name):
+    path = write(tmp_path, TRAINED.backend)
+    for file, content in files.items():
+        (tmp_path / f"{file}.json").write_text(json.dumps(content))
+    loaded = load_tokenizer(path if name == "file" else tmp_path)
+    expected = ids_of_transformers(tmp_path)
+    assert ([loaded.encode(text) for text in SAMPLES], loaded.end_of_text) == expected
+    assert loaded.sha256 != TRAINED.sha256
+
+
+def test_what_changes_no_id_of_a_text_is_left_as_it_is(tmp_path):
+    special = WORD | {"content": "<|pad|>", "special": True}
+    same = TRAINED.backend.get_added_tokens_decoder()[0].__getstate__()
+    config = says("PreTrainedTokenizerFast", added_tokens_decoder={0: same, NUMBER: special})
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    write(tmp_path, TRAINED.backend)
+    assert load_tokenizer(tmp_path).sha256 == TRAINED.sha256
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer_config": says("NoSuchTokenizer")},
+        {"added_tokens": {"fox jumps": NUMBER}},
+        {"tokenizer_config": {"auto_map": {"AutoTokenizer": ["a.A", None]}} | says("A")},
+    ],
+    ids=["class", "no class", "code"],
+)
+def test_a_folder_that_transformers_does_not_load_either_is_refused(tmp_path, files):
+    with pytest.raises(ValueError, match="transformers does not load the folder.*save_pretrained"):
+        load_tokenizer(write_merges(tmp_path, **files))
+
+
+def test_every_form_of_a_tokenizer_takes_its_end_from_the_config_beside_it(tmp_path):
+    def rename(content):
+        content["added_tokens"][0]["content"] = "<stop>"
+        content["model"]["vocab"]["<stop>"] = content["model"]["vocab"].pop(END_OF_TEXT)
+        content["model"]["vocab"] |= {END_OF_TEXT: NUMBER}
+
+    path = write(tmp_path, edited(rename))
+    other = path.with_name("other.json")
+    other.write_bytes(path.read_bytes())
+    (tmp_path / "merges").mkdir()
+    vocabulary = json.loads(path.read_text())["model"]["vocab"]
+    write_merges(tmp_path / "merges", vocabulary=vocabulary)
+    for folder in (tmp_path, tmp_path / "merges"):
+        (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<stop>"}))
+    for name in (tmp_path, path, other, tmp_path / "merges"):
+        assert load_tokenizer(name).end_of_text == "<stop>"
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"eos_token": 5}', '{"eos_token": {}}'])
+def test_a_config_that_is_none_is_refused(tmp_path, content):
+    path = write(tmp_path, TRAINED.backend)
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    for name in (path, tmp_path):
+        with pytest.raises(ValueError, match="tokenizer_config.json"):
+            load_tokenizer(name)

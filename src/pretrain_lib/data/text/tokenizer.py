@@ -84,6 +84,7 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     """Load a tokenizer from a folder, a `tokenizer.json` file, or the Hub (`OWNER/NAME`, `gpt2`).
 
     A folder holds `tokenizer.json`, or the `vocab.json` and `merges.txt` of a byte-level BPE.
+    Raises ValueError for one that would lose text.
     """
     backend, declared = read_backend(name)
     check_keeps_text(backend, name)
@@ -117,9 +118,12 @@ def check_vocabulary_size(vocabulary_size: int) -> None:
 def _with_end_of_text(
     backend: tokenizers.Tokenizer, declared: str | None, name: str | Path
 ) -> Tokenizer:
-    # A tokenizer.json may set truncation and padding for inference; both would alter documents.
+    # A tokenizer.json may set truncation and padding for inference; both would alter documents. So
+    # would dropout, which leaves out merges at random.
     backend.no_truncation()
     backend.no_padding()
+    if getattr(backend.model, "dropout", None):
+        backend.model.dropout = None
     if backend.num_special_tokens_to_add(False):
         # A post-processor adds special tokens to every text, even to a piece of a document.
         backend.post_processor = None

@@ -1,25 +1,37 @@
 """Read the files of a tokenizer: a folder, a `tokenizer.json`, or a tokenizer of the Hub."""
 
-import json
+from codecs import BOM_UTF8
 from pathlib import Path
 
 import tokenizers
 
+from pretrain_lib.data.text.lost_text import part_steps
+from pretrain_lib.files.reading import interpreting, parse_json
+from pretrain_lib.values import show
+
 END_OF_TEXT = "<|endoftext|>"
+TOKENIZER, CONFIG, ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
+GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def read_backend(name: str | Path) -> tuple[tokenizers.Tokenizer, str | None]:
-    """Return a tokenizer and its end-of-text token, None where no file names one."""
+    """Return a tokenizer and its end-of-text token, None where no file names one.
+
+    What the files beside it change is left to `transformers`, so that the ids are those it gives.
+    """
     path = Path(name).expanduser()
+    if path.name == TOKENIZER and path.is_file():
+        path = path.parent  # the files beside it belong to it
     if path.is_file():
-        return _read(path), None
+        return _read(path), _declared_end(path.parent)
     if not path.is_dir():
         return _load_from_hub(str(name))
-    if (path / "tokenizer.json").is_file():
-        return _read(path / "tokenizer.json"), _declared_end(path)
+    if (path / TOKENIZER).is_file():
+        backend, end = _read(path / TOKENIZER), _declared_end(path)
+        return _load_with_transformers(path) if _is_changed(backend, path, end) else (backend, end)
     if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
-        model = tokenizers.models.BPE.from_file(str(path / "vocab.json"), str(path / "merges.txt"))
-        return byte_level(model), END_OF_TEXT
+        return _read_merges(path)
     raise ValueError(
         f"data.tokenizer={name}: the folder needs tokenizer.json, or vocab.json and merges.txt"
     )
@@ -40,18 +52,105 @@ def _read(path: Path) -> tokenizers.Tokenizer:
         raise ValueError(f"data.tokenizer={path} is not a tokenizer.json: {error}") from error
 
 
-def _declared_end(folder: Path) -> str | None:
-    config = folder / "tokenizer_config.json"
-    if not config.is_file():
-        return None
+def _read_merges(folder: Path) -> tuple[tokenizers.Tokenizer, str | None]:
+    """Read `vocab.json` and `merges.txt`: GPT-2's, unless the files beside them say otherwise."""
     try:
-        token = json.loads(config.read_text(encoding="utf-8-sig")).get("eos_token")
-        token = token["content"] if isinstance(token, dict) else token
-    except (ValueError, AttributeError, KeyError) as error:
-        raise ValueError(f"{config} is broken: it must say eos_token ({error})") from error
+        files = str(folder / "vocab.json"), str(folder / "merges.txt")
+        own = byte_level(tokenizers.models.BPE.from_file(*files))
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise ValueError(
+            f"data.tokenizer={folder}: vocab.json and merges.txt are not those of a BPE: {error}"
+        ) from error
+    end, kind = _declared_end(folder) or END_OF_TEXT, _settings(folder / CONFIG)
+    model = _settings(folder / "config.json").get("model_type")
+    is_gpt2 = kind.get("tokenizer_class") in GPT2_CLASSES and model in (None, "gpt2")
+    if is_gpt2 and not _is_changed(own, folder, end):
+        return own, end
+    loaded, end = _load_with_transformers(folder)
+    return (own if _is_same(own, loaded, end) else loaded), end
+
+
+def _is_same(own: tokenizers.Tokenizer, loaded: tokenizers.Tokenizer, end: str | None) -> bool:
+    """Return whether two tokenizers of the same merges give the same ids to every text."""
+    added = loaded.get_added_tokens_decoder().values()
+    return (
+        part_steps(own.pre_tokenizer) == part_steps(loaded.pre_tokenizer)
+        and loaded.normalizer is None
+        and not (loaded.model.continuing_subword_prefix or loaded.model.end_of_word_suffix)
+        and all(token.special for token in added)
+        and own.token_to_id(end or END_OF_TEXT) is not None
+    )
+
+
+def _is_changed(backend: tokenizers.Tokenizer, folder: Path, end: str | None) -> bool:
+    """Return whether the files beside a tokenizer change the ids of a text, or add its end."""
+    own = [token.__getstate__() for token in backend.get_added_tokens_decoder().values()]
+    named = _named_tokens(backend, folder)
+    prefix = _settings(folder / CONFIG).get("add_prefix_space")
+    return (
+        any(not token.special and token.__getstate__() not in own for token in named)
+        or any(token.content == end and backend.token_to_id(end) is None for token in named)
+        or any(
+            step["type"] == "ByteLevel" and prefix not in (None, step["add_prefix_space"])
+            for step in part_steps(backend.pre_tokenizer)[:1]
+        )
+    )
+
+
+def _named_tokens(backend: tokenizers.Tokenizer, folder: Path) -> list[tokenizers.AddedToken]:
+    """Return the tokens that the files beside a tokenizer add to it, as `transformers` does."""
+    settings = _settings(folder / CONFIG)
+    if "added_tokens_decoder" in settings:
+        with interpreting(folder / CONFIG):
+            return [
+                tokenizers.AddedToken(t["content"], **{k: t[k] for k in FLAGS if k in t})
+                for t in settings["added_tokens_decoder"].values()
+            ]
+    own = {token.content for token in backend.get_added_tokens_decoder().values()}
+    marks = [mark for key, mark in settings.items() if key.endswith("_token")]
+    special = [mark.get("content") if isinstance(mark, dict) else mark for mark in marks]
+    return [
+        tokenizers.AddedToken(name, special=name in special, normalized=name not in special)
+        for name in _settings(folder / ADDED)
+        if name not in own
+    ]
+
+
+def _settings(path: Path) -> dict:
+    """Return the object in a JSON file, empty without one."""
+    if not path.is_file():
+        return {}
+    try:
+        content = parse_json(path.read_bytes().removeprefix(BOM_UTF8))
+    except ValueError as error:
+        raise ValueError(f"{path} is broken: it must be JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is broken: it must hold a JSON object")
+    return content
+
+
+def _declared_end(folder: Path) -> str | None:
+    token = _settings(folder / CONFIG).get("eos_token")
+    token = token.get("content", token) if isinstance(token, dict) else token
     if not isinstance(token, str | None):
-        raise ValueError(f"{config}: eos_token={token!r} must be text")
+        raise ValueError(f"{folder / CONFIG}: eos_token={show(token)} must be text")
     return token
+
+
+def _load_with_transformers(folder: Path) -> tuple[tokenizers.Tokenizer, str | None]:
+    from transformers import AutoTokenizer
+
+    try:
+        options = {"local_files_only": True, "trust_remote_code": False}
+        loaded = AutoTokenizer.from_pretrained(str(folder), **options)
+        return loaded.backend_tokenizer, loaded.eos_token
+    except Exception as error:  # transformers raises many types
+        raise ValueError(
+            f"data.tokenizer={folder}: {TOKENIZER} is missing or lacks what {CONFIG}, {ADDED} or "
+            f"config.json say, and transformers does not load the folder ({show(error)}); load "
+            f"the tokenizer where it can be and save it with save_pretrained, which writes a whole "
+            f"{TOKENIZER}"
+        ) from error
 
 
 def _load_from_hub(name: str) -> tuple[tokenizers.Tokenizer, str | None]:
