@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 
 from pretrain_lib.data.prepare.job import Job
 from pretrain_lib.data.prepare.prepare import prepare
-from pretrain_lib.data.text.lost_text import UTF8_BYTES, spelled_bytes
+from pretrain_lib.data.text.lost_text import UTF8_BYTES
+from pretrain_lib.data.text.parts import spelled_bytes
 from pretrain_lib.data.text.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer
 
 TEXTS = ["the quick brown fox jumps over 12 lazy dogs, isn't it?\n\n"] * 20

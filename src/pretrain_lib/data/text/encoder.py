@@ -8,17 +8,16 @@ is proven equivalent besides; `tokenizers` otherwise.
 
 import ctypes
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import psutil
 import tiktoken
 
+from pretrain_lib.data.text.cuts import can_cut, cut_text
 from pretrain_lib.data.text.equivalence import (
     HARD_TEXTS,
     as_tiktoken,
@@ -27,17 +26,12 @@ from pretrain_lib.data.text.equivalence import (
     has_new_characters,
     strip_added_tokens,
 )
-from pretrain_lib.data.text.formats import CUT
 from pretrain_lib.data.text.tokenizer import Tokenizer, load_tokenizer
 from pretrain_lib.data.tokens.shards import token_dtype
 
 PIECE_CHARACTERS = 2**15  # longer documents are tokenized in pieces of this size
 BATCH_BYTES = 2**20  # size of a batch of documents for `tokenizers`
 CACHE_BYTES = 256 * 2**20  # by how much a process may grow before `gigatoken` drops its caches
-SAMPLE_PIECE_CHARACTERS = 64
-# Tested besides the sample, which may have no place to cut.
-CUT_PROBE = "One of the 12 words, in 1999 \n\nor the other\n  of the 30\n" * 40
-CUT_TEXT = re.compile(CUT.pattern.decode())
 
 
 class CachingEncoder:
@@ -144,18 +138,9 @@ class Encoder:
         return cut_text(text, PIECE_CHARACTERS if self.cuts_text else len(text))
 
 
-def cut_text(text: str, size: int) -> Iterator[str]:
-    """Split a text into pieces of at least `size` characters, at places that change no token."""
-    start = 0
-    while len(text) - start > size and (cut := CUT_TEXT.search(text, start + size - 1)):
-        yield text[start : cut.end()]
-        start = cut.end()
-    yield text[start:]
-
-
 def choose_encoder(tokenizer: Tokenizer, sample: Sequence[str]) -> Encoder:
     """Return the fastest encoder that gives the ids of `tokenizer`, checked on `sample`."""
-    cuts_text = _can_cut(tokenizer, [*sample, CUT_PROBE])
+    cuts_text = can_cut(tokenizer, sample)
     if has_gigatoken_shape(tokenizer):
         encoder = Encoder(tokenizer, _as_gigatoken(tokenizer), cuts_text)
         spelled = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values()]
@@ -178,14 +163,6 @@ def _is_exact(encoder: Encoder, texts: Sequence[str]) -> bool:
     return np.array_equal(ends, np.cumsum([len(own) for own in expected], dtype=np.int64)) and (
         not texts or np.array_equal(ids, np.concatenate(expected))
     )
-
-
-def _can_cut(tokenizer: Tokenizer, sample: Sequence[str]) -> bool:
-    for text in sample:
-        pieces = [tokenizer.encode(piece) for piece in cut_text(text, SAMPLE_PIECE_CHARACTERS)]
-        if list(chain.from_iterable(pieces)) != tokenizer.encode(text):
-            return False
-    return True
 
 
 def load_encoder(folder: Path, *, package: str, cuts_text: bool) -> Encoder:

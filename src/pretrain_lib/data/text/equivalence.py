@@ -11,7 +11,7 @@ from functools import cache
 
 import tiktoken
 
-from pretrain_lib.data.text.lost_text import spelled_bytes
+from pretrain_lib.data.text.parts import spelled_bytes
 from pretrain_lib.data.text.tokenizer import Tokenizer
 
 # The default pattern of the ByteLevel pre-tokenizer of `tokenizers` (GPT-2, Radford et al. 2019).

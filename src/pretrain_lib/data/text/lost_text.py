@@ -3,12 +3,13 @@
 A tokenizer with an unknown token replaces such text visibly, which is its own doing.
 """
 
-import json
 from itertools import product
 from pathlib import Path
 
 import tokenizers
 from tokenizers import models
+
+from pretrain_lib.data.text.parts import is_byte_level, spelled_bytes
 
 # Those that occur in UTF-8.
 UTF8_BYTES = [byte for byte in range(0xF5) if byte not in (0xC0, 0xC1)]
@@ -30,33 +31,6 @@ def check_keeps_text(backend: tokenizers.Tokenizer, name: str | Path) -> None:
         f"data.tokenizer={name} would lose text: it has no token {lack} and no unknown token in "
         f"its vocabulary; {remedy}"
     )
-
-
-def part_steps(part: object | None) -> list[dict]:
-    """Return the settings of each step of a normalizer or pre-tokenizer, in order."""
-    return [] if part is None else _flatten(json.loads(part.__getstate__()))
-
-
-def is_byte_level(backend: tokenizers.Tokenizer) -> bool:
-    """Return whether the model sees each byte of a text as one character."""
-    steps = [*part_steps(backend.normalizer), *part_steps(backend.pre_tokenizer)]
-    return any(step["type"] == "ByteLevel" for step in steps)
-
-
-def spelled_bytes() -> dict[str, int]:
-    """Return the byte that each character of a byte-level vocabulary stands for.
-
-    Printable bytes are represented by themselves, the others by the characters from 256 on.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    spelled = {chr(byte): byte for byte in printable}
-    return spelled | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-def _flatten(settings: dict) -> list[dict]:
-    own = settings.get("normalizers", settings.get("pretokenizers"))
-    return [settings] if own is None else [step for part in own for step in _flatten(part)]
 
 
 def _missing_bytes(backend: tokenizers.Tokenizer) -> list[int] | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tokenizers
 
-from pretrain_lib.data.text.lost_text import part_steps
+from pretrain_lib.data.text.parts import part_steps
 from pretrain_lib.files.reading import interpreting, parse_json
 from pretrain_lib.values import show
 

@@ -1,0 +1,37 @@
+"""What the parts of a tokenizer make of a text, by their settings."""
+
+import json
+
+import tokenizers
+
+
+def part_settings(part: object | None) -> dict | None:
+    """Return the settings of a normalizer or pre-tokenizer, as a `tokenizer.json` has them."""
+    return None if part is None else json.loads(part.__getstate__())
+
+
+def part_steps(part: object | None) -> list[dict]:
+    """Return the settings of each step of a normalizer or pre-tokenizer, in order."""
+    return [] if part is None else _flatten(part_settings(part))
+
+
+def is_byte_level(backend: tokenizers.Tokenizer) -> bool:
+    """Return whether the model sees each byte of a text as one character."""
+    steps = [*part_steps(backend.normalizer), *part_steps(backend.pre_tokenizer)]
+    return any(step["type"] == "ByteLevel" for step in steps)
+
+
+def spelled_bytes() -> dict[str, int]:
+    """Return the byte that each character of a byte-level vocabulary stands for.
+
+    Printable bytes are represented by themselves, the others by the characters from 256 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    spelled = {chr(byte): byte for byte in printable}
+    return spelled | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _flatten(settings: dict) -> list[dict]:
+    own = settings.get("normalizers", settings.get("pretokenizers"))
+    return [settings] if own is None else [step for part in own for step in _flatten(part)]
