@@ -302,3 +302,12 @@ def test_a_cut_byte_fallback_counts_one_byte_per_token():
     ids = tokenizer.encode_documents(["大"])[0]
     assert ids.shape == (5,)  # end of text, the prefix, three bytes
     assert [tokenizer.count_bytes(ids[:stop]) for stop in range(6)] == [0, 0, 0, 1, 2, 3]
+
+
+def test_an_added_token_counts_the_bytes_of_its_spelling():
+    backend = tokenizers.Tokenizer.from_str(TRAINED.backend.to_str())
+    backend.add_tokens(["naïve", "大大", "plain"])  # `ï` is a character of byte-level tokens too
+    tokenizer = Tokenizer(backend, END_OF_TEXT)
+    for text in ("a naïve é", "大大 ï", "plain", "naïvenaïve"):
+        ids = tokenizer.encode_documents([text])[0]
+        assert tokenizer.count_bytes(ids) == len(text.encode())

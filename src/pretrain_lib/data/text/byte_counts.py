@@ -56,8 +56,9 @@ def _token_size(
     kinds = {step["type"] for step in steps}
     if kinds == {"ByteLevel"}:
         alphabet = set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+        added = {token.content for token in backend.get_added_tokens_decoder().values()}
         return lambda token, first: (  # noqa: ARG005 (the first is no exception)
-            len(token) if alphabet.issuperset(token) else len(token.encode())
+            len(token) if alphabet.issuperset(token) and token not in added else len(token.encode())
         )
     stripped = [(step["start"], step["stop"]) for step in steps if step["type"] == "Strip"]
     replaced = [step["pattern"].get("String", "") for step in steps if step["type"] == "Replace"]
