@@ -8,6 +8,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 
 from pretrain_lib.data.text import encoder as encoder_module
+from pretrain_lib.data.text.cuts import CUT_PROBE
 from pretrain_lib.data.text.encoder import choose_encoder
 from pretrain_lib.data.text.equivalence import GPT4_WORDS
 from pretrain_lib.data.text.tokenizer import END_OF_TEXT, Tokenizer, train_tokenizer
@@ -39,9 +40,9 @@ def across_bytes():
     return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content)), END_OF_TEXT)
 
 
-def pieces(*across, space="▁", normalizer=None, letters="BWhalesue", fuse=False):
+def pieces(*across, space="▁", normalizer=None, unknown=""):
     """Return a Unigram of characters with pieces of several words."""
-    known = letters if fuse else {*TEXT, space} - {" "}
+    known = {*TEXT, *CUT_PROBE, space} - {" ", *unknown}
     vocabulary = [("<unk>", 0.0), (END_OF_TEXT, -9.0), *((c, -6.0) for c in sorted(known))]
     vocabulary += [(piece, -3.0) for piece in across]
     backend = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=0))
@@ -68,7 +69,7 @@ ACROSS = {
     "a piece with another space": pieces("Blue_Whale", space="_"),
     "a piece by a normalizer": pieces("Blue_Whale", space="_", normalizer=Replace(" ", "_")),
     "no spaces": pieces("ab", normalizer=Replace(" ", "")),
-    "unknown characters": pieces(fuse=True),
+    "unknown characters": pieces(unknown="Q\n"),
     "a regular expression": byte_level(normalizer=Replace(Regex("([a-z]) (?=[a-z] )"), "Q")),
     "a phrase": byte_level(normalizer=Replace("New York", "NY")),
 }
