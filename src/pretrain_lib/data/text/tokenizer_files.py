@@ -8,6 +8,7 @@ import tokenizers
 from pretrain_lib.data.text.parts import part_steps
 from pretrain_lib.files.reading import interpreting, parse_json
 from pretrain_lib.values import show
+from pretrain_lib.wording import in_line
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER, CONFIG, ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
@@ -49,7 +50,9 @@ def _read(path: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises a bare Exception
-        raise ValueError(f"data.tokenizer={path} is not a tokenizer.json: {error}") from error
+        raise ValueError(
+            f"data.tokenizer={path} is not a tokenizer.json: {in_line(error)}"
+        ) from error
 
 
 def _read_merges(folder: Path) -> tuple[tokenizers.Tokenizer, str | None]:
@@ -59,7 +62,8 @@ def _read_merges(folder: Path) -> tuple[tokenizers.Tokenizer, str | None]:
         own = byte_level(tokenizers.models.BPE.from_file(*files))
     except Exception as error:  # tokenizers raises a bare Exception
         raise ValueError(
-            f"data.tokenizer={folder}: vocab.json and merges.txt are not those of a BPE: {error}"
+            f"data.tokenizer={folder}: vocab.json and merges.txt are not those of a BPE: "
+            f"{in_line(error)}"
         ) from error
     end, kind = _declared_end(folder) or END_OF_TEXT, _settings(folder / CONFIG)
     model = _settings(folder / "config.json").get("model_type")
