@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from datasets import (
     interleave_datasets,
     load_dataset,
 )
+from datasets.distributed import split_dataset_by_node
 
 from pretrain_lib.data.text import rows as data_rows
 from pretrain_lib.data.text import sources
@@ -260,17 +262,124 @@ def test_taken_and_skipped_rows_are_those_that_datasets_gives(tmp_path):
         assert [row["text"] for row in dataset] == texts
 
 
-def test_interleaved_datasets_give_every_row():
-    rows = Dataset.from_dict({"text": WORDS}).to_iterable_dataset(6)
-    dataset = interleave_datasets(
-        [rows.map(shout), from_generator()],
-        probabilities=[0.3, 0.7],
-        seed=0,
-        stopping_strategy="all_exhausted_without_replacement",
-    )
-    source = DatasetSource(dataset, "interleaved")
-    assert len(source.units()) == 4
-    assert sorted(texts_of(source)) == sorted([*WORDS, *(word.upper() for word in WORDS)])
+def interleave(rows, other, stopping_strategy, probabilities):
+    options = {"seed": 3, "stopping_strategy": stopping_strategy, "probabilities": probabilities}
+    return interleave_datasets([rows, other], **options)
+
+
+def in_epoch(rows):
+    rows = rows.select_columns(["text", "number"])
+    rows.set_epoch(2)
+    return rows
+
+
+def begun(rows):
+    iterator = iter(rows)
+    for _ in range(30):
+        next(iterator)
+    begun = rows.select_columns(["text", "number"])
+    begun.load_state_dict(rows.state_dict())
+    return begun
+
+
+def join(batch):
+    return {"text": [" ".join(batch["text"])]}
+
+
+def others():
+    texts = [f"other {number}" for number in range(40)]
+    return Dataset.from_dict({"text": texts, "number": range(40)}).to_iterable_dataset(3)
+
+
+ONE_COLUMN = ("map to other columns", "map batches", "concatenate columns")
+
+
+# By name: what is done to a dataset, and whether its shards are read by themselves.
+CHAINS = {
+    "map": (lambda rows: rows.map(shout), True),
+    "map to other columns": (lambda rows: rows.map(shout, remove_columns=["number"]), True),
+    "map indices": (lambda rows: rows.map(lambda _, i: {"text": f"{i}"}, with_indices=True), False),
+    "map batches": (
+        lambda rows: rows.map(join, batched=True, batch_size=7, remove_columns=["number"]),
+        False,
+    ),
+    "filter": (lambda rows: rows.filter(lambda row: row["number"] % 3), True),
+    "filter indices": (lambda rows: rows.filter(lambda _, i: i % 3, with_indices=True), False),
+    "filter batches": (
+        lambda rows: rows.filter(
+            lambda batch: [i > 3 for i, _ in enumerate(batch["text"])], batched=True, batch_size=9
+        ),
+        False,
+    ),
+    "take": (lambda rows: rows.take(70), False),
+    "skip": (lambda rows: rows.skip(70), False),
+    "repeat": (lambda rows: rows.repeat(2), False),
+    "batch": (lambda rows: rows.map(join, batched=True, remove_columns=["number"]), False),
+    "add column": (lambda rows: rows.add_column("more", list(range(400))), False),
+    "select columns": (lambda rows: rows.select_columns(["text"]), True),
+    "remove columns": (lambda rows: rows.remove_columns("number"), True),
+    "rename column": (lambda rows: rows.rename_column("number", "renamed"), True),
+    "format": (lambda rows: rows.with_format("numpy").map(lambda row: row), True),
+    "concatenate": (
+        lambda rows: concatenate_datasets([rows, others()]),
+        True,
+    ),
+    "concatenate columns": (
+        lambda rows: concatenate_datasets(
+            [rows.select_columns(["text"]), rows.select_columns(["number"])], axis=1
+        ),
+        False,
+    ),
+    "split by node": (lambda rows: split_dataset_by_node(rows, rank=1, world_size=3), False),
+    "epoch": (in_epoch, False),
+    "state": (begun, False),
+    **{
+        f"interleave {strategy} {probabilities}": (
+            lambda rows, s=strategy, p=probabilities: interleave(rows, others(), s, p),
+            False,
+        )
+        for strategy in (
+            "first_exhausted",
+            "all_exhausted",
+            "all_exhausted_without_replacement",
+        )
+        for probabilities in (None, [0.2, 0.8])
+    },
+}
+
+
+def words_of(dataset):
+    return [row["text"] for row in dataset]
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """`datasets` waits for seconds after a `.parquet` that was not read to its end."""
+    monkeypatch.setattr("datasets.iterable_dataset.time.sleep", lambda _: None)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_rows_are_those_that_datasets_gives(tmp_path, no_waiting, name):
+    change, is_sharded = CHAINS[name]
+    numbered = Dataset.from_dict({"text": WORDS, "number": range(200)}).to_iterable_dataset(5)
+    for rows in (from_parquet(tmp_path), numbered):
+        for dataset in (change(rows), change(rows.map(shout))):
+            source = DatasetSource(dataset, "rows")
+            assert (len(source.units()) > 1) == is_sharded
+            assert texts_of(source) == words_of(dataset)
+        after = change(rows).map(shout)
+        assert texts_of(DatasetSource(after, "rows")) == words_of(after)
+
+
+def test_chains_of_steps_give_the_rows_that_datasets_gives(tmp_path, no_waiting):
+    rows, draw = from_parquet(tmp_path), random.Random(0)
+    alike = ("map", "filter", "take", "skip", "format", "concatenate", "interleave", "map indices")
+    names = [n for n in CHAINS if n.startswith(alike) and n not in ONE_COLUMN]
+    for _ in range(12):
+        dataset, steps = rows, draw.choices(names, k=3)
+        for step in steps:
+            dataset = CHAINS[step][0](dataset)
+        assert texts_of(DatasetSource(dataset, "rows")) == words_of(dataset), steps
 
 
 def test_a_shuffle_buffer_is_refused_however_deep(tmp_path):

@@ -13,16 +13,30 @@ from pretrain_lib.data.text.documents import Document, Rejected, is_text
 EMBEDDED_CORPUS = "python-stdlib"
 HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?:@([\w.-]+))?")
 UNIT_ROWS, MAX_UNITS = 50_000, 4096
+# Steps of an IterableDataset that act on each row alone, so that its shards, one after the other,
+# give the rows of the whole; of the others this is not known.
+BY_ROW = {
+    "ExamplesIterable",
+    "ArrowExamplesIterable",
+    "RebatchedArrowExamplesIterable",
+    "FormattedExamplesIterable",
+    "SelectColumnsIterable",
+    "MappedExamplesIterable",
+    "FilteredExamplesIterable",
+    "VerticallyConcatenatedMultiSourcesExamplesIterable",
+}
+NOT_BY_ROW = ("with_indices", "batched", "drop_last_batch")  # options of such steps
 
 
 @dataclass(frozen=True)
 class DatasetSource:
     """A `datasets.Dataset` or `IterableDataset`: one document per row, in order.
 
-    Each shard of the dataset is a unit of work. A dataset with `take` or `skip` is a single unit,
-    since sharding it would select other rows; `interleave_datasets` interleaves the shards. Raises
-    ValueError for a dataset with a shuffle buffer: after a restart it would give other rows, and
-    documents and windows are shuffled by this library anyway.
+    Each shard of the dataset is a unit of work if all its steps act on each row alone: `map` and
+    `filter` without indices and batches, columns, `concatenate_datasets`. Any other dataset is a
+    single unit, since sharding it could select other rows. Raises ValueError for a dataset with a
+    shuffle buffer: after a restart it would give other rows, and documents and windows are shuffled
+    by this library anyway.
     """
 
     dataset: Any
@@ -35,7 +49,7 @@ class DatasetSource:
                 f"data.text_field={self.text_field!r} is not a column of {self.name}; its columns "
                 f"are {', '.join(columns)}"
             )
-        if self._has_steps("BufferShuffled"):
+        if any(type(step).__name__.startswith("BufferShuffled") for step in self._steps()):
             raise ValueError(
                 f"data.source={self.name} was shuffled with a shuffle buffer of `datasets`, which "
                 f"gives other rows after a restart; remove .shuffle(buffer_size=...): pretrain_lib "
@@ -52,7 +66,7 @@ class DatasetSource:
 
     def units(self, *, cut_text: bool = True) -> list[tuple[int, int]]:  # noqa: ARG002 (no files)
         """Return `(shard, number of shards)` for each unit."""
-        count = 1 if self._has_steps("Take", "Skip") else min(self._rows().num_shards, MAX_UNITS)
+        count = min(self._rows().num_shards, MAX_UNITS) if self._is_by_row() else 1
         return [(index, count) for index in range(count)]
 
     def unit_bytes(self, unit: tuple[int, int]) -> int:
@@ -62,7 +76,9 @@ class DatasetSource:
     def documents(self, unit: tuple[int, int]) -> Iterator[Document | Rejected]:
         """Yield the documents of a unit, including empty ones; a row without text is `Rejected`."""
         index, count = unit
-        rows = self._rows().shard(num_shards=count, index=index, contiguous=True)
+        rows = self._rows()
+        if self._is_by_row():
+            rows = rows.shard(num_shards=count, index=index, contiguous=True)
         for number, row in enumerate(rows):
             text = row.get(self.text_field, False)
             text = "" if text is None else text  # a column may hold nulls
@@ -70,20 +86,34 @@ class DatasetSource:
             reason = f"no text in data.text_field={self.text_field!r}"
             yield Document(text) if is_text(text) else Rejected(where, reason)
 
-    def _has_steps(self, *kinds: str) -> bool:
-        """Return whether the dataset's chain of iterables has a step of one of these kinds."""
-        steps = [getattr(self.dataset, "_ex_iterable", None)]
+    def _steps(self) -> list[Any]:
+        """Return the steps of the dataset's chain of iterables; none for a `Dataset`."""
+        steps = [step for step in [getattr(self.dataset, "_ex_iterable", None)] if step is not None]
         for step in steps:
             inner = getattr(step, "ex_iterable", None), *(getattr(step, "ex_iterables", None) or ())
             steps.extend(part for part in inner if part is not None)
-        return any(type(step).__name__.startswith(kinds) for step in steps)
+        return steps
+
+    def _is_by_row(self) -> bool:
+        """Return whether the shards of the dataset, one after the other, are known to be it."""
+        rows = self.dataset
+        begun = ("epoch", "_distributed", "_starting_state_dict")  # where it begins, and with what
+        return not any(getattr(rows, name, None) for name in begun) and all(
+            type(step).__name__ in BY_ROW and not any(getattr(step, o, False) for o in NOT_BY_ROW)
+            for step in self._steps()
+        )
 
     def _rows(self) -> Any:
         rows = self.dataset
         if hasattr(rows, "to_iterable_dataset"):
             rows = rows.to_iterable_dataset(num_shards=max(1, len(rows) // UNIT_ROWS))
         rows = rows.select_columns([self.text_field]) if rows.column_names else rows
-        return rows.with_format(None).reshard()
+        rows = rows.with_format(None)
+        if self._is_by_row():
+            return rows.reshard()
+        rows.set_epoch(self.dataset.epoch)
+        rows.load_state_dict(getattr(self.dataset, "_starting_state_dict", None))
+        return rows
 
 
 @dataclass(frozen=True)
