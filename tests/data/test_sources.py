@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from datasets import (
     Dataset,
+    Features,
     IterableDataset,
+    Value,
     concatenate_datasets,
     interleave_datasets,
     load_dataset,
@@ -425,6 +427,21 @@ def test_rows_that_hold_no_text_are_named():
     bad = [Rejected(f"rows, row {number} of unit 0", reason) for number in range(7)]
     good = Document("good")
     assert found == [good, Document(""), bad[2], bad[3], good, bad[5], bad[6]]
+
+
+def test_a_column_of_bytes_is_read_as_in_parquet(tmp_path):
+    values = ["zweite: äöü".encode(), b"", None, b"half \xff of a character", b"last"]
+    rows = Dataset.from_dict({"text": values}, features=Features({"text": Value("binary")}))
+    rows.to_parquet(tmp_path / "a.parquet")
+    there = [
+        d._replace(where="") if isinstance(d, Rejected) else d
+        for d in read_all(open_source(str(tmp_path / "a.parquet")))
+    ]
+    for dataset in (rows, rows.to_iterable_dataset(), rows.with_format("numpy")):
+        found = read_all(DatasetSource(dataset, "rows"))
+        assert found[3].where == "rows, row 3 of unit 0"
+        found[3] = found[3]._replace(where="")
+        assert found == there
 
 
 def test_a_hub_dataset_is_read_as_it_comes(tmp_path, monkeypatch):

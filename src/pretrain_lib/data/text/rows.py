@@ -37,6 +37,10 @@ class DatasetSource:
     single unit, since sharding it could select other rows. Raises ValueError for a dataset with a
     shuffle buffer: after a restart it would give other rows, and documents and windows are shuffled
     by this library anyway.
+
+    The source is identified by its name only, since `datasets` has no fingerprint that is the same
+    after a restart: give a dataset with other rows another name or another folder, or what was
+    prepared from the first is taken for it.
     """
 
     dataset: Any
@@ -80,11 +84,19 @@ class DatasetSource:
         if self._is_by_row():
             rows = rows.shard(num_shards=count, index=index, contiguous=True)
         for number, row in enumerate(rows):
-            text = row.get(self.text_field, False)
-            text = "" if text is None else text  # a column may hold nulls
             where = f"{self.name}, row {number} of unit {index}"
-            reason = f"no text in data.text_field={self.text_field!r}"
-            yield Document(text) if is_text(text) else Rejected(where, reason)
+            yield self._document(row.get(self.text_field, False), where)
+
+    def _document(self, value: Any, where: str) -> Document | Rejected:
+        """Return the document of a value of the column; as in `.parquet`, bytes are UTF-8."""
+        try:
+            text = value.decode() if isinstance(value, bytes) else value
+        except UnicodeDecodeError as error:
+            return Rejected(where, "the text is not UTF-8", error.reason)
+        text = "" if text is None else text  # a column may hold nulls
+        if not is_text(text):
+            return Rejected(where, f"no text in data.text_field={self.text_field!r}")
+        return Document(text)
 
     def _steps(self) -> list[Any]:
         """Return the steps of the dataset's chain of iterables; none for a `Dataset`."""
