@@ -86,6 +86,22 @@ def test_a_server_that_fails_for_a_while_is_asked_again(s3, local, tmp_path, mon
     assert s3.failed == 2
 
 
+def test_a_folder_with_many_is_one_listing_in_the_order_of_the_local_one(s3, tmp_path):
+    for number in range(30):
+        (tmp_path / f"{number % 3}-{number}").mkdir()
+        (tmp_path / f"{number % 3}-{number}" / "a.txt").write_text(f"text {number}")
+        (tmp_path / f"{number % 3}-{number}.txt").write_text(f"file {number}")
+    upload(tmp_path, "many")
+    fsspec.filesystem("s3").touch("corpus/many/console.txt/")  # what a console makes as a folder
+    s3.failing, s3.passing = "list-type", 1000
+    source = open_source("s3://corpus/many")
+    requests, s3.failing, s3.passing = 1000 - s3.passing, "jsonl", 0
+    assert requests <= 3
+    names = [str(path).removeprefix("s3://corpus/many/") for path in source.files]
+    local = open_source(str(tmp_path)).files
+    assert names == [str(path.relative_to(tmp_path)) for path in local]
+
+
 # Prepares the remote folder in small units and kills itself at a call of fsync.
 RUN = """
 import os, signal, sys

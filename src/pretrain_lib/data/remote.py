@@ -1,8 +1,9 @@
 """Storages behind URLs, through `fsspec`: S3, Google Cloud Storage, the Hub, HTTP and others.
 
 A `RemoteFile` has the parts of `pathlib.Path` that readers of text use. Its size and version (an
-etag or checksum) are those of the listing, so that all processes read the same file. Credentials
-come from the environment, as the storage's own library reads them, and are refused in a URL.
+etag, checksum or time) are those of the listing, so that all processes read the same file.
+Credentials come from the environment, as the storage's own library reads them, and are refused in a
+URL.
 """
 
 import io
@@ -17,15 +18,22 @@ from urllib.parse import parse_qsl, urlsplit
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 SECRETS = re.compile(r"signature|token|secret|password|credential|key|^sig$", re.IGNORECASE)
-# Where the storages say which version of a file this is.
-VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "checksum", "sha256", "blob_id", "oid")
+# Where the storages say which version of a file this is, those that say it best first.
+VERSIONS = (
+    *("ETag", "etag", "md5Hash", "content_md5", "checksum", "sha256", "blob_id", "oid"),
+    *("mtime", "LastModified", "Content-MD5", "Digest", "md5Checksum", "md5", "xet_hash"),
+    *("content_hash", "sha", "hex", "CRC", "generation", "VersionId", "version_id"),
+    *("Last-Modified", "last_modified", "modified", "modify", "modifiedTime", "modificationTime"),
+    *("server_modified", "last_write_time", "updated", "uploaded_at", "date_time", "created"),
+)
 BLOCK_BYTES = 8 * 2**20  # read at once
 RETRY_SECONDS = (0.5, 2.0)  # between the tries, besides those of the storage's own library
+DOWNLOAD = "download it, and give the local copy"
 AGAIN = "what was done is kept: start the same command again to continue"
 
 
 class Unreachable(ValueError):
-    """A storage that does not answer, or refuses."""
+    """A storage that does not answer, or refuses, or not as is needed to read from it."""
 
 
 def is_url(name: str) -> bool:
@@ -41,7 +49,7 @@ class RemoteFile:
     st_size: int
     """Size in bytes."""
     version: str
-    """What changes with the content: an etag or a checksum."""
+    """What changes with the content: an etag, a checksum or a time."""
 
     def __str__(self) -> str:
         return self.url
@@ -49,7 +57,9 @@ class RemoteFile:
     @property
     def name(self) -> str:
         """The last component of the path."""
-        return PurePosixPath(urlsplit(self.url).path or self.url).name
+        if self.url.lower().startswith(("http://", "https://")):
+            return PurePosixPath(urlsplit(self.url).path or self.url).name
+        return PurePosixPath(self.url.partition("?versionId=")[0]).name  # s3fs reads old versions
 
     @property
     def suffix(self) -> str:
@@ -90,10 +100,8 @@ class _Reader(io.RawIOBase):
             return 0
         ask = partial(self._storage.cat_file, self._key, start=self._position, end=stop)
         data = answer(self._path.url, ask)
-        if len(data) != stop - self._position:
-            raise Unreachable(
-                f"data.source: {self._path.url} has changed while it was read; prepare it again"
-            )
+        size, remedy = stop - self._position, "prepare it again"
+        check_part(self._path.url, data, size, remedy, setting="data.source")
         buffer[: len(data)] = data
         self._position = stop
         return len(data)
@@ -136,9 +144,38 @@ def _describe(url: str, error: Exception) -> str:
 
 
 def version_of(info: dict) -> str:
-    """Return what says which version of a file its `info` is of."""
-    known = (str(info[key]) for key in VERSIONS if info.get(key))
-    return next(known, None) or str(info.get("mtime") or info.get("LastModified") or "")
+    """Return what says which version of a file its `info` is of; empty if nothing does."""
+    return next((str(info[key]) for key in VERSIONS if info.get(key) not in (None, "")), "")
+
+
+def describe_file(url: str, info: dict, *, setting: str = "data.source") -> RemoteFile:
+    """Return the file at a URL by what its storage says of it.
+
+    Raises ValueError, naming `setting`, if the storage does not say its size or its version.
+    """
+    size, version = info.get("size"), version_of(info)
+    if size is None:
+        raise Unreachable(
+            f"{setting}={url}: its server does not say how large the file is (no Content-Length, "
+            f"or it is compressed on the way), so that it cannot be read in parts; {DOWNLOAD}"
+        )
+    if not version:
+        raise Unreachable(
+            f"{setting}={url}: its storage states neither a checksum nor a time of the file, so "
+            f"that a changed one could not be told from this; {DOWNLOAD}"
+        )
+    return RemoteFile(url, int(size), version)
+
+
+def check_part(url: str, data: bytes, size: int, remedy: str, *, setting: str) -> None:
+    """Raise ValueError, naming `setting`, unless a storage sent the `size` bytes asked for."""
+    if len(data) > size:
+        raise Unreachable(
+            f"{setting}: the server of {url} sends the whole file where a part is asked for (it "
+            f"knows no Range); {DOWNLOAD}"
+        )
+    if len(data) < size:
+        raise Unreachable(f"{setting}: {url} has changed while it was read; {remedy}")
 
 
 def refuse_secrets(url: str, *, setting: str = "data.source") -> None:

@@ -6,7 +6,14 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from pretrain_lib.data.remote import RemoteFile, answer, refuse_secrets, storage_of, version_of
+from pretrain_lib.data.remote import (
+    RemoteFile,
+    answer,
+    describe_file,
+    refuse_secrets,
+    storage_of,
+    version_of,
+)
 from pretrain_lib.data.text.folders import HIDDEN, ending
 
 
@@ -15,24 +22,61 @@ def find_remote(
 ) -> tuple[list[RemoteFile], dict[str, int]]:
     """Return the readable files at or below a URL, sorted, and how many others there are by kind.
 
-    Hidden files and folders are not read. Raises ValueError for a URL with credentials, a storage
-    that cannot be reached, and a URL with nothing behind it.
+    Their order is that of a local folder. Hidden files and folders are not read. Raises ValueError
+    for a URL with credentials, a storage that cannot be reached, a URL with nothing behind it, and
+    a file without a size or version.
     """
     refuse_secrets(url)
     storage, key = storage_of(url)
+    storage.invalidate_cache()  # what was listed before may have changed
     infos = {key: answer(url, partial(storage.info, key))}
     if infos[key]["type"] == "directory":
-        infos = answer(url, partial(storage.find, key, detail=True))
-    found, skipped = [], Counter()
+        infos = _list_files(storage, key, url)
+        # S3 has empty files whose names end so where a console made a folder.
+        infos = {place: info for place, info in infos.items() if not place.endswith("/")}
+    found, hidden, skipped = {}, set(), Counter()
     for place, info in infos.items():
-        inner = place.removeprefix(key).strip("/")
-        file = RemoteFile(
-            storage.unstrip_protocol(place), int(info.get("size") or 0), version_of(info)
-        )
-        if any(part.startswith(".") for part in inner.split("/")):
-            skipped[HIDDEN] += 1
+        parts = tuple(place.removeprefix(key).strip("/").split("/"))
+        file = RemoteFile(storage.unstrip_protocol(place), 0, "")
+        if dots := [number for number, part in enumerate(parts) if part.startswith(".")]:
+            hidden.add(parts[: dots[0] + 1])
         elif is_readable(file):
-            found.append(file)
+            if info.get("size") is None or not version_of(info):  # the listing does not say it
+                info = answer(file.url, partial(storage.info, place))
+            found[parts] = describe_file(file.url, info)
         else:
             skipped[ending(PurePosixPath(file.name))] += 1
-    return sorted(found), dict(sorted(skipped.items()))
+    if hidden:
+        skipped[HIDDEN] = len(hidden)
+    return [found[parts] for parts in sorted(found)], dict(sorted(skipped.items()))
+
+
+def _list_files(storage: Any, key: str, url: str) -> dict[str, dict]:
+    """Return what a storage says of all files below a folder, by their paths.
+
+    The `find` of a storage itself is one listing. That of fsspec leaves out a folder whose listing
+    fails, so the folders are listed here one by one.
+    """
+    if _has_own_find(storage):
+        return answer(url, partial(storage.find, key, detail=True))
+    files, folders = {}, [key]
+    for folder in folders:
+        place = url if folder == key else storage.unstrip_protocol(folder)
+        for info in answer(place, partial(storage.ls, folder, detail=True)):
+            name = info["name"].rstrip("/")
+            if info["type"] != "directory":
+                files[info["name"]] = info
+            elif name.rpartition("/")[2].startswith("."):
+                files[name] = info  # to be counted
+            elif name != folder.rstrip("/"):
+                folders.append(name)
+    return files
+
+
+def _has_own_find(storage: Any) -> bool:
+    from fsspec.asyn import AsyncFileSystem
+    from fsspec.spec import AbstractFileSystem
+
+    own = type(storage)
+    inherited = AbstractFileSystem.find, AsyncFileSystem._find
+    return (own.find, getattr(own, "_find", inherited[1])) != inherited

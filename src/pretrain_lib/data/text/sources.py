@@ -45,7 +45,7 @@ class FileSource:
     def identity(self, *, content: bool = True) -> dict:
         """Return what determines the documents of this source: file names, sizes and hashes.
 
-        A remote file is identified by its version (an etag or checksum), not by its content.
+        A remote file is identified by its version (etag, checksum or time), not by its content.
         """
         digest = xxhash.xxh3_128()
         for path in self.files:

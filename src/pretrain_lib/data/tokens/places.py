@@ -15,6 +15,8 @@ from pretrain_lib.data.remote import (
     RemoteFile,
     Unreachable,
     answer,
+    check_part,
+    describe_file,
     is_url,
     refuse_secrets,
     storage_of,
@@ -95,10 +97,13 @@ class RemotePath:
         """Return what has the size; raises ValueError if there is no file."""
         if (info := self._info()) is None:
             raise ValueError(f"{SETTING}={self.url}: there is no such file or folder")
-        return RemoteFile(self.url, int(info.get("size") or 0), version_of(info))
+        return describe_file(self.url, info, setting=SETTING)
 
     def glob(self, pattern: str) -> Iterator["RemotePath"]:
-        """Yield the files of this folder whose names match a pattern."""
+        """Yield the files of this folder whose names match a pattern, hidden ones only if it asks.
+
+        As in a shell, a name that begins with a dot is matched by a pattern that does.
+        """
         storage, key = storage_of(self.url, setting=SETTING)
         try:
             infos = answer(self.url, partial(storage.ls, key, detail=True), setting=SETTING)
@@ -108,9 +113,12 @@ class RemotePath:
             return
         for info in infos:
             name = info["name"].rstrip("/").rpartition("/")[2]
-            if fnmatchcase(name, pattern):
+            is_hidden = name.startswith(".") and not pattern.startswith(".")
+            if info["type"] == "directory" or is_hidden or not fnmatchcase(name, pattern):
+                continue
+            if info.get("size") is not None and version_of(info):  # else it is asked for
                 self._infos[f"{self.url}/{name}"] = info
-                yield self / name
+            yield self / name
 
     def open(self, mode: str = "rb") -> io.BufferedReader:
         """Open the file for reading at any place."""
@@ -172,11 +180,8 @@ class RemoteHandle:
         storage, key = storage_of(self.path.url, setting=SETTING)
         ask = partial(storage.cat_file, key, start=start, end=stop)
         block = answer(self.path.url, ask, setting=SETTING)
-        if len(block) != stop - start:
-            raise Unreachable(
-                f"{SETTING}: {self.path.url} has changed while it was read; start again with what "
-                f"is there now, or put the file back"
-            )
+        remedy = "start again with what is there now, or put the file back"
+        check_part(self.path.url, block, stop - start, remedy, setting=SETTING)
         self.path.cache.write(self._key, number, block)
         return block
 
