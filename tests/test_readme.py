@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.conftest import ROOT, run_python
+from tests.conftest import ROOT, forked_launchers, run_command, run_python
 
 TEXT = (ROOT / "README.md").read_text()
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -32,6 +32,22 @@ def test_scripts_run_and_learn(number, tmp_path):
     assert len(losses) == 30, printed
     assert losses[0] == pytest.approx(7.62, abs=0.3)  # ln 2048
     assert losses[-1] < losses[0] - 1
+
+
+@pytest.mark.slow
+def test_the_loop_of_the_documentation_is_the_same_on_two_processes(tmp_path):
+    (tmp_path / "alone").mkdir()
+    alone = run_script(SCRIPTS[0], tmp_path / "alone")
+    script = tmp_path / "script.py"
+    script.write_text(f"import os\nos.chdir({str(tmp_path)!r})\n{SCRIPTS[0]}")
+    flags = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    command = ["accelerate", "launch", *flags, str(script)]
+    together = run_command(*command, environment=forked_launchers())
+    assert together.returncode == 0, together.stderr
+    losses = [re.findall(r"loss (\d\.\d+)", out) for out in (alone, together.stdout)]
+    assert len(losses[0]) == 30
+    assert [*map(float, losses[1])] == pytest.approx([*map(float, losses[0])], abs=2e-3)
+    assert (tmp_path / "runs" / "library" / "model" / "model.safetensors").is_file()
 
 
 @pytest.mark.slow

@@ -278,7 +278,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 folder = "."  # the folder of this file, or the model's name on the Hub
 model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
-ids = tokenizer(PROMPT, return_tensors="pt")
+# Every document of the training text began with this token.
+ids = tokenizer(tokenizer.bos_token + PROMPT, return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=50, do_sample=True)[0]))
 ```
 
