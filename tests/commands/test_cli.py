@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from pretrain_lib import GPT2, GPT2Config, load_tokenizer, save_pretrained, verify_checkpoint
 from pretrain_lib.commands.cli import main
+from pretrain_lib.commands.data import describe_prepared
 from pretrain_lib.data.prepare.holdout import holds_out_nothing
 from pretrain_lib.data.text.sources import open_source
 from tests.conftest import change, run_command, run_pretrain, run_python
@@ -36,7 +37,8 @@ def test_prepare_verify_inspect(tmp_path, capsys):
     assert call("prepare", source, *flags) == 0
     shown = capsys.readouterr().out
     assert re.search(r"^train +[\d,]+ tokens in \d+ documents$", shown, re.MULTILINE)
-    assert shown.endswith(f"  pretrain train gpt2_124m --data.path {out} --run.dir runs/out\n")
+    command = f"pretrain train gpt2_124m --config quickstart.yaml --data.path {out}"
+    assert shown.endswith(f"To train a small GPT-2 on it:\n  {command} --run.dir runs/out\n")
     assert "warning" not in shown
     assert call("verify", out) == 0
     assert call("inspect", out, "--sequence_length", "128", "--window", "3") == 0
@@ -72,8 +74,8 @@ def test_prepare_says_when_nothing_is_held_out(tmp_path, capsys, monkeypatch, ru
     assert (warning in progress.split("preparing")[0]) == known_before
     assert warning in output and "--validation first:TOKENS" in output
     assert re.search(r"^train +\d+ tokens in 1 document$", output, re.MULTILINE)
-    command = f"pretrain train gpt2_124m --data.path {tmp_path}/out --data.validation none "
-    assert output.endswith(f"  {command}--run.dir runs/out\n")
+    command = f"pretrain train gpt2_124m --config quickstart.yaml --data.path {tmp_path}/out"
+    assert output.endswith(f"  {command} --data.validation none --run.dir runs/out\n")
     assert all(len(line) <= 100 for line in output.splitlines() if str(tmp_path) not in line)
 
 
@@ -100,6 +102,18 @@ def test_prepare_counts_what_it_leaves_out_and_stops_at_the_limit(tmp_path, caps
     assert "3 empty documents, 6 unreadable" in shown
     assert f"{tmp_path}/a.jsonl, line at byte {len(lines[0]) + 1}" in shown
     assert "3 documents: not a JSON object in UTF-8; the first: " in shown
+
+
+@pytest.mark.parametrize(
+    ("tokens", "flags"),
+    [(10**5, " --config quickstart.yaml"), (10**8, " --schedule.epochs 4"), (10**10, "")],
+)
+def test_the_command_that_trains_suits_the_size_of_the_text(tokens, flags):
+    splits = {split: {"tokens": tokens, "documents": 9} for split in ("train", "validation")}
+    left_out = {"empty": 0, "rejected": 0, "examples": []}
+    manifest = {"splits": splits, "left_out": left_out, "vocabulary_size": 300, "fingerprint": ""}
+    *_, command = describe_prepared(Path("data/mine"), manifest)
+    assert command == f"  pretrain train gpt2_124m{flags} --data.path data/mine --run.dir runs/mine"
 
 
 def test_prepare_hints_at_files_that_are_read_twice(tmp_path, capsys):
