@@ -107,7 +107,7 @@ def _measure(words: list[str], folder: Path, budget: float) -> Measured:
         run = Path(name, "run")
         console = Path(tempfile.gettempdir(), f"pretrain-budget-{os.getpid()}.log")
         what = f"measuring {MEASURED_STEPS} steps, once the data are prepared"
-        print(f"{what}; {console} tells how far it is", flush=True)
+        print(f"{what}; progress is logged to {console}", flush=True)
         try:
             return measure_steps(console, [*words, *as_flags(MEASURED)], run, budget)
         finally:

@@ -125,8 +125,8 @@ def warnings(config: Recipe, placements: list[Placement], hardware: Hardware) ->
         where = ", ".join(f"{world.devices} ({world.sharding})" for world in full)
         yield (
             f"with system.activation_checkpointing={chosen} a step does not fit {limit:g} GB of "
-            f"{hardware.device} on {where}: lower batch.micro_batch, compute more again, or shard "
-            f"over more devices"
+            f"{hardware.device} on {where}: lower batch.micro_batch, recompute more "
+            f"activations, or shard over more devices"
         )
     yield from _data_warnings(config)
 
