@@ -66,7 +66,8 @@ def test_the_card_of_a_run_tells_what_its_rows_tell(recipe, tmp_path):
         row for line in (folder / "samples.jsonl").open() if (row := json.loads(line))["step"] == 8
     ]
     said = f'at step 8, after the prompt `"def "`:\n\n```text\ndef {sample["text"]}\n```'
-    assert said in card.content and 'tokenizer("def ", return_tensors' in card.content
+    used = 'tokenizer(tokenizer.bos_token + "def ", return_tensors'
+    assert said in card.content and used in card.content
 
     rows, told = read_rows(folder, clock=True), table(card.content)
     last = {kind: [r for r in rows if r["kind"] == kind][-1] for kind in ("train", "validation")}
