@@ -187,3 +187,16 @@ def test_the_fused_loss_equals_float64(monkeypatch, compiled, chunk_rows, bf16):
     for found, gradient in ((hidden.grad, h.grad), (weight.grad, w.grad)):
         assert float((found - gradient).norm() / gradient.norm()) < (1e-2 if bf16 else 1e-5)
     assert not weight.grad[vocabulary:].any()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("wrong", [-1, 1000, 1023, 2**40])
+def test_a_target_that_is_no_id_makes_the_loss_nan(compiled, wrong):
+    hidden = torch.randn(64, 32, device=CUDA).requires_grad_()
+    weight = torch.randn(1024, 32, device=CUDA).requires_grad_()
+    targets = torch.zeros(64, dtype=torch.int64, device=CUDA)
+    targets[5] = wrong
+    options = {"vocabulary_size": 1000, "compiled": compiled}
+    loss, _ = linear_cross_entropy(hidden, weight, targets, **options)
+    loss.backward()
+    assert loss.isnan() and hidden.grad.isnan().all()

@@ -76,7 +76,7 @@ def numbers(*shape, dtype=torch.int64):
 def test_forward_of_a_model_stays_on_the_gpu(gpu, name, documents):
     model, ids = on_fake_cuda(MODELS[name]()), numbers(3, 32)
     ends = numbers(3, 4, dtype=torch.int32) if documents else None
-    loss, count = model(ids, numbers(3, 32), ends)
+    loss, count = model(ids, numbers(3, 32), ends)  # whether targets are ids is not waited for
     logits = model(ids, document_ends=ends)
     assert loss.device == count.device == logits.device == CUDA
     assert (loss.dtype, logits.dtype) == (torch.float32, torch.bfloat16)

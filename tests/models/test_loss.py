@@ -1,5 +1,7 @@
 """The fused loss equals torch's cross-entropy in float64, values and gradients."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain_lib.data.windows.packing import IGNORED_TARGET
 from pretrain_lib.models import loss as loss_module
 from pretrain_lib.models.loss import linear_cross_entropy
+from pretrain_lib.models.transformers_head import chunked_loss
 
 
 def random_problem(rows, width, vocabulary, padding, ignored, seed, dtype=torch.float64):
@@ -221,3 +224,58 @@ def test_the_compiled_form_is_the_same_function(autocast):
         results.append((loss.detach(), hidden.grad, weight.grad))
     for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(eager, compiled, rtol=1e-5, atol=1e-3 if autocast else 1e-5)
+
+
+HEADS = ["matrix", "other"]
+
+
+def loss_of(head, hidden, weight, targets):
+    """Return the loss by the fused head, or by one that makes its own logits."""
+    if head == "matrix":
+        return linear_cross_entropy(hidden, weight, targets)
+    own = SimpleNamespace(logits=lambda x: x @ weight.T)
+    return chunked_loss(own, hidden, targets, vocabulary_size=len(weight), z_loss=0.0)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("shape", [(2, 9), (1,), (16,), (8, 2), (2, 8, 1), ()])
+def test_targets_of_another_shape_are_refused(head, shape):
+    hidden, weight, _ = random_problem(16, 4, 50, 0, 0.0, 1)
+    targets = torch.zeros(shape, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"targets of shape .* must have the shape \(2, 8\)"):
+        loss_of(head, hidden.view(2, 8, 4), weight, targets)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("wrong", [-1, -99, -101, 50, 2**40])
+def test_targets_that_are_no_ids_are_refused(head, wrong):
+    hidden, weight, targets = random_problem(16, 4, 50, 0, 0.3, 1)
+    targets[5] = wrong
+    with pytest.raises(ValueError, match=rf"^targets hold {wrong}: .* 0 to 49, or -100"):
+        loss_of(head, hidden, weight, targets)
+
+
+def test_a_target_in_the_padding_of_the_vocabulary_is_refused():
+    hidden, weight, targets = random_problem(16, 4, 50, 14, 0.3, 1)
+    targets[5] = 50
+    with pytest.raises(ValueError, match="targets hold 50"):
+        linear_cross_entropy(hidden, weight, targets, vocabulary_size=50)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_where_raising_would_be_waiting_wrong_targets_make_loss_and_gradients_nan(
+    head, monkeypatch
+):
+    def results(targets):
+        loss, count = loss_of(head, hidden, weight, targets)
+        return loss.detach(), count, *torch.autograd.grad(loss, (hidden, weight))
+
+    hidden, weight, targets = random_problem(16, 4, 50, 0, 0.3, 1, torch.float32)
+    expected = results(targets)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # as on a GPU
+    for value, same in zip(results(targets), expected, strict=True):
+        assert torch.equal(value, same) and value.dtype == same.dtype
+    for wrong in (-1, 50, 2**40):
+        targets[5] = wrong
+        loss, _, *gradients = results(targets)
+        assert loss.isnan() and all(gradient.isnan().all() for gradient in gradients)

@@ -26,22 +26,50 @@ def linear_cross_entropy(
     """Return the summed next-token loss in nats and the number of targets that are not ignored.
 
     `hidden` (..., D), `weight` (V_padded, D), `targets` (...) int64 in [0, V) or IGNORED_TARGET.
+    Another shape is a ValueError; so is another target on a CPU. On a GPU it makes the loss NaN.
     Rows of `weight` from `vocabulary_size` on are padding: they are excluded from the softmax and
     get a zero gradient. `z_loss` is the coefficient of the squared log-sum-exp, added for each
     target that is not ignored (Chowdhery et al. 2022, section 5). Both results have shape (); the
     loss is in fp32. Under autocast the matrix products run in its dtype, log-sum-exp and sum in
     fp32. `compiled` fuses the operations on the logits with torch.compile, which is faster on CUDA.
     """
-    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    vocabulary_size = vocabulary_size or weight.shape[0]
+    hidden, targets, factor = flatten_checked(hidden, targets, vocabulary_size)
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-    vocabulary_size = vocabulary_size or weight.shape[0]
     # Determined here, because gradients are always disabled inside a Function.
     needs_gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     loss = _LinearCrossEntropy.apply(
         hidden, weight, targets, vocabulary_size, z_loss, compiled, needs_gradients
     )
-    return loss, (targets != IGNORED_TARGET).sum()
+    return loss * factor, (targets != IGNORED_TARGET).sum()
+
+
+def flatten_checked(
+    hidden: torch.Tensor, targets: torch.Tensor, vocabulary_size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | float]:
+    """Return hidden states (N, D), targets (N,), and a factor of the loss: 1, or NaN.
+
+    To raise for wrong targets on a GPU would be to wait for it, and to stay within one graph a
+    compiler must not branch: there the wrong ones are ignored, and the factor is NaN.
+    """
+    if targets.shape != hidden.shape[:-1]:
+        raise ValueError(
+            f"targets of shape {tuple(targets.shape)} do not fit hidden states of shape "
+            f"{tuple(hidden.shape)}: they must have the shape {tuple(hidden.shape[:-1])}"
+        )
+    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    wrong = (targets != IGNORED_TARGET) & ((targets < 0) | (targets >= vocabulary_size))
+    if targets.device.type != "cpu" or torch.compiler.is_compiling():
+        one = hidden.new_ones((), dtype=torch.float32)
+        targets = targets.masked_fill(wrong, IGNORED_TARGET)
+        return hidden, targets, one.masked_fill(wrong.any(), torch.nan)
+    if wrong.any():
+        raise ValueError(
+            f"targets hold {targets[wrong][0]}: a target must be an id from 0 to "
+            f"{vocabulary_size - 1}, or {IGNORED_TARGET} (IGNORED_TARGET) to be left out"
+        )
+    return hidden, targets, 1.0
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain_lib.data.windows.packing import IGNORED_TARGET
-from pretrain_lib.models.loss import chunk_rows
+from pretrain_lib.models.loss import chunk_rows, flatten_checked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -131,7 +131,7 @@ def chunked_loss(
     `hidden` (..., D), `targets` (...). The logits are made in chunks of rows, and once more in
     backward, so that those of a batch never exist at once.
     """
-    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    hidden, targets, factor = flatten_checked(hidden, targets, vocabulary_size)
     row_bytes = vocabulary_size * torch.float32.itemsize
     rows = chunk_rows(len(hidden), row_bytes, hidden.device.type)
     loss = hidden.new_zeros((), dtype=torch.float32)
@@ -141,7 +141,7 @@ def chunked_loss(
             loss = loss + checkpoint(_chunk_loss, *arguments, use_reentrant=False)
         else:
             loss = loss + _chunk_loss(*arguments)
-    return loss, (targets != IGNORED_TARGET).sum()
+    return loss * factor, (targets != IGNORED_TARGET).sum()
 
 
 def _chunk_loss(
