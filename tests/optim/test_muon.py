@@ -181,6 +181,22 @@ def test_only_the_matrices_of_the_layers_are_muons():
     }
 
 
+def test_layers_that_a_model_numbers_itself_are_muons():
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 8), nn.LayerNorm(8))
+    found = [p for g in build_muon(model, **RATES).param_groups if g["parts"] for p in g["params"]]
+    assert [id(p) for p in found] == [id(model[1].weight), id(model[2].weight)]
+
+
+def test_a_model_of_which_muon_would_update_nothing_is_refused():
+    model = nn.Module()
+    model.attn, model.mlp = nn.Linear(4, 4), nn.Linear(4, 4)
+    frozen = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    frozen[0].requires_grad_(False)
+    for each in (model, frozen):
+        with pytest.raises(ValueError, match="no matrix in a numbered layer .* nn.ModuleList"):
+            build_muon(each, **RATES)
+
+
 def test_an_untied_head_keeps_the_learning_rate():
     model = Llama(LlamaConfig(**SHAPE, num_key_value_heads=1, mlp_width=24))
     for build in (build_muon, build_adamw):

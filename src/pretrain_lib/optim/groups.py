@@ -51,10 +51,15 @@ def build_muon(
 
     `matrix_learning_rate` is Muon's (None: `learning_rate`). `dtype` is that of the
     orthogonalization: fp32, or bf16 as under autocast. The other arguments are those of
-    `build_adamw`.
+    `build_adamw`. A layer is a numbered module, as of an `nn.ModuleList`; ValueError without any.
     """
     rates = learning_rate, matrix_learning_rate, embedding_learning_rate
     groups = parameter_groups(model, weight_decay=weight_decay, muon=True, **_factors(*rates))
+    if not any(group["parts"] for group in groups):
+        raise ValueError(
+            f"{type(model).__name__} has no matrix in a numbered layer for Muon to update: hold "
+            f"its layers in an nn.ModuleList or nn.Sequential, or use build_adamw"
+        )
     kind = MuonBf16 if moments == "bf16" else Muon
     fused = next(model.parameters()).device.type in FUSED_DEVICES
     options = {"lr": learning_rate, "betas": betas, "eps": epsilon, "fused": fused}

@@ -4,7 +4,7 @@ import re
 
 from torch import nn
 
-IN_A_LAYER = re.compile(r"\.\d+\.")  # such as transformer.h.3.attn.c_attn.weight
+IN_A_LAYER = re.compile(r"(?:^|\.)\d+\.")  # such as transformer.h.3.attn.c_attn.weight
 
 
 def parameter_groups(
