@@ -161,17 +161,19 @@ def describe_hf(hf: "PreTrainedConfig") -> CausalLMConfig:
 
 def check_supported(fields: dict) -> None:
     """Raise ValueError, naming the reason, for a configuration that cannot be trained here."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    # These two, unlike the tables of names, have the classes that were registered.
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     name, model_type = "model.config", fields.get("model_type")
     if model_type is None:
         raise ValueError(f"{name} names no model_type: give {ConfigFields.noun}")
-    if model_type not in CONFIG_MAPPING_NAMES:
+    if model_type not in CONFIG_MAPPING:
         remote = "needs code from the hub, which is not run; it " if "auto_map" in fields else ""
         raise ValueError(
             f"{name}: model_type={show(model_type)} {remote}is unknown to the installed version of "
-            f"transformers{did_you_mean(model_type, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}"
+            f"transformers{did_you_mean(model_type, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}; register "
+            f"one of your own with AutoConfig.register"
         )
     if fields.get("is_encoder_decoder"):
         raise ValueError(f"{name}: model_type={model_type} is an encoder-decoder, not supported")
@@ -180,9 +182,10 @@ def check_supported(fields: dict) -> None:
             f"{name} describes quantized weights (quantization_config), which cannot be trained: "
             f"give the configuration of the model that was quantized"
         )
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(
-            f"{name}: transformers has no causal language model for model_type={model_type}"
+            f"{name}: transformers has no causal language model for model_type={model_type}; "
+            f"register one of your own with AutoModelForCausalLM.register"
         )
 
 

@@ -71,7 +71,7 @@ def load_weights(model: CausalLMAdapter, folder: Path) -> None:
     other values than the embedding.
     """
     check_weights(folder)
-    if model.config.hf.tie_word_embeddings:
+    if getattr(model.config.hf, "tie_word_embeddings", False):  # not every class has it
         check_tied_head(folder)
     try:
         model.copy_from(load_whole(folder, model.config.hf))
