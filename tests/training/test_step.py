@@ -5,6 +5,8 @@ import torch
 from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import GPT2Config as HFConfig
+from transformers import GPT2LMHeadModel
 
 from pretrain_lib import GPT2, IGNORED_TARGET, GPT2Config, build_adamw, train_step
 from pretrain_lib.training.step import Accumulated, apply_update
@@ -148,3 +150,32 @@ def test_targets_are_counted_exactly_beyond_what_fp32_holds(accelerator, count):
     options = {"learning_rate": 0.0, "max_grad_norm": 1.0}
     result = apply_update(accelerator, model, optimizer, accumulated, **options)
     assert result.targets == count
+
+
+def test_a_model_of_transformers_that_is_not_wrapped_is_refused_with_the_remedy(accelerator):
+    shape = {"n_positions": 12, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    model = GPT2LMHeadModel(HFConfig(vocab_size=61, **shape))
+    optimizer = build_adamw(model, learning_rate=1e-2)
+    with pytest.raises(ValueError, match="^model.* must return .* not CausalLM.* CausalLMAdapter$"):
+        step(accelerator, model, optimizer, [make_batch(2, ignored=[])])
+
+
+WRONG_OUTPUTS = {
+    "a loss alone": lambda loss, count: loss,
+    "one of one": lambda loss, count: (loss,),
+    "a loss for each target": lambda loss, count: (loss.expand(3), count),
+    "loss and logits": lambda loss, count: (loss, loss.expand(3)),
+    "a dict of two": lambda loss, count: {"loss": loss, "count": count},
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_OUTPUTS)
+def test_a_model_that_returns_anything_else_is_refused(accelerator, kind):
+    class Own(GPT2):
+        def forward(self, input_ids, targets):
+            return WRONG_OUTPUTS[kind](*super().forward(input_ids, targets))
+
+    model = Own(CONFIG).initialize(0)
+    optimizer = build_adamw(model, learning_rate=1e-2)
+    with pytest.raises(ValueError, match=r"must return \(summed loss, number of targets\)"):
+        step(accelerator, model, optimizer, [make_batch(2, ignored=[])])

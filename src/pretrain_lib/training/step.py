@@ -49,7 +49,12 @@ def train_step(
     seed: int,
     step: int,
 ) -> StepResult:
-    """Accumulate the gradient over this rank's micro-batches, clip it, update the parameters."""
+    """Accumulate the gradient over this rank's micro-batches, clip it, update the parameters.
+
+    `model` is any module of which `model(**micro_batch)` returns `(summed loss, number of
+    targets)`, as GPT2, Llama and CausalLMAdapter do; the loss must not be a mean. A micro-batch
+    holds `targets`, in which IGNORED_TARGET is not counted, and what else the model takes.
+    """
     accumulated = accumulate_gradients(accelerator, model, micro_batches, seed=seed, step=step)
     options = {"learning_rate": learning_rate, "max_grad_norm": max_grad_norm}
     return apply_update(accelerator, model, optimizer, accumulated, **options)
@@ -65,8 +70,8 @@ def accumulate_gradients(
 ) -> Accumulated:
     """Run forward and backward over this rank's micro-batches, without updating the parameters.
 
-    `model(**micro_batch)` returns the summed loss and the number of targets. The gradient is that
-    of the loss summed over all micro-batches and ranks, divided by the global number of targets.
+    The gradient is that of the loss summed over all micro-batches and ranks, divided by the global
+    number of targets.
     The dropout seed is derived from `(seed, step, micro-batch)`, so no random state needs saving.
     """
     targets = sum((batch["targets"] != IGNORED_TARGET).sum() for batch in micro_batches)
@@ -79,7 +84,7 @@ def accumulate_gradients(
         torch.manual_seed(_dropout_seed(seed, step, micro_batch))
         with accelerator.accumulate(model):
             with accelerator.autocast():  # Accelerate does not apply it to a model sharded by FSDP2
-                loss, _ = model(**batch)
+                loss = _loss_of(model(**batch))
             # Undo the division by the number of micro-batches in backward() and the averaging over
             # ranks, then divide by the global number of targets.
             scale = accelerator.num_processes * len(micro_batches) / targets
@@ -87,6 +92,18 @@ def accumulate_gradients(
         loss_sum += loss.detach()
     assert accelerator.sync_gradients, "the last micro-batch must synchronise the gradients"
     return Accumulated(loss_sum, targets)
+
+
+def _loss_of(output: object) -> torch.Tensor:
+    """Return the summed loss that a model has returned with the number of targets."""
+    if isinstance(output, tuple | list) and len(output) == 2:
+        loss, targets = output
+        if isinstance(loss, torch.Tensor) and loss.shape == getattr(targets, "shape", ()) == ():
+            return loss
+    raise ValueError(
+        f"model(**micro_batch) must return (summed loss, number of targets), not "
+        f"{type(output).__name__}; wrap a model of transformers in CausalLMAdapter"
+    )
 
 
 def apply_update(
