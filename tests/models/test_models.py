@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.llama import Llama, LlamaConfig
@@ -175,3 +176,27 @@ def test_dropout_acts_in_training_only():
         still = GPT2(SMALL["gpt2"])
         still.load_state_dict(model.state_dict())
         assert torch.equal(model.eval()(ids), still(ids))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_head_of_ones_own_trains_with_any_optimizer(name):
+    model, head = build(SMALL[name]).initialize(0), nn.Linear(32, 3)
+    ids = torch.tensor([[5, 8, 5, 1]])
+    optimizer = torch.optim.Adam([*model.parameters(), *head.parameters()], lr=0.1)
+    before = tables(model)[0].detach().clone()
+    head(model.hidden_states(ids)).square().sum().backward()
+    optimizer.step()
+    moved = (tables(model)[0] - before).abs().amax(dim=1).nonzero().flatten()
+    assert moved.tolist() == [1, 5, 8]
+
+
+def test_the_gradient_of_a_tied_table_is_the_sum_of_both_uses():
+    model = build(SMALL["gpt2"]).initialize(0)
+    ids = torch.randint(67, (2, 9), generator=torch.Generator().manual_seed(0))
+    model(ids[:, :-1], ids[:, 1:])[0].backward()  # sparse, and added to the head's
+    found, table = model.head_weight.grad.clone(), model.head_weight
+    model.zero_grad()
+    logits = nn.functional.linear(model.hidden_states(ids[:, :-1]), table[:67])
+    targets = ids[:, 1:].flatten()
+    nn.functional.cross_entropy(logits.flatten(0, 1), targets, reduction="sum").backward()
+    torch.testing.assert_close(found, table.grad)

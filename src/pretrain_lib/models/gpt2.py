@@ -124,7 +124,7 @@ class GPT2(nn.Module):
         `input_ids`, `targets` int64 (B, T). `document_ends` (B, E) enables document masking.
         `cache` holds the preceding tokens, or describes the tokens as trees.
         """
-        hidden = self.hidden_states(input_ids, document_ends, cache)
+        hidden = self.hidden_states(input_ids, document_ends, cache, sparse_gradient=True)
         vocabulary_size = self.config.vocabulary_size
         if targets is None:
             return F.linear(hidden, self.head_weight)[..., :vocabulary_size]
@@ -142,8 +142,15 @@ class GPT2(nn.Module):
         input_ids: torch.Tensor,
         document_ends: torch.Tensor | None = None,
         cache: KeyValueCache | TokenTrees | None = None,
+        *,
+        sparse_gradient: bool = False,
     ) -> torch.Tensor:
-        """Return the hidden states (B, T, D) after the final norm, before the output projection."""
+        """Return the hidden states (B, T, D) after the final norm, before the output projection.
+
+        `sparse_gradient`: on a CPU the embedding's gradient is sparse, which saves the memory of a
+        second table where it is added to that of the tied output projection. Alone it would stay
+        sparse, which optimizers refuse.
+        """
         length = input_ids.shape[1]
         positions = torch.arange(length, device=input_ids.device)
         boundaries = None
@@ -158,9 +165,7 @@ class GPT2(nn.Module):
                 f"a sequence of {length} tokens is longer than "
                 f"model.context_length={self.config.context_length}"
             )
-        # The gradient is added to that of the tied output projection. On a CPU a sparse one avoids
-        # the memory of a second table.
-        sparse = input_ids.device.type == "cpu"
+        sparse = sparse_gradient and input_ids.device.type == "cpu"
         x = F.embedding(input_ids, self.head_weight, sparse=sparse)
         x = x + self.transformer["wpe"](positions)
         x = F.dropout(x, self.config.dropout, self.training)
