@@ -58,7 +58,7 @@ def build_muon(
     if not any(group["parts"] for group in groups):
         raise ValueError(
             f"{type(model).__name__} has no matrix in a numbered layer for Muon to update: hold "
-            f"its layers in an nn.ModuleList or nn.Sequential, or use build_adamw"
+            f"its layers in an nn.ModuleList or nn.Sequential, or use AdamW (optimizer.kind=adamw)"
         )
     kind = MuonBf16 if moments == "bf16" else Muon
     fused = next(model.parameters()).device.type in FUSED_DEVICES
