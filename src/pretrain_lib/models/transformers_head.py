@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain_lib.data.windows.packing import IGNORED_TARGET
-from pretrain_lib.models.loss import chunk_rows, flatten_checked
+from pretrain_lib.models.loss import chunk_rows
+from pretrain_lib.models.targets import flatten_checked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
