@@ -6,13 +6,16 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from argparse import Namespace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
+from pretrain_lib.commands import launching
 from pretrain_lib.commands.cli import main
 from pretrain_lib.commands.recipes import RECIPES, find_overlays, launch_flags, packaged
 from tests.conftest import (
@@ -24,6 +27,28 @@ from tests.conftest import (
     tiny_flags,
 )
 
+# A launcher that a signal ends before its recipe, as Ctrl-C ends that of one process.
+LAUNCHER = """
+import subprocess, sys
+process = subprocess.Popen([sys.executable, *sys.argv[1:]])
+try:
+    sys.exit(process.wait(timeout=5) and 1)
+except KeyboardInterrupt:
+    sys.exit(1)
+"""
+SLOW_RECIPE = """
+import os, pathlib, signal, sys, time
+told = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, _: told.append(signal.Signals(number).name))
+pathlib.Path(sys.argv[1]).write_text("yes")
+while not told:
+    time.sleep(0.01)
+time.sleep(0.5)
+pathlib.Path(sys.argv[1]).write_text(told[0])
+pathlib.Path(os.environ["PRETRAIN_EXIT_CODE_FILE"]).write_text("75")
+sys.exit(75)
+"""
 PRETRAIN = Path(sys.executable).with_name("pretrain")
 
 
@@ -151,20 +176,55 @@ def test_its_exit_code_is_the_recipes(prepared, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_reaches_the_run(prepared, tmp_path):
-    folder = tmp_path / "run"
-    flags = [*tiny_flags(prepared, folder), "--schedule.tokens", "100M"]
-    process = subprocess.Popen(
-        [PRETRAIN, "train", "gpt2_124m", *flags], env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    while not (folder / "metrics.jsonl").is_file() or len(read_rows(folder)) < 5:
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    process.wait()
-    deadline = time.monotonic() + 300
-    while json.loads((folder / "status.json").read_text())["state"] == "running":
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    assert json.loads((folder / "status.json").read_text())["state"] == "resumable"
-    assert list((folder / "checkpoints").glob("step-*"))
+@pytest.mark.parametrize("configuration", ["cpu", "cpu_2proc"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_it_ends_after_the_run_that_a_signal_stops(configuration, number, prepared, tmp_path):
+    folder, said = tmp_path / "run", tmp_path / "said"
+    words = ["train", "gpt2_124m", "--config_file", configuration]
+    words += [*tiny_flags(prepared, folder), "--schedule.tokens", "100M"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with said.open("w") as file:
+        process = subprocess.Popen([PRETRAIN, *words], env=environment, stderr=file)
+        while not (folder / "metrics.jsonl").is_file() or len(read_rows(folder)) < 5:
+            assert process.poll() is None, said.read_text()
+            time.sleep(0.1)
+        process.send_signal(number)
+        assert process.wait() == 75, said.read_text()
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("resumable", f"signal {number.name}")
+    assert [path.name for path in (folder / "checkpoints").glob("step-*")]
+    assert not [line for line in said.read_text().splitlines() if "launching.py" in line]
+    assert "FileNotFoundError" not in said.read_text()
+
+    step = status["step"]
+    more = ["--run.max_steps", str(step + 1)]
+    again = run_pretrain(*words, *more, environment=forked_launchers())
+    assert again.returncode == 0, again.stderr
+    assert f"step {step:,}" in again.stdout
+    assert read_rows(folder)[-1]["step"] == step + 1
+
+
+def interrupt(started, number):
+    """Signal this process once a recipe has started, and as a terminal does, its launcher too."""
+    while not started.is_file():
+        time.sleep(0.01)
+    family = psutil.Process().children(recursive=True) if number == signal.SIGINT else []
+    os.kill(os.getpid(), number)
+    for process in family:
+        process.send_signal(number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_a_launcher_left_behind_is_awaited(number, tmp_path, monkeypatch):
+    """The launcher here ends at once; its recipe takes its time, and writes its code at the end."""
+    recipe, launcher = tmp_path / "recipe.py", tmp_path / "accelerate" / "commands" / "launch.py"
+    launcher.parent.mkdir(parents=True)
+    for folder in (launcher.parent, launcher.parent.parent):
+        (folder / "__init__.py").write_text("")
+    launcher.write_text(LAUNCHER)
+    recipe.write_text(SLOW_RECIPE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    started = tmp_path / "started"
+    threading.Thread(target=interrupt, args=(started, number), daemon=True).start()
+    assert launching.launch([str(recipe), str(started)]) == 75
+    assert started.read_text() == number.name

@@ -5,14 +5,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
+import psutil
 import yaml
 
 from pretrain_lib.errors import BAD_INPUT, DONE, EXIT_CODE_FILE, RESUMABLE
 
-FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stopped(Exception):  # noqa: N818 (no error)
@@ -56,6 +59,7 @@ def _last_error(text: str) -> str:
 def launch(words: list[str], *, output: IO | None = None) -> int:
     """Run `accelerate launch`, handing on signals; return the exit code that the recipe wrote.
 
+    A run that is told to stop before it could write one can be started again: it is `RESUMABLE`.
     `output` is the file that takes what it prints, by default the console.
     """
     command = [sys.executable, "-m", "accelerate.commands.launch", *words]
@@ -63,13 +67,38 @@ def launch(words: list[str], *, output: IO | None = None) -> int:
         file = Path(folder, "code")
         env = os.environ | {EXIT_CODE_FILE: str(file)}
         process = subprocess.Popen(command, env=env, stdout=output, stderr=output)
-        # A terminal sends Ctrl-C to all of its processes, and the run saves before it ends.
-        handlers = {signal.SIGINT: signal.SIG_IGN}
-        handlers |= dict.fromkeys(FORWARDED, lambda number, _: process.send_signal(number))
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        recipes: set[psutil.Process] = set()  # that were told to stop
+        stopped = False
+
+        def hand_on(number: int, _: FrameType | None) -> None:
+            nonlocal stopped
+            recipes.update(_recipes_of(process, words))
+            if number == signal.SIGINT:  # a terminal sends Ctrl-C to all of its processes
+                return
+            stopped = True
+            for target in recipes or [process]:
+                with suppress(psutil.Error):
+                    target.send_signal(number)
+
+        before = {number: signal.signal(number, hand_on) for number in HANDED_ON}
         try:
             code = process.wait()
+            psutil.wait_procs(recipes)  # Ctrl-C ends a launcher at once, and the run saves first
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        return int(file.read_text(encoding="utf-8")) if file.is_file() else code
+        if file.is_file():
+            return int(file.read_text(encoding="utf-8"))
+        return RESUMABLE if stopped else code
+
+
+def _recipes_of(launcher: subprocess.Popen, words: list[str]) -> list[psutil.Process]:
+    """Return the processes of a recipe that its launcher has started.
+
+    A signal has to go to them: a launcher of one process would leave it behind, and one of several
+    knows SIGTERM alone, and grants 30 seconds.
+    """
+    with suppress(psutil.Error):  # one that has ended
+        children = psutil.Process(launcher.pid).children()
+        return [child for child in children if child.cmdline()[-1:] == words[-1:]]
+    return []
