@@ -41,6 +41,7 @@ def refuse(recipe, *arguments):
         ("schedule.tokens", "1e999999999", "must be a number of tokens"),
         ("schedule.final_fraction", "-1", "must be a number of at least 0 and at most 1"),
         ("samples.temperature", "1e-40", "must be 0, or a number of at least 0.001"),
+        ("stability.spike_sigma", "0", "must be a number above 0, or null"),
         ("samples.top_p", "0", "must be a number above 0 and at most 1, or null"),
         ("samples.growth", "1e300", "must be a number of at least 1 and at most 1,000"),
         ("schedule.kind", "cosin", "must be cosine, linear, constant or wsd; did you mean cosine?"),

@@ -171,6 +171,27 @@ def test_warm_up_longer_than_the_run_is_refused(recipe):
         config.check(processes=1)
 
 
+@pytest.mark.parametrize("decay", [0, 255])  # tokens, of which a step has 256
+def test_a_plateau_without_a_decay_is_called_constant(recipe, decay):
+    schedule = {"kind": "wsd", "tokens": 2560, "decay_tokens": decay}
+    if decay:  # what is left of a step belongs to the decay
+        change(recipe, schedule=schedule).check(processes=1)
+        return
+    with pytest.raises(ValueError, match="decay_tokens=0.*wsd.* 512, or take .*kind=constant"):
+        change(recipe, schedule=schedule).check(processes=1)
+    change(recipe, schedule=schedule | {"kind": "constant"}).check(processes=1)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+def test_a_kind_without_a_last_phase_needs_no_room_for_one(recipe, kind):
+    left = {"tokens": 2560, "warmup_tokens": 1280, "decay_tokens": 1536}
+    changed = change(recipe, schedule=left | {"kind": kind})
+    changed.check(processes=1)
+    assert changed.learning_rate().decay_steps == 0
+    with pytest.raises(ValueError, match=r"5 steps.* and decay \(6 steps\) do not fit .*10 steps"):
+        change(recipe, schedule=left | {"kind": "wsd"}).check(processes=1)
+
+
 def test_a_folder_named_by_the_user_is_taken_without_the_recipes_own_source(recipe):
     recipe = change(recipe, data={"path": None, "source": "a/b", "tokenizer": "gpt2"})
     taken = parse(recipe, "--data.path", "folder").data

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain_lib.optim.schedule import BatchSizes, DecayShape, LearningRate, ScheduleKind
+from pretrain_lib.training.banner import _schedule_line
+from tests.conftest import change
 
 GPT2_RECIPE = LearningRate(
     kind="cosine", peak=6e-4, floor=6e-5, warmup_steps=715, total_steps=19_073
@@ -188,3 +190,21 @@ def test_values_that_are_no_schedule_are_refused_by_name(field, value):
     given = {"kind": "cosine", "peak": 1.0, "floor": 0.0, "warmup_steps": 1, "total_steps": 9}
     with pytest.raises(ValueError, match=f"^{field}="):
         LearningRate(**given | {field: value})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (
+            {"kind": "wsd", "decay_tokens": 3 * 256},
+            "2 steps of warm-up to 0.01, then constant, then linear over the last 3 steps to 0.001",
+        ),
+        ({"kind": "constant"}, "2 steps of warm-up to 0.01, then constant"),
+        (
+            {"kind": "cosine", "decay_tokens": 768},
+            "2 steps of warm-up to 0.01, then cosine to 0.001",
+        ),
+    ],
+)
+def test_the_banner_says_how_long_a_decay_is(recipe, schedule, expected):
+    assert _schedule_line(change(recipe, schedule=schedule)).endswith(f"rate: {expected}")

@@ -193,7 +193,7 @@ class StabilityConfig:
         None,
         "Skip updates whose loss or gradient norm is this far above its mean; null: none.",
         unit="standard deviations",
-        minimum=0,
+        above=0,
     )
     spike_window: int = setting(
         128,

@@ -73,7 +73,8 @@ class Recipe:
         assert schedule.tokens is not None, "schedule.epochs is resolved by `with_text`"
         sizes = self.batch_sizes()
         total = sizes.steps_within(schedule.tokens // length)
-        before_decay = max(0, schedule.tokens - schedule.decay_tokens)
+        decay = schedule.decay_tokens if schedule.kind == "wsd" else 0  # what others have is idle
+        before_decay = max(0, schedule.tokens - decay)
         return LearningRate(
             kind=schedule.kind,
             peak=self.optimizer.learning_rate,
@@ -125,11 +126,18 @@ class Recipe:
             self.check_length()
 
     def check_length(self) -> None:
-        """Raise ValueError for a run that is shorter than one step."""
-        if self.learning_rate().total_steps < 1:
+        """Raise ValueError for a run that is shorter than one step, or than its phases."""
+        schedule = self.learning_rate()
+        if schedule.total_steps < 1:
             raise ValueError(
                 f"schedule.tokens={self.schedule.tokens} is less than one step of "
                 f"batch.tokens={self.batch.tokens}"
+            )
+        if schedule.kind == "wsd" and not schedule.decay_steps:
+            raise ValueError(
+                f"schedule.decay_tokens={self.schedule.decay_tokens}: with schedule.kind=wsd the "
+                f"learning rate would never decay; give the length of its last phase, such as "
+                f"{self.schedule.tokens // 5}, or take schedule.kind=constant to branch decays off"
             )
 
     def to_dict(self) -> dict:

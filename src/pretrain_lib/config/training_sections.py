@@ -203,7 +203,7 @@ class ScheduleConfig:
         maximum=1,
     )
     decay_tokens: TokenCount = setting(
-        TokenCount(0), "Length of the last phase of wsd.", unit="tokens", minimum=0
+        TokenCount(0), "Length of the last phase of wsd, which needs one.", unit="tokens", minimum=0
     )
     decay_shape: DecayShape = setting("linear", "The shape of the last phase of wsd.")
     continue_at_floor: TokenCount | None = setting(

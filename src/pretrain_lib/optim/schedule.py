@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from pretrain_lib.values import check_value
+from pretrain_lib.wording import plural
 
 ScheduleKind = Literal["cosine", "linear", "constant", "wsd"]
 DecayShape = Literal["linear", "cosine", "1-sqrt"]
@@ -37,11 +38,14 @@ class LearningRate:
             check_value(getattr(self, name), name, int, minimum=0)
         check_value(self.peak, "peak", float, minimum=0)
         check_value(self.floor, "floor", float, minimum=0, maximum=self.peak)
-        if self.warmup_steps + self.decay_steps > self.total_steps:
+        decays = self.kind == "wsd"
+        if self.warmup_steps + decays * self.decay_steps > self.total_steps:
+            decay = f" and decay ({plural(self.decay_steps, 'step')}) do" if decays else " does"
             raise ValueError(
-                f"warm-up ({self.warmup_steps} steps) and decay ({self.decay_steps} steps) do not "
-                f"fit the schedule of {self.total_steps} steps: shorten schedule.warmup_tokens or "
-                f"schedule.decay_tokens, or lengthen schedule.tokens"
+                f"warm-up ({plural(self.warmup_steps, 'step')}){decay} not fit the schedule of "
+                f"{plural(self.total_steps, 'step')}: shorten schedule.warmup_tokens or "
+                f"schedule.warmup_fraction{' or schedule.decay_tokens' * decays}, or lengthen "
+                f"schedule.tokens"
             )
 
     def __call__(self, step: int) -> float:

@@ -181,7 +181,10 @@ def _schedule_line(config: Recipe) -> str:
     schedule = config.learning_rate()
     steps = config.whole_run()
     tokens = config.batch_sizes().before(steps) * config.batch.sequence_length
-    shape = f"constant, then {schedule.decay_shape}" if schedule.kind == "wsd" else schedule.kind
+    shape = schedule.kind
+    if shape == "wsd":
+        decay = plural(schedule.decay_steps, "step")
+        shape = f"constant, then {schedule.decay_shape} over the last {decay}"
     shape += "" if schedule.kind == "constant" else f" to {schedule.floor:g}"
     shape += (
         f", then {plural(rest, 'step')} there" if (rest := steps - schedule.total_steps) else ""
