@@ -119,6 +119,16 @@ def check_result(folder, shown):
     assert re.search(r"\d+/7 .* left", shown)
 
 
+@pytest.mark.slow
+def test_a_budget_that_is_too_short_leaves_nothing_that_a_longer_one_meets(command, tmp_path):
+    before = {path.name for path in tmp_path.iterdir()}
+    command[command.index("--budget") + 1] = "1s"
+    result = run_python(*command, environment=forked_launchers())
+    assert result.returncode == 2
+    assert re.search(r"error: --budget 1s is too short for 7 runs, .* give \d+m", result.stderr)
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

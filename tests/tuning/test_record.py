@@ -11,8 +11,8 @@ import pytest
 from pretrain_lib.tuning.record import (
     await_run,
     drop_checkpoints,
-    open_plan,
     read_loss,
+    read_plan,
     write_result,
 )
 from pretrain_lib.tuning.search import Trial
@@ -71,12 +71,34 @@ def test_only_checkpoints_are_dropped(tmp_path):
 
 
 def test_a_folder_holds_one_search(tmp_path):
-    plan = {"recipe": "gpt2_124m", "width": 128}
-    assert open_plan(tmp_path, plan) == plan
-    whole = open_plan(tmp_path, plan | {"tokens": 9})
-    assert open_plan(tmp_path, plan) == whole == plan | {"tokens": 9}
-    with pytest.raises(ValueError, match="holds a search with width=128, not 256.*another folder"):
-        open_plan(tmp_path, plan | {"width": 256})
+    flags = ["--batch.tokens", "512", "--data.path=mine", "--run.seed", "1"]
+    plan = {"recipe": "gpt2_124m", "flags": flags, "width": 128, "budget": 60.0}
+    assert read_plan(tmp_path, plan) == plan
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "plan.json").write_text(json.dumps(plan | {"tokens": 9}))
+    assert read_plan(tmp_path, plan) == plan | {"tokens": 9}
+    same = ["--data.path", "mine", *flags[:2], *flags[3:]]
+    assert read_plan(tmp_path, plan | {"flags": same})["tokens"] == 9
+
+
+@pytest.mark.parametrize(
+    ("changed", "there", "given"),
+    [
+        ({"width": 256}, "--width 128", "256"),
+        ({"budget": 1260.0}, "--budget 1m", "21m"),
+        ({"recipe": "mine.py"}, "RECIPE gpt2_124m", "mine.py"),
+        ({"flags": ["--a", "1", "--b", "3"]}, "--b 2", "3"),
+        ({"flags": ["--a", "1"], "width": 2}, "--b 2, --width 128", "no --b, 2"),
+        ({"flags": ["--a", "1", "--b=2", "--c", "[x]"]}, "no --c", "'[x]'"),
+    ],
+)
+def test_another_search_is_refused_by_what_differs(tmp_path, changed, there, given):
+    flags = ["--a", "1", "--b", "2"]
+    plan = {"recipe": "gpt2_124m", "flags": flags, "width": 128, "budget": 60.0}
+    (tmp_path / "plan.json").write_text(json.dumps(plan | {"tokens": 9}))
+    with pytest.raises(ValueError, match="holds a search with ") as refused:
+        read_plan(tmp_path, plan | changed)
+    assert f"{tmp_path} holds a search with {there}, not {given}: give" in str(refused.value)
 
 
 def test_the_result_is_json_without_infinities(tmp_path):

@@ -2,11 +2,14 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
 
 from pretrain_lib.commands.launching import Stopped, launch_into
+from pretrain_lib.config.units import show_duration
 from pretrain_lib.files.writes import make_folder
 from pretrain_lib.run_folder.folder import CHECKPOINTS, check_usable
 from pretrain_lib.run_folder.metrics import human, human_time
@@ -58,8 +61,8 @@ def within_budget(words: list[str], settings: Settings, budget: float) -> list[s
         return as_flags({f"schedule.{name}": schedule[name] for name in CHOSEN})
     if resume not in ("auto", "never"):
         raise ValueError(
-            f"budget={budget:.0f}s: a run that begins with run.resume={resume} has a schedule of "
-            f"which a part is done; give schedule.tokens instead"
+            f"budget={show_duration(budget)}: a run that begins with run.resume={resume} has a "
+            f"schedule of which a part is done; give schedule.tokens instead"
         )
     check_shortened(settings)
     whole = settings["schedule"]["tokens"]
@@ -93,23 +96,34 @@ def tokens_within(settings: Settings, measured: Measured, budget: float) -> int:
     if steps < FEWEST_STEPS:
         least = (FEWEST_STEPS * step + 2 * each) / MARGIN
         raise ValueError(
-            f"budget={budget:.0f}s is too short for {FEWEST_STEPS} steps of {batch:,} tokens at "
-            f"{speed:,.0f} tokens a second, and validations of {measured.validated:,} tokens: give "
-            f"{least / 60:.1f}m or more, or a smaller --batch.tokens or --validation.tokens"
+            f"budget={show_duration(budget)} is too short for {FEWEST_STEPS} steps of {batch:,} "
+            f"tokens at {speed:,.0f} tokens a second, and validations of {measured.validated:,} "
+            f"tokens: give {least / 60:.1f}m or more, or a smaller --batch.tokens or "
+            f"--validation.tokens"
         )
     return steps * batch
 
 
 def _measure(words: list[str], folder: Path, budget: float) -> Measured:
-    """Measure a few steps of a run in a folder beside its own, which is dropped."""
+    """Measure a few steps of a run."""
     make_folder(folder.parent)
-    with tempfile.TemporaryDirectory(prefix=".budget-", dir=folder.parent) as name:
-        run = Path(name, "run")
-        console = Path(tempfile.gettempdir(), f"pretrain-budget-{os.getpid()}.log")
+    with folder_to_measure(beside=folder) as (run, console):
         what = f"measuring {MEASURED_STEPS} steps, once the data are prepared"
         print(f"{what}; progress is logged to {console}", flush=True)
+        return measure_steps(console, [*words, *as_flags(MEASURED)], run, budget)
+
+
+@contextmanager
+def folder_to_measure(*, beside: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield the folder of a run that is measured, and the file for what it prints.
+
+    The folder is made beside another and dropped; the file stays only if the run has failed.
+    """
+    with tempfile.TemporaryDirectory(prefix=".measured-", dir=beside.parent) as name:
+        run = Path(name, "run")
+        console = Path(tempfile.gettempdir(), f"pretrain-measured-{os.getpid()}.log")
         try:
-            return measure_steps(console, [*words, *as_flags(MEASURED)], run, budget)
+            yield run, console
         finally:
             if console.is_file() and read_status(run).get("state") != "failed":
                 console.unlink()
@@ -134,6 +148,6 @@ def measure_steps(console: Path, words: list[str], folder: Path, budget: float) 
             if status["step"] >= FEWEST_MEASURED:
                 return read_measured(folder)
     raise ValueError(
-        f"budget={budget:.0f}s is too short to measure {FEWEST_MEASURED} steps in: give more, or a "
-        f"smaller --batch.tokens"
+        f"budget={show_duration(budget)} is too short to measure {FEWEST_MEASURED} steps in: give "
+        f"more, or a smaller --batch.tokens"
     )

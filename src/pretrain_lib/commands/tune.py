@@ -6,9 +6,8 @@ import shlex
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from pretrain_lib.commands.budget import measure_steps
+from pretrain_lib.commands.budget import folder_to_measure, measure_steps
 from pretrain_lib.commands.launching import Stopped, launch_into, read_settings
 from pretrain_lib.commands.recipes import (
     add_tune_flags,
@@ -20,6 +19,7 @@ from pretrain_lib.commands.recipes import (
 from pretrain_lib.errors import DONE, RESUMABLE
 from pretrain_lib.files.locks import lock_folder
 from pretrain_lib.files.outputs import check_folder
+from pretrain_lib.files.writes import write_json
 from pretrain_lib.report.tuned import draw_search
 from pretrain_lib.run_folder.metrics import human, human_time
 from pretrain_lib.tuning.proxy import (
@@ -40,8 +40,8 @@ from pretrain_lib.tuning.record import (
     PLAN,
     await_run,
     drop_checkpoints,
-    open_plan,
     read_loss,
+    read_plan,
     run_folder,
     write_result,
 )
@@ -55,7 +55,6 @@ from pretrain_lib.tuning.search import (
     round_rate,
 )
 
-MEASURE = "measure"  # the run folder of these steps
 PICTURE = "tune.png"
 
 
@@ -99,12 +98,13 @@ def run_tune(options: argparse.Namespace) -> int:
 
 
 def _tune(tuning: Tuning, *, budget: float) -> None:
-    plan = {"recipe": tuning.recipe, "flags": tuning.flags, "width": tuning.width}
-    plan = open_plan(tuning.out, plan | {"budget": budget})
+    asked = {"recipe": tuning.recipe, "flags": tuning.flags, "width": tuning.width}
+    plan = read_plan(tuning.out, asked | {"budget": budget})
     if "tokens" not in plan:
         cost = _measure(tuning, budget)
         tokens = choose_tokens(tuning.settings, tuning.names, cost, budget)
-        plan = open_plan(tuning.out, plan | {"tokens": tokens, "cost": asdict(cost)})
+        plan |= {"tokens": tokens, "cost": asdict(cost)}
+        write_json(tuning.out / PLAN, plan)
     space = Space(rates_of(tuning.settings, tuning.names), plan["tokens"])
     losses: dict[Trial, float] = {}
     follow = _Progress(expected_trials(space), Cost(**plan["cost"]))
@@ -123,16 +123,17 @@ def _tune(tuning: Tuning, *, budget: float) -> None:
 
 def _measure(tuning: Tuning, budget: float) -> Cost:
     """Prepare the data, and measure a few steps of the smaller model."""
-    folder, batch = tuning.out / MEASURE, tuning.settings["batch"]["tokens"]
-    print(f"measuring {MEASURED_STEPS} steps of width {tuning.width}", flush=True)
-    several = 100 * batch  # longer than any warm-up
+    several = 100 * tuning.settings["batch"]["tokens"]  # longer than any warm-up
     trial = Trial(rates_of(tuning.settings, tuning.names), several)
-    _start(tuning, trial, folder, {"run.max_steps": 0})
-    started = time.monotonic()
     given = trial_settings(tuning.settings, tuning.names, trial)
     words = [*tuning.words, *as_flags(given)]
-    measured = measure_steps(folder.with_name(f"{MEASURE}.log"), words, folder, budget)
-    seconds = time.monotonic() - started
+    with folder_to_measure(beside=tuning.out) as (run, console):
+        what = f"measuring {MEASURED_STEPS} steps of width {tuning.width}"
+        print(f"{what}; {console} tells how far it is", flush=True)
+        launch_into(console, [*words, *as_flags({"run.dir": run, "run.max_steps": 0})])
+        started = time.monotonic()
+        measured = measure_steps(console, words, run, budget)
+        seconds = time.monotonic() - started
     rest = max(0.0, seconds - measured.seconds)
     return Cost(tokens_per_second=measured.tokens_per_second, seconds=rest)
 
@@ -143,16 +144,16 @@ def _run(tuning: Tuning, trial: Trial) -> tuple[float, bool]:
     await_run(folder)
     loss = read_loss(folder)
     if is_new := loss is None:
-        _start(tuning, trial, folder, {})
+        _start(tuning, trial, folder)
         loss = read_loss(folder)
         assert loss is not None, f"{folder} has ended, and has no loss"
     drop_checkpoints(folder)
     return loss, is_new
 
 
-def _start(tuning: Tuning, trial: Trial, folder: Path, settings: dict[str, Any]) -> None:
+def _start(tuning: Tuning, trial: Trial, folder: Path) -> None:
     """Run or resume a trial; raises ValueError if it fails for another reason than its rates."""
-    given = trial_settings(tuning.settings, tuning.names, trial) | {"run.dir": folder} | settings
+    given = trial_settings(tuning.settings, tuning.names, trial) | {"run.dir": folder}
     console = folder.with_name(f"{folder.name}.log")
     try:
         launch_into(console, [*tuning.words, *as_flags(given)])

@@ -36,6 +36,14 @@ class Duration(float):
         return cls(float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]])
 
 
+def show_duration(seconds: float) -> str:
+    """Return a duration in the notation that `Duration` parses, such as 90s, 21m or 2h."""
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:g}s"
+
+
 class ByteCount(int):
     """A size in bytes, in the notation of transformers, such as 500MB, 2GB or 1.5GiB."""
 

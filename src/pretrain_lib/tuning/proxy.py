@@ -4,9 +4,12 @@ Settings are nested dictionaries, as `--print_config` prints them.
 """
 
 import math
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
+from pretrain_lib.config.flags import FLAG
+from pretrain_lib.config.units import show_duration
 from pretrain_lib.tuning.scaling import BASE, EMBEDDING, MATRIX
 from pretrain_lib.tuning.search import (
     KEPT,
@@ -90,8 +93,9 @@ def choose_tokens(settings: Settings, names: tuple[str, ...], cost: Cost, budget
         least = cost.seconds * len(counts)
         least += FEWEST_STEPS * sum(counts) / cost.tokens_per_second
         raise ValueError(
-            f"budget={budget:.0f}s is too short for {len(counts)} runs, of which the shortest have "
-            f"at least {FEWEST_STEPS} steps of batch.tokens={settings['batch']['tokens']}: give "
+            f"budget={show_duration(budget)} is too short for {len(counts)} runs, of which the "
+            f"shortest have at least {FEWEST_STEPS} steps of "
+            f"batch.tokens={settings['batch']['tokens']}: give "
             f"{math.ceil(least / MARGIN / 60)}m or more, or a smaller --width or --batch.tokens"
         )
     whole = settings["schedule"]["tokens"]
@@ -189,6 +193,19 @@ def as_flags(settings: dict[str, Any]) -> list[str]:
     for name, value in settings.items():
         flags += [f"--{name}", "null" if value is None else str(value)]
     return flags
+
+
+def flag_values(flags: list[str]) -> dict[str, str]:
+    """Return the values of flags by name; those of one that is given again are joined."""
+    values: dict[str, list[str]] = {}
+    name = ""
+    for word in flags:
+        if FLAG.match(word):
+            name, equals, value = word.partition("=")
+            values.setdefault(name, []).extend([value] * bool(equals))
+        else:
+            values.setdefault(name, []).append(word)
+    return {name: shlex.join(words) for name, words in values.items()}
 
 
 def without_flags(flags: list[str], names: set[str]) -> list[str]:

@@ -9,11 +9,13 @@ from pathlib import Path
 from statistics import median
 
 from pretrain_lib.checkpoint.folders import NAME as CHECKPOINT_NAME
+from pretrain_lib.config.units import show_duration
 from pretrain_lib.files.locks import PAUSE_SECONDS, is_locked
 from pretrain_lib.files.reading import read_object
 from pretrain_lib.files.writes import write_json
 from pretrain_lib.run_folder.folder import CHECKPOINTS, METRICS, read_status
 from pretrain_lib.run_folder.rows import read_metrics, read_rows
+from pretrain_lib.tuning.proxy import flag_values
 from pretrain_lib.tuning.search import Trial
 
 RUNS = "runs"  # in the folder of a search: the run folders, and beside each what it printed
@@ -56,22 +58,33 @@ def drop_checkpoints(folder: Path) -> None:
             shutil.rmtree(path)
 
 
-def open_plan(out: Path, plan: dict) -> dict:
-    """Return the plan that lies in a folder, or write this one; `tokens` and `cost` may be new.
+def read_plan(out: Path, asked: dict) -> dict:
+    """Return the plan that lies in a folder, or `asked` if there is none.
 
     Raises ValueError if another search was begun there.
     """
     path = out / PLAN
     before = read_object(path) if path.is_file() else {}
-    for name, value in plan.items():
-        if name in before and before[name] != value:
-            raise ValueError(
-                f"out={out} holds a search with {name}={before[name]}, not {value}: give the same "
-                f"command to go on with it, or another folder"
-            )
-    whole = plan | before
-    write_json(path, whole)
-    return whole
+    old, new = (_as_written(plan) for plan in (asked | before, asked))
+    other = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if other:
+        there = ", ".join(f"{name} {old[name]}" if name in old else f"no {name}" for name in other)
+        given = ", ".join(new.get(name, f"no {name}") for name in other)
+        raise ValueError(
+            f"out={out} holds a search with {there}, not {given}: give the same command to go on "
+            f"with it, or another folder"
+        )
+    return asked | before
+
+
+def _as_written(plan: dict) -> dict[str, str]:
+    """Return what a plan was asked with, by the name of the argument and as a user writes it."""
+    return {
+        "RECIPE": plan["recipe"],
+        **flag_values(plan["flags"]),
+        "--width": str(plan["width"]),
+        "--budget": show_duration(plan["budget"]),
+    }
 
 
 def write_result(out: Path, names: tuple[str, ...], losses: dict[Trial, float], **found) -> None:
