@@ -151,9 +151,23 @@ def check_value(value: Any, name: str, kind: Any, **limits: float) -> None:
 
 
 def did_you_mean(written: Any, known: Iterable[str]) -> str:
-    """Return "; did you mean X?" for the closest match, or an empty string."""
-    near = difflib.get_close_matches(str(written), list(known), n=1)
+    """Return "; did you mean X?" for the closest match, or an empty string.
+
+    Of settings such as optimizer.betas the last parts must be close: sections alone say little.
+    """
+    written, known = str(written), list(known)
+    if any("." in name for name in known):
+        (last,) = difflib.get_close_matches(_last(written), map(_last, known), n=1) or [None]
+        same = [name for name in known if _last(name) == last]
+        near = difflib.get_close_matches(written, same, n=1, cutoff=0)
+    else:
+        near = difflib.get_close_matches(written, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def _last(name: str) -> str:
+    """Return the last part of a dotted name, without the dashes of a flag."""
+    return name.removeprefix("--").rpartition(".")[2]
 
 
 def show(written: Any) -> str:

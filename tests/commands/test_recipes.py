@@ -109,6 +109,7 @@ def test_a_recipe_copied_anywhere_runs(tmp_path):
     [
         (["gpt2_124"], "did you mean gpt2_124m?"),
         (["nowhere.py"], "RECIPE nowhere.py is neither"),
+        ([], "error: the following arguments are required: RECIPE (--help"),
         (["gpt2_124m", "--gpus", "64"], "--gpus 64 is more than the"),
         (["gpt2_124m", "--gpus", "0"], "--gpus 0 must be a whole number of at least 1"),
         (["gpt2_124m", "--config_file", "ddp_8gp"], "did you mean ddp_8gpu?"),

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from pretrain_lib.config.arguments import parse_recipe
-from pretrain_lib.config.renamed import RENAMED, with_new_names
+from pretrain_lib.config.renamed import ELSEWHERE, RENAMED, with_new_names
+from tests.conftest import ROOT, change
 
 # What each was called, and a value that it took.
 BEFORE = {
@@ -47,11 +48,46 @@ def test_an_old_name_is_refused_and_the_new_one_taken(recipe, tmp_path, old):
         with pytest.raises(ValueError, match=re.escape(expected)):
             parse_recipe(recipe, arguments=arguments)
     section, _, field = new.partition(".")
+    if field in ("spike_window", "spike_action"):  # of no effect without it
+        recipe = change(recipe, stability={"spike_sigma": 6.0})
     taken = [
         getattr(getattr(parse_recipe(recipe, arguments=flags)[0], section), field)
         for flags in ([], [f"--{new}", value])
     ]
     assert taken[0] != taken[1]
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_what_others_call_a_setting_is_told_as_the_documentation_does(recipe, tmp_path, name):
+    setting = ELSEWHERE[name]
+    rows = (ROOT / "docs" / "migrating.md").read_text().splitlines()
+    assert [row for row in rows if re.search(rf"\b{name}\b", row) and setting in row]
+    for flag in (f"--{name}", f"--optimizer.{name}"):
+        with pytest.raises(ValueError, match=f"no flag {flag}; .* here is --{setting} "):
+            parse_recipe(recipe, arguments=[flag, "1"])
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(f"optimizer: {{{name}: 1}}")
+    with pytest.raises(ValueError, match=f"{name} is no setting; .* here is {setting} "):
+        parse_recipe(recipe, arguments=["--config", str(overlay)])
+
+
+@pytest.mark.parametrize(
+    ("written", "near"),
+    [
+        ("optimizer.learnin_rate", "; did you mean --optimizer.learning_rate?"),
+        ("optimiser.learning_rate", "; did you mean --optimizer.learning_rate?"),
+        ("model.weight_decay", "; did you mean --optimizer.weight_decay?"),
+        ("learning_rate", "; did you mean --optimizer.learning_rate?"),
+        ("shedule.tokens", "; did you mean --schedule.tokens?"),
+        ("confg", "; did you mean --config?"),
+        ("optimizer.nesterov", ""),
+        ("optimizer.xyz", ""),
+    ],
+)
+def test_only_a_setting_that_is_near_is_suggested(recipe, written, near):
+    with pytest.raises(ValueError, match="there is no flag") as refused:
+        parse_recipe(recipe, arguments=[f"--{written}", "1"])
+    assert str(refused.value) == f"there is no flag --{written}{near} (--help lists all flags)"
 
 
 def test_settings_of_before_are_read_under_their_new_names():

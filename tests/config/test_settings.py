@@ -124,6 +124,12 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_does(recipe):
     change(nearest, schedule=long).check(processes=8)
 
 
+def test_the_parts_of_a_step_are_counted_with_their_nouns(recipe):
+    odd = change(recipe, batch={"tokens": 100, "micro_batch": 1})
+    with pytest.raises(ValueError, match=r"multiple of 1 process x 1 sequence x 32 tokens = 32;"):
+        odd.check(processes=1)
+
+
 def test_a_context_longer_than_the_models_is_refused(recipe):
     with pytest.raises(ValueError, match=r"batch\.sequence_length=64 .* model\.context_length=32"):
         change(recipe, batch={"sequence_length": 64}).check(processes=1)

@@ -298,7 +298,7 @@ def test_weights_sent_in_bf16_where_none_are_sent_are_refused(recipe):
 
 def test_another_accumulation_than_the_batch_is_refused(recipe, monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "8")
-    with pytest.raises(ValueError, match=r"batch.tokens=256 makes 4 micro-batches on 1 processes"):
+    with pytest.raises(ValueError, match=r"batch.tokens=256 makes 4 micro-batches on 1 process:"):
         start_accelerator(recipe)
     start_accelerator(change(recipe, batch={"micro_batch": 1}))
 

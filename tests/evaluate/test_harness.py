@@ -271,7 +271,7 @@ def test_a_missing_folder_of_tasks_is_refused(workplace, tmp_path):
 
 @pytest.mark.slow
 def test_an_unknown_task_is_refused(workplace):
-    with pytest.raises(ValueError, match="tasks=nonsense is known neither .* include_path"):
+    with pytest.raises(ValueError, match="tasks=nonsense is not known .* no include_path; "):
         evaluate_folder(
             workplace / "model", ["heldout_choice", "nonsense"], include_path=workplace / "tasks"
         )

@@ -81,3 +81,18 @@ def test_what_was_fixed_stays_so_under_its_new_name(recipe, tmp_path):
         run(stricter)
     run(change(stricter, run={"allow_changes": ["stability.spike_sigma"]}))
     assert status(recipe)["step"] == 8
+
+
+def test_another_launch_is_told_in_a_users_words(recipe, tmp_path, capsys):
+    run(change(recipe, run={"max_steps": 3}, data={"validation": "none"}))
+    assert "validation is off (data.validation=none)" in capsys.readouterr().out
+    checkpoint = Path(recipe.run.dir) / "checkpoints" / "step-00000003"
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    launch = {"file": "two.yaml", "default": False, "settings": {"main_process_port": 0}}
+    manifest["world"] |= {"processes": 2, "distributed": "MULTI_CPU", "configuration": launch}
+    (checkpoint / MANIFEST).write_text(json.dumps(manifest))
+    (checkpoint / FILES).write_text(json.dumps(describe_files(checkpoint)))
+    run(change(recipe, run={"max_steps": 3}, data={"validation": "none"}))
+    shown = capsys.readouterr().out.splitlines()
+    changes = [line for line in shown if line.startswith("changed since the checkpoint")]
+    assert changes == ["changed since the checkpoint: processes was 2, is 1"]

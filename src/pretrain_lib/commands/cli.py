@@ -110,7 +110,7 @@ def _add_recipe_commands(command: AddCommand) -> None:
     (parser,) = add.args
     add_train_flags(parser)
     text = "the recipe's own, such as --data.path DATA; `pretrain train RECIPE --help` lists them"
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="FLAGS", help=text)
+    _add_rest(parser, text)
 
     add = command("completion", "Print the completion script of a shell.")
     add("shell", Rule(Literal[SHELLS], help="the shell"), metavar="SHELL")
@@ -122,7 +122,7 @@ def _add_tune(command: AddCommand) -> None:
     (parser,) = add.args
     add_tune_flags(parser)
     text = "the recipe's own, such as --data.path DATA, which all runs are given"
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="FLAGS", help=text)
+    _add_rest(parser, text)
 
 
 def _add_data_commands(command: AddCommand) -> None:
@@ -243,6 +243,12 @@ def _add_eval(command: AddCommand) -> None:
     _add_switch(add, "--harness", "score with lm-eval's own model, slower")
     _add_switch(add, "--log_samples", "write samples_TASK.jsonl files beside --out")
     add("--out", Rule(Path, help="where lm-eval's JSON goes"))
+
+
+def _add_rest(parser: Any, text: str) -> None:
+    """Add all that stands behind RECIPE, which may be nothing."""
+    rest = parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="FLAGS", help=text)
+    rest.required = False  # argparse would name it among what is missing
 
 
 def _add_switch(add: Any, name: str, text: str) -> None:

@@ -10,10 +10,10 @@ import yaml
 from pretrain_lib.config.flags import Parser, add_argument, add_setting
 from pretrain_lib.config.follow import follow_choices
 from pretrain_lib.config.overlays import read_overlay
-from pretrain_lib.config.renamed import now_called
+from pretrain_lib.config.renamed import meant, now_called
 from pretrain_lib.config.settings import Recipe, plain
 from pretrain_lib.models.flops import PEAK_TFLOPS, Hardware
-from pretrain_lib.values import Rule, did_you_mean, rules_of, show
+from pretrain_lib.values import Rule, rules_of, show
 
 HARDWARE = Hardware()
 
@@ -54,7 +54,7 @@ def _overlays(options: Namespace, presets: dict[str, dict], rules: dict[str, Rul
     for file in options.config:
         for name, written in read_overlay(file).items():
             if name not in rules:
-                hint = now_called(name) or f"is no setting{did_you_mean(name, rules)}"
+                hint = now_called(name) or f"is no setting{meant(name, rules)}"
                 raise ValueError(f"{file}: {show(name)} {hint}")
             given[name] = _read(rules[name], written, f"{file}: {name}")
     return given
@@ -101,6 +101,10 @@ class _RecipeParser(Parser):
         if hint is None:
             return super().refuse(written)
         return f"{written} {hint.replace('called ', 'called --')}"
+
+    def near(self, written: str) -> str:
+        """Return which flag an unknown one may mean, or what it is called in other trainers."""
+        return meant(written, self.flags())
 
 
 def _build_parser(defaults: Recipe, presets: dict[str, dict], rules: dict[str, Rule]) -> Parser:

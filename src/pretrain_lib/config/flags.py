@@ -42,7 +42,11 @@ class Parser(ArgumentParser):
         """Return the error message for an unknown argument."""
         if not written.startswith("-"):
             return f"{show(written)} belongs to no flag {HINT}"
-        return f"there is no flag {show(written)}{did_you_mean(written, self.flags())} {HINT}"
+        return f"there is no flag {show(written)}{self.near(written)} {HINT}"
+
+    def near(self, written: str) -> str:
+        """Return which flag an unknown one may mean, as the end of a message."""
+        return did_you_mean(written, self.flags())
 
     def flags(self) -> list[str]:
         """Return the names of all flags."""

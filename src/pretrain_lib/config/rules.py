@@ -11,6 +11,7 @@ from pretrain_lib.config.renamed import now_called
 from pretrain_lib.config.run_sections import VALIDATION_LOSS
 from pretrain_lib.optim.adamw_bf16 import HIGHEST_BETA as HIGHEST_BF16_BETA
 from pretrain_lib.values import did_you_mean, show
+from pretrain_lib.wording import plural
 
 DATA = "data"  # in `run.allow_changes`, allows a run to resume with other data
 
@@ -98,8 +99,9 @@ def check_division(config: Any, *, processes: int) -> None:
     """Raise ValueError if a step does not divide into whole micro-batches for all processes."""
     unit = processes * config.batch.micro_batch * config.batch.sequence_length
     text = (
-        f"{processes} processes x {config.batch.micro_batch} sequences "
-        f"x {config.batch.sequence_length} tokens = {unit}"
+        f"{plural(processes, 'process', 'processes')} x "
+        f"{plural(config.batch.micro_batch, 'sequence')} x "
+        f"{plural(config.batch.sequence_length, 'token')} = {unit}"
     )
     for name in ("tokens", "ramp_from", "ramp_increment"):
         tokens = getattr(config.batch, name)

@@ -9,6 +9,7 @@ from accelerate.tracking import get_available_trackers
 
 from pretrain_lib.config.settings import Recipe
 from pretrain_lib.values import did_you_mean
+from pretrain_lib.wording import plural
 
 SUPPORTED = (
     DistributedType.NO,
@@ -124,6 +125,8 @@ def check_accumulation(config: Recipe, *, processes: int) -> None:
     if told not in ("1", str(derived)):
         raise ValueError(
             f"gradient_accumulation_steps={told} was given to accelerate launch ({ACCUMULATION}) "
-            f"but batch.tokens={batch.tokens} makes {derived} micro-batches on {processes} "
-            f"processes: omit it, and change batch.tokens or batch.micro_batch instead"
+            f"but batch.tokens={batch.tokens} makes "
+            f"{plural(derived, 'micro-batch', 'micro-batches')} on "
+            f"{plural(processes, 'process', 'processes')}: omit it, and change batch.tokens or "
+            f"batch.micro_batch instead"
         )

@@ -136,11 +136,13 @@ def find_tasks(
         found = [manager.match_tasks([task]) for task in tasks]
     missing = [task for task, names in zip(tasks, found, strict=True) if not names]
     if missing or not tasks:
+        unknown = f"not known to lm-eval, and there is no {section}include_path"
+        if include_path is not None:
+            unknown = f"known neither to lm-eval nor below {section}include_path={include_path}"
         raise ValueError(
-            f"{section}tasks={','.join(missing) or 'none'} is known neither to lm-eval nor below "
-            f"{section}include_path={include_path}; `lm-eval ls tasks` lists the tasks of lm-eval, "
-            f"and {section}include_path may name a folder of your own task files"
-            + "".join(f"; {problem}" for problem in _broken_files(include_path))
+            f"{section}tasks={','.join(missing) or 'none'} is {unknown}; `lm-eval ls tasks` lists "
+            f"the tasks of lm-eval, and {section}include_path may name a folder of your own task "
+            f"files" + "".join(f"; {problem}" for problem in _broken_files(include_path))
         )
     return manager, _flatten(found)
 

@@ -63,7 +63,7 @@ def _data_lines(config: Recipe, corpus: Corpus, dataset: WindowSource) -> list[s
 
 def _validation_lines(config: Recipe, corpus: Corpus) -> list[str]:
     if not corpus.validation:
-        return ["          no validation: no text is held out (data.validation=none)"]
+        return ["          validation is off (data.validation=none)"]
     length, limit = config.batch.sequence_length, config.validation.tokens
     stretches = choose_stretches(corpus.validation, length, max_tokens=limit)
     return [

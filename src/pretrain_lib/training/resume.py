@@ -30,6 +30,8 @@ from pretrain_lib.run_folder.folder import (
 from pretrain_lib.values import did_you_mean
 from pretrain_lib.wording import plural
 
+# What is told of a launch when it changes; the manifest has all of it.
+WORLD = ("processes", "device", "device_name", "precision", "threads", "system")
 CHOICES = ("auto", "never")  # special values of `run.resume`; anything else is a path
 
 
@@ -111,8 +113,10 @@ def _load(
     load_checkpoint(path, model, optimizer)
     if DATA in changes:
         state.windows = 0
-    for key in ("versions", "git", "world"):
+    for key in ("versions", "git"):
         changes |= setting_changes({key: before[key]}, {key: manifest[key]})
+    worlds = ({name: m["world"].get(name) for name in WORLD} for m in (before, manifest))
+    changes |= setting_changes(*worlds)
     return Start(
         state=state,
         continues=not fork,
