@@ -28,20 +28,21 @@ FORWARD = 1 / 3  # of the operations of a step, which validation takes for each 
 FEWEST_MEASURED = 2  # steps, of which the first is left out
 START_SECONDS = 30  # that a run may take to begin
 CONFIG = "config.yaml"
-CHOSEN = (
+CHOSEN = {
     "tokens",
     "epochs",
     "warmup_tokens",
     "warmup_fraction",
     "decay_tokens",
     "continue_at_floor",
-)
+}
 # What the run that is measured leaves out.
 MEASURED = {
     "validation.every": 10**9,  # at the start and at the end
     "samples.prompts": [],
     "scores.tasks": [],
     "checkpoint.keep_best": None,
+    "system.profile": None,
 }
 
 
@@ -58,7 +59,8 @@ def within_budget(words: list[str], settings: Settings, budget: float) -> list[s
     if any((folder / CHECKPOINTS).glob("step-*")):
         schedule = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["schedule"]
         print(f"{folder} goes on with the schedule that it began with", flush=True)
-        return as_flags({f"schedule.{name}": schedule[name] for name in CHOSEN})
+        names = CHOSEN if schedule["kind"] == "wsd" else CHOSEN - {"decay_tokens"}
+        return as_flags({f"schedule.{name}": schedule[name] for name in sorted(names)})
     if resume not in ("auto", "never"):
         raise ValueError(
             f"budget={show_duration(budget)}: a run that begins with run.resume={resume} has a "

@@ -3,5 +3,5 @@
 `training_sections` and `run_sections` define one dataclass per concern, `settings` combines them in
 a `Recipe`, `rules` checks constraints between settings, `units` parses quantities such as `10e9`
 tokens or `2h`. `arguments` parses flags (based on `flags`), `overlays` reads YAML files, `renamed`
-lists the previous names of settings.
+lists the previous names of settings, `unread` refuses flags without an effect.
 """

@@ -12,6 +12,7 @@ from pretrain_lib.config.follow import follow_choices
 from pretrain_lib.config.overlays import read_overlay
 from pretrain_lib.config.renamed import meant, now_called
 from pretrain_lib.config.settings import Recipe, plain
+from pretrain_lib.config.unread import refuse_unread
 from pretrain_lib.models.flops import PEAK_TFLOPS, Hardware
 from pretrain_lib.values import Rule, rules_of, show
 
@@ -33,6 +34,7 @@ def parse_recipe(
     given = _replace(defaults, overlays | flags)
     config = follow_choices(defaults, given, overlays=overlays, flags=flags)
     config.check_values()
+    refuse_unread(config, flags)
     if options.print_config:
         print(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), end="")
         sys.exit(0)

@@ -64,10 +64,10 @@ def _choose_data(data: DataConfig, given: Given, *, flags: Given) -> DataConfig:
 
 def _is_other_text(data: DataConfig) -> bool:
     """Return whether no path of `data` was or can be prepared from its source."""
-    manifests = [_manifest(path) for path in _listed(data.path)]
-    if any(is_foreign(path) for path in _listed(data.path)):
+    manifests = [manifest_of(path) for path in listed(data.path)]
+    if any(is_foreign(path) for path in listed(data.path)):
         return True
-    return any(m is not None and m["sources"] != _listed(data.source) for m in manifests)
+    return any(m is not None and m["sources"] != listed(data.source) for m in manifests)
 
 
 def _choose_lengths(schedule: ScheduleConfig, given: Given, *, flags: Given) -> ScheduleConfig:
@@ -94,10 +94,10 @@ def _replaces(one: str, other: str, given: Given, *, flags: Given) -> bool:
 
 def _is_own_text(defaults: Recipe, data: DataConfig, given: Given) -> bool:
     """Return whether the text is another than that of the recipe."""
-    recipes = _listed(defaults.data.source)
+    recipes = listed(defaults.data.source)
     if data.source is not None:
-        return _listed(data.source) != recipes or "data.train_tokenizer" in given
-    sources = [(_manifest(path) or {}).get("sources") for path in _listed(data.path)]
+        return listed(data.source) != recipes or "data.train_tokenizer" in given
+    sources = [(manifest_of(path) or {}).get("sources") for path in listed(data.path)]
     return bool(sources) and any(source != recipes for source in sources)
 
 
@@ -108,7 +108,7 @@ def _names_vocabulary(asked: Given) -> bool:
 def _vocabulary_size(data: DataConfig, given: Given) -> int | None:
     """Return the number of ids of the tokenizer that the user chose, None if there is none."""
     if data.source is None:
-        sizes = [m["vocabulary_size"] for p in _listed(data.path) if (m := _manifest(p))]
+        sizes = [m["vocabulary_size"] for p in listed(data.path) if (m := manifest_of(p))]
         return max(sizes, default=None)
     if data.tokenizer is None:
         return data.train_tokenizer
@@ -117,7 +117,7 @@ def _vocabulary_size(data: DataConfig, given: Given) -> int | None:
     return load_tokenizer(data.tokenizer).vocabulary_size if there else None
 
 
-def _manifest(path: str) -> dict | None:
+def manifest_of(path: str) -> dict | None:
     """Return the manifest of a prepared folder, None for anything else."""
     if is_foreign(path):
         return None
@@ -125,5 +125,6 @@ def _manifest(path: str) -> dict | None:
     return read_manifest(folder) if (folder / MANIFEST).is_file() else None
 
 
-def _listed(value: str | list[str] | None) -> list[str]:
+def listed(value: str | list[str] | None) -> list[str]:
+    """Return a setting that is one name or several as a list."""
     return [value] if isinstance(value, str) else list(value or ())

@@ -139,6 +139,12 @@ class Recipe:
                 f"learning rate would never decay; give the length of its last phase, such as "
                 f"{self.schedule.tokens // 5}, or take schedule.kind=constant to branch decays off"
             )
+        profile, last = self.system.profile, self.last_step()
+        if profile is not None and profile[0] > last > 0:
+            raise ValueError(
+                f"system.profile={list(profile)}: the run ends at step {last:,}, before the first "
+                f"of these steps; give earlier ones, or null"
+            )
 
     def to_dict(self) -> dict:
         """Return the settings as nested dictionaries of plain values."""

@@ -135,9 +135,16 @@ def shorter_schedule(settings: Settings, tokens: int) -> dict[str, Any]:
         "schedule.epochs": None,
         "schedule.warmup_tokens": None,
         "schedule.warmup_fraction": warmup,
-        "schedule.decay_tokens": round(schedule["decay_tokens"] / whole * tokens),
+        **_shorter_decay(schedule, tokens),
         "schedule.continue_at_floor": rest and max(1, round(rest / whole * tokens)),
     }
+
+
+def _shorter_decay(schedule: dict[str, Any], tokens: int) -> dict[str, int]:
+    """Return the length of the decay in a schedule of `tokens` tokens, if it has such a phase."""
+    if schedule["kind"] != "wsd":
+        return {}
+    return {"schedule.decay_tokens": round(schedule["decay_tokens"] / schedule["tokens"] * tokens)}
 
 
 def check_shortened(settings: Settings) -> None:
@@ -168,6 +175,7 @@ def common_settings(settings: Settings, width: int) -> dict[str, Any]:
         "checkpoint.keep_last": 1,
         "checkpoint.keep_best": None,
         "run.max_steps": None,
+        "system.profile": None,
     }
 
 
