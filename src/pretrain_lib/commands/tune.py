@@ -129,7 +129,7 @@ def _measure(tuning: Tuning, budget: float) -> Cost:
     words = [*tuning.words, *as_flags(given)]
     with folder_to_measure(beside=tuning.out) as (run, console):
         what = f"measuring {MEASURED_STEPS} steps of width {tuning.width}"
-        print(f"{what}; {console} tells how far it is", flush=True)
+        print(f"{what}; progress is logged to {console}", flush=True)
         launch_into(console, [*words, *as_flags({"run.dir": run, "run.max_steps": 0})])
         started = time.monotonic()
         measured = measure_steps(console, words, run, budget)
