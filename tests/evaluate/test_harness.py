@@ -271,10 +271,12 @@ def test_a_missing_folder_of_tasks_is_refused(workplace, tmp_path):
 
 @pytest.mark.slow
 def test_an_unknown_task_is_refused(workplace):
-    with pytest.raises(ValueError, match="tasks=nonsense is not known .* no include_path; "):
-        evaluate_folder(
-            workplace / "model", ["heldout_choice", "nonsense"], include_path=workplace / "tasks"
-        )
+    for folder, reason in (
+        (workplace / "tasks", f"known neither to lm-eval nor below include_path={workplace}/tasks"),
+        (None, "not known to lm-eval, and there is no include_path"),
+    ):
+        with pytest.raises(ValueError, match=f"^tasks=nonsense is {reason}; `lm-eval ls tasks`"):
+            evaluate_folder(workplace / "model", ["nonsense"], include_path=folder)
 
 
 def test_data_out_of_reach_are_named_before_the_model_is_loaded(tmp_path):
