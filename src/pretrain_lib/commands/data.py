@@ -21,7 +21,10 @@ from pretrain_lib.files.outputs import check_file
 from pretrain_lib.wording import plural
 
 # Flags by which a recipe of 124M parameters and 10B tokens suits a text of less than so many.
-FITTING = ((20 * 10**6, " --config quickstart.yaml"), (25 * 10**8, " --schedule.epochs 4"))
+FITTING = (
+    (20 * 10**6, " --config quickstart.yaml", " a small GPT-2"),
+    (25 * 10**8, " --schedule.epochs 4", ""),
+)
 
 
 def run_prepare(options: argparse.Namespace) -> None:
@@ -59,14 +62,13 @@ def describe_prepared(folder: Path, manifest: dict) -> Iterator[str]:
     yield f"vocabulary  {plural(manifest['vocabulary_size'], 'token')}"
     yield f"fingerprint {manifest['fingerprint'][:12]}"
     tokens = manifest["splits"]["train"]["tokens"]
-    kind = next((flags for limit, flags in FITTING if tokens < limit), "")
-    command = f"pretrain train gpt2_124m{kind} --data.path {shlex.quote(str(folder))}"
+    flags, model = next((own for limit, *own in FITTING if tokens < limit), ("", ""))
+    command = f"pretrain train gpt2_124m{flags} --data.path {shlex.quote(str(folder))}"
     if not manifest["splits"]["validation"]["tokens"]:
         yield _nothing_held_out(manifest["validation"])
         command += " --data.validation none"
     run = Path("runs", folder.resolve().name)
-    small = " a small GPT-2" if kind == FITTING[0][1] else ""
-    yield f"{folder} is ready. To train{small} on it:"
+    yield f"{folder} is ready. To train{model} on it:"
     yield f"  {command} --run.dir {shlex.quote(str(run))}"
 
 

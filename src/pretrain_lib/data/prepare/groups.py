@@ -12,7 +12,12 @@ import numpy as np
 
 from pretrain_lib.data.permutation import derive_keys, permute
 from pretrain_lib.data.pool import count
-from pretrain_lib.data.prepare.holdout import HeldOut, hash_fraction, parse_validation
+from pretrain_lib.data.prepare.holdout import (
+    HeldOut,
+    count_first_bytes,
+    hash_fraction,
+    parse_validation,
+)
 from pretrain_lib.data.prepare.left_out import Report
 from pretrain_lib.data.prepare.loss_spans import Spans, mask_tokens
 from pretrain_lib.data.text.encoder import Encoder, load_encoder
@@ -135,9 +140,8 @@ def encode_group(task: UnitTask, group: Group) -> tuple[np.ndarray, np.ndarray]:
         parts, all_ends = [np.concatenate(parts)], [np.concatenate(all_ends)]
     (tokens,), (ends,) = parts, all_ends
     if group.skipped_tokens:
-        before = None if group.begins else encoder.tokenizer.end_of_text_id - 1  # any other id
-        held_out = tokens[: group.skipped_tokens]
-        group.text_bytes -= encoder.tokenizer.count_bytes(held_out, before=before)
+        held_out, begins = tokens[: group.skipped_tokens], group.begins
+        group.text_bytes -= count_first_bytes(encoder.tokenizer, held_out, begins=begins)
         tokens, ends = tokens[group.skipped_tokens :], ends - group.skipped_tokens
     return tokens, ends
 

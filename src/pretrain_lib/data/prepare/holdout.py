@@ -12,6 +12,7 @@ from pretrain_lib.data.pool import count
 from pretrain_lib.data.text.encoder import Encoder
 from pretrain_lib.data.text.formats import Document, Rejected, is_one_document
 from pretrain_lib.data.text.sources import FileSource, Source
+from pretrain_lib.data.text.tokenizer import Tokenizer
 from pretrain_lib.data.tokens.shards import write_shard
 
 HASH_SHARE = 0.01  # share of documents held out by `hash`
@@ -100,7 +101,9 @@ def write_first_tokens(
             else:
                 documents.append(part)
             goes_on = not document.ends
-            size = len(document.text.encode()) if whole else _count_bytes(encoder, part, document)
+            size = len(document.text.encode())
+            if not whole:
+                size = count_first_bytes(encoder.tokenizer, part, begins=document.begins)
             text_bytes += size
             missing -= len(part)
             count(documents=1, tokens=len(part), text_bytes=size)
@@ -113,10 +116,13 @@ def write_first_tokens(
     return held_out
 
 
-def _count_bytes(encoder: Encoder, part: np.ndarray, document: Document) -> int:
-    """Return the size of the text of a document's first tokens, which may end in a character."""
-    before = None if document.begins else encoder.tokenizer.end_of_text_id - 1  # any other id
-    return encoder.tokenizer.count_bytes(part, before=before)
+def count_first_bytes(tokenizer: Tokenizer, ids: np.ndarray, *, begins: bool) -> int:
+    """Return the size in bytes of the text of the first tokens, which may end in a character.
+
+    `begins` says whether a document begins with them, or its next part.
+    """
+    before = None if begins else tokenizer.end_of_text_id - 1  # any other id
+    return tokenizer.count_bytes(ids, before=before)
 
 
 def _enumerate(

@@ -59,8 +59,8 @@ def read_separated(
             begin, data = len(data), b""
     else:
         file.seek(begin)
-    first = begin  # where the first line begins, of the first slice
     offset, is_whole = begin, False  # `offset` is the place of `data` in the file
+    file_start = begin  # of the first slice: behind the mark
     searched, opened = max(piece.start - begin, 0), 0 if piece.start == 0 else None
     while True:
         found = find_separator_line(data, line, searched, is_whole=is_whole)
@@ -75,7 +75,7 @@ def read_separated(
             searched, opened = searched - kept, None if opened is None else opened - kept
             continue
         stop, following = found or (len(data), len(data))
-        at_edge = stop == opened and (offset + stop == first or found is None)
+        at_edge = stop == opened and (offset + stop == file_start or found is None)
         if opened is not None and not at_edge:
             raw = data[opened:stop]
             raw = raw[: -2 if raw.endswith(b"\r\n") else -1] if found and raw else raw

@@ -44,24 +44,31 @@ def _check_uint16(path: Place, size: int) -> None:
     pairs = _sample(path, size)
     if not len(pairs):
         return
-    lowest, highest = pairs.view("<i2").min(axis=0), pairs.view("<i2").max(axis=0)
-    is_small = (lowest >= -1) & (highest <= SMALL)
+    signed = pairs.view("<i2")
+    lowest, highest = signed.min(axis=0), signed.max(axis=0)
     is_zero = (lowest == 0) & (highest == 0)
-    if is_zero.any() or (is_small[1] and not is_small[0]) or (lowest[1] == -1 and is_small[1]):
-        as_uint32 = pairs.copy().view("<u4").reshape(-1)
-        upper = as_uint32[1::2]
-        longer = "int64" if len(upper) and np.isin(upper, (0, 2**32 - 1)).all() else "uint32"
-        longer = "int32" if longer == "uint32" and lowest[1] == -1 else longer
+    is_small = (lowest >= -1) & (highest <= SMALL)
+    has_negative = is_small[1] and lowest[1] == -1
+    if is_zero.any() or has_negative or (is_small[1] and not is_small[0]):
+        half = "zero" if is_zero.any() else f"between {-has_negative:d} and {SMALL}"
         raise ValueError(
-            f"{path} has no header, and every second uint16 of it is "
-            f"{'zero' if is_zero.any() else f'at most {SMALL}'}, as in ids of 4 or 8 bytes: give "
-            f"data.dtype={longer}, or data.dtype=uint16 if they are of 2 bytes"
+            f"{path} has no header, and every second uint16 of it is {half}, as in ids of 4 or 8 "
+            f"bytes: give data.dtype={_longer_type(pairs, is_signed=has_negative)}, or "
+            f"data.dtype=uint16 if they are of 2 bytes"
         )
     if np.isin(pairs.view("u1"), TEXT_BYTES).all():
         raise ValueError(
             f"{path} holds text: tokenize it by `pretrain prepare`, or give data.dtype=uint16 if "
             f"it holds ids"
         )
+
+
+def _longer_type(pairs: np.ndarray, *, is_signed: bool) -> str:
+    """Return the type of the longer ids that pairs of uint16 may be the halves of."""
+    every_second = pairs.copy().view("<u4").reshape(-1)[1::2]
+    if len(every_second) and np.isin(every_second, (0, 2**32 - 1)).all():
+        return "int64"  # of which these are the upper halves
+    return "int32" if is_signed else "uint32"
 
 
 def _sample(path: Place, size: int) -> np.ndarray:
