@@ -50,7 +50,7 @@ def _check_uint16(path: Place, size: int) -> None:
     is_small = (lowest >= -1) & (highest <= SMALL)
     has_negative = is_small[1] and lowest[1] == -1
     if is_zero.any() or has_negative or (is_small[1] and not is_small[0]):
-        half = "zero" if is_zero.any() else f"between {-has_negative:d} and {SMALL}"
+        half = "zero" if is_zero.any() else f"between {-1 if has_negative else 0} and {SMALL}"
         raise ValueError(
             f"{path} has no header, and every second uint16 of it is {half}, as in ids of 4 or 8 "
             f"bytes: give data.dtype={_longer_type(pairs, is_signed=has_negative)}, or "
