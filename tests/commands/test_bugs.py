@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pretrain_lib.config.units import Text
-from pretrain_lib.run_folder.ours import ERRORS
+from pretrain_lib.run_folder.layout import ERRORS
 from pretrain_lib.training.run_recipe import run_recipe
 from tests.conftest import ROOT
 

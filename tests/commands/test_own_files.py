@@ -15,7 +15,7 @@ from pretrain_lib.data.prepare.job import Job
 from pretrain_lib.files.outputs import check_file, check_folder
 from pretrain_lib.models.any_model import save_pretrained
 from pretrain_lib.run_folder.folder import open_run_folder
-from pretrain_lib.run_folder.ours import check_run_folder
+from pretrain_lib.run_folder.layout import check_run_folder
 from pretrain_lib.training.run_recipe import run_recipe
 from tests.conftest import change
 

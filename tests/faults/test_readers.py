@@ -25,7 +25,7 @@ from pretrain_lib.report.changes import changed_settings
 from pretrain_lib.report.runs import Run, open_runs
 from pretrain_lib.report.runs import read_manifest as read_run_manifest
 from pretrain_lib.run_folder.cut import drop_rows_after
-from pretrain_lib.run_folder.ours import is_run_folder
+from pretrain_lib.run_folder.layout import is_run_folder
 from pretrain_lib.run_folder.rows import column, read_rows
 from pretrain_lib.run_folder.status import read_status
 from tests.faults.inputs import VALUES, by_value_or_byte, damaged, reads, tries

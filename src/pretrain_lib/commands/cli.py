@@ -218,7 +218,7 @@ def _add_report_commands(command: AddCommand) -> None:
     add("--panels", panels, default="loss,lr,grad_norm,speed,scores")
     add("--out", Rule(Path, help="the picture: .png, .svg or .pdf; else both .png and .svg"))
 
-    add = command("report", "Write an HTML page about runs, and a Markdown twin.")
+    add = command("report", "Write an HTML page about runs, and the same as Markdown.")
     add("runs", Rule(Path, help="run folders"), nargs="+", metavar="RUN")
     add("--out", Rule(Path, help="the .html file; for one run by default RUN/report.html"))
     watts = Rule(float, above=0, unit="watts", help="power of a device, for the energy")

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
+from pretrain_lib.config.derived_defaults import derive_defaults
 from pretrain_lib.config.flags import Parser, add_argument, add_setting
-from pretrain_lib.config.follow import follow_choices
 from pretrain_lib.config.overlays import read_overlay
 from pretrain_lib.config.renamed import meant, now_called
 from pretrain_lib.config.settings import Recipe, plain
@@ -32,7 +32,7 @@ def parse_recipe(
     options = _build_parser(defaults, presets or {}, rules).parse_args(arguments)
     overlays, flags = _overlays(options, presets or {}, rules), _flags(options, rules)
     given = _replace(defaults, overlays | flags)
-    config = follow_choices(defaults, given, overlays=overlays, flags=flags)
+    config = derive_defaults(defaults, given, overlays=overlays, flags=flags)
     config.check_values()
     refuse_unread(config, flags)
     if options.print_config:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from pretrain_lib.config.follow import Given, listed, manifest_of
+from pretrain_lib.config.derived_defaults import Given, listed, manifest_of
 from pretrain_lib.config.settings import DataConfig, Recipe, plain
 from pretrain_lib.data.prepare.holdout import parse_validation
 from pretrain_lib.data.tokens.foreign import is_foreign, names_tokens

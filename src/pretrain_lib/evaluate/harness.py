@@ -49,8 +49,8 @@ def evaluate_model(
     The results have an `acc_norm_per_token` for every `acc_norm` (see `add_per_token`). The model
     computes in its own dtype, or under the autocast of the caller. Its training mode and gradients
     and the random number generators are left unchanged. This process must hold the whole weights
-    (`whole_weights`). `deal` distributes the work over processes (`team.lead`). lm-eval returns
-    results only where LOCAL_RANK is 0.
+    (`whole_weights`). `deal` distributes the work over processes (`all_ranks.lead`). lm-eval
+    returns results only where LOCAL_RANK is 0.
     """
     from pretrain_lib.evaluate.live_model import LiveModel, transformers_tokenizer
 

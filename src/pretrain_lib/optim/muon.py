@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import torch
 
 from pretrain_lib.optim.adamw_bf16 import AdamWBf16
+from pretrain_lib.optim.matrix_sharing import MatrixSharing, find_sharing
 from pretrain_lib.optim.newton_schulz import orthogonalize
-from pretrain_lib.optim.spread import Spread, find_spread
 from pretrain_lib.tensors.pieces import local_piece
 
 MOMENTUM = "momentum_buffer"
@@ -42,11 +42,13 @@ class _MatrixUpdates(torch.optim.AdamW):
         assert closure is None, "closures are not supported"
         for group in self.param_groups:
             if group["parts"]:
-                for parameters, spread in _batches(group["params"]):
-                    self._update_matrices(parameters, group, spread)
+                for parameters, sharing in _batches(group["params"]):
+                    self._update_matrices(parameters, group, sharing)
         super().step()
 
-    def _update_matrices(self, parameters: list[torch.Tensor], group: dict, spread: Spread) -> None:
+    def _update_matrices(
+        self, parameters: list[torch.Tensor], group: dict, sharing: MatrixSharing
+    ) -> None:
         """Update matrices of one shape (Jordan et al. 2024), with decoupled weight decay."""
         rows, columns = parameters[0].shape
         parts = group["parts"]
@@ -55,7 +57,7 @@ class _MatrixUpdates(torch.optim.AdamW):
             return orthogonalize(whole.view(-1, rows // parts, columns)).reshape(-1, rows, columns)
 
         directions = torch.stack([self._advance_momentum(p) for p in parameters])
-        updates = spread.apply(orthogonal, directions, rows)
+        updates = sharing.apply(orthogonal, directions, rows)
         rate = group["lr"]
         scale = SCALE * math.sqrt(max(rows // parts, columns))
         for parameter, update in zip(parameters, updates, strict=True):
@@ -90,14 +92,14 @@ class MuonBf16(_MatrixUpdates, AdamWBf16):
     """Muon with momentum and moments stored in bf16, and updated in fp32."""
 
 
-def _batches(parameters: list[torch.Tensor]) -> Iterator[tuple[list[torch.Tensor], Spread]]:
+def _batches(parameters: list[torch.Tensor]) -> Iterator[tuple[list[torch.Tensor], MatrixSharing]]:
     """Yield matrices of one shape that are updated together, and where the work is dealt."""
     by_shape = defaultdict(list)
     for parameter in parameters:
         if parameter.grad is not None:
             by_shape[parameter.shape].append(parameter)
     for shape, same in by_shape.items():
-        spread = find_spread(same[0])
-        size = spread.count * max(1, BATCH_ELEMENTS // shape.numel())
+        sharing = find_sharing(same[0])
+        size = sharing.count * max(1, BATCH_ELEMENTS // shape.numel())
         for first in range(0, len(same), size):
-            yield same[first : first + size], spread
+            yield same[first : first + size], sharing

@@ -7,11 +7,11 @@ from urllib.parse import quote
 from pretrain_lib.files.writes import write_atomically
 from pretrain_lib.report.charts import chart_data
 from pretrain_lib.report.content import compose, has_curves
+from pretrain_lib.report.markdown_page import to_markdown
 from pretrain_lib.report.page import check_plotly, to_html
 from pretrain_lib.report.pictures import plot_runs
 from pretrain_lib.report.runs import open_runs
 from pretrain_lib.report.score_tables import scored
-from pretrain_lib.report.twin import to_markdown
 from pretrain_lib.run_folder.folder import METRICS
 from pretrain_lib.run_folder.rows import Rows, read_rows
 
@@ -22,7 +22,7 @@ def write_report(
     """Write the report of one or several runs; return the paths of its files.
 
     `out` is the HTML page, by default `report.html` in the folder of a single run. Beside it are
-    its Markdown twin and, once a step is logged, a PNG of the curves. With `watts` per device it
+    the same as Markdown and, once a step is logged, a PNG of the curves. With `watts` per device it
     has the energy in kWh. Raises ValueError for a folder that is not a run, several runs without
     `out`, an `out` that does not end in .html, or if plotly is not installed.
     """
@@ -50,7 +50,7 @@ def check_page(runs: Sequence[Path], out: Path | None) -> Path:
             f"a report of {len(runs)} runs belongs to none of their folders: give --out FILE.html"
         )
     if out is not None and out.suffix != ".html":
-        raise ValueError(f"out={out} must end in .html; its Markdown twin ends in .md")
+        raise ValueError(f"out={out} must end in .html; its copy as Markdown ends in .md")
     return runs[0] / "report.html" if out is None else out
 
 

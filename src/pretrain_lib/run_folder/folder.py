@@ -23,7 +23,7 @@ from pretrain_lib.files.outputs import foreign_files
 from pretrain_lib.files.reading import read_if_whole
 from pretrain_lib.files.writes import make_folder, write_atomically, write_json
 from pretrain_lib.run_folder.cut import drop_rows_after
-from pretrain_lib.run_folder.ours import CHECKPOINTS, MANIFEST, RECIPE, check_run_folder
+from pretrain_lib.run_folder.layout import CHECKPOINTS, MANIFEST, RECIPE, check_run_folder
 from pretrain_lib.run_folder.status import STATUS, read_status, write_status
 
 METRICS = "metrics.jsonl"

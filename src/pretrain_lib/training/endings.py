@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from pretrain_lib.errors import LocalFault, is_disk_full, raised_here
-from pretrain_lib.run_folder.ours import ERRORS
+from pretrain_lib.run_folder.layout import ERRORS
 from pretrain_lib.run_folder.status import read_status, write_status
 from pretrain_lib.wording import in_line
 

@@ -121,8 +121,8 @@ def _score(run: Run) -> None:
 def _score_together(run: Run) -> dict:
     """Run lm-eval on all processes; return its results on the main process, {} elsewhere."""
     # Imported here, so that lm-eval is required only for runs that use it.
+    from pretrain_lib.evaluate.all_ranks import follow, lead
     from pretrain_lib.evaluate.live_model import LiveModel, transformers_tokenizer
-    from pretrain_lib.evaluate.team import follow, lead
 
     scores, state, tokenizer = run.config.scores, run.state, run.corpus.tokenizer
     if not run.accelerator.is_main_process:

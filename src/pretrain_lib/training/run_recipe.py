@@ -38,7 +38,7 @@ from pretrain_lib.run_folder.folder import (
     open_run_folder,
     write_recipe,
 )
-from pretrain_lib.run_folder.ours import check_run_folder, put_back, remember
+from pretrain_lib.run_folder.layout import check_run_folder, put_back, remember
 from pretrain_lib.training.endings import (
     error_log,
     remark_on,

@@ -1,4 +1,4 @@
-"""Spread work on whole matrices over the processes that hold them, or their shards.
+"""Share out work on whole matrices over the processes that hold them, or their shards.
 
 Shapes: K matrices of one shape, dealt to the processes in equal shares, the last ones less.
 """
@@ -14,7 +14,7 @@ from pretrain_lib.tensors.pieces import holder_of
 
 
 @dataclass(frozen=True)
-class Spread:
+class MatrixSharing:
     """The processes among which matrices are dealt, and the place of this one."""
 
     index: int = 0
@@ -80,14 +80,14 @@ class Spread:
         distributed.all_to_all_single(output, flat, received, sent, group=self.group)
 
 
-def find_spread(parameter: torch.Tensor) -> Spread:
+def find_sharing(parameter: torch.Tensor) -> MatrixSharing:
     """Return among which processes the work on a parameter can be dealt."""
     if isinstance(parameter, DTensor):
         holder = holder_of(parameter)
-        return Spread(holder.index, holder.count, holder.group, is_sharded=True)
+        return MatrixSharing(holder.index, holder.count, holder.group, is_sharded=True)
     if distributed.is_initialized():
-        return Spread(distributed.get_rank(), distributed.get_world_size())
-    return Spread()
+        return MatrixSharing(distributed.get_rank(), distributed.get_world_size())
+    return MatrixSharing()
 
 
 def shard_rows(rows: int, count: int) -> list[int]:

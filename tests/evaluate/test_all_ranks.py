@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from pretrain_lib import evaluate_folder
+from pretrain_lib.evaluate.all_ranks import share
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
-from pretrain_lib.evaluate.team import share
 from tests.conftest import accelerate_script, change, launcher_environment, read_rows
 from tests.distributed.test_sharding import SHARDED, command, flags_of
 from tests.distributed.test_sharding import run as run_processes

@@ -18,7 +18,7 @@ Given = dict[str, Any]
 ORIGIN = ("source", "tokenizer", "train_tokenizer")
 
 
-def follow_choices(defaults: Recipe, config: Recipe, *, overlays: Given, flags: Given) -> Recipe:
+def derive_defaults(defaults: Recipe, config: Recipe, *, overlays: Given, flags: Given) -> Recipe:
     """Return `config` without defaults of the recipe that the user's choices replace.
 
     `overlays` are the values that preset and overlays named, `flags` those of flags. Text of the
