@@ -65,7 +65,7 @@ RECIPE = Recipe(
         kind="wsd",
         tokens=5_000_000_000,  # 9,536 steps of 2^19
         warmup_fraction=0.02,
-        decay_tokens=3_000_000_000,
+        decay_fraction=0.6,
         final_fraction=0.0,
     ),
     samples=SampleConfig(

@@ -28,12 +28,13 @@ FORWARD = 1 / 3  # of the operations of a step, which validation takes for each 
 FEWEST_MEASURED = 2  # steps, of which the first is left out
 START_SECONDS = 30  # that a run may take to begin
 CONFIG = "config.yaml"
+DECAY = {"decay_tokens", "decay_fraction"}
 CHOSEN = {
     "tokens",
     "epochs",
     "warmup_tokens",
     "warmup_fraction",
-    "decay_tokens",
+    *DECAY,
     "continue_at_floor",
 }
 # What the run that is measured leaves out.
@@ -59,8 +60,9 @@ def within_budget(words: list[str], settings: Settings, budget: float) -> list[s
     if any((folder / CHECKPOINTS).glob("step-*")):
         schedule = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["schedule"]
         print(f"{folder} goes on with the schedule that it began with", flush=True)
-        names = CHOSEN if schedule["kind"] == "wsd" else CHOSEN - {"decay_tokens"}
-        return as_flags({f"schedule.{name}": schedule[name] for name in sorted(names)})
+        names = CHOSEN if schedule["kind"] == "wsd" else CHOSEN - DECAY
+        known = sorted(names & schedule.keys())  # an older run has no decay_fraction
+        return as_flags({f"schedule.{name}": schedule[name] for name in known})
     if resume not in ("auto", "never"):
         raise ValueError(
             f"budget={show_duration(budget)}: a run that begins with run.resume={resume} has a "

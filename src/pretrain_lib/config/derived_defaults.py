@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain_lib.config.settings import DataConfig, Recipe, ScheduleConfig
+from pretrain_lib.config.units import TokenCount
 from pretrain_lib.data.text.tokenizer import load_tokenizer
 from pretrain_lib.data.tokens.foreign import is_foreign
 from pretrain_lib.data.tokens.places import open_place
@@ -73,8 +74,8 @@ def _is_other_text(data: DataConfig) -> bool:
 def _choose_lengths(schedule: ScheduleConfig, given: Given, *, flags: Given) -> ScheduleConfig:
     """Return the schedule without lengths that the user's choice of another unit replaces.
 
-    Epochs replace the recipe's tokens, a fraction its tokens of warm-up, and a flag what an overlay
-    says of either.
+    Epochs replace the recipe's tokens, a fraction its tokens of warm-up or decay, tokens of decay
+    its fraction, and a flag what an overlay says of either.
     """
     replaced = {}
     for one, other in (("tokens", "epochs"), ("epochs", "tokens")):
@@ -82,6 +83,10 @@ def _choose_lengths(schedule: ScheduleConfig, given: Given, *, flags: Given) -> 
             replaced[other] = None
     if _replaces("warmup_fraction", "warmup_tokens", given, flags=flags):
         replaced["warmup_tokens"] = None
+    if _replaces("decay_fraction", "decay_tokens", given, flags=flags):
+        replaced["decay_tokens"] = TokenCount(0)
+    if _replaces("decay_tokens", "decay_fraction", given, flags=flags):
+        replaced["decay_fraction"] = None
     return dataclasses.replace(schedule, **replaced)
 
 

@@ -32,6 +32,7 @@ ADDED = {
     "optimizer.kind": "adamw",
     "optimizer.momentum": 0.95,
     "schedule.decay_shape": "linear",
+    "schedule.decay_fraction": None,
     "checkpoint.keep_best": None,
 }
 

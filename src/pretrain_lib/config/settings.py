@@ -73,7 +73,8 @@ class Recipe:
         assert schedule.tokens is not None, "schedule.epochs is resolved by `with_text`"
         sizes = self.batch_sizes()
         total = sizes.steps_within(schedule.tokens // length)
-        decay = schedule.decay_tokens if schedule.kind == "wsd" else 0  # what others have is idle
+        is_wsd = schedule.kind == "wsd"
+        decay = schedule.count_decay_tokens() if is_wsd else 0  # others leave it idle
         before_decay = max(0, schedule.tokens - decay)
         return LearningRate(
             kind=schedule.kind,
@@ -137,7 +138,8 @@ class Recipe:
             raise ValueError(
                 f"schedule.decay_tokens={self.schedule.decay_tokens}: with schedule.kind=wsd the "
                 f"learning rate would never decay; give the length of its last phase, such as "
-                f"{self.schedule.tokens // 5}, or take schedule.kind=constant to branch decays off"
+                f"{self.schedule.tokens // 5} (or schedule.decay_fraction=0.2), or take "
+                f"schedule.kind=constant to branch decays off"
             )
         profile, last = self.system.profile, self.last_step()
         if profile is not None and profile[0] > last > 0:

@@ -203,7 +203,13 @@ class ScheduleConfig:
         maximum=1,
     )
     decay_tokens: TokenCount = setting(
-        TokenCount(0), "Length of the last phase of wsd, which needs one.", unit="tokens", minimum=0
+        TokenCount(0),
+        "Length of the last phase of wsd, which needs one, where `decay_fraction` is null.",
+        unit="tokens",
+        minimum=0,
+    )
+    decay_fraction: float | None = setting(
+        None, "Length of the last phase of wsd as a fraction of the run.", minimum=0, maximum=1
     )
     decay_shape: DecayShape = setting("linear", "The shape of the last phase of wsd.")
     continue_at_floor: TokenCount | None = setting(
@@ -220,12 +226,24 @@ class ScheduleConfig:
         """Return the length of the warm-up in tokens; `tokens` must be set."""
         if self.warmup_tokens is not None:
             return self.warmup_tokens
+        return self._share(self.warmup_fraction)
+
+    def count_decay_tokens(self) -> TokenCount:
+        """Return the length of the last phase of wsd in tokens; `tokens` must be set."""
+        if self.decay_fraction is None:
+            return self.decay_tokens
+        return self._share(self.decay_fraction)
+
+    def _share(self, fraction: float) -> TokenCount:
         # 0.29 of 100 is 28.999... in floating point
-        return TokenCount(self.warmup_fraction * self.tokens * (1 + 1e-12))
+        return TokenCount(fraction * self.tokens * (1 + 1e-12))
 
     def in_tokens(self, train_tokens: int) -> "ScheduleConfig":
-        """Return the schedule with run and warm-up in tokens; an epoch has `train_tokens`."""
+        """Return the schedule with all lengths in tokens; an epoch has `train_tokens`."""
         tokens = TokenCount(self.epochs * train_tokens) if self.tokens is None else self.tokens
         known = dataclasses.replace(self, tokens=tokens, epochs=None)
-        warmup = known.count_warmup_tokens()
-        return dataclasses.replace(known, warmup_tokens=warmup, warmup_fraction=None)
+        lengths = {
+            "warmup_tokens": known.count_warmup_tokens(),
+            "decay_tokens": known.count_decay_tokens(),
+        }
+        return dataclasses.replace(known, **lengths, warmup_fraction=None, decay_fraction=None)

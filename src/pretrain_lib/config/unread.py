@@ -21,7 +21,7 @@ Decided = tuple[tuple[str, ...], str, Callable[[Any], bool], str]
 DECIDED: tuple[Decided, ...] = (
     (("optimizer.momentum",), "optimizer.kind", lambda kind: kind == "muon", "muon"),
     (
-        ("schedule.decay_tokens", "schedule.decay_shape"),
+        ("schedule.decay_tokens", "schedule.decay_fraction", "schedule.decay_shape"),
         "schedule.kind",
         lambda kind: kind == "wsd",
         "wsd",

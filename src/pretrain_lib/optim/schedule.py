@@ -44,7 +44,8 @@ class LearningRate:
             raise ValueError(
                 f"warm-up ({plural(self.warmup_steps, 'step')}){decay} not fit the schedule of "
                 f"{plural(self.total_steps, 'step')}: shorten schedule.warmup_tokens or "
-                f"schedule.warmup_fraction{' or schedule.decay_tokens' * decays}, or lengthen "
+                f"schedule.warmup_fraction"
+                f"{', schedule.decay_tokens or schedule.decay_fraction' * decays}, or lengthen "
                 f"schedule.tokens"
             )
 

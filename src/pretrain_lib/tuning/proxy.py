@@ -140,11 +140,14 @@ def shorter_schedule(settings: Settings, tokens: int) -> dict[str, Any]:
     }
 
 
-def _shorter_decay(schedule: dict[str, Any], tokens: int) -> dict[str, int]:
+def _shorter_decay(schedule: dict[str, Any], tokens: int) -> dict[str, Any]:
     """Return the length of the decay in a schedule of `tokens` tokens, if it has such a phase."""
     if schedule["kind"] != "wsd":
         return {}
-    return {"schedule.decay_tokens": round(schedule["decay_tokens"] / schedule["tokens"] * tokens)}
+    share = schedule["decay_fraction"]
+    if share is None:
+        share = schedule["decay_tokens"] / schedule["tokens"]
+    return {"schedule.decay_tokens": round(share * tokens), "schedule.decay_fraction": None}
 
 
 def check_shortened(settings: Settings) -> None:

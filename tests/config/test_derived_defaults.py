@@ -155,6 +155,31 @@ def test_a_fraction_replaces_the_recipes_tokens_of_warm_up(published, overlay):
     assert config.schedule.count_warmup_tokens() == 256
 
 
+def test_tokens_and_a_fraction_of_decay_replace_each_other(published, overlay):
+    overlay.write_text("schedule: {kind: wsd, tokens: 4096, decay_fraction: 0.75}")
+    config = parse(published, "--config", overlay)
+    assert config.schedule.count_decay_tokens() == 3072
+    shorter = parse(published, "--config", overlay, "--schedule.tokens", "1000")
+    assert shorter.schedule.count_decay_tokens() == 750
+    config = parse(published, "--config", overlay, "--schedule.decay_tokens", "512")
+    assert config.schedule.count_decay_tokens() == 512
+    overlay.write_text("schedule: {kind: wsd, tokens: 4096, decay_tokens: 512}")
+    config = parse(published, "--config", overlay, "--schedule.decay_fraction", "0.75")
+    assert config.schedule.count_decay_tokens() == 3072
+    assert config.schedule.decay_tokens == 0
+
+
+@pytest.mark.parametrize(("length", "fraction"), [(2500, 0.29), (100, 0.29), (900, 0.6)])
+def test_a_fraction_of_decay_is_as_many_tokens(recipe, length, fraction):
+    schedule = {"kind": "wsd", "tokens": TokenCount(256 * length), "warmup_tokens": TokenCount(0)}
+    exact = TokenCount(256 * round(length * fraction))
+    one = change(recipe, schedule=schedule | {"decay_fraction": fraction})
+    other = change(recipe, schedule=schedule | {"decay_tokens": exact})
+    assert one.learning_rate() == other.learning_rate()
+    assert one.with_text(1) == other.with_text(1)
+    assert one.learning_rate().decay_steps == round(length * fraction)
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
