@@ -200,3 +200,13 @@ def test_the_gradient_of_a_tied_table_is_the_sum_of_both_uses():
     targets = ids[:, 1:].flatten()
     nn.functional.cross_entropy(logits.flatten(0, 1), targets, reduction="sum").backward()
     torch.testing.assert_close(found, table.grad)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("wrong", [-1, 67, 127, 128, 2**40])  # 67 ids, a table of 128 rows
+def test_an_id_that_the_vocabulary_lacks_is_refused_on_a_cpu(name, wrong):
+    model, ids = build(SMALL[name]), torch.zeros(2, 8, dtype=torch.int64)
+    assert SMALL[name].padded_vocabulary_size == 128
+    ids[1, 3] = wrong
+    with pytest.raises(ValueError, match=rf"^input_ids hold {wrong}: .* has 67 tokens"):
+        model(ids)

@@ -15,6 +15,7 @@ from pretrain_lib.models.blocks import CheckpointedBlock, TrainingOptions, run_b
 from pretrain_lib.models.cache import CachedLayer, KeyValueCache, TokenTrees
 from pretrain_lib.models.document_attention import document_boundaries
 from pretrain_lib.models.loss import linear_cross_entropy
+from pretrain_lib.models.token_ids import check_input_ids
 from pretrain_lib.tensors.pieces import fill
 from pretrain_lib.values import check_fields, setting
 
@@ -165,6 +166,7 @@ class GPT2(nn.Module):
                 f"a sequence of {length} tokens is longer than "
                 f"model.context_length={self.config.context_length}"
             )
+        check_input_ids(input_ids, self.config.vocabulary_size)
         sparse = sparse_gradient and input_ids.device.type == "cpu"
         x = F.embedding(input_ids, self.head_weight, sparse=sparse)
         x = x + self.transformer["wpe"](positions)

@@ -17,6 +17,7 @@ from pretrain_lib.models.cache import CachedLayer, KeyValueCache, TokenTrees
 from pretrain_lib.models.document_attention import document_boundaries
 from pretrain_lib.models.loss import linear_cross_entropy
 from pretrain_lib.models.rope import RopeScaling, rotary_angles, rotate
+from pretrain_lib.models.token_ids import check_input_ids
 from pretrain_lib.tensors.pieces import fill
 from pretrain_lib.values import check_fields, setting
 
@@ -195,6 +196,7 @@ class Llama(nn.Module):
         config = self.config
         head_width = config.attention_width // config.num_heads
         rotation = rotary_angles(positions, head_width, config.rope_theta, config.rope_scaling)
+        check_input_ids(input_ids, config.vocabulary_size)
         x = self.model["embed_tokens"](input_ids)
         x = run_blocks(
             self.blocks,

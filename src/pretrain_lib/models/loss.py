@@ -6,7 +6,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from pretrain_lib.data.windows.packing import IGNORED_TARGET
-from pretrain_lib.models.targets import flatten_checked
+from pretrain_lib.models.token_ids import flatten_checked
 
 # Bytes of a chunk of logits, in the dtype of the matrix products. Chunks are larger on a GPU: each
 # one but the first costs a pass over the weight gradient, and a GPU has the memory.

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain_lib.data.windows.packing import IGNORED_TARGET
 from pretrain_lib.models.loss import chunk_rows
-from pretrain_lib.models.targets import flatten_checked
+from pretrain_lib.models.token_ids import flatten_checked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

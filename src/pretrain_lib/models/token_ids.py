@@ -1,8 +1,24 @@
-"""The targets of a loss: shaped as the hidden states, each an id of the vocabulary or ignored."""
+"""Token ids are those of the vocabulary: what a model reads, and the targets of its loss."""
 
 import torch
 
 from pretrain_lib.data.windows.packing import IGNORED_TARGET
+
+
+def check_input_ids(input_ids: torch.Tensor, vocabulary_size: int) -> None:
+    """Raise ValueError for an id that the vocabulary lacks; only on a CPU, where that is free.
+
+    The rows by which an embedding table is padded are no ids, although they can be looked up.
+    """
+    if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or not input_ids.numel():
+        return
+    low, high = (int(bound) for bound in torch.aminmax(input_ids))
+    if low < 0 or high >= vocabulary_size:
+        raise ValueError(
+            f"input_ids hold {low if low < 0 else high}: the model's vocabulary has "
+            f"{vocabulary_size} tokens, ids from 0; give it as many as the data has "
+            f"(model.vocabulary_size)"
+        )
 
 
 def flatten_checked(
