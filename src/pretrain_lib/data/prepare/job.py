@@ -101,10 +101,11 @@ class Job:
         """Return the names of the sources."""
         return [s if isinstance(s, str) else s.name for s in self.sources]
 
-    def record(self, *, content: bool = True) -> dict:
+    def record(self, sources: Sequence[Source] = (), *, content: bool = True) -> dict:
         """Return the record of the job that is stored with the data and compared on a later run.
 
-        `content` says whether local files are identified by their content, or only by their sizes.
+        `sources` are its own, if they are open. `content` says whether local files are identified
+        by their content, or only by their sizes.
         """
         tokenizer = f"trained, {self.train_tokenizer} ids"
         if self.tokenizer is not None:
@@ -115,7 +116,7 @@ class Job:
         }
         return {
             "format_version": FORMAT_VERSION,
-            "sources": [source.identity(content=content) for source in self.open_sources()],
+            "sources": [s.identity(content=content) for s in sources or self.open_sources()],
             "tokenizer": tokenizer,
             "validation": self.validation,
             "text_field": self.text_field,

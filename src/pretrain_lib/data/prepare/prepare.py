@@ -36,7 +36,7 @@ from pretrain_lib.data.prepare.manifest import summarize, write_manifest
 from pretrain_lib.data.prepare.target import check_target
 from pretrain_lib.data.text.encoder import Encoder
 from pretrain_lib.data.text.rows import check_workers
-from pretrain_lib.data.text.sources import Source
+from pretrain_lib.data.text.sources import FileSource, Source
 from pretrain_lib.data.tokens.manifests import REMEDY
 from pretrain_lib.data.tokens.shards import MANIFEST, MASK_HASHES, read_manifest, write_shard
 from pretrain_lib.files.locks import lock_folder
@@ -62,7 +62,8 @@ def prepare(
     """
     folder = Path(folder)
     check_target(job, folder)
-    record = job.record()
+    sources = job.open_sources()
+    record = job.record(sources)
     with lock_folder(folder, setting="data.path"):
         check_same_job(folder, record)
         if not has_shards(folder):  # clean up after an attempt that failed before its first unit
@@ -70,7 +71,7 @@ def prepare(
         if not (folder / MANIFEST).is_file():
             write_json(folder / JOB, record)
             try:
-                _write_units(job, folder, workers=workers, quiet=quiet)
+                _write_units(job, sources, folder, workers=workers, quiet=quiet)
             except ValueError:
                 if not has_shards(folder):
                     _clear(folder)
@@ -85,8 +86,9 @@ def _clear(folder: Path) -> None:
     (folder / JOB).unlink(missing_ok=True)
 
 
-def _write_units(job: Job, folder: Path, *, workers: int | None, quiet: bool) -> None:
-    sources = job.open_sources()
+def _write_units(
+    job: Job, sources: Sequence[Source], folder: Path, *, workers: int | None, quiet: bool
+) -> None:
     if not quiet:
         _announce(job, folder)
     if workers != 1 and sum(source.estimated_bytes() or 0 for source in sources) > WORKER_BYTES:
@@ -121,11 +123,19 @@ def _write_units(job: Job, folder: Path, *, workers: int | None, quiet: bool) ->
             report.check(job.max_rejected)
     splits = _collect_splits(job, folder, len(units))
     try:
+        _check_versions(sources)
         _check_train_split(job, splits, report)
     except ValueError:
         _drop_units(folder)  # or the folder would be refused to the job that does better
         raise
     write_manifest(job, folder, encoder, splits, report, fingerprint=_fingerprint(encoder, splits))
+
+
+def _check_versions(sources: Sequence[Source]) -> None:
+    """Raise ValueError if a remote file has changed since it was listed."""
+    for source in sources:
+        if isinstance(source, FileSource):
+            source.check_versions()
 
 
 def _drop_units(folder: Path) -> None:

@@ -7,6 +7,7 @@ number of processes.
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import xxhash
@@ -24,6 +25,7 @@ from pretrain_lib.data.text.formats import (
 )
 from pretrain_lib.data.text.remote import find_remote
 from pretrain_lib.data.text.rows import EMBEDDED_CORPUS, HUB_NAME, DatasetSource, HubSource
+from pretrain_lib.data.text.unchanged import State, check_unchanged, check_versions, state_of
 
 UNIT_BYTES = (4 * 2**20, 64 * 2**20)  # smallest and largest unit of local text
 
@@ -41,6 +43,11 @@ class FileSource:
     """How many files of a folder are not read, by kind."""
     loss_spans: str | None = None
     """A field of JSON lines with the spans of the text that count as targets."""
+
+    @cached_property
+    def states(self) -> dict[Path | RemoteFile, State]:
+        """The states of the files when this was first asked for: when the source was opened."""
+        return {path: state_of(path) for path in self.files}
 
     def identity(self, *, content: bool = True) -> dict:
         """Return what determines the documents of this source: file names, sizes and hashes.
@@ -93,10 +100,24 @@ class FileSource:
         return sum(piece.text_bytes for piece in unit)
 
     def documents(self, unit: tuple[FileSlice, ...]) -> Iterator[Document | Rejected]:
-        """Yield the documents of a unit, including empty ones; an unreadable one is `Rejected`."""
+        """Yield the documents of a unit, including empty ones; an unreadable one is `Rejected`.
+
+        Raises ValueError for a damaged file, and for a local one that was written to meanwhile.
+        """
+        fields = Fields(self.text_field, self.loss_spans)
         for piece in unit:
-            fields = Fields(self.text_field, self.loss_spans)
+            self._check_unchanged(piece.path)
             yield from read_documents(piece, fields, separator=self.separator)
+            self._check_unchanged(piece.path)
+
+    def _check_unchanged(self, path: Path | RemoteFile) -> None:
+        if not isinstance(path, RemoteFile):
+            check_unchanged(path, self.states[path])
+
+    def check_versions(self) -> None:
+        """Raise ValueError if a remote file is no longer what it was when it was listed."""
+        if any(isinstance(file, RemoteFile) for file in self.files):
+            check_versions(self.name, self.files)
 
 
 Source = FileSource | DatasetSource | HubSource
@@ -151,4 +172,6 @@ def open_source(
         raise ValueError(f"data.source={name} is empty: it needs at least one document with text")
     check_footers([file for file in files if file.name.lower().endswith(".parquet")])
     counts = tuple(skipped.items())
-    return FileSource(name, files, text_field, document_separator, counts, loss_spans)
+    source = FileSource(name, files, text_field, document_separator, counts, loss_spans)
+    assert source.states, "taken now, before anything is read"
+    return source

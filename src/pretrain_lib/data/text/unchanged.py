@@ -1,0 +1,43 @@
+"""Whether the files of a source are still what they were when it was opened."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pretrain_lib.data.remote import RemoteFile
+from pretrain_lib.data.text.documents import show_path
+from pretrain_lib.data.text.formats import is_readable
+from pretrain_lib.data.text.remote import find_remote
+
+State = tuple[int, int | str]
+
+
+def state_of(path: Path | RemoteFile) -> State:
+    """Return the size of a file, and its version or when it was written to, in nanoseconds."""
+    status = path.stat()
+    if isinstance(path, RemoteFile):
+        return path.st_size, path.version
+    return status.st_size, status.st_mtime_ns
+
+
+def check_unchanged(path: Path, before: State) -> None:
+    """Raise ValueError if a local file was written to since its state was `before`."""
+    if not path.exists():
+        raise _changed(path, "it is gone")
+    if (now := state_of(path)) != before:
+        sizes = f"{before[0]:,} bytes before, {now[0]:,} now"
+        raise _changed(path, sizes if now[0] != before[0] else "it was written to")
+
+
+def check_versions(url: str, files: Sequence[RemoteFile]) -> None:
+    """Raise ValueError if one of the files at or below a URL is no longer there, or another."""
+    found = {file.url: state_of(file) for file in find_remote(url, is_readable)[0]}
+    for file in files:
+        if (now := found.get(file.url)) != state_of(file):
+            raise _changed(file, "it is gone" if now is None else f"version {now[1]} now")
+
+
+def _changed(path: Path | RemoteFile, how: str) -> ValueError:
+    return ValueError(
+        f"data.source: {show_path(path)} has changed while it was read ({how}); start again when "
+        f"nothing writes to it any more, into another folder"
+    )
