@@ -73,7 +73,7 @@ def main(config: Recipe) -> str:
     """Train a model of transformers: text, processes, model, loop."""
     corpus = open_corpus(config)
     accelerator = start_accelerator(config)
-    with torch.device("meta"):  # the weights are made where they will be held
+    with torch.device("meta"):  # no memory yet: `train` allocates and draws the weights
         model = build_model(config.model)
     return train(config, model, corpus, accelerator)
 

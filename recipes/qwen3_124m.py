@@ -82,7 +82,7 @@ def main(config: Recipe) -> str:
     """Train a Qwen3: text, processes, model, loop."""
     corpus = open_corpus(config)
     accelerator = start_accelerator(config)
-    with torch.device("meta"):  # the weights are made where they will be held
+    with torch.device("meta"):  # no memory yet: `train` allocates and draws the weights
         model = Llama(config.model)
     return train(config, model, corpus, accelerator)
 

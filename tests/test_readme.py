@@ -39,7 +39,8 @@ def test_the_loop_of_the_documentation_is_the_same_on_two_processes(tmp_path):
     (tmp_path / "alone").mkdir()
     alone = run_script(SCRIPTS[0], tmp_path / "alone")
     script = tmp_path / "script.py"
-    script.write_text(f"import os\nos.chdir({str(tmp_path)!r})\n{SCRIPTS[0]}")
+    counts = 'print(f"process {accelerator.process_index}: {result.targets} targets", flush=True)'
+    script.write_text(f"import os\nos.chdir({str(tmp_path)!r})\n{SCRIPTS[0]}\n{counts}")
     flags = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     command = ["accelerate", "launch", *flags, str(script)]
     together = run_command(*command, environment=forked_launchers())
@@ -47,6 +48,8 @@ def test_the_loop_of_the_documentation_is_the_same_on_two_processes(tmp_path):
     losses = [re.findall(r"loss (\d\.\d+)", out) for out in (alone, together.stdout)]
     assert len(losses[0]) == 30
     assert [*map(float, losses[1])] == pytest.approx([*map(float, losses[0])], abs=2e-3)
+    for rank in range(2):  # 16 windows of 64 targets a step: of both processes, not of each
+        assert f"process {rank}: 1024 targets" in together.stdout
     assert (tmp_path / "runs" / "library" / "model" / "model.safetensors").is_file()
 
 

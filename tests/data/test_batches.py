@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.data import DataLoader
 
 from pretrain_lib.data.tokens.arrays import TokenArray, TokenFile
@@ -120,6 +121,25 @@ def test_iterate_steps_yields_the_micro_batches_of_steps_of_any_size(dataset, wo
             own = rank_micro_batches(dataset, *step, **split)
             assert_equal(batches, [narrow_document_ends(batch) for batch in own])
     assert list(iterate_steps(dataset, [], micro_batch=2, device=CPU)) == []
+
+
+def test_the_rank_is_that_of_the_process_group_if_none_is_given(dataset, tmp_path):
+    steps, options = [(0, 4), (4, 8)], {"micro_batch": 2, "device": CPU}
+    expected = [
+        list(iterate_steps(dataset, steps, rank=rank, world_size=2, **options)) for rank in range(2)
+    ]
+    alone = list(iterate_steps(dataset, steps, rank=0, world_size=1, **options))
+    assert_equal(next(iterate_steps(dataset, steps, **options)), alone[0])
+    for rank in range(2):
+        torch.distributed.init_process_group("fake", rank=rank, world_size=2, store=FakeStore())
+        try:
+            found = list(iterate_steps(dataset, steps, **options))
+            first = rank_micro_batches(dataset, 0, 4, micro_batch=2)
+        finally:
+            torch.distributed.destroy_process_group()
+        for own, whole in zip(found, expected[rank], strict=True):
+            assert_equal(own, whole)
+        assert_equal([narrow_document_ends(batch) for batch in first], expected[rank][0])
 
 
 def steps_of(sizes, first, last):

@@ -210,3 +210,16 @@ def test_an_id_that_the_vocabulary_lacks_is_refused_on_a_cpu(name, wrong):
     ids[1, 3] = wrong
     with pytest.raises(ValueError, match=rf"^input_ids hold {wrong}: .* has 67 tokens"):
         model(ids)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_model_has_initial_weights_as_soon_as_it_is_built(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        built = build(SMALL[name])
+    for own, same in zip(
+        built.parameters(), build(SMALL[name]).initialize(7).parameters(), strict=True
+    ):
+        assert torch.equal(own, same)
+    with torch.device("meta"):
+        assert all(parameter.is_meta for parameter in build(SMALL[name]).parameters())

@@ -1,11 +1,13 @@
-"""A run goes on from what was saved when settings had other names."""
+"""Resuming: settings that had other names, steps of another size, going back within a run."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from pretrain_lib.checkpoint.folders import FILES, MANIFEST, describe_files
+from pretrain_lib.training import loop
 from tests.conftest import change, read_rows
 from tests.training.test_loop import elsewhere, run, status
 
@@ -96,3 +98,68 @@ def test_another_launch_is_told_in_a_users_words(recipe, tmp_path, capsys):
     shown = capsys.readouterr().out.splitlines()
     changes = [line for line in shown if line.startswith("changed since the checkpoint")]
     assert changes == ["changed since the checkpoint: processes was 2, is 1"]
+
+
+@pytest.fixture
+def failing_step(monkeypatch):
+    """Return what lets the training loop fail in its so many-th step from now."""
+    step = loop._step
+
+    def set_failure(number):
+        calls = iter(range(number))
+
+        def fail(*arguments):
+            if next(calls, None) is None:
+                raise RuntimeError("killed here")
+            return step(*arguments)
+
+        monkeypatch.setattr(loop, "_step", fail)
+
+    return set_failure
+
+
+def test_going_back_in_a_run_drops_what_came_after(recipe, tmp_path, failing_step):
+    run(recipe)  # saved at steps 3, 6 and 8
+    expected = read_rows(recipe.run.dir)
+    other = elsewhere(recipe, tmp_path / "other")
+    shutil.copytree(recipe.run.dir, other.run.dir)
+    folder = Path(other.run.dir, "checkpoints")
+    back = change(other, run={"resume": str(folder / "step-00000003")})
+    failing_step(1)
+    with pytest.raises(RuntimeError, match="killed here"):
+        run(back)  # in step 5, before anything was saved
+    assert [path.name for path in folder.iterdir()] == ["step-00000003"]
+    failing_step(10**6)
+    run(other)  # goes on at step 3, not at the abandoned step 8
+    assert read_rows(other.run.dir) == expected
+
+
+def test_the_command_that_went_back_goes_on_when_it_is_repeated(recipe, failing_step, capsys):
+    run(recipe)
+    folder = Path(recipe.run.dir, "checkpoints")
+    slower = change(recipe, optimizer={"learning_rate": 5e-3})
+    slower = change(slower, run={"allow_changes": ["optimizer.learning_rate"]})
+    back = change(slower, run={"resume": str(folder / "step-00000003")})
+    failing_step(4)
+    with pytest.raises(RuntimeError, match="killed here"):
+        run(back)  # in step 8, after a save at step 6
+    failing_step(10**6)
+    capsys.readouterr()
+    run(back)
+    assert "resumed at step 6" in capsys.readouterr().out
+    rates = [row["lr"] for row in read_rows(recipe.run.dir) if row["kind"] == "train"]
+    assert rates[3:] == [slower.learning_rate()(step) for step in range(3, 8)]
+
+
+@pytest.mark.parametrize("is_fork", [False, True])
+@pytest.mark.parametrize("changes", [{"tokens": 512}, {"ramp_from": 128, "ramp_increment": 128}])
+def test_steps_of_another_size_are_refused(recipe, tmp_path, changes, is_fork):
+    run(change(recipe, run={"max_steps": 4}))
+    own = {"allow_changes": [f"batch.{name}" for name in changes]}
+    if is_fork:
+        own = {"dir": str(tmp_path / "fork"), "resume": recipe.run.dir}
+    if "ramp_from" in changes:
+        changes = changes | {"ramp_tokens": 512}
+    with pytest.raises(ValueError, match=r"batch\.\w+ was .*, is .* keep their size") as error:
+        run(change(recipe, batch=changes, run=own))
+    assert "run.initial_weights=" in str(error.value)

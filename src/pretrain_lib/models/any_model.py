@@ -33,7 +33,7 @@ ModelConfig = GPT2Config | LlamaConfig | CausalLMConfig
 
 
 def build_model(config: ModelConfig) -> Model:
-    """Build a model from its configuration, without initializing the weights."""
+    """Build a model from its configuration."""
     if isinstance(config, CausalLMConfig):
         return build_adapter(config)
     return hf.build_model(config)

@@ -74,6 +74,7 @@ class GPT2(nn.Module):
     has_plain_head = True
 
     def __init__(self, config: GPT2Config) -> None:
+        """Build the model, with weights by torch's own seed unless it is on the meta device."""
         super().__init__()
         self.config = config
         self.options = TrainingOptions()
@@ -85,11 +86,13 @@ class GPT2(nn.Module):
                 "ln_f": nn.LayerNorm(config.width),
             }
         )
+        if not self.head_weight.is_meta:
+            self.initialize(torch.initial_seed())
 
     @torch.no_grad()
     def initialize(self, seed: int) -> "GPT2":
         """Initialize the weights as in the GPT-2 paper, identically on every machine for a seed."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         # Each block adds twice to the residual stream, whose variance must not grow with depth.
         residual_std = INITIAL_STD * (2 * self.config.num_layers) ** -0.5
         for name, parameter in self.named_parameters():
@@ -97,7 +100,7 @@ class GPT2(nn.Module):
                 std = residual_std if name.endswith("c_proj.weight") else INITIAL_STD
                 vocabulary = self.config.vocabulary_size if "wte" in name else None
                 # Every process draws the whole tensor, so sharding does not change the weights.
-                drawn = torch.empty(parameter.shape)[:vocabulary]
+                drawn = torch.empty(parameter.shape, device="cpu")[:vocabulary]
                 fill(parameter, drawn.normal_(0.0, std, generator=generator))
             else:
                 parameter.fill_(1.0 if ".ln_" in name and name.endswith("weight") else 0.0)

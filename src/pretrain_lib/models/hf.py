@@ -21,7 +21,7 @@ CONSTANTS = (".attn.bias", ".attn.masked_bias", ".self_attn.rotary_emb.inv_freq"
 
 
 def build_model(config: GPT2Config | LlamaConfig) -> OwnModel:
-    """Build a model from its configuration, without initializing the weights."""
+    """Build a model from its configuration."""
     return GPT2(config) if isinstance(config, GPT2Config) else Llama(config)
 
 
@@ -58,7 +58,10 @@ def load_pretrained(folder: str | Path, *, vocabulary_multiple: int = 128) -> Ow
     multiple of `vocabulary_multiple`.
     """
     folder = Path(folder)
-    model = build_model(read_config(folder, vocabulary_multiple=vocabulary_multiple))
+    config = read_config(folder, vocabulary_multiple=vocabulary_multiple)
+    with torch.device("meta"):  # no weights are drawn that would be replaced
+        model = build_model(config)
+    model.to_empty(device="cpu")
     load_weights(model, folder)
     return model
 

@@ -104,6 +104,7 @@ class Llama(nn.Module):
     has_plain_head = True
 
     def __init__(self, config: LlamaConfig) -> None:
+        """Build the model, with weights by torch's own seed unless it is on the meta device."""
         super().__init__()
         self.config = config
         self.options = TrainingOptions()
@@ -116,11 +117,13 @@ class Llama(nn.Module):
         )
         if not config.tied_head:
             self.lm_head = nn.Linear(config.width, config.padded_vocabulary_size, bias=False)
+        if not self.head_weight.is_meta:
+            self.initialize(torch.initial_seed())
 
     @torch.no_grad()
     def initialize(self, seed: int) -> "Llama":
         """Initialize the weights at random, identically on every machine for a seed."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         # Each block adds twice to the residual stream, whose variance must not grow with depth.
         residual_std = INITIAL_STD * (2 * self.config.num_layers) ** -0.5
         for name, parameter in self.named_parameters():
@@ -130,7 +133,7 @@ class Llama(nn.Module):
                 table = name.endswith(("embed_tokens.weight", "lm_head.weight"))
                 vocabulary = self.config.vocabulary_size if table else None
                 # Every process draws the whole tensor, so sharding does not change the weights.
-                drawn = torch.empty(parameter.shape)[:vocabulary]
+                drawn = torch.empty(parameter.shape, device="cpu")[:vocabulary]
                 fill(parameter, drawn.normal_(0.0, std, generator=generator))
             else:
                 parameter.fill_(1.0)

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from pretrain_lib.checkpoint.folders import (
+    checkpoint_path,
     find_newest,
     prune,
     remove_leftovers,
@@ -19,9 +20,11 @@ from pretrain_lib.config.rules import DATA
 from pretrain_lib.config.settings import Recipe
 from pretrain_lib.data.permutation import ORDER_VERSION
 from pretrain_lib.distributed.launched import on_all, on_main
+from pretrain_lib.files.reading import read_if_whole
 from pretrain_lib.models.interface import Model
 from pretrain_lib.run_folder.folder import (
     CHECKPOINTS,
+    MANIFEST,
     read_status,
     setting_changes,
     unsafe_changes,
@@ -32,6 +35,7 @@ from pretrain_lib.wording import plural
 
 # What is told of a launch when it changes; the manifest has all of it.
 WORLD = ("processes", "device", "device_name", "precision", "threads", "system")
+STEP_SIZES = {f"batch.{name}" for name in ("tokens", "ramp_from", "ramp_increment", "ramp_tokens")}
 CHOICES = ("auto", "never")  # special values of `run.resume`; anything else is a path
 
 
@@ -101,6 +105,8 @@ def _load(
     fingerprints = [m["data_fingerprint"][:12] for m in (before, manifest)]
     if fingerprints[0] != fingerprints[1]:
         changes[DATA] = tuple(fingerprints)
+    if state.step:
+        _refuse_other_steps(path, changes)
     refused = unsafe_changes(changes, allowed=config.run.allow_changes)
     if fork:
         refused = {name: pair for name, pair in refused.items() if name.startswith("model.")}
@@ -126,6 +132,17 @@ def _load(
     )
 
 
+def _refuse_other_steps(path: Path, changes: dict[str, tuple]) -> None:
+    """Raise ValueError for steps of another size: the schedule is a function of their number."""
+    for name in STEP_SIZES & changes.keys():
+        old, new = changes[name]
+        raise ValueError(
+            f"{name} was {old}, is {new}: the steps of a run, and of a fork, keep their size, in "
+            f"which its schedule is counted; set it back, or begin another run with the weights of "
+            f"this one (run.initial_weights={path})"
+        )
+
+
 def check_resume(config: Recipe) -> None:
     """Raise ValueError if `run.resume` is a path that does not exist."""
     wanted = config.run.resume
@@ -146,7 +163,8 @@ def _choose(config: Recipe) -> tuple[Path | None, bool]:
     named = None if wanted in CHOICES else Path(wanted)
     if named is not None and (named / CHECKPOINTS).is_dir():
         named = find_newest(named / CHECKPOINTS) or named
-    if named is not None and named.resolve().parent == own.resolve() and not restarted:
+    is_own = named is not None and named.resolve().parent == own.resolve()
+    if is_own and not restarted and not _is_same_command(config):
         return _whole(named), False
     if (newest := find_newest(own)) is not None:  # also for a fork with checkpoints of its own
         kept = {name: getattr(config.checkpoint, name) for name in ("keep_last", "keep_every")}
@@ -165,6 +183,23 @@ def _choose(config: Recipe) -> tuple[Path | None, bool]:
             f"the beginning would drop its metrics; put the checkpoint back, or give another folder"
         )
     return (None, False) if named is None else (_whole(named), True)
+
+
+def _is_same_command(config: Recipe) -> bool:
+    """Return whether the run was last started with these very settings: it then goes on."""
+    return read_if_whole(Path(config.run.dir) / MANIFEST).get("config") == config.to_dict()
+
+
+def drop_later_checkpoints(config: Recipe, start: Start) -> None:
+    """Drop the checkpoints behind the one that `run.resume` goes back to within a run.
+
+    They are of steps that are now taken anew, and would else be resumed after a kill.
+    """
+    folder = Path(config.run.dir) / CHECKPOINTS
+    if start.continues and config.run.resume not in CHOICES:
+        newest = checkpoint_path(folder, start.state.step)
+        prune(folder, newest, keep_last=0, keep_every=None)
+        remove_leftovers(folder)
 
 
 def _whole(path: Path) -> Path:

@@ -33,7 +33,7 @@ from pretrain_lib.training.first_weights import set_first_weights
 from pretrain_lib.training.measured import TimeLeft
 from pretrain_lib.training.placement import place
 from pretrain_lib.training.profiler import PROFILE, StepProfiler
-from pretrain_lib.training.resume import Start, resume
+from pretrain_lib.training.resume import Start, drop_later_checkpoints, resume
 from pretrain_lib.training.screen import fill
 from pretrain_lib.training.speed import choose_compile, set_up_model
 from pretrain_lib.training.watch import StopWatch
@@ -143,6 +143,7 @@ def _start_metrics(
     """Open metrics and trackers at the step at which the run begins."""
     folder, step = Path(config.run.dir), start.state.step
     if accelerator.is_main_process:
+        drop_later_checkpoints(config, start)  # before the rows of their steps
         # A resumed run has the rows of this step already; a new run or a fork has not.
         last_row = step if start.continues else step - 1
         begin_run(folder, config, manifest, step=step, last_row=last_row)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch import distributed
 from torch.utils.data import Dataset
 
 from pretrain_lib.data.tokens.arrays import TokenArray
@@ -124,15 +125,17 @@ def rank_micro_batches(
     count: int,
     *,
     micro_batch: int,
-    rank: int = 0,
-    world_size: int = 1,
+    rank: int | None = None,
+    world_size: int | None = None,
 ) -> list[Batch]:
     """Return one rank's micro-batches of the step that reads windows `[first, first + count)`.
 
     Micro-batch m of the step holds its windows `[m * b, (m + 1) * b)`, whatever the world size, and
-    goes to rank m mod `world_size`. `(b, T)` per tensor, b being `micro_batch`.
+    goes to rank m mod `world_size`; both are those of torch.distributed if not given. `(b, T)` per
+    tensor, b being `micro_batch`.
     """
     check_value(micro_batch, "micro_batch", int, minimum=1)
+    rank, world_size = _place(rank, world_size)
     if count % (micro_batch * world_size):
         raise ValueError(
             f"a step of {count} windows does not divide into micro-batches of micro_batch="
@@ -148,20 +151,29 @@ def rank_micro_batches(
     ]
 
 
+def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Return rank and world size: those given, or of the process group, or of one process alone."""
+    grouped = distributed.is_available() and distributed.is_initialized()
+    own = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
+    return own[0] if rank is None else rank, own[1] if world_size is None else world_size
+
+
 def iterate_steps(
     dataset: WindowSource,
     steps: Iterable[tuple[int, int]],
     *,
     micro_batch: int,
     device: torch.device | str,
-    rank: int = 0,
-    world_size: int = 1,
+    rank: int | None = None,
+    world_size: int | None = None,
 ) -> Iterator[list[Batch]]:
-    """Yield this rank's micro-batches of each step `(first window, windows)`, on `device`.
+    """Yield this rank's micro-batches of each step `(first window, windows of all ranks)`.
 
+    They are on `device`. `rank` and `world_size` are those of torch.distributed if not given.
     Prefetches the next step, into pinned memory for CUDA, while the current one is computed.
     """
     device = torch.device(device)
+    rank, world_size = _place(rank, world_size)
 
     def load(step: tuple[int, int]) -> list[Batch]:
         batches = rank_micro_batches(
