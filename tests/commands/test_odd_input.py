@@ -171,6 +171,13 @@ def test_settings_are_called_by_their_flags():
     assert in_terms_of_flags(message, "prepare") == told
 
 
+def test_the_names_of_files_stay_as_they_are():
+    told = "--out runs/out=1/rep.txt must end in .html"
+    assert in_terms_of_flags("out=runs/out=1/rep.txt must end in .html", "report") == told
+    assert in_terms_of_flags("runs/x=1 is not a run folder", "plot").startswith("runs/x=1 ")
+    assert in_terms_of_flags("data.path=a/data.path/b", "verify") == "FOLDER a/data.path/b"
+
+
 def parsers():
     (commands,) = (a for a in build_parser()._actions if a.choices)
     return commands.choices

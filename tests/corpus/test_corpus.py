@@ -1,9 +1,13 @@
 """The data of a run: prepared, foreign, or prepared now; and what is refused."""
 
+import json
+import shlex
+
 import numpy as np
 import pytest
 
 from pretrain_lib import Job, open_corpus, prepare
+from pretrain_lib.commands.cli import main
 from pretrain_lib.corpus import autoprepare
 from pretrain_lib.corpus.corpus import build_dataset
 from pretrain_lib.data.tokens.arrays import open_split
@@ -38,12 +42,25 @@ def test_a_source_is_prepared_once(recipe, tmp_path):
         open_corpus(from_source(recipe, tmp_path, tmp_path / "out", train_tokenizer=310))
 
 
-def test_a_large_source_is_left_to_the_command(recipe, tmp_path, monkeypatch):
-    (tmp_path / "text.txt").write_text("word " * 100)
+def test_a_large_source_is_left_to_the_command_that_prepares_the_same(
+    recipe, tmp_path, monkeypatch
+):
+    texts, out = tmp_path / "my texts", tmp_path / "an out"
+    texts.mkdir()
+    lines = [json.dumps({"content": f"the text of number {number}"}) for number in range(300)]
+    (texts / "a.jsonl").write_text("\n".join([*lines, "no JSON"]))
+    options = {"text_field": "content", "max_rejected": 1, "validation": "hash:0.2"}
+    expected = open_corpus(from_source(recipe, texts, tmp_path / "expected", **options))
     monkeypatch.setattr(autoprepare, "PREPARE_LIMIT_TOKENS", 10)
-    with pytest.raises(ValueError, match=r"pretrain prepare .*text\.txt --train_tokenizer 300"):
-        open_corpus(from_source(recipe, tmp_path / "text.txt", tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
+    config = from_source(recipe, texts, out, **options)
+    with pytest.raises(ValueError, match="Prepare it once with\n") as error:
+        open_corpus(config)
+    assert not out.exists()
+    program, *words = shlex.split(str(error.value).splitlines()[1])
+    assert program == "pretrain"
+    with pytest.raises(SystemExit, match="0"):
+        main(words)
+    assert open_corpus(config).fingerprint == expected.fingerprint
 
 
 @pytest.mark.parametrize("dtype", ["int64", "uint16", "int32", "uint8"])

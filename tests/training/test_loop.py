@@ -417,3 +417,10 @@ def test_a_run_goes_on_at_the_floor_after_its_schedule(recipe, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "schedule 7 steps" in shown
     assert "then 3 steps there" in shown
+
+
+def test_a_module_that_train_cannot_take_is_refused_by_name(recipe):
+    model = torch.nn.Linear(4, 4)
+    with pytest.raises(ValueError, match=r"takes GPT2, .*, not Linear \(it has no config, options"):
+        train(recipe, model, open_corpus(recipe), start_accelerator(recipe))
+    assert not Path(recipe.run.dir, "checkpoints").exists()

@@ -2,6 +2,7 @@
 
 import re
 
+NOT_WITHIN = r"(?<![\w./\\-])"  # a word, or the path of a file
 # For each command, the flags or arguments that replace names of settings in error messages.
 FLAGS = {
     "prepare": {
@@ -50,7 +51,7 @@ def in_terms_of_flags(message: str, command: str) -> str:
     """Replace the names of settings in an error message by the flags of a command."""
     for setting, flag in FLAGS[command].items():
         name = re.escape(setting)
-        message = re.sub(rf"(?<![\w.-]){name}=", f"{flag} ", message)
+        message = re.sub(rf"{NOT_WITHIN}{name}=", f"{flag} ", message)
         if "." in setting:  # a word of its own nowhere else
-            message = re.sub(rf"(?<![\w.-])(--)?{name}(?![\w.=])", flag, message)
+            message = re.sub(rf"{NOT_WITHIN}(--)?{name}(?![\w.=/])", flag, message)
     return message

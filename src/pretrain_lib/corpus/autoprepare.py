@@ -1,5 +1,6 @@
 """Prepare the text of a recipe when the run starts: on rank 0, while the other ranks wait."""
 
+import dataclasses
 import hashlib
 import json
 import shlex
@@ -90,21 +91,27 @@ def _refuse_large_source(job: Job, folder: Path, workers: int | None) -> None:
     if tokens is not None and tokens <= PREPARE_LIMIT_TOKENS:
         return
     size = "of unknown size" if tokens is None else f"about {tokens / 1e9:.1f}B tokens"
-    tokenizer = f"--tokenizer {job.tokenizer}"
-    if job.tokenizer is None:
-        tokenizer = f"--train_tokenizer {job.train_tokenizer}"
-    names = " ".join(job.source_names())
-    separator = ""
-    if job.document_separator is not None:
-        separator = f"--document_separator {shlex.quote(job.document_separator)} "
     raise ValueError(
-        f"data.source={names} is {size}, more than the {PREPARE_LIMIT_TOKENS:.0e} tokens that a "
-        f"recipe prepares by itself. Prepare it once with\n"
-        f"  pretrain prepare {names} {tokenizer} --validation {job.validation} "
-        f"{separator}--out {folder} --workers {workers or count_cores()}\n"
-        f"and start the recipe again with --data.path {folder}, or tokenize it during training "
-        f"(--data.streaming true)"
+        f"data.source={' '.join(job.source_names())} is {size}, more than the "
+        f"{PREPARE_LIMIT_TOKENS:.0e} tokens that a recipe prepares by itself. Prepare it once "
+        f"with\n"
+        f"  {_prepare_command(job, folder, workers or count_cores())}\n"
+        f"and start the recipe again with --data.path {shlex.quote(str(folder))}, or tokenize it "
+        f"during training (--data.streaming true)"
     )
+
+
+def _prepare_command(job: Job, folder: Path, workers: int) -> str:
+    """Return the command that prepares a job into a folder."""
+    values = {
+        field.name: getattr(job, field.name)
+        for field in dataclasses.fields(job)
+        if field.name not in ("sources", "validation")
+        and getattr(job, field.name) not in (None, field.default)
+    }
+    values |= {"validation": job.validation, "out": folder, "workers": workers}
+    flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    return shlex.join(["pretrain", "prepare", *job.source_names(), *flags])
 
 
 def await_file(path: Path, folder: Path) -> None:

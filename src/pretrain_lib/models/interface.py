@@ -84,3 +84,15 @@ class Model(Protocol):
 
     def eval(self) -> "Model":
         """Set the evaluation mode."""
+
+
+def check_interface(model: nn.Module) -> None:
+    """Raise ValueError for a module that the library cannot train by a recipe."""
+    parts = ("config", "options", "blocks", "head_weight", "hidden_states", "initialize")
+    missing = [name for name in parts if not hasattr(model, name)]
+    if missing:
+        raise ValueError(
+            f"train() takes GPT2, Llama or CausalLMAdapter, not {type(model).__name__} (it has no "
+            f"{', '.join(missing)}): wrap a class of transformers in CausalLMAdapter, or write a "
+            f"loop around train_step, which takes any module (docs/library.md)"
+        )
