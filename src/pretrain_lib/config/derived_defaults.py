@@ -1,4 +1,4 @@
-"""Let settings that were not given follow those that were, such as the vocabulary the data.
+"""Replace defaults that no longer apply: text of your own brings its own vocabulary, for example.
 
 `defaults` is the recipe as written, `config` the recipe with what the user gave, and `given` the
 values that a preset, an overlay or a flag named, by dotted name.

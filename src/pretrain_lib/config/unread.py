@@ -46,7 +46,7 @@ DECIDED: tuple[Decided, ...] = (
 def refuse_unread(config: Recipe, flags: Given) -> None:
     """Raise ValueError for one of the `flags` of a run that has no effect on it.
 
-    A default stands for nothing, and may be written out.
+    A flag that repeats the default is accepted.
     """
     chosen = {name: value for name, value in flags.items() if value != _default(config, name)}
     for names, decider, is_read, remedy in DECIDED:

@@ -1,4 +1,4 @@
-"""The training loop. It uses public functions only, so you can copy it into your own script."""
+"""The training loop, which calls no private function of another module: copy it to change it."""
 
 import math
 import time

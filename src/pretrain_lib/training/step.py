@@ -85,8 +85,8 @@ def accumulate_gradients(
         with accelerator.accumulate(model):
             with accelerator.autocast():  # Accelerate does not apply it to a model sharded by FSDP2
                 loss = _loss_of(model(**batch))
-            # Undo the division by the number of micro-batches in backward() and the averaging over
-            # ranks, then divide by the global number of targets.
+            # backward() divides by the number of micro-batches, DDP and FSDP2 by that of ranks: the
+            # weight of a target is to be 1 / targets.
             scale = accelerator.num_processes * len(micro_batches) / targets
             accelerator.backward(loss * scale)
         loss_sum += loss.detach()
