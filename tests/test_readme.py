@@ -54,6 +54,18 @@ def test_the_loop_of_the_documentation_is_the_same_on_two_processes(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_resumed_loop_of_the_documentation_is_one_without_a_break(tmp_path):
+    (script,) = (script for script in SCRIPTS if "train(15)\n" in script)
+    printed = []
+    for name, text in (("resumed", script), ("whole", script.replace("train(15)\n", ""))):
+        (tmp_path / name).mkdir()
+        printed.append(run_script(text, tmp_path / name))
+    assert printed[0] == printed[1]
+    saved = tmp_path / "resumed" / "runs" / "library" / "checkpoints"
+    assert {path.name for path in saved.iterdir()} == {"step-00000015", "step-00000030"}
+
+
+@pytest.mark.slow
 def test_the_example_of_the_readme_runs(tmp_path):
     printed = run_script(EXAMPLE, tmp_path)
     (loss,) = re.findall(r"^(\d\.\d\d) nats per token$", printed, re.MULTILINE)

@@ -2,6 +2,7 @@ from .checkpoint.folders import find_newest as find_newest
 from .checkpoint.folders import verify_checkpoint as verify_checkpoint
 from .checkpoint.state import TrainingState as TrainingState
 from .checkpoint.state import load_checkpoint as load_checkpoint
+from .checkpoint.state import read_state as read_state
 from .checkpoint.state import save_checkpoint as save_checkpoint
 from .config.run_sections import CheckpointConfig as CheckpointConfig
 from .config.run_sections import LogConfig as LogConfig
