@@ -267,13 +267,17 @@ def test_another_job_in_the_same_folder_is_refused_and_the_difference_named(tmp_
     prepare(Job((str(tmp_path / "text"),), train_tokenizer=300), tmp_path / "out", quiet=True)
     before = contents(tmp_path / "out")
     for source, vocabulary, validation, named in (
-        ("other", 300, "hash", "sources"),
+        ("other", 300, "hash", "sources: text there, other requested"),
         ("text", 301, "hash", "tokenizer: trained, 300 ids there, trained, 301 ids requested"),
         ("text", 300, "none", "validation: hash there, none requested"),
     ):
         job = Job((str(tmp_path / source),), train_tokenizer=vocabulary, validation=validation)
         with pytest.raises(ValueError, match=f"prepared differently .*{named}"):
             prepare(job, tmp_path / "out", quiet=True)
+    write_texts(tmp_path / "text", seed=1)
+    job = Job((str(tmp_path / "text"),), train_tokenizer=300)
+    with pytest.raises(ValueError, match=r"prepared differently \(the text of text has changed"):
+        prepare(job, tmp_path / "out", quiet=True)
     assert contents(tmp_path / "out") == before
 
 

@@ -22,7 +22,7 @@ from pretrain_lib.data.text.tokenizer import (
 from pretrain_lib.data.tokens.manifests import FORMAT_VERSION, REMEDY, TOKENIZER_FOLDER
 from pretrain_lib.data.tokens.places import Place, on_disk
 from pretrain_lib.data.tokens.verify import check_tokenizer
-from pretrain_lib.files.reading import read_object
+from pretrain_lib.files.reading import interpreting, read_object
 from pretrain_lib.files.writes import staged, write_atomically
 from pretrain_lib.values import check_value, show
 from pretrain_lib.wording import plural
@@ -129,16 +129,28 @@ def check_same_job(folder: Path, record: dict) -> None:
     if not (folder / JOB).is_file() or not has_shards(folder):
         return
     before = read_object(folder / JOB, remedy=REMEDY)
-    differences = [
-        f"{key}: {before.get(key)} there, {record.get(key)} requested"
-        for key in {**record, **before}
-        if before.get(key) != record.get(key)
-    ]
+    with interpreting(folder / JOB, remedy=REMEDY):
+        differences = [
+            _difference(key, before.get(key), record.get(key))
+            for key in {**record, **before}
+            if before.get(key) != record.get(key)
+        ]
     if differences:
         raise ValueError(
             f"data.path={folder} was prepared differently ({'; '.join(differences)}); give "
             f"another folder, or delete this one"
         )
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    """Say how what a folder was prepared from differs from what is asked for now."""
+    if key != "sources" or not isinstance(before, list):
+        return f"{key}: {before} there, {now} requested"
+    names = [[show_path(source["name"]) for source in sources] for sources in (before, now)]
+    if names[0] != names[1]:
+        return f"sources: {', '.join(names[0])} there, {', '.join(names[1])} requested"
+    others = [n for n, old, new in zip(names[0], before, now, strict=True) if old != new]
+    return f"the text of {', '.join(others)} has changed since"
 
 
 def find_hints(job: Job, sources: Sequence[Source]) -> Iterator[str]:
