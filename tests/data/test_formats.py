@@ -225,6 +225,38 @@ def test_a_truncated_file_of_lines_is_refused_behind_what_can_be_read(tmp_path, 
     assert len(found) >= (share - 0.2) * len(texts)
 
 
+@pytest.mark.parametrize("share", [0, 0.3, 0.8, 0.99])
+@pytest.mark.parametrize(
+    ("name", "separator"), [("a.jsonl", None), ("a.txt", None), ("a.txt", "-")]
+)
+def test_a_file_that_becomes_shorter_is_refused_in_every_slice_that_it_lost(
+    tmp_path, name, separator, share
+):
+    path = tmp_path / name
+    texts = [f"text {i}" for i in range(100)]
+    raw = lines(texts) if name == "a.jsonl" else "\n-\n".join(texts).encode()
+    path.write_bytes(raw)
+    pieces = cut_file(path, 150, text_field="text", cut_text=True, separator=separator)
+    path.write_bytes(raw[: int(share * len(raw))])
+    lost = [piece for piece in pieces if piece.stop > path.stat().st_size]
+    assert lost
+    for piece in lost:
+        with pytest.raises(ValueError, match=f"{name} has changed .* prepare it again") as error:
+            list(read_documents(piece, Fields(), separator=separator))
+        assert "\n" not in str(error.value)
+    for piece in set(pieces) - set(lost):
+        assert list(read_documents(piece, Fields(), separator=separator))
+
+
+def test_a_compressed_file_that_loses_a_member_is_refused(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(in_members(TEXTS, gzip.compress))
+    (piece,) = cut_file(path, 2**62, text_field="text", cut_text=True)
+    path.write_bytes(in_members(TEXTS[:30], gzip.compress))
+    with pytest.raises(ValueError, match="a.jsonl.gz has changed while it was read"):
+        list(read_documents(piece, Fields()))
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.txt.xz", "a.ndjson.bz2"])
 def test_a_file_that_is_not_compressed_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(lines(TEXTS))

@@ -136,6 +136,10 @@ class CompressedFile(io.RawIOBase):
     def _name(self) -> str:
         return self._path.suffix.lower()
 
+    def size(self) -> int:
+        """Return the size of the compressed file, whose end has been read."""
+        return self._file.seek(0, io.SEEK_END)
+
     def warning(self) -> Rejected | None:
         """Return a warning if bytes behind the last member were ignored."""
         return Rejected(show_path(self._path), TRAILING, documents=0) if self.trailing else None

@@ -87,3 +87,11 @@ def unreadable(path: Path, place: str, error: Exception, *, remedy: str = RESTOR
     """Return the error that refuses a file, such as a damaged one."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return ValueError(f"data.source: {show_path(path)} cannot be read {place} ({reason}); {remedy}")
+
+
+def changed(piece: FileSlice) -> ValueError:
+    """Return the error that refuses a file which has become shorter since it was cut."""
+    return ValueError(
+        f"data.source: {show_path(piece.path)} has changed while it was read (it ends before byte "
+        f"{piece.stop:,} now); restore it, or prepare it again while nothing writes to it"
+    )

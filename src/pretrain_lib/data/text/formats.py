@@ -24,6 +24,7 @@ from pretrain_lib.data.text.documents import (
     Fields,
     FileSlice,
     Rejected,
+    changed,
     show_path,
     unreadable,
 )
@@ -118,11 +119,15 @@ def _refuse_compressed(path: Path) -> None:
 def _text(piece: FileSlice) -> Iterator[Document | Rejected]:
     with piece.path.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
+        if size < piece.stop:
+            raise changed(piece)
         start, stop = _next_cut(file, piece.start, size), _next_cut(file, piece.stop, size)
         if start == stop and size:
             return  # no cut within this slice: its text belongs to the previous slice
         file.seek(start)
         raw = file.read(stop - start)
+        if len(raw) < stop - start:
+            raise changed(piece)
         is_part = (start, stop) != (0, size)
         file.seek(0)
         digest = hashlib.blake2b(file.read(DIGEST_BYTES) + str(size).encode()).digest()
@@ -172,6 +177,8 @@ def _compressed(
                 break
             number += 1
             yield document
+        if raw.size() < piece.stop:
+            raise changed(piece)
         if warning := raw.warning():
             yield warning
 
@@ -208,7 +215,8 @@ def _lines_of_slice(
     if piece.start:  # skip the rest of a line that began in the previous slice
         offset, rest = file.seek(piece.start - 1), b""
         while offset < piece.stop and not rest.endswith(b"\n"):
-            rest = file.readline(LINE_PART_BYTES)
+            if not (rest := file.readline(LINE_PART_BYTES)):
+                break
             offset += len(rest)
     where = show_path(piece.path)
     while offset < piece.stop and (line := file.readline()):
@@ -219,3 +227,5 @@ def _lines_of_slice(
                 refuse_array(line, where)
             yield parse_again(line, f"{where}, line at byte {offset}", fields)
         offset += len(line)
+    if offset < piece.stop:
+        raise changed(piece)
