@@ -473,6 +473,10 @@ def test_a_damaged_row_group_is_refused_and_named(tmp_path, options, damaged):
             ("not a JSON object in UTF-8", line)
             for line in (b'{"text": "cut', b'["text"]', b'"text"', b"5", b'{"text": "\xff"}')
         ),
+        *(
+            ("not a JSON object in UTF-8", line)
+            for line in (b'{"text": "a"},', b'{"text": "a"} x', b'{"text": "a", "b": "\xff"}')
+        ),
         *(("not a JSON object in UTF-8", line) for line in (b"[" * 9**5, b"\0\0", b"NaN")),
         ("no field data.text_field='text'", b'{"other": "field"}'),
         *(
@@ -606,6 +610,51 @@ def test_an_array_of_documents_is_refused_as_a_whole(tmp_path, compress):
     text, rejected = read(path)
     assert text == Document("text")
     assert rejected.reason == "not a JSON object in UTF-8"
+
+
+OBJECTS = [json.dumps({"text": f"document {i} {{}} ä"}, ensure_ascii=False) for i in range(500)]
+SEVERAL = {
+    "CR": "\r".join(OBJECTS),
+    "none": "".join(OBJECTS),
+    "space": "\n" + " ".join(OBJECTS) + "\n",
+    "comma": ", ".join(OBJECTS),
+    "two in the third": "\n".join([*OBJECTS[:2], OBJECTS[2] + OBJECTS[3], *OBJECTS[4:]]),
+    "NUL": OBJECTS[0] + "\0" * 9 + OBJECTS[1] + "\n",
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+@pytest.mark.parametrize("between", SEVERAL)
+def test_several_objects_in_a_line_are_refused_as_a_whole(tmp_path, between, compress, encoding):
+    path = tmp_path / ("a.jsonl" if compress is bytes else "a.jsonl.gz")
+    path.write_bytes(compress(SEVERAL[between].encode(encoding)))
+    with pytest.raises(ValueError, match=r"a.jsonl.*, line .* several JSON objects; .* jq -c \."):
+        read(path)
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+@pytest.mark.parametrize("before", ["", "\ufeff", "\n", " \r\n\n", "\ufeff\n"])
+def test_indented_json_and_arrays_are_refused_behind_blank_lines_too(tmp_path, before, compress):
+    path = tmp_path / ("a.jsonl" if compress is bytes else "a.jsonl.gz")
+    objects = [{"text": "a"}, {"text": "b"}]
+    path.write_bytes(compress((before + json.dumps(objects)).encode()))
+    with pytest.raises(ValueError, match=r"a.jsonl.* is a JSON array, .* jq -c '\.\[\]'"):
+        read(path)
+    indented = "\n".join(json.dumps(each, indent=2) for each in objects)
+    path.write_bytes(compress((before + indented).encode()))
+    with pytest.raises(ValueError, match=r"a.jsonl.* objects over several lines; .* jq -c \."):
+        read(path)
+    path.write_bytes(compress((before + '{"text": "a"}\n{\n').encode()))
+    text, rejected = read(path)  # cut off by a crash: one line
+    assert (text, rejected.detail) == (Document("a"), "b'{'")
+
+
+@pytest.mark.parametrize("end", ["\0" * 1000, "\0\n", " \0\0\r\n"])
+def test_nul_bytes_behind_a_line_leave_its_document(tmp_path, end):
+    (tmp_path / "a.jsonl").write_bytes("\n".join(OBJECTS[:3]).encode() + end.encode())
+    expected = [Document(json.loads(each)["text"]) for each in OBJECTS[:3]]
+    assert read(tmp_path / "a.jsonl") == expected
 
 
 def test_a_name_of_two_lines_is_shown_in_one(tmp_path):

@@ -186,14 +186,22 @@ def _compressed(
 def _compressed_lines(
     file: io.BufferedReader, where: str, fields: Fields
 ) -> Iterator[Document | Rejected]:
-    from pretrain_lib.data.text.json_lines import is_blank, parse_again, parse_line, refuse_array
+    from pretrain_lib.data.text.json_lines import (
+        is_blank,
+        parse_again,
+        parse_line,
+        refuse_other_json,
+    )
 
+    blank = 0  # lines that begin the file
     for number, line in enumerate(file, start=1):
         if (document := parse_line(line, fields)) is not None:
             yield document
-        elif not is_blank(line):
-            if number == 1:
-                refuse_array(line, where)
+        elif is_blank(line):
+            blank += number == blank + 1
+        else:
+            if number == blank + 1:
+                refuse_other_json(line, where)
             yield parse_again(line, f"{where}, line {number}", fields)
 
 
@@ -209,9 +217,14 @@ def _whole_text(file: io.BufferedReader, where: str) -> Iterator[Document | Reje
 def _lines_of_slice(
     file: io.BufferedReader, piece: FileSlice, fields: Fields
 ) -> Iterator[Document | Rejected]:
-    from pretrain_lib.data.text.json_lines import is_blank, parse_again, parse_line, refuse_array
+    from pretrain_lib.data.text.json_lines import (
+        is_blank,
+        parse_again,
+        parse_line,
+        refuse_other_json,
+    )
 
-    offset = piece.start
+    offset, blank = piece.start, 0  # `blank`: bytes of the lines that begin the file
     if piece.start:  # skip the rest of a line that began in the previous slice
         offset, rest = file.seek(piece.start - 1), b""
         while offset < piece.stop and not rest.endswith(b"\n"):
@@ -222,9 +235,11 @@ def _lines_of_slice(
     while offset < piece.stop and (line := file.readline()):
         if (document := parse_line(line, fields)) is not None:
             yield document
-        elif not is_blank(line):
-            if offset == 0:
-                refuse_array(line, where)
+        elif is_blank(line):
+            blank += len(line) if offset == blank else 0
+        else:
+            if offset == blank:
+                refuse_other_json(line, where)
             yield parse_again(line, f"{where}, line at byte {offset}", fields)
         offset += len(line)
     if offset < piece.stop:

@@ -11,15 +11,23 @@ import orjson
 
 from pretrain_lib.data.text.documents import Document, Fields, Rejected, is_text
 
+WHITE_SPACE = " \t\n\r"  # between the parts of JSON
+
 
 def is_blank(line: bytes) -> bool:
     """Return whether a line has nothing but white space, and the mark that may begin a file."""
     return not line.removeprefix(codecs.BOM_UTF8).strip()
 
 
-def refuse_array(line: bytes, where: str) -> None:
-    """Raise ValueError if the first line of a file begins an array of documents."""
-    if line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+def refuse_other_json(line: bytes, where: str) -> None:
+    """Raise ValueError if the first line with text begins an array, or an indented object."""
+    content = line.removeprefix(codecs.BOM_UTF8).strip()
+    if content == b"{":
+        raise ValueError(
+            f"data.source: {where} is JSON with objects over several lines; write each object in a "
+            f"line, such as by jq -c ."
+        )
+    if content.startswith(b"["):
         raise ValueError(
             f"data.source: {where} is a JSON array, not an object per line; write each of its "
             f"objects in a line, such as by jq -c '.[]'"
@@ -38,12 +46,15 @@ def parse_line(line: bytes, fields: Fields) -> Document | None:
 
 
 def parse_again(line: bytes, where: str, fields: Fields) -> Document | Rejected:
-    """Return the document of a line that `parse_line` found none in, or why there is none."""
+    """Return the document of a line that `parse_line` found none in, or why there is none.
+
+    Raises ValueError for a line with several objects: nobody knows how many documents they are.
+    """
     line = line.removeprefix(codecs.BOM_UTF8)
     try:
         record = orjson.loads(line)
     except ValueError:
-        record = _parse_lenient(line)
+        record = _parse_lenient(line, where)
     text = record.get(fields.text, ...) if isinstance(record, dict) else ...
     if text is None:
         return Document("")  # as in a column with nulls
@@ -76,12 +87,23 @@ def _read_spans(record: dict, text: str, field: str | None) -> Any:
     return found
 
 
-def _parse_lenient(line: bytes) -> Any:
-    """Parse what `orjson` refuses but Python writes: NaN, infinities, lone surrogates."""
+def _parse_lenient(line: bytes, where: str) -> Any:
+    """Parse what `orjson` refuses but Python writes: NaN, infinities, lone surrogates.
+
+    NUL bytes behind an object are padding, as a crash of its writer leaves them.
+    """
+    text = line.decode("utf-8", errors="surrogateescape").strip(WHITE_SPACE)
     try:
-        return json.loads(line.decode("utf-8"), parse_int=_parse_int)
+        record, end = json.JSONDecoder(parse_int=_parse_int).raw_decode(text)
     except (ValueError, RecursionError):
         return None
+    rest = text[end:].strip(WHITE_SPACE + "\0")
+    if isinstance(record, dict) and "{" in rest:
+        raise ValueError(
+            f"data.source: {where} holds several JSON objects; write each in a line of its own, "
+            f"which ends in a line feed, such as by jq -c ."
+        )
+    return None if rest or not is_text(text) else record
 
 
 def _parse_int(digits: str) -> int | float:
