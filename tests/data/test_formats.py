@@ -10,6 +10,8 @@ import lzma
 import os
 import random
 import re
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from pyarrow import parquet
 from pretrain_lib.data.text import formats, separators
 from pretrain_lib.data.text.documents import Fields
 from pretrain_lib.data.text.formats import Document, Rejected, cut_file, read_documents
+from pretrain_lib.data.text.other_formats import refuse_other_format
 from pretrain_lib.data.text.sources import open_source
 
 SIZES = (1, 7, 500, 2**62)
@@ -586,6 +589,80 @@ def test_a_compressed_file_is_refused_under_the_name_of_a_plain_one(tmp_path, na
         read(tmp_path / name)
     (tmp_path / "b.txt").write_text("BZh is how such a file begins.")
     assert read(tmp_path / "b.txt") == [Document("BZh is how such a file begins.")]
+
+
+@pytest.mark.parametrize("kind", COMPRESSORS)
+@pytest.mark.parametrize("inner", COMPRESSORS)
+def test_a_file_that_is_compressed_twice_is_refused(tmp_path, inner, kind):
+    for name, content in (("a.txt", b"text"), ("a.jsonl", lines(["text"]))):
+        (tmp_path / (name + kind)).write_bytes(COMPRESSORS[kind](COMPRESSORS[inner](content)))
+        with pytest.raises(ValueError, match=rf"{name}{kind} is compressed twice .*a {inner} file"):
+            read(tmp_path / (name + kind))
+
+
+def archived(content, kind):
+    buffer = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr("inside.txt", content)
+    else:
+        with tarfile.open(fileobj=buffer, mode="w", format=kind) as archive:
+            member = tarfile.TarInfo("inside.txt")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+EVERY_NAME = [
+    (f"a{e}{k}", c) for e in (".txt", ".jsonl") for k, c in [*COMPRESSORS.items(), ("", bytes)]
+]
+
+
+@pytest.mark.parametrize(("name", "compress"), EVERY_NAME)
+@pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, "zip"])
+def test_an_archive_is_refused_under_the_name_of_a_text(tmp_path, name, compress, kind):
+    (tmp_path / name).write_bytes(compress(archived(lines(["text"] * 100), kind)))
+    shown = "zip" if kind == "zip" else "tar"
+    with pytest.raises(ValueError, match=f"{name} is a {shown} archive, not text; unpack it"):
+        read(tmp_path / name)
+
+
+LATIN = "Ein Text, größer als vierzig Zeichen: “Zitat” – und mehr.\n"
+CYRILLIC = "Текст, который длиннее сорока знаков, и ещё немного.\n"
+WIDE = ("UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE")
+
+
+@pytest.mark.parametrize(("name", "compress"), EVERY_NAME)
+@pytest.mark.parametrize("encoding", WIDE)
+def test_text_of_two_or_four_bytes_a_character_is_refused_by_name(
+    tmp_path, name, compress, encoding
+):
+    message = f"{name} is text in {encoding}, not UTF-8; .* iconv -f {encoding} -t UTF-8"
+    for mark, text in (("", LATIN), ("", CYRILLIC), ("", LATIN * 99), ("\ufeff", "你好")):
+        content = json.dumps({"text": text}, ensure_ascii=False) if "jsonl" in name else text
+        (tmp_path / name).write_bytes(compress((mark + content).encode(encoding)))
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path / name)
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("\t\n\b")))
+def test_no_text_in_utf8_is_taken_for_another_format(text):
+    for each in (text, text * 20, f"\0{text}", "\0\0".join(text), "two\0".join(text)):
+        refuse_other_format(Path("a.txt"), each.encode()[:512], is_unpacked=False)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *(b"a\0b", b"\0" * 999, b"word\0" * 200, b"abc\0" * 200, b"text" + b"\0" * 999),
+        *(b"\x0bab\t\r\n" * 100, b" " * 257 + b"ustar is a format" + b" " * 257, b"PK"),
+    ],
+)
+def test_bytes_that_are_rare_in_text_are_text(tmp_path, raw):
+    (tmp_path / "a.txt").write_bytes(raw)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(raw))
+    assert read(tmp_path / "a.txt") == read(tmp_path / "a.txt.gz") == [Document(raw.decode())]
 
 
 @pytest.mark.parametrize("kind", COMPRESSORS)

@@ -88,6 +88,14 @@ class CompressedFile(io.RawIOBase):
         buffer[:size], self._ready = self._ready[:size], self._ready[size:]
         return size
 
+    def start(self, size: int) -> bytes:
+        """Return the first `size` bytes of the content, or all of it, before it is read."""
+        found = b""
+        while len(found) < size and self._advance():
+            found += self._ready
+        self._ready = memoryview(found)
+        return found[:size]
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

@@ -17,7 +17,6 @@ from pretrain_lib.data.text.compression import (
     FORMATS,
     CompressedFile,
     MemberError,
-    compression_of,
 )
 from pretrain_lib.data.text.documents import (
     Document,
@@ -28,6 +27,7 @@ from pretrain_lib.data.text.documents import (
     show_path,
     unreadable,
 )
+from pretrain_lib.data.text.other_formats import START_BYTES, refuse_other_format
 from pretrain_lib.data.text.parquet_rows import cut_parquet, read_rows
 from pretrain_lib.data.text.separators import read_separated
 
@@ -94,7 +94,8 @@ def read_documents(
         yield from _compressed(piece, fields, separator)
         return
     if piece.start == 0:
-        _refuse_compressed(piece.path)
+        with piece.path.open("rb") as file:
+            refuse_other_format(piece.path, file.read(START_BYTES), is_unpacked=False)
     if not is_one_document(piece.path):
         with piece.path.open("rb", buffering=BUFFER_BYTES) as file:
             yield from _lines_of_slice(file, piece, fields)
@@ -103,17 +104,6 @@ def read_documents(
     else:
         with piece.path.open("rb") as file:
             yield from read_separated(file, piece, separator, to_end=False)
-
-
-def _refuse_compressed(path: Path) -> None:
-    """Raise ValueError if a file is compressed though its name does not say it."""
-    with path.open("rb") as file:
-        kind = compression_of(file.read(16))
-    if kind is not None:
-        shown = show_path(path)
-        raise ValueError(
-            f"data.source: {shown} is compressed as {kind} files are; rename it to {shown}{kind}"
-        )
 
 
 def _text(piece: FileSlice) -> Iterator[Document | Rejected]:
@@ -159,14 +149,7 @@ def _compressed(
 ) -> Iterator[Document | Rejected]:
     number, raw = 0, CompressedFile(piece.path)
     with io.BufferedReader(raw, BUFFER_BYTES) as file:
-        where = show_path(piece.path)
-        documents: Iterator[Document | Rejected]
-        if not is_one_document(piece.path):
-            documents = _compressed_lines(file, where, fields)
-        elif separator is None:
-            documents = _whole_text(file, where)
-        else:
-            documents = read_separated(file, piece, separator, to_end=True)
+        documents = _unpacked(raw, file, piece, fields, separator)
         while True:
             try:
                 document = next(documents, None)
@@ -181,6 +164,23 @@ def _compressed(
             raise changed(piece)
         if warning := raw.warning():
             yield warning
+
+
+def _unpacked(
+    raw: CompressedFile,
+    file: io.BufferedReader,
+    piece: FileSlice,
+    fields: Fields,
+    separator: str | None,
+) -> Iterator[Document | Rejected]:
+    """Yield the documents of a compressed file, which `file` reads from `raw`."""
+    refuse_other_format(piece.path, raw.start(START_BYTES), is_unpacked=True)
+    if not is_one_document(piece.path):
+        yield from _compressed_lines(file, show_path(piece.path), fields)
+    elif separator is None:
+        yield from _whole_text(file, show_path(piece.path))
+    else:
+        yield from read_separated(file, piece, separator, to_end=True)
 
 
 def _compressed_lines(
