@@ -149,6 +149,11 @@ def test_prepare_hints_at_separators_and_takes_one(tmp_path, capsys):
     shown = capsys.readouterr()
     assert "hint:" not in shown.err
     assert "in 2 documents\n" in shown.out
+    (tmp_path / "a.txt").write_text("one boat<|endoftext|>two balls")
+    assert call("prepare", *flags, tmp_path / "three", *separator) == 0
+    shown = capsys.readouterr()
+    assert "a.txt has <|endoftext|> within lines, but no line equals it" in shown.err
+    assert "so that --document_separator '<|endoftext|>' does not split it there" in shown.err
 
 
 def test_overlap_names_the_item_and_where_it_stands(tmp_path, capsys):

@@ -392,6 +392,34 @@ def test_a_separator_line_is_hinted_at(tmp_path):
     assert separators.hint_at_separator([path]) is None
 
 
+@pytest.mark.parametrize(("kind", "compress"), [*COMPRESSORS.items(), ("", bytes)])
+def test_a_separator_that_is_no_line_of_its_own_is_hinted_at(tmp_path, monkeypatch, kind, compress):
+    monkeypatch.setattr(separators, "HINT_BYTES", 40)
+    path = tmp_path / f"a.txt{kind}"
+    hint = f"hint: {path} has <|sep|> within lines, but no line"
+
+    def hinted(raw):
+        path.write_bytes(compress(raw))
+        return separators.hint_at_missed_separator([path], "<|sep|>")
+
+    for raw in (b"a<|sep|>b", b"a\r<|sep|>\rb", b"a\n<|sep|> \nb", b"a\n <|sep|>\nb", b"<|sep|>b"):
+        assert hinted(raw).startswith(f"{hint} equals it")
+        (piece,) = cut_file(path, 2**62, text_field="", cut_text=False, separator="<|sep|>")
+        assert len(list(read_documents(piece, Fields(), separator="<|sep|>"))) == 1
+        assert hinted(raw + b" " * 40).startswith(f"{hint} of its first 40 bytes equals it")
+    for mark in (b"", codecs.BOM_UTF8):
+        for raw in (b"one document", b"<|sep|>\na <|sep|>", b"a <|sep|>\n<|sep|>", b""):
+            assert hinted(mark + raw) is None
+        for size in range(20, 50):  # whose line is cut off, or behind what is searched
+            assert hinted(mark + b"." * size + b"\n<|sep|>\nend of the text") is None
+    if kind:
+        path.write_bytes(compress(b"a<|sep|>b")[:-9])
+        assert separators.hint_at_missed_separator([path], "<|sep|>") is None
+        assert separators.hint_at_separator([path], "<|sep|>") is None
+        path.write_bytes(compress(b"a\n<|sep|>\nb"))
+        assert "lines of <|sep|>" in separators.hint_at_separator([path], "<|sep|>")
+
+
 @pytest.mark.parametrize("line", [b"NaN", b"Infinity", b"-Infinity", b"9" * 5000, rb'"\ud800"'])
 def test_a_line_that_python_writes_is_read_whatever_other_fields_hold(tmp_path, line):
     (tmp_path / "a.jsonl").write_bytes(b'{"score": ' + line + b', "text": "good"}\n')

@@ -10,8 +10,12 @@ from pretrain_lib.data.prepare.holdout import parse_validation
 from pretrain_lib.data.remote import RemoteFile
 from pretrain_lib.data.text.documents import show_path
 from pretrain_lib.data.text.encoder import PIECE_CHARACTERS, Encoder, choose_encoder, cut_text
-from pretrain_lib.data.text.formats import Document, has_lines, is_one_document
-from pretrain_lib.data.text.separators import check_separator, hint_at_separator
+from pretrain_lib.data.text.formats import Document, has_lines, is_one_document, is_readable
+from pretrain_lib.data.text.separators import (
+    check_separator,
+    hint_at_missed_separator,
+    hint_at_separator,
+)
 from pretrain_lib.data.text.sources import FileSource, Source, open_source
 from pretrain_lib.data.text.tokenizer import (
     Tokenizer,
@@ -169,11 +173,15 @@ def find_hints(job: Job, sources: Sequence[Source]) -> Iterator[str]:
             f"hint: {count} read more than once (the first: {places}); to give a text more weight, "
             f"prepare it by itself and mix it with data.weights"
         )
-    texts = [file for file in files if file.suffix.lower() == ".txt"]
-    if job.document_separator is None and texts:
+    texts = [file for file in files if is_readable(file) and is_one_document(file)]
+    hint = None
+    if job.document_separator is not None:
+        hint = hint_at_missed_separator(texts, job.document_separator)
+    elif texts:
         own = [] if job.tokenizer is None else [load_tokenizer(job.tokenizer).end_of_text]
-        if hint := hint_at_separator(texts, *own):
-            yield hint
+        hint = hint_at_separator(texts, *own)
+    if hint is not None:
+        yield hint
 
 
 def _file_identity(file: Path | RemoteFile) -> object:

@@ -4,8 +4,10 @@ import codecs
 import io
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
+from pretrain_lib.data.text.compression import FORMATS, CompressedFile, MemberError
 from pretrain_lib.data.text.documents import Document, FileSlice, Rejected, changed, show_path
 
 READ_BYTES = 2**20
@@ -101,8 +103,7 @@ def hint_at_separator(files: Sequence[Path], *end_of_text: str) -> str | None:
     `end_of_text` adds spellings, such as that of a tokenizer, to those that are known.
     """
     for path in files[:HINT_FILES]:
-        with path.open("rb") as file:
-            data = file.read(HINT_BYTES)
+        data = _first_bytes(path)
         for separator in dict.fromkeys([*end_of_text, *KNOWN_SEPARATORS]):
             if find_separator_line(data, separator.encode(), 0, is_whole=len(data) < HINT_BYTES):
                 return (
@@ -110,3 +111,33 @@ def hint_at_separator(files: Sequence[Path], *end_of_text: str) -> str | None:
                     f"document; data.document_separator={shlex.quote(separator)} splits it there"
                 )
     return None
+
+
+def hint_at_missed_separator(files: Sequence[Path], separator: str) -> str | None:
+    """Return a hint if a text file has the separator within lines, but is not split by any line."""
+    line = separator.encode()
+    for path in files[:HINT_FILES]:
+        data = _first_bytes(path)
+        is_whole = len(data) < HINT_BYTES
+        # At the edge of what is searched it is not known whether a line ends.
+        place = data.find(line, 0, None if is_whole else -len(line) - len(b"\r\n"))
+        if place >= 0 and not find_separator_line(data, line, place, is_whole=is_whole):
+            among = "" if is_whole else f" of its first {HINT_BYTES:,} bytes"
+            return (
+                f"hint: {show_path(path)} has {separator} within lines, but no line{among} equals "
+                f"it, so that data.document_separator={shlex.quote(separator)} does not split it "
+                f"there; that takes a line of its own, without spaces, which ends in a line feed"
+            )
+    return None
+
+
+def _first_bytes(path: Path) -> bytes:
+    """Return the first `HINT_BYTES` of a text; of a damaged file none, which is told when read."""
+    size, data = len(codecs.BOM_UTF8) + HINT_BYTES, b""
+    if path.suffix.lower() not in FORMATS:
+        with path.open("rb") as file:
+            data = file.read(size)
+    else:
+        with closing(CompressedFile(path)) as packed, suppress(MemberError):
+            data = packed.start(size)
+    return data.removeprefix(codecs.BOM_UTF8)[:HINT_BYTES]
