@@ -417,7 +417,7 @@ def test_a_source_that_has_changed_is_refused_and_not_trained_on(tmp_path, job):
     assert_windows(dataset, PlainRow(spool, job), range(20))
     dataset.close()
     path.write_text(content + content)
-    with pytest.raises(ValueError, match="was prepared differently .the text of .* has changed since"):
+    with pytest.raises(ValueError, match="prepared differently .the text of .* has changed since"):
         open_small(job, tmp_path / "spool")
 
 

@@ -89,9 +89,14 @@ def unreadable(path: Path, place: str, error: Exception, *, remedy: str = RESTOR
     return ValueError(f"data.source: {show_path(path)} cannot be read {place} ({reason}); {remedy}")
 
 
-def changed(piece: FileSlice) -> ValueError:
-    """Return the error that refuses a file which has become shorter since it was cut."""
+def changed(path: Path | str, how: str) -> ValueError:
+    """Return the error that refuses a file which is no longer what it was."""
     return ValueError(
-        f"data.source: {show_path(piece.path)} has changed while it was read (it ends before byte "
-        f"{piece.stop:,} now); restore it, or prepare it again while nothing writes to it"
+        f"data.source: {show_path(path)} has changed while it was read ({how}); restore it, or "
+        f"prepare it again, into another folder, while nothing writes to it"
     )
+
+
+def shortened(piece: FileSlice) -> ValueError:
+    """Return the error that refuses a file which has become shorter since it was cut."""
+    return changed(piece.path, f"it ends before byte {piece.stop:,} now")

@@ -23,7 +23,7 @@ from pretrain_lib.data.text.documents import (
     Fields,
     FileSlice,
     Rejected,
-    changed,
+    shortened,
     show_path,
     unreadable,
 )
@@ -110,14 +110,14 @@ def _text(piece: FileSlice) -> Iterator[Document | Rejected]:
     with piece.path.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
         if size < piece.stop:
-            raise changed(piece)
+            raise shortened(piece)
         start, stop = _next_cut(file, piece.start, size), _next_cut(file, piece.stop, size)
         if start == stop and size:
             return  # no cut within this slice: its text belongs to the previous slice
         file.seek(start)
         raw = file.read(stop - start)
         if len(raw) < stop - start:
-            raise changed(piece)
+            raise shortened(piece)
         is_part = (start, stop) != (0, size)
         file.seek(0)
         digest = hashlib.blake2b(file.read(DIGEST_BYTES) + str(size).encode()).digest()
@@ -161,7 +161,7 @@ def _compressed(
             number += 1
             yield document
         if raw.size() < piece.stop:
-            raise changed(piece)
+            raise shortened(piece)
         if warning := raw.warning():
             yield warning
 
@@ -243,4 +243,4 @@ def _lines_of_slice(
             yield parse_again(line, f"{where}, line at byte {offset}", fields)
         offset += len(line)
     if offset < piece.stop:
-        raise changed(piece)
+        raise shortened(piece)

@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from pretrain_lib.data.text.compression import FORMATS, CompressedFile, MemberError
-from pretrain_lib.data.text.documents import Document, FileSlice, Rejected, changed, show_path
+from pretrain_lib.data.text.documents import Document, FileSlice, Rejected, shortened, show_path
 
 READ_BYTES = 2**20
 HINT_BYTES, HINT_FILES = 2**18, 100  # how much is searched for lines that look like separators
@@ -75,7 +75,7 @@ def read_separated(
             kept = max((searched if opened is None else opened) - 1, 0)
             data, offset, is_whole = data[kept:] + more, offset + kept, not more
             if is_whole and not to_end and offset + len(data) < piece.stop:
-                raise changed(piece)
+                raise shortened(piece)
             searched, opened = searched - kept, None if opened is None else opened - kept
             continue
         stop, following = found or (len(data), len(data))

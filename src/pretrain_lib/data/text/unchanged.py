@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain_lib.data.remote import RemoteFile
-from pretrain_lib.data.text.documents import show_path
+from pretrain_lib.data.text.documents import changed
 from pretrain_lib.data.text.formats import is_readable
 from pretrain_lib.data.text.remote import find_remote
 
@@ -22,10 +22,10 @@ def state_of(path: Path | RemoteFile) -> State:
 def check_unchanged(path: Path, before: State) -> None:
     """Raise ValueError if a local file was written to since its state was `before`."""
     if not path.exists():
-        raise _changed(path, "it is gone")
+        raise changed(path, "it is gone")
     if (now := state_of(path)) != before:
         sizes = f"{before[0]:,} bytes before, {now[0]:,} now"
-        raise _changed(path, sizes if now[0] != before[0] else "it was written to")
+        raise changed(path, sizes if now[0] != before[0] else "it was written to")
 
 
 def check_versions(url: str, files: Sequence[RemoteFile]) -> None:
@@ -33,11 +33,4 @@ def check_versions(url: str, files: Sequence[RemoteFile]) -> None:
     found = {file.url: state_of(file) for file in find_remote(url, is_readable)[0]}
     for file in files:
         if (now := found.get(file.url)) != state_of(file):
-            raise _changed(file, "it is gone" if now is None else f"version {now[1]} now")
-
-
-def _changed(path: Path | RemoteFile, how: str) -> ValueError:
-    return ValueError(
-        f"data.source: {show_path(path)} has changed while it was read ({how}); start again when "
-        f"nothing writes to it any more, into another folder"
-    )
+            raise changed(file, "it is gone" if now is None else f"version {now[1]} now")
