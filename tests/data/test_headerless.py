@@ -2,6 +2,8 @@
 
 import gzip
 import os
+import pickle
+import re
 import struct
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from pretrain_lib.data.tokens.foreign import open_foreign
 from pretrain_lib.data.tokens.headerless import SAMPLE_BYTES, SAMPLES
@@ -54,10 +57,23 @@ def test_longer_ids_are_not_taken_for_uint16(tmp_path, vocabulary, dtype):
     assert tokens.read(0, len(tokens)).tolist() == ids.tolist()
 
 
-def test_ids_of_the_other_byte_order_are_in_doubt_too(tmp_path):
-    ids_below(50_257).astype(">u4").tofile(tmp_path / "train.bin")
-    with pytest.raises(ValueError, match=r"train.bin has no header, .* is zero, as in ids of 4"):
+@pytest.mark.parametrize("dtype", [">u4", ">i4", ">i8", ">u2"])
+@pytest.mark.parametrize("vocabulary", [10, 300, 50_257, 128_256])
+def test_ids_of_the_other_byte_order_are_refused_with_what_converts_them(
+    tmp_path, dtype, vocabulary
+):
+    if dtype == ">u2" and not 256 < vocabulary < 2**16:
+        return  # cannot be told, or cannot be written
+    ids = ids_below(vocabulary)
+    ids.astype(dtype).tofile(tmp_path / "train.bin")
+    with pytest.raises(ValueError, match="train.bin .*big-endian ids.* little-endian") as error:
         open_foreign(tmp_path / "train.bin", vocabulary_size=None)
+    found = re.search(r"numpy.fromfile\(FILE, '(\S+)'\).astype\('(\S+)'\).tofile", str(error.value))
+    np.fromfile(tmp_path / "train.bin", found[1]).astype(found[2]).tofile(tmp_path / "new.bin")
+    named = re.search(r"tofile\(NEW\), and give data.dtype=(\w+)", str(error.value))
+    options = {"vocabulary_size": vocabulary, "dtype": named and named[1]}
+    tokens = open_foreign(tmp_path / "new.bin", **options)
+    assert tokens.read(0, len(tokens)).tolist() == ids.tolist()
 
 
 @pytest.mark.parametrize("vocabulary", [4, 20, 65, 50_257, 65_536])
@@ -169,6 +185,89 @@ def test_what_is_no_array_of_ids_is_refused_by_its_content(tmp_path, name, expec
     file.write_bytes(path.read_bytes() + bytes(path.stat().st_size % 2))
     with pytest.raises(ValueError, match=f"train.bin .*{expected}"):
         open_foreign(file, vocabulary_size=None)
+
+
+TEXTS = {
+    "French": "Été comme hiver, l'élève préfère les crêpes à la crème brûlée. ",
+    "English": "It\u2019s a long day, isn\u2019t it? The fox jumps over the dog.\f\n",
+    "Chinese": "语言模型的预训练数据。",
+    "Greek": "Τη γλώσσα μου έδωσαν ελληνική 😀 ",
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("size", [64, 998, 40_000, 700_002])
+def test_text_of_any_script_is_not_taken_for_ids(tmp_path, name, size):
+    text = (TEXTS[name] * (size // len(TEXTS[name]) + 1)).encode()
+    for start in range(4):  # wherever it is cut
+        (tmp_path / "train.bin").write_bytes(text[start : start + size])
+        with pytest.raises(ValueError, match=r"train.bin holds text: .* \(uint8 if each is a byte"):
+            open_foreign(tmp_path / "train.bin", vocabulary_size=None)
+
+
+def test_text_of_other_encodings_and_with_a_stray_control_is_text(tmp_path):
+    for raw in ((TEXTS["French"] * 99).encode("latin-1"), TEXTS["Greek"].encode() * 99 + b"\0."):
+        (tmp_path / "train.bin").write_bytes(raw[: len(raw) // 2 * 2])
+        with pytest.raises(ValueError, match="train.bin holds text"):
+            open_foreign(tmp_path / "train.bin", vocabulary_size=None)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    vocabulary=st.sampled_from([2, 10, 65, 127, 256, 257, 300, 8192, 32_000, 50_257, 65_536]),
+    size=st.sampled_from([1, 2, 3, 40, 5000]),
+    seed=st.integers(0, 99),
+    shape=st.sampled_from(["even", "zipf", "bytes"]),
+)
+def test_ids_of_every_vocabulary_are_read(tmp_path_factory, vocabulary, size, seed, shape):
+    random = np.random.default_rng(seed)
+    ids = random.integers(0, vocabulary, size)
+    if shape == "zipf":
+        ids = random.zipf(1.3, size) % vocabulary
+    elif shape == "bytes":  # of text, with an end-of-text token
+        ids = np.where(random.random(size) < 0.01, max(vocabulary, 257) - 1, ids % 96 + 32)
+    path = tmp_path_factory.mktemp("ids") / "train.bin"
+    ids.astype("<u2").tofile(path)
+    is_short = size <= 3  # two ids may look like anything: they are refused, never read wrong
+    try:
+        tokens = open_foreign(path, vocabulary_size=None)
+    except ValueError:
+        assert is_short
+    else:
+        assert tokens.read(0, size).tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", ">f4", ">f8", "uint8"])
+@pytest.mark.parametrize("vocabulary", [20, 100, 50_257])
+def test_ids_in_floats_or_bytes_are_refused_by_their_values(tmp_path, dtype, vocabulary):
+    ids = ids_below(min(vocabulary, 100 if dtype == "uint8" else 2048 if dtype == "<f2" else 2**16))
+    ids.astype(dtype).tofile(tmp_path / "train.bin")
+    with pytest.raises(ValueError, match=f"holds .*{np.dtype(dtype).name}") as error:
+        open_foreign(tmp_path / "train.bin", vocabulary_size=None)
+    assert ("big-endian" in str(error.value)) == dtype.startswith(">")
+    path, given = tmp_path / "train.bin", "uint8"
+    if dtype != "uint8":
+        path, given = tmp_path / "new.bin", "uint32"
+        np.fromfile(tmp_path / "train.bin", dtype).astype("<u4").tofile(path)
+        assert f"numpy.fromfile(FILE, '{dtype}').astype('<u4')" in str(error.value)
+    tokens = open_foreign(path, vocabulary_size=None, dtype=given)
+    assert tokens.read(0, len(tokens)).tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("kind", ["list", "array", "dict", "torch", "safetensors"])
+def test_pickles_and_tensors_are_not_taken_for_ids(tmp_path, kind, protocol):
+    ids, path = ids_below(50_257, 2000), tmp_path / "train.bin"
+    if kind == "torch":
+        torch.save(torch.from_numpy(ids), path, _use_new_zipfile_serialization=False)
+    elif kind == "safetensors":
+        save_file({"ids": ids.astype("<u2")}, path)
+    else:
+        made = {"list": ids.tolist(), "array": ids, "dict": {"ids": ids}}[kind]
+        path.write_bytes(pickle.dumps(made, protocol=protocol))
+    path.write_bytes(path.read_bytes() + bytes(path.stat().st_size % 2))
+    with pytest.raises(ValueError, match=r"train.bin holds (a pickle|tensors of safetensors)"):
+        open_foreign(path, vocabulary_size=None)
 
 
 def test_a_pattern_names_no_hidden_files_folders_or_pipes(tmp_path):

@@ -31,6 +31,8 @@ class TokenFile:
     dtype: np.dtype
     header_bytes: int = 0
     is_shard: bool = False
+    is_assumed: bool = False
+    """Whether nothing states the dtype."""
     record_sha256: str | None = None
     """The hash of a shard's JSON in the manifest; None for a segment of a stream."""
     foreign_ends: EndsTable | EndsInMemory | None = None

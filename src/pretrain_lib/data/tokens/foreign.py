@@ -23,14 +23,6 @@ NPY_HEADERS = {
     (2, 0): np.lib.format.read_array_header_2_0,
     (3, 0): np.lib.format.read_array_header_2_0,  # differs in the names of fields
 }
-# What a file without a header of its own is surely not.
-OTHER_MAGICS = {
-    NPY_MAGIC: "a NumPy array (rename it to end in .npy)",
-    b"\x1f\x8b\x08": "data compressed by gzip (decompress it)",
-    b"\x28\xb5\x2f\xfd": "data compressed by zstd (decompress it)",
-    b"\xfd7zXZ\x00": "data compressed by xz (decompress it)",
-    b"PK\x03\x04": "a ZIP archive, as of torch.save or numpy.savez (write the ids alone)",
-}
 LLMC_HEADER_BYTES = 1024  # 256 int32: magic, version, tokens, zeros
 # By (magic, version): GPT-2 ids, LLaMA 3 ids.
 LLMC_DTYPES = {(20240520, 1): "<u2", (20240801, 7): "<u4"}
@@ -187,9 +179,6 @@ def _open_bin(path: Place, dtype: IdType | None) -> TokenFile:
         return _open_llmc(path, header)
     if int.from_bytes(raw[:4], "big") in magics:
         raise ValueError(f"{path} is a big-endian file of llm.c; write it as little-endian")
-    for magic, kind in OTHER_MAGICS.items() if dtype is None else ():
-        if raw.startswith(magic):
-            raise ValueError(f"{path} holds {kind}; give data.dtype=uint16 if it holds bare ids")
     if is_chunk(path):
         raise ValueError(
             f"{path} is a chunk of litdata, which is read by the {INDEX} beside it: there is none; "
