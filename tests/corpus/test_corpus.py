@@ -6,7 +6,7 @@ import shlex
 import numpy as np
 import pytest
 
-from pretrain_lib import Job, open_corpus, prepare
+from pretrain_lib import Job, open_corpus, open_foreign, prepare
 from pretrain_lib.commands.cli import main
 from pretrain_lib.corpus import autoprepare
 from pretrain_lib.corpus.corpus import build_dataset
@@ -110,6 +110,38 @@ def test_what_cannot_be_trained_on_is_refused(recipe, tmp_path, data, model, mes
     named = {k: v and v.format(dir=tmp_path) for k, v in data.items()}
     with pytest.raises(ValueError, match=message):
         open_corpus(change(recipe, data=named, model=model))
+
+
+@pytest.mark.parametrize(
+    ("written", "dtype", "message"),
+    [
+        ("<u2", None, "assumed: .* give it by data.dtype, .* write them as little-endian; other"),
+        ("<u2", "uint16", "if data.dtype=uint16 is not their type, give the one that is; other"),
+        ("<u2", "int16", "go down to -255, .* if data.dtype=int16 is not their type, give the one"),
+        ("<i4", "int32", "up to 65534; if data.dtype=int32 is not their type"),
+    ],
+)
+def test_ids_beyond_the_vocabulary_may_be_of_another_type(
+    recipe, tmp_path, written, dtype, message
+):
+    np.array([9, 65534, 70, 3, 2000, 65281] * 9).astype(written).tofile(tmp_path / "ids.bin")
+    data = {"path": f"{tmp_path}/ids.bin", "validation": "none", "dtype": dtype}
+    with pytest.raises(ValueError, match=f"ids.bin: its ids .*{message}") as error:
+        open_corpus(change(recipe, data=data))
+    assert ("set model.vocabulary_size=65535 or more" in str(error.value)) == (dtype != "int16")
+    tokens = open_foreign(tmp_path / "ids.bin", vocabulary_size=300, dtype=dtype)
+    with pytest.raises(ValueError, match="token id -?[0-9]+ in") as error:
+        tokens.read(0, 9)
+    assert ("data.dtype" in str(error.value)) == (dtype is None)
+
+
+def test_ids_below_0_are_never_answered_by_a_size_of_the_vocabulary(recipe, tmp_path):
+    np.save(tmp_path / "ids.npy", np.array([5, -100, 3] * 99))
+    data = {"path": f"{tmp_path}/ids.npy", "validation": "none"}
+    message = "ids.npy: its ids go down to -100, but no id is below 0; write them again, without"
+    with pytest.raises(ValueError, match=message) as error:
+        open_corpus(change(recipe, data=data))
+    assert "model.vocabulary_size" not in str(error.value)
 
 
 def test_a_folder_without_validation_text_says_what_to_do(recipe, tmp_path):

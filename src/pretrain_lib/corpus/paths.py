@@ -11,13 +11,14 @@ from pretrain_lib.data.prepare.holdout import parse_validation
 from pretrain_lib.data.prepare.job import TOKENIZER_FOLDER, load_prepared_tokenizer
 from pretrain_lib.data.prepare.spool import Spool
 from pretrain_lib.data.text.tokenizer import Tokenizer, load_tokenizer
-from pretrain_lib.data.tokens.arrays import TokenArray, open_split
+from pretrain_lib.data.tokens.arrays import ASSUMED, TokenArray, open_split
 from pretrain_lib.data.tokens.foreign import (
     is_foreign,
     names_tokens,
     open_foreign,
     refuse_litdata_folder,
 )
+from pretrain_lib.data.tokens.headerless import IdType
 from pretrain_lib.data.tokens.places import Place, open_place
 from pretrain_lib.data.tokens.shards import read_manifest
 from pretrain_lib.data.windows.best_fit import BestFitPlan
@@ -120,8 +121,7 @@ def _open_validation_path(
     """Open a token array, or the held-out set of a prepared folder, all of it if it has none."""
     if is_foreign(path):
         tokens = open_foreign(path, vocabulary_size=vocabulary_size, dtype=data.dtype)
-        lowest, highest = _id_range(tokens)
-        check_ids(lowest if lowest < 0 else highest, None, vocabulary_size, path)
+        _check_array(tokens, data.dtype, vocabulary_size, path)
         return HeldOut(path.name, tokens, str(path))
     refuse_litdata_folder(path, setting="data.validation")
     manifest = read_manifest(path)
@@ -143,8 +143,7 @@ def _open_array(path: Place, data: DataConfig, vocabulary_size: int) -> Corpus:
             f"a token array: set data.validation=PATH of another array (.npy, .bin, .ds) or "
             f"prepared folder, or data.validation=none"
         )
-    lowest, highest = _id_range(train)
-    check_ids(lowest if lowest < 0 else highest, None, vocabulary_size, path)
+    lowest, highest = _check_array(train, data.dtype, vocabulary_size, path)
     if train.has_mask and not any(train.iterate_counted()):
         raise ValueError(
             f"data.path={path}: its loss mask (.ds.loss) leaves out every token, so there is "
@@ -168,17 +167,41 @@ def _open_array(path: Place, data: DataConfig, vocabulary_size: int) -> Corpus:
 
 
 def check_ids(
-    worst: int, tokenizer_size: int | None, vocabulary_size: int, path: Place | str
+    worst: int, tokenizer_size: int | None, vocabulary_size: int, path: Place, *, doubt: str = ""
 ) -> None:
-    """Raise ValueError if an id or the tokenizer does not fit the model's vocabulary."""
+    """Raise ValueError if an id or the tokenizer does not fit the model's vocabulary.
+
+    `doubt` says why the ids may not be those that were written.
+    """
     needed = max(worst + 1, tokenizer_size or 0)
-    if worst < 0 or needed > vocabulary_size:
+    if needed > vocabulary_size:
         raise ValueError(
-            f"model.vocabulary_size={vocabulary_size} is too small for {path}: its ids go "
-            f"{'down' if worst < 0 else 'up'} to {worst}"
+            f"model.vocabulary_size={vocabulary_size} is too small for {path}: its ids go up to "
+            f"{worst}"
             + (f", its tokenizer has {tokenizer_size}" if tokenizer_size else "")
-            + f"; set model.vocabulary_size={needed} or more"
+            + f"; {doubt}set model.vocabulary_size={needed} or more"
         )
+
+
+def _check_array(
+    tokens: TokenArray, dtype: IdType | None, vocabulary_size: int, path: Place
+) -> tuple[int, int]:
+    """Return the lowest and highest id of an array; raises ValueError if the model lacks one."""
+    lowest, highest = _id_range(tokens)
+    given = f"if data.dtype={dtype} is not their type, give the one that is; otherwise "
+    doubt = "" if dtype is None else given
+    if lowest < 0:
+        raise ValueError(
+            f"{path}: its ids go down to {lowest}, but no id is below 0; {doubt}write them again, "
+            f"without marks such as -100"
+        )
+    if tokens.is_assumed:
+        doubt = (
+            f"they are {ASSUMED}: if their type is another, give it by data.dtype, if their byte "
+            f"order is, write them as little-endian; otherwise "
+        )
+    check_ids(highest, None, vocabulary_size, path, doubt=doubt)
+    return lowest, highest
 
 
 def _id_range(tokens: TokenArray) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from pretrain_lib.files.reading import interpreting, read_object
 from pretrain_lib.values import check_value
 
 MASK_STRETCH = 2**24
+ASSUMED = "read as little-endian uint16, which is assumed"
 
 
 @dataclass
@@ -107,6 +108,7 @@ class TokenArray:
         self.files = [file for file in files if file.num_tokens]
         self.vocabulary_size = vocabulary_size
         self.has_mask = any(file.mask is not None for file in self.files)
+        self.is_assumed = any(file.is_assumed for file in self.files)
         self._ends = np.cumsum([file.num_tokens for file in self.files], dtype=np.int64).tolist()
 
     def __len__(self) -> int:
@@ -157,10 +159,11 @@ class TokenArray:
     def _check_ids(self, start: int, tokens: np.ndarray) -> None:
         lowest, highest = int(tokens.min()), int(tokens.max())
         if lowest < 0 or highest >= self.vocabulary_size:
-            path = self.files[bisect_right(self._ends, start)].path
+            file = self.files[bisect_right(self._ends, start)]
+            doubt = f" ({ASSUMED}; data.dtype states another type)" if file.is_assumed else ""
             raise ValueError(
-                f"token id {lowest if lowest < 0 else highest} in {path} (tokens {start} to "
-                f"{start + len(tokens)} of the array) is outside the vocabulary of "
+                f"token id {lowest if lowest < 0 else highest} in {file.path}{doubt} (tokens "
+                f"{start} to {start + len(tokens)} of the array) is outside the vocabulary of "
                 f"{self.vocabulary_size}; set model.vocabulary_size to that of the tokenizer that "
                 f"made the file"
             )
