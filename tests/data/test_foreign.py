@@ -100,7 +100,7 @@ def test_datatrove_files_read_with_their_documents(
     tmp_path_factory, token_size, lengths, window, seed
 ):
     folder = tmp_path_factory.mktemp("ds")
-    vocabulary = 2 ** (8 * token_size - 1)
+    vocabulary = 2**15 if token_size == 2 else 2**20
     documents = [random_ids(n, below=vocabulary, seed=seed).tolist() for n in lengths]
     ids = [i for document in documents for i in document]
     ends = write_datatrove(folder, "00000.ds", documents, token_size)
@@ -249,6 +249,25 @@ def test_half_of_a_file_is_not_taken_for_shorter_ids(tmp_path):
     (tmp_path / "a.ds").write_bytes((tmp_path / "a.ds").read_bytes()[:8])
     with pytest.raises(ValueError, match="are 2 for each of the 4 .*a.ds.metadata says 4"):
         open_foreign(tmp_path / "a.ds", vocabulary_size=None)
+
+
+@pytest.mark.parametrize("token_size", [2, 4])
+@pytest.mark.parametrize("below", [300, 50_257, 65_536])
+def test_an_index_that_lacks_documents_does_not_change_the_type_of_the_ids(
+    tmp_path, token_size, below
+):
+    ids = random_ids(2000, below=below)
+    write_datatrove(tmp_path, "a.ds", [ids[:1000], ids[1000:]], token_size)
+    path, dtype = tmp_path / "a.ds", f"uint{8 * token_size}"
+    assert open_foreign(path, vocabulary_size=below).read(0, 2000).tolist() == ids.tolist()
+    index = np.array([1000] if token_size == 2 else [1000, 2000, 4000], "<u8")
+    (tmp_path / "a.ds.index").write_bytes(index.tobytes())
+    with pytest.raises(ValueError, match=f"the values are those of {token_size}-byte ids; copy"):
+        open_foreign(path, vocabulary_size=None)
+    other = open_foreign(path, vocabulary_size=None, dtype=f"uint{48 - 8 * token_size}")
+    assert len(other) == index[-1]
+    with pytest.raises(ValueError, match=f"data.dtype={dtype}, but"):
+        open_foreign(path, vocabulary_size=None, dtype=dtype)
 
 
 def test_an_index_that_falls_is_refused(tmp_path):

@@ -1,18 +1,17 @@
 """Token arrays of other projects: NumPy, nanoGPT, llm.c, datatrove, Megatron-LM, litdata, OLMo."""
 
 import glob
-import re
 from pathlib import Path
 
 import numpy as np
 
 from pretrain_lib.data.remote import is_url
 from pretrain_lib.data.tokens.arrays import TokenArray, TokenFile
-from pretrain_lib.data.tokens.ends import EndsTable
+from pretrain_lib.data.tokens.datatrove import open_datatrove
 from pretrain_lib.data.tokens.headerless import IdType, open_headerless
 from pretrain_lib.data.tokens.litdata import INDEX, is_chunk, open_chunk, read_litdata_index
 from pretrain_lib.data.tokens.megatron import open_megatron
-from pretrain_lib.data.tokens.places import Place, open_handle, open_place
+from pretrain_lib.data.tokens.places import Place, open_place
 from pretrain_lib.data.tokens.shards import MANIFEST
 from pretrain_lib.wording import in_line
 
@@ -123,7 +122,7 @@ def _open_file(path: Place, dtype: IdType | None) -> TokenFile:
     _refuse_shard(path)
     suffix = path.suffix.lower()
     if suffix == ".ds":
-        return _open_datatrove(path)
+        return open_datatrove(path, dtype)
     return _open_npy(path, dtype) if suffix == ".npy" else _open_bin(path, dtype)
 
 
@@ -206,49 +205,6 @@ def _open_llmc(path: Place, header: list[int]) -> TokenFile:
             f"not written; write files of fewer than 2**31 tokens"
         )
     return TokenFile(path, num_tokens, np.dtype(dtype), header_bytes=LLMC_HEADER_BYTES)
-
-
-def _open_datatrove(path: Place) -> TokenFile:
-    """Open a datatrove file with its index of document ends, and its loss mask if there is one.
-
-    The last document end is the number of tokens, which tells 2-byte ids from 4-byte ids.
-    """
-    index, size = path.with_name(f"{path.name}.index"), path.stat().st_size
-    if not index.is_file():
-        raise ValueError(f"{path}: its index {index.name} is missing")
-    with index.open("rb") as file:
-        file.seek(max(0, index.stat().st_size - 8))
-        last = int.from_bytes(file.read(8), "little")
-    bytes_per_id, stated = size // last if last else 0, _stated_bytes(path)
-    if bytes_per_id not in (2, 4) or size % last or index.stat().st_size % 8:
-        raise ValueError(f"{path}: {size} bytes do not fit the documents that {index.name} lists")
-    if stated not in (None, bytes_per_id):
-        raise ValueError(
-            f"{path}: {size} bytes are {bytes_per_id} for each of the {last} ids that {index.name} "
-            f"lists, but {path.name}.metadata says {stated}; copy or write the files again"
-        )
-    mask = path.with_name(f"{path.name}.loss")
-    if mask.is_file() and mask.stat().st_size != last:
-        raise ValueError(
-            f"{mask}: {mask.stat().st_size} bytes, but {path.name} has {last} tokens, one byte "
-            f"each; write it again, or remove it to count every token"
-        )
-    return TokenFile(
-        path,
-        last,
-        np.dtype(f"<u{bytes_per_id}"),
-        foreign_ends=EndsTable(index),
-        mask=open_handle(mask) if mask.is_file() else None,
-    )
-
-
-def _stated_bytes(path: Place) -> int | None:
-    """Return how many bytes an id has by datatrove's metadata, None if they do not say it."""
-    metadata = path.with_name(f"{path.name}.metadata")
-    if not metadata.is_file():
-        return None
-    found = re.match(rb"[^\n]*\|(\d+)\n", metadata.read_bytes())
-    return int(found[1]) if found else None
 
 
 def _check_masks(files: list[TokenFile]) -> None:
