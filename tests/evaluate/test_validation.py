@@ -5,19 +5,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from accelerate import Accelerator
+from tokenizers import models
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain_lib import (
     GPT2,
     GPT2Config,
     HeldOut,
+    Job,
     Stretch,
     choose_stretches,
     load_tokenizer,
     open_foreign,
     open_split,
+    prepare,
     validate,
 )
 
@@ -80,6 +84,30 @@ def test_the_bytes_of_a_stretch_are_those_of_the_text_of_its_targets(prepared):
     text = tokenizer.backend.decode(ids, skip_special_tokens=True)
     assert text.isascii()  # no character is cut
     assert stretch.text_bytes == len(text)
+
+
+@pytest.mark.parametrize("kind", [models.WordPiece, models.BPE, models.WordLevel])
+def test_bytes_are_not_told_by_a_tokenizer_that_does_not_give_back_the_text(tmp_path, kind):
+    backend = tokenizers.Tokenizer(kind(unk_token="<unk>"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    backend.decoder = tokenizers.decoders.WordPiece()
+    trainer = backend.model.get_trainer()
+    trainer.special_tokens = [tokenizers.AddedToken(t) for t in ("<|endoftext|>", "<unk>")]
+    text = "Some words, of which (some) are not it's  own. " * 50
+    backend.train_from_iterator([text], trainer)
+    backend.save(f"{tmp_path}/tokenizer.json")
+    (tmp_path / "text.txt").write_text(text + " \u2603")
+    job = Job((f"{tmp_path}/text.txt",), f"{tmp_path}/tokenizer.json", None, "first:100")
+    manifest = prepare(job, tmp_path / "out", workers=1, quiet=True)
+    split, tokenizer = open_split(tmp_path / "out", "train"), load_tokenizer(tmp_path)
+    held_out = [HeldOut("all", split, "")]
+    (stretch,) = choose_stretches(held_out, 1, max_tokens=None, tokenizer=tokenizer)
+    ids = split.read(1, len(split) - 1)
+    assert tokenizer.count_bytes(ids) != manifest["splits"]["train"]["text_bytes"]
+    assert stretch.text_bytes is None
+    model = GPT2(GPT2Config(**{**vars(CONFIG), "vocabulary_size": 512})).initialize(0)
+    options = {"sequence_length": 1, "micro_batch": 64}
+    assert validate(Accelerator(cpu=True), model, [stretch], **options).bits_per_byte is None
 
 
 def test_with_document_masking_targets_of_other_documents_do_not_count(prepared):

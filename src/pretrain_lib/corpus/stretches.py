@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pretrain_lib.corpus.paths import HeldOut
+from pretrain_lib.data.text.round_trip import gives_back_text
 from pretrain_lib.data.text.tokenizer import Tokenizer
 from pretrain_lib.data.tokens.arrays import TokenArray
 from pretrain_lib.data.windows.packing import validation_windows
@@ -17,7 +18,8 @@ class Stretch:
     tokens: TokenArray
     windows: int
     text_bytes: int | None = None
-    """UTF-8 size of the predicted text in bytes; None if unknown, or if there is a loss mask."""
+    """UTF-8 size of the predicted text in bytes; None if there is a loss mask, or if it is unknown:
+    without a tokenizer, and with one whose tokens do not give back the text."""
 
 
 def choose_stretches(
@@ -30,8 +32,8 @@ def choose_stretches(
     """Select the windows of each held-out set for a validation over `max_tokens` (None: all).
 
     `max_tokens` is divided among several sets by weight. `tokenizer`, if given, is used to compute
-    `text_bytes`. Raises ValueError if a set or its share is shorter than a window, or
-    if a loss mask leaves out all of it.
+    `text_bytes`, if its tokens give back the text. Raises ValueError if a set or its share is
+    shorter than a window, or if a loss mask leaves out all of it.
     """
     total = sum(text.weight for text in held_out)
     found = []
@@ -52,7 +54,7 @@ def choose_stretches(
                 f"{windows * sequence_length} tokens that are read; raise validation.tokens, or "
                 f"remove the mask (.ds.loss) to count every token"
             )
-        if tokenizer is not None and counts is None:
+        if tokenizer is not None and counts is None and gives_back_text(tokenizer.backend):
             ids = text.tokens.read(0, windows * sequence_length + 1)
             size = tokenizer.count_bytes(ids[1:], before=int(ids[0]))
         found.append(Stretch(text.name, text.tokens, windows, size))

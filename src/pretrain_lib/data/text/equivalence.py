@@ -11,7 +11,7 @@ from functools import cache
 
 import tiktoken
 
-from pretrain_lib.data.text.parts import spelled_bytes
+from pretrain_lib.data.text.parts import PREPEND_SPACE, REPLACE_SPACES, spelled_bytes
 from pretrain_lib.data.text.tokenizer import Tokenizer
 
 # The default pattern of the ByteLevel pre-tokenizer of `tokenizers` (GPT-2, Radford et al. 2019).
@@ -30,9 +30,7 @@ KNOWN_WORDS = {
     GPT4_WORDS.replace(r"\p{N}{1,3}", r"\p{N}"),
 }
 # The spaces of SentencePiece (Kudo and Richardson 2018), as normalizers and as pre-tokenizers.
-_REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
-_PREPEND = {"type": "Prepend", "prepend": "\u2581"}
-SPACE_NORMALIZERS = ({"type": "Sequence", "normalizers": [_PREPEND, _REPLACE]},)
+SPACE_NORMALIZERS = ({"type": "Sequence", "normalizers": [PREPEND_SPACE, REPLACE_SPACES]},)
 METASPACES = tuple(
     {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": False}
     for scheme in ("first", "always", "never")

@@ -18,7 +18,7 @@ UNKNOWN = "\U0010fffd"  # a character of private use, which no vocabulary holds
 
 def check_keeps_text(backend: tokenizers.Tokenizer, name: str | Path) -> None:
     """Raise ValueError for a tokenizer that drops, or stops at, what its vocabulary lacks."""
-    missing = _missing_bytes(backend)
+    missing = missing_bytes(backend)
     if missing == [] or _marks_unknown(backend.model):
         return
     lack = "for every character"
@@ -33,7 +33,7 @@ def check_keeps_text(backend: tokenizers.Tokenizer, name: str | Path) -> None:
     )
 
 
-def _missing_bytes(backend: tokenizers.Tokenizer) -> list[int] | None:
+def missing_bytes(backend: tokenizers.Tokenizer) -> list[int] | None:
     """Return the bytes without a token of their own; None if tokens do not stand for bytes."""
     model = backend.model
     if is_byte_level(backend) and isinstance(model, models.BPE | models.Unigram):

@@ -4,6 +4,10 @@ import json
 
 import tokenizers
 
+# The spaces of SentencePiece (Kudo and Richardson 2018), as steps of a normalizer.
+REPLACE_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+PREPEND_SPACE = {"type": "Prepend", "prepend": "\u2581"}
+
 
 def part_settings(part: object | None) -> dict | None:
     """Return the settings of a normalizer or pre-tokenizer, as a `tokenizer.json` has them."""
