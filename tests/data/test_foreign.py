@@ -175,6 +175,30 @@ def test_arrays_that_are_no_tokens_are_refused(tmp_path, wrong):
         open_foreign(tmp_path / "ids.npy", vocabulary_size=10)
 
 
+@pytest.mark.parametrize("shape", [(100,), (10, 10), (1, 100)])
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i8"])
+def test_the_remedy_for_an_array_of_another_shape_or_type_works(tmp_path, shape, dtype):
+    ids = random_ids(100).astype(dtype)
+    np.save(tmp_path / "ids.npy", ids.reshape(shape))
+    if len(shape) > 1 or dtype != "i8":
+        with pytest.raises(
+            ValueError, match="ids.npy: must be a one-dim.*if it holds ids"
+        ) as error:
+            open_foreign(tmp_path / "ids.npy", vocabulary_size=None)
+        remedy = str(error.value).split("if it holds ids, ")[1]
+        paths = {"FILE": str(tmp_path / "ids.npy"), "NEW": str(tmp_path / "ids.npy")}
+        eval(remedy, {"numpy": np, **paths})
+    split = open_foreign(tmp_path / "ids.npy", vocabulary_size=None)
+    assert split.read(0, 100).tolist() == ids.tolist()
+
+
+def test_an_npz_that_was_renamed_is_no_array_of_bare_ids(tmp_path):
+    np.savez(tmp_path / "a.npz", ids=random_ids(100))
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    with pytest.raises(ValueError, match="a.npy holds a ZIP archive, .*numpy.savez"):
+        open_foreign(tmp_path / "a.npy", vocabulary_size=None)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

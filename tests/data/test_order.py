@@ -1,6 +1,7 @@
 """The order of the data: bijections, frozen vectors, coverage of epochs, mixture quotas."""
 
 import hashlib
+import re
 from collections import Counter
 
 import numpy as np
@@ -249,3 +250,11 @@ def test_seeds_and_epochs_have_orders_of_their_own():
             start = order.locate(np.arange(windows) + epoch * windows)[2] - order.offset(0, epoch)
             seen.add(tuple((start // 10).tolist()))
     assert len(seen) == 16
+
+
+def test_a_weight_that_is_too_small_has_one_remedy_that_works():
+    with pytest.raises(ValueError, match="raise it above .*, or leave its path out") as error:
+        block_quotas((1.0, 1e-5))
+    above = float(re.search(r"above (\S+),", str(error.value))[1])
+    assert block_quotas((1.0, above * 1.01)) == (BLOCK_WINDOWS - 1, 1)
+    assert "set it to 0" not in str(error.value)  # which the setting does not allow

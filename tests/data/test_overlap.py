@@ -2,10 +2,12 @@
 
 import dataclasses
 import gzip
+import io
 import json
 import random
 import unicodedata
 
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -413,3 +415,33 @@ def test_a_separator_splits_a_text_file_into_documents(tmp_path):
     options = {"ngram": 3, "quiet": True, "document_separator": "<|sep|>"}
     (file,) = find_overlap([str(tmp_path / "a.txt")], [items], **options).files
     assert [(found.line, found.file) for found in file.overlaps] == [(2, str(tmp_path / "a.txt"))]
+
+
+WRITERS = {
+    "gzip": lambda lines: gzip.compress(lines),
+    "Parquet": lambda lines: pq_bytes(lines),
+    "UTF-16": lambda lines: lines.decode().encode("utf-16"),
+    "array": lambda lines: json.dumps([json.loads(line) for line in lines.splitlines()]).encode(),
+    "carriage returns": lambda lines: lines.replace(b"\n", b"\r"),
+}
+
+
+def pq_bytes(lines):
+    found = io.BytesIO()
+    rows = [json.loads(line) for line in lines.splitlines()]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), found)
+    return found.getvalue()
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_items_of_another_kind_are_refused_by_their_kind(tmp_path, kind):
+    corpus = write_corpus(tmp_path / "corpus.jsonl", ["a b c d"])
+    lines = b'{"q": "a b c d"}\n{"q": "e f g h"}\n'
+    items = tmp_path / "the items.jsonl"
+    items.write_bytes(lines)
+    assert find_overlap([corpus], [items], quiet=True, ngram=3).files[0].overlapping == 1
+    items.write_bytes(WRITERS[kind](lines))
+    message = f"items={tmp_path}/the items.jsonl .*{kind}.*; (write|decompress)"
+    with pytest.raises(ValueError, match=message) as error:
+        find_overlap([corpus], [items], quiet=True, ngram=3)
+    assert len(str(error.value).splitlines()) == 1

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from array import array
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -231,3 +232,51 @@ def test_the_format_on_disk_is_frozen(tmp_path):
         "x.ends.npy": "93cf2543ea39f6d6412e1d61311ddd85f68db8aad93d2455d7e5fc7ff99201cb",
         "x.json": "eac7b579c6e9afa60bd26b7b80222b94b7c37c9cdee3a029151150656b5b23f9",
     }
+
+
+@pytest.mark.parametrize(
+    ("files", "path", "remedy"),
+    [
+        (["train.bin", "val.bin"], "", r"folder of token arrays; .*, \S+/folder/\*.bin$"),
+        (["part.npy"], "", r"folder of token arrays; .*, \S+/folder/\*.npy$"),
+        (["ids.pt"], "ids.pt", r"neither one of text nor a token array .*numpy.save"),
+        (
+            ["a.jsonl"],
+            "a.jsonl",
+            "a file of text; run `pretrain prepare` on it and give the folder",
+        ),
+        (["a.txt.gz"], "a.txt.gz", "a file of text; run `pretrain prepare`"),
+        (
+            ["state.json", "dataset_info.json"],
+            "",
+            r"save_to_disk; .*load_from_disk\(FOLDER\).to_parq",
+        ),
+        (["dataset_dict.json"], "", r"save_to_disk; .* of each split"),
+        (["job.json", "train-00000-000.bin"], "", "did not finish it; run the same command again"),
+        (
+            ["a.txt"],
+            "",
+            "not a prepared folder; if it is one of text, run `pretrain prepare` on it",
+        ),
+        (["manifest.json"], "manifest.json", r"it is a manifest; give its folder, \S+/folder$"),
+    ],
+)
+def test_what_is_not_prepared_is_said_by_kind_with_its_remedy(tmp_path, files, path, remedy):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in files:
+        (folder / name).write_bytes(b"{}")
+    with pytest.raises(ValueError, match=f"holds no manifest.json: .*{remedy}"):
+        read_manifest(folder / path)
+
+
+@pytest.mark.skipif(not find_spec("datasets"), reason="needs datasets")
+@pytest.mark.parametrize("splits", [False, True])
+def test_a_folder_of_save_to_disk_is_known_as_datasets_writes_it(tmp_path, splits):
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"text": ["one", "two"]})
+    made = datasets.DatasetDict({"train": rows}) if splits else rows
+    made.save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(ValueError, match="save_to_disk"):
+        read_manifest(tmp_path / "saved")

@@ -488,3 +488,14 @@ def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"data.source=data/corpus.jsonl: there is no such file"):
         open_source("data/corpus.jsonl")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\0"])
+def test_a_name_of_two_lines_gives_a_message_of_one(tmp_path, content):
+    path = tmp_path / ("a\nb.txt" if content != b"\0" else "a\nb.csv")
+    if content is not None:
+        path.write_bytes(content)
+    for name in (path, path.parent if content == b"" else path):
+        with pytest.raises(ValueError, match="data.source=") as error:
+            open_source(str(name))
+        assert len(str(error.value).splitlines()) == 1

@@ -5,7 +5,6 @@ of it occur in the corpus. Words are lower-cased runs of letters and digits, in 
 all else is ignored. The test says little about scripts without spaces.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from pretrain_lib.data.overlap_items import read_records
 from pretrain_lib.data.pool import run_tasks
 from pretrain_lib.data.text.documents import Rejected, show_path
 from pretrain_lib.data.text.sources import FileSource, Source, open_source
@@ -188,7 +188,7 @@ def _read_items(
     files, tested, ids, keys = [], [], [], {}
     for path in paths:
         files.append(file := FileOverlap(str(path)))
-        for line, record in _read_records(path):
+        for line, record in read_records(path):
             file.items += 1
             keys |= dict.fromkeys(record)
             start = len(ids)
@@ -208,21 +208,6 @@ def _read_items(
         rule = f"has a string of ngram={known.ngram} words; give other items or a smaller ngram"
         raise ValueError(f"items={names}: none of {sum(f.items for f in files)} items {rule}")
     return files, tested, np.array(ids, dtype=np.int64)
-
-
-def _read_records(path: Path) -> Iterator[tuple[int, dict]]:
-    if not path.is_file():
-        raise ValueError(f"items={path}: there is no such file")
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict):
-            raise ValueError(f"items={path}: line {number} must be a JSON object: {line[:60]!r}")
-        yield number, record
 
 
 def _strings(value: Any) -> list[str]:

@@ -13,9 +13,9 @@ from pretrain_lib.data.tokens.litdata import INDEX, is_chunk, open_chunk, read_l
 from pretrain_lib.data.tokens.megatron import open_megatron
 from pretrain_lib.data.tokens.places import Place, open_place
 from pretrain_lib.data.tokens.shards import MANIFEST
+from pretrain_lib.data.tokens.unprepared import FOREIGN_SUFFIXES
 from pretrain_lib.wording import in_line
 
-FOREIGN_SUFFIXES = (".npy", ".bin", ".ds")
 NPY_MAGIC = b"\x93NUMPY"
 NPY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -163,8 +163,18 @@ def _open_npy(path: Place, dtype: IdType | None) -> TokenFile:
             raise ValueError(f"{path} is not a .npy array: {reason}") from error
         header_bytes = file.tell()
     if len(shape) != 1 or of.kind not in "iu":
-        raise ValueError(f"{path}: must be a one-dimensional integer array, is {of} {shape}")
+        raise ValueError(
+            f"{path}: must be a one-dimensional integer array, is {of} {shape}; {_npy_remedy(of)}"
+        )
     return TokenFile(path, shape[0], of, header_bytes=header_bytes)
+
+
+def _npy_remedy(of: np.dtype) -> str:
+    """Return how an array of ids of another shape or type is written as it is read."""
+    if of.kind not in "iuf":
+        return "save the ids as integers, one after the other"
+    integers = ".astype('uint32')" if of.kind == "f" else ""
+    return f"if it holds ids, numpy.save(NEW, numpy.load(FILE).reshape(-1){integers})"
 
 
 def _open_bin(path: Place, dtype: IdType | None) -> TokenFile:

@@ -15,6 +15,7 @@ import numpy as np
 import xxhash
 
 from pretrain_lib.data.tokens.manifests import FORMAT_VERSION, MANIFEST, parse_manifest
+from pretrain_lib.data.tokens.unprepared import explain_unprepared
 from pretrain_lib.files.writes import write_files, write_json
 
 BLOCK_BYTES = 64 * 1024  # unit of checksums in a .bin, verified at the first read that touches it
@@ -84,8 +85,5 @@ def read_manifest(folder: Path) -> dict:
     if isinstance(folder, Path) and not folder.exists():
         raise ValueError(f"data.path={folder}: there is no such folder")
     if not path.is_file():
-        raise ValueError(
-            f"data.path={folder} holds no {MANIFEST}: it is not a prepared folder, or `pretrain "
-            f"prepare` did not finish; run `pretrain prepare` on it (again)"
-        )
+        raise ValueError(f"data.path={folder} holds no {MANIFEST}: {explain_unprepared(folder)}")
     return parse_manifest(path)

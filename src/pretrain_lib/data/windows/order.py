@@ -29,7 +29,8 @@ def block_quotas(weights: tuple[float, ...]) -> tuple[int, ...]:
         if weight > 0 and quota == 0:
             raise ValueError(
                 f"data.weights={list(weights)}: {weight} is less than one window in "
-                f"{BLOCK_WINDOWS}; raise it above {sum(weights) / BLOCK_WINDOWS:.3g} or set it to 0"
+                f"{BLOCK_WINDOWS}; raise it above {sum(weights) / BLOCK_WINDOWS:.3g}, or leave its "
+                f"path out"
             )
     return tuple(quotas)
 
