@@ -20,11 +20,24 @@ from pretrain_lib.models.flops import count_parameters
 from pretrain_lib.models.interface import Model
 from pretrain_lib.models.weight_files import weight_file, write_index, write_weights
 from pretrain_lib.optim.muon import MOMENTUM
-from pretrain_lib.optim.state import moment_bytes, moment_dtype, state_names
-from pretrain_lib.tensors.piece_files import fill_piece, read_pieces, write_pieces
+from pretrain_lib.optim.state import (
+    check_storable,
+    moment_bytes,
+    moment_dtype,
+    other_kind,
+    state_names,
+)
+from pretrain_lib.tensors.piece_files import (
+    StoredPiece,
+    fill_piece,
+    read_note,
+    read_pieces,
+    write_pieces,
+)
 from pretrain_lib.tensors.pieces import Holder, Piece, find_holder, local_piece, whole_tensor
 
 OPTIMIZER_FILES = f"{TRAINING}/optimizer-*.safetensors"
+KIND = "optimizer"  # in a file's metadata: the class of an optimizer other than AdamW and Muon
 SPARE_BYTES = 2**24  # allowance for everything besides tensors
 
 
@@ -37,6 +50,8 @@ class Part:
     weights: dict[str, torch.Tensor]
     """With the names and shapes of transformers."""
     moments: dict[str, Piece]
+    optimizer: str | None
+    """The class of the optimizer, None for AdamW and Muon."""
     files: dict[str, str]
     """The file name of every weight, whichever process writes it."""
     weight_bytes: int
@@ -56,8 +71,10 @@ def collect_part(
 
     With `by_one` the first process writes everything. Unsharded tensors and pieces of moments are
     not copied: the part refers to the live tensors. The other tensors of a sharded model are
-    gathered one by one into CPU memory, so all processes must call this together.
+    gathered one by one into CPU memory, so all processes must call this together. Raises ValueError
+    as `check_storable` does.
     """
+    check_storable(model, optimizer)
     holder = find_holder(model)
     writers = 1 if by_one else holder.count
     owners = _deal(model, writers)
@@ -78,6 +95,7 @@ def collect_part(
         config=model.config,
         weights=to_folder(model, {n: t for n, t in weights.items() if t is not None}),
         moments=_own_pieces(moments, first=holder.index == 0),
+        optimizer=other_kind(optimizer),
         files={
             name: weight_file(owners[parameter], writers)
             for parameter, names in names_in_folder(model).items()
@@ -102,8 +120,9 @@ def write_part(part: Part, folder: Path) -> dict[str, str]:
         file = weight_file(index, count)
         digests[file] = write_weights(folder / file, part.weights)
     if part.moments:
+        notes = {KIND: part.optimizer} if part.optimizer else None
         file = moments_file(index, count)
-        digests[file] = write_pieces(folder / file, part.moments)
+        digests[file] = write_pieces(folder / file, part.moments, notes=notes)
     if index == 0 and count > 1:
         write_index(folder, part.files, total_bytes=part.weight_bytes)
     return digests
@@ -136,28 +155,55 @@ def load_moments(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> 
     optimizer, or if stored moments belong to no parameter.
     """
     files = [path / name for name in listed_files(path) if fnmatch(name, OPTIMIZER_FILES)]
-    stored, dtype = read_pieces(files), moment_dtype(optimizer)
-    without = {name for name, _ in model.named_parameters()} - {k.rsplit(".", 1)[0] for k in stored}
+    stored, known = read_pieces(files), _known_state(path, files, optimizer)
+    dtype = moment_dtype(optimizer) if known else None
+    updated = {p for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+    without = {name for name, parameter in model.named_parameters() if parameter in updated}
+    without -= {name.rsplit(".", 1)[0] for name in stored}
     if stored and without:
         raise ValueError(f"{path}: the optimizer moments of {sorted(without)[:3]}... are missing")
-    expected = state_names(optimizer)
     for name, parameter in model.named_parameters():
         kinds = [key.rsplit(".", 1)[1] for key in stored if key.rsplit(".", 1)[0] == name]
-        if kinds and sorted(kinds) != sorted(expected.get(parameter, ())):
-            raise _other_optimizer(path, name, kinds, expected.get(parameter, ()))
-        state = {}
-        for kind in kinds:
-            pieces = stored.pop(f"{name}.{kind}")
-            if pieces[0].piece.shape:
-                state[kind] = torch.zeros_like(parameter, dtype=dtype)
-            else:
-                state[kind] = torch.zeros((), device=parameter.device)  # the step count
-            fill_piece(local_piece(state[kind]), pieces)
-        optimizer.state[parameter] = state
+        if kinds and known and sorted(kinds) != sorted(known.get(parameter, ())):
+            raise _other_optimizer(path, name, kinds, known.get(parameter, ()))
+        optimizer.state[parameter] = {
+            kind: _load_state(parameter, stored.pop(f"{name}.{kind}"), dtype) for kind in kinds
+        }
     if stored:
         raise ValueError(
             f"{path}: the optimizer moments {sorted(stored)[:3]}... belong to no parameter"
         )
+
+
+def _known_state(
+    path: Path, files: list[Path], optimizer: torch.optim.Optimizer
+) -> dict[torch.Tensor, tuple[str, ...]] | None:
+    """Return what AdamW or Muon keeps for each parameter, None if it is another optimizer.
+
+    Raises ValueError if the files hold the state of another kind of optimizer.
+    """
+    now = other_kind(optimizer)
+    before = read_note(files[0], KIND) if files else now
+    if before != now:
+        stored, own = (kind or "AdamW or Muon" for kind in (before, now))
+        raise ValueError(
+            f"{path} holds the state of {stored}, the optimizer is {own}: load it into one of the "
+            f"kind that was saved, or only the weights, with load_pretrained"
+        )
+    return state_names(optimizer) if now is None else None
+
+
+def _load_state(
+    parameter: torch.Tensor, pieces: list[StoredPiece], dtype: torch.dtype | None
+) -> torch.Tensor:
+    """Return a stored tensor, or the local shard of it; moments in `dtype` (None: as stored)."""
+    own = pieces[0].piece.tensor.dtype
+    if pieces[0].piece.shape:
+        value = torch.zeros_like(parameter, dtype=dtype or own)
+    else:  # such as the step count
+        value = torch.zeros((), dtype=None if dtype else own, device=parameter.device)
+    fill_piece(local_piece(value), pieces)
+    return value
 
 
 def _other_optimizer(

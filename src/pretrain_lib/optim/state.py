@@ -1,6 +1,9 @@
 """What an optimizer keeps for each parameter."""
 
+from collections.abc import Iterator
+
 import torch
+from torch.distributed.tensor import DTensor
 
 from pretrain_lib.optim.adamw_bf16 import AdamWBf16
 from pretrain_lib.optim.muon import MOMENTUM
@@ -9,7 +12,7 @@ ADAMW_STATE = ("exp_avg", "exp_avg_sq", "step")
 
 
 def state_names(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, tuple[str, ...]]:
-    """Return the names of the tensors that an optimizer keeps for each parameter."""
+    """Return the names of the tensors that AdamW or Muon keeps for each parameter."""
     return {
         parameter: (MOMENTUM,) if group.get("parts") else ADAMW_STATE
         for group in optimizer.param_groups
@@ -17,16 +20,69 @@ def state_names(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, tuple[st
     }
 
 
+def other_kind(optimizer: torch.optim.Optimizer) -> str | None:
+    """Return the class of an optimizer that keeps something else than AdamW and Muon, else None."""
+    inner, names = _unwrapped(optimizer), state_names(optimizer)
+    more = any(group.get("amsgrad") for group in optimizer.param_groups)
+    kept = ((parameter, tuple(sorted(state))) for parameter, state in inner.state.items() if state)
+    as_known = all(names.get(parameter) == own for parameter, own in kept)
+    is_known = isinstance(inner, torch.optim.Adam) and as_known and not more
+    return None if is_known else type(inner).__name__
+
+
+def check_storable(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError if an optimizer keeps anything that a checkpoint cannot hold.
+
+    It holds, for each parameter of the model, scalar tensors and tensors shaped like the parameter.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for key, what in _unstorable(optimizer, names):
+        raise ValueError(
+            f"{type(_unwrapped(optimizer)).__name__} keeps {what} for {key}, and a checkpoint "
+            f"holds scalar tensors and tensors shaped like a parameter of the model: save with "
+            f"another optimizer"
+        )
+
+
+def _unstorable(
+    optimizer: torch.optim.Optimizer, names: dict[torch.Tensor, str]
+) -> Iterator[tuple[str, str]]:
+    """Yield whose state cannot be stored, and what it is."""
+    for parameter, state in _unwrapped(optimizer).state.items():
+        if state and parameter not in names:
+            is_tensor = isinstance(parameter, torch.Tensor)
+            yield ("a tensor that is no parameter" if is_tensor else repr(parameter)), "a state"
+        for kind, value in sorted(state.items()) if isinstance(state, dict) else ():
+            if not isinstance(value, torch.Tensor):
+                yield names[parameter], f"{kind}, a {type(value).__name__}"
+            elif value.dim() and not _like(value, parameter):
+                yield names[parameter], f"{kind} of shape {tuple(value.shape)}"
+
+
+def _like(value: torch.Tensor, parameter: torch.Tensor) -> bool:
+    is_sharded = isinstance(value, DTensor) == isinstance(parameter, DTensor)
+    return is_sharded and value.shape == parameter.shape and value.layout == torch.strided
+
+
 def moment_dtype(optimizer: torch.optim.Optimizer) -> torch.dtype:
     """Return the dtype of an optimizer's moments; it may be in Accelerate's wrapper."""
-    inner = getattr(optimizer, "optimizer", optimizer)
-    return torch.bfloat16 if isinstance(inner, AdamWBf16) else torch.float32
+    return torch.bfloat16 if isinstance(_unwrapped(optimizer), AdamWBf16) else torch.float32
 
 
 def moment_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Return the size in bytes of all moments, on all processes together."""
+    """Return the size in bytes of all moments, on all processes together.
+
+    Of an optimizer that is not AdamW or Muon, it is that of what it keeps now.
+    """
+    if other_kind(optimizer) is not None:
+        kept = (v for state in _unwrapped(optimizer).state.values() for v in state.values())
+        return sum(value.numel() * value.dtype.itemsize for value in kept)
     elements = sum(
         parameter.numel() * sum(name != "step" for name in names)
         for parameter, names in state_names(optimizer).items()
     )
     return moment_dtype(optimizer).itemsize * elements
+
+
+def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    return getattr(optimizer, "optimizer", optimizer)

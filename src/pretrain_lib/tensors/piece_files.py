@@ -28,13 +28,18 @@ class StoredPiece:
     piece: Piece
 
 
-def write_pieces(path: Path, pieces: Mapping[str, Piece]) -> str:
-    """Write pieces, by tensor name, to a safetensors file; return its xxh3_128."""
+def write_pieces(
+    path: Path, pieces: Mapping[str, Piece], *, notes: Mapping[str, str] | None = None
+) -> str:
+    """Write pieces, by tensor name, to a safetensors file; return its xxh3_128.
+
+    `notes` are further entries of the metadata.
+    """
     where = {
         name: {"saved_offsets": list(piece.offsets), "shape": list(piece.shape)}
         for name, piece in pieces.items()
     }
-    metadata = {"format": "pt", "DCP_VERSION": "1.0", WHERE: json.dumps(where)}
+    metadata = {"format": "pt", "DCP_VERSION": "1.0", WHERE: json.dumps(where)} | dict(notes or {})
     tensors = {name: piece.tensor for name, piece in pieces.items()}
     return write_tensors(path, tensors, metadata=metadata)
 
@@ -50,6 +55,12 @@ def read_pieces(paths: Iterable[Path]) -> dict[str, list[StoredPiece]]:
                 piece = Piece(tensor, tuple(place["saved_offsets"]), tuple(place["shape"]))
                 stored[name].append(StoredPiece(path, name, piece))
     return dict(stored)
+
+
+def read_note(path: Path, name: str) -> str | None:
+    """Return the note `name` of a file that `write_pieces` wrote, None if it has none."""
+    with safe_open(path, framework="pt") as tensors:
+        return (tensors.metadata() or {}).get(name)
 
 
 def fill_piece(own: Piece, stored: list[StoredPiece]) -> None:
