@@ -4,9 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pretrain_lib.checkpoint.folders import FILES, MANIFEST, describe_files
+from pretrain_lib.checkpoint.folders import FILES, MANIFEST, STATE, describe_files
+from pretrain_lib.checkpoint.state import read_state
 from pretrain_lib.training import loop
 from tests.conftest import change, read_rows
 from tests.training.test_loop import elsewhere, run, status
@@ -163,3 +165,72 @@ def test_steps_of_another_size_are_refused(recipe, tmp_path, changes, is_fork):
     with pytest.raises(ValueError, match=r"batch\.\w+ was .*, is .* keep their size") as error:
         run(change(recipe, batch=changes, run=own))
     assert "run.initial_weights=" in str(error.value)
+
+
+def validated(config):
+    rows = read_rows(config.run.dir)
+    return {row["step"]: row["loss"] for row in rows if row["kind"] == "validation"}
+
+
+def last_state(config):
+    return read_state(Path(config.run.dir, "checkpoints", "step-00000008"))[0]
+
+
+def make_unreachable(config, step, **more):
+    """Write a best loss into a checkpoint that no later one comes below; return its folder."""
+    checkpoint = Path(config.run.dir) / "checkpoints" / f"step-{step:08d}"
+    state = json.loads((checkpoint / STATE).read_text())
+    state |= {"best_loss": 0.5, "best_step": 2} | more
+    (checkpoint / STATE).write_text(json.dumps(state))
+    (checkpoint / FILES).write_text(json.dumps(describe_files(checkpoint)))
+    return checkpoint
+
+
+@pytest.mark.parametrize(
+    "other", [{"validation": {"tokens": 256}}, {"data": {"document_masking": True}}, {}]
+)
+def test_the_best_loss_is_that_of_the_text_that_is_validated_now(recipe, other):
+    begun = change(recipe, run={"max_steps": 4})
+    run(begun)
+    make_unreachable(begun, 4)
+    allowed = {"allow_changes": ["data.document_masking"]}
+    run(change(recipe, run=allowed, **other))
+    state = last_state(recipe)
+    expected = (validated(recipe)[8], 8) if other else (0.5, 2)
+    assert (state.best_loss, state.best_step) == expected
+
+
+def test_another_held_out_text_begins_a_new_best(recipe, tmp_path):
+    begun = change(recipe, run={"max_steps": 4})
+    run(begun)
+    make_unreachable(begun, 4)
+    np.save(tmp_path / "held_out.npy", np.arange(2000, dtype=np.uint16) % 500)
+    run(change(recipe, data={"validation": str(tmp_path / "held_out.npy")}))
+    state = last_state(recipe)
+    assert (state.best_loss, state.best_step) == (validated(recipe)[8], 8)
+
+
+@pytest.mark.parametrize(("tokens", "is_kept"), [(512, True), (256, False)])
+def test_a_checkpoint_that_does_not_say_is_taken_to_be_of_the_text_as_set(recipe, tokens, is_kept):
+    begun = change(recipe, run={"max_steps": 4})
+    run(begun)
+    checkpoint = make_unreachable(begun, 4)
+    state = json.loads((checkpoint / STATE).read_text())
+    del state["validated"]
+    (checkpoint / STATE).write_text(json.dumps(state))
+    (checkpoint / FILES).write_text(json.dumps(describe_files(checkpoint)))
+    run(change(recipe, validation={"tokens": tokens}))
+    expected = (0.5, 2) if is_kept else (validated(recipe)[8], 8)
+    assert (last_state(recipe).best_loss, last_state(recipe).best_step) == expected
+
+
+def test_a_fork_has_bests_of_its_own(recipe, tmp_path):
+    begun = change(recipe, run={"max_steps": 4})
+    run(begun)
+    parent = make_unreachable(begun, 4, best_scores={"task/acc": [1.0, 2]})
+    fork = change(recipe, run={"dir": str(tmp_path / "fork"), "resume": str(parent)})
+    run(fork)
+    state, losses = last_state(fork), validated(fork)
+    best = min(losses, key=losses.get)
+    assert (state.best_loss, state.best_step) == (losses[best], best)
+    assert state.best_scores == {}

@@ -59,6 +59,8 @@ class TrainingState:
     best_loss: float | None = None
     """The lowest validation loss so far, in nats per target token."""
     best_step: int = 0
+    validated: str | None = None
+    """Identifies the windows that `best_loss` was measured on; None if unknown."""
     best_scores: dict[str, list] = field(default_factory=dict)
     """The best value so far of the score that `checkpoint.keep_best` names, and its step."""
     recent: list[list[float]] = field(default_factory=list)

@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import xxhash
+
 from pretrain_lib.corpus.paths import HeldOut
 from pretrain_lib.data.text.round_trip import gives_back_text
 from pretrain_lib.data.text.tokenizer import Tokenizer
 from pretrain_lib.data.tokens.arrays import TokenArray
 from pretrain_lib.data.windows.packing import validation_windows
+
+HASHED_TOKENS = 2**22  # at a time
 
 
 @dataclass(frozen=True)
@@ -59,3 +63,19 @@ def choose_stretches(
             size = tokenizer.count_bytes(ids[1:], before=int(ids[0]))
         found.append(Stretch(text.name, text.tokens, windows, size))
     return tuple(found)
+
+
+def identify(
+    stretches: Sequence[Stretch], sequence_length: int, *, document_masking: bool = False
+) -> str:
+    """Return a hash of what a validation measures a loss on: windows, masks, and their length."""
+    digest = xxhash.xxh3_128(f"{sequence_length} {document_masking}".encode())
+    for stretch in stretches:
+        count = stretch.windows * sequence_length + 1
+        digest.update(f" {count} ".encode())
+        for start in range(0, count, HASHED_TOKENS):
+            size = min(HASHED_TOKENS, count - start)
+            digest.update(stretch.tokens.read(start, size).astype("<i8"))
+            counted = stretch.tokens.counts(start, size)
+            digest.update(b"" if counted is None else counted)
+    return digest.hexdigest()

@@ -38,6 +38,12 @@ WORLD = ("processes", "device", "device_name", "precision", "threads", "system")
 STEP_SIZES = {f"batch.{name}" for name in ("tokens", "ramp_from", "ramp_increment", "ramp_tokens")}
 CHOICES = ("auto", "never")  # special values of `run.resume`; anything else is a path
 
+# What a validation loss depends on, besides the model.
+OF_VALIDATION = {
+    *(DATA, "data.validation", "data.document_masking"),
+    *("validation.tokens", "batch.sequence_length"),
+}
+
 
 @dataclass(frozen=True)
 class Start:
@@ -119,6 +125,7 @@ def _load(
     load_checkpoint(path, model, optimizer)
     if DATA in changes:
         state.windows = 0
+    _forget_other_bests(state, changes, fork=fork)
     for key in ("versions", "git"):
         changes |= setting_changes({key: before[key]}, {key: manifest[key]})
     worlds = ({name: m["world"].get(name) for name in WORLD} for m in (before, manifest))
@@ -141,6 +148,18 @@ def _refuse_other_steps(path: Path, changes: dict[str, tuple]) -> None:
             f"which its schedule is counted; set it back, or begin another run with the weights of "
             f"this one (run.initial_weights={path})"
         )
+
+
+def _forget_other_bests(state: TrainingState, changes: dict, *, fork: bool) -> None:
+    """Forget the best loss and score if they are those of another run, text or choice of items.
+
+    What a loss was measured on is compared at the next validation, unless the checkpoint is so old
+    that it does not say.
+    """
+    if fork or (state.validated is None and changes.keys() & OF_VALIDATION):
+        state.best_loss, state.best_step = None, 0
+    if fork or "scores.limit" in changes:
+        state.best_scores = {}
 
 
 def check_resume(config: Recipe) -> None:
