@@ -95,10 +95,21 @@ class Counting(torch.optim.SGD):
                 self.state[parameter]["updates"] = self.state[parameter].get("updates", 0) + 1
 
 
+class Exact(torch.optim.SGD):
+    """Keeps a tensor of a type that no file here has."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["total"] = parameter.detach().double()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (torch.optim.Adafactor, r"Adafactor keeps \w+ of shape \(.*\) for \S+, and a checkpoint"),
+        (Exact, r"Exact keeps total in torch\.float64 for \S+, and a checkpoint"),
         (Counting, r"Counting keeps updates, a int for \S+, and a checkpoint"),
     ],
 )

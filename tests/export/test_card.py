@@ -1,9 +1,12 @@
 """Model cards: what the hub reads of them, and figures that are those of the run."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 
@@ -183,6 +186,38 @@ def test_scores_that_are_not_this_model_s_are_refused(bare, tmp_path, content, m
     with pytest.raises(ValueError, match=message):
         export_checkpoint(bare, tmp_path / "out", scores=path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bare", "scores.json"]
+
+
+def scored(folder, path, *, as_text=False):
+    """Write results that say that lm-eval scored a folder."""
+    arguments = f"pretrained={folder},dtype=float32" if as_text else {"pretrained": str(folder)}
+    path.write_text(json.dumps(results_of(1416, config={"model_args": arguments})))
+    return path
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_scores_of_a_folder_with_other_weights_are_refused(bare, tmp_path, as_text):
+    other, path = tmp_path / "other", tmp_path / "scores.json"
+    save_pretrained(GPT2(load_pretrained(bare).config).initialize(1), other, tokenizer=None)
+    scored(other, path, as_text=as_text)
+    message = f"has the scores of {other}, whose weights are not those of {bare}: score that"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        export_checkpoint(bare, tmp_path / "out", scores=path)
+    assert not (tmp_path / "out").exists()
+    shutil.rmtree(other)  # then its number of parameters is all that is known
+    export_checkpoint(bare, tmp_path / "out", scores=path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_scores_of_an_export_of_the_same_weights_are_taken(bare, tmp_path, dtype):
+    first, path = tmp_path / "first", tmp_path / "scores.json"
+    export_checkpoint(bare, first, dtype=dtype, max_shard_bytes=1000)
+    scored(first, path)
+    for number, own in enumerate((torch.float32, torch.bfloat16)):
+        export_checkpoint(bare, tmp_path / f"out{number}", dtype=own, scores=path)
+    again = tmp_path / "out1"  # in bf16
+    export_checkpoint(again, tmp_path / "out2", scores=path)
+    export_checkpoint(bare, tmp_path / "out3", scores=scored(bare, path))
 
 
 def test_sources_on_the_hub_are_named_as_data_sets(recipe, bare, tmp_path):

@@ -9,7 +9,8 @@ import yaml
 from pretrain_lib.checkpoint.folders import MANIFEST, STATE
 from pretrain_lib.corpus.origin import Origin, find_origins
 from pretrain_lib.data.text.rows import HUB_NAME
-from pretrain_lib.evaluate.scored import Score, last_scores, read_results, scores_of_results
+from pretrain_lib.evaluate.scored import Score, last_scores
+from pretrain_lib.export.scores_file import scores_of_file
 from pretrain_lib.models.any_model import name_class
 from pretrain_lib.models.flops import count_parameters
 from pretrain_lib.models.gpt2 import GPT2Config
@@ -74,7 +75,7 @@ def gather(checkpoint: Path, model: Model, *, scores: Path | None = None) -> Kno
         rows = [row for row in read_rows(run / METRICS) if row["step"] <= state["step"]]
         samples = [row for row in read_samples(run) if row["step"] == state["step"]]
     if scores is not None:
-        found, by = _scores_of_file(scores, model)
+        found, by = scores_of_file(scores, checkpoint, model)
     else:
         found, step = last_scores(run or checkpoint, rows)
         by = f"lm-evaluation-harness during training, at step {step:,}"
@@ -86,20 +87,6 @@ def run_of(checkpoint: Path) -> Path | None:
     folder = checkpoint.resolve().parent
     run = folder.parent
     return run if folder.name == CHECKPOINTS and (run / METRICS).is_file() else None
-
-
-def _scores_of_file(path: Path, model: Model) -> tuple[tuple[Score, ...], str]:
-    results = read_results(path)
-    parameters = results["config"].get("model_num_parameters")
-    if parameters not in (None, own := count_parameters(model)):
-        raise ValueError(
-            f"scores={path} has the scores of a model of {parameters:,} parameters, but this one "
-            f"has {own:,}: give the scores of this model"
-        )
-    by = f"lm-evaluation-harness {results.get('lm_eval_version', '')}".strip()
-    limit = results["config"].get("limit")
-    by = f"{by}; the first {limit:g} items of each task" if limit else by
-    return scores_of_results(results), by
 
 
 def _last(rows: Rows, kind: str) -> dict:

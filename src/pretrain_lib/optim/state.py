@@ -7,6 +7,7 @@ from torch.distributed.tensor import DTensor
 
 from pretrain_lib.optim.adamw_bf16 import AdamWBf16
 from pretrain_lib.optim.muon import MOMENTUM
+from pretrain_lib.tensors.files import DTYPES
 
 ADAMW_STATE = ("exp_avg", "exp_avg_sq", "step")
 
@@ -55,6 +56,8 @@ def _unstorable(
         for kind, value in sorted(state.items()) if isinstance(state, dict) else ():
             if not isinstance(value, torch.Tensor):
                 yield names[parameter], f"{kind}, a {type(value).__name__}"
+            elif value.dtype not in DTYPES:
+                yield names[parameter], f"{kind} in {value.dtype}"
             elif value.dim() and not _like(value, parameter):
                 yield names[parameter], f"{kind} of shape {tuple(value.shape)}"
 
