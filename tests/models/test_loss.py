@@ -32,13 +32,13 @@ def random_problem(rows, width, vocabulary, padding, ignored, seed, dtype=torch.
 
 
 def reference(hidden, weight, targets, vocabulary_size, factor=1.0, z_loss=0.0):
-    """Return torch's float64 loss and the gradients of `factor` times it."""
+    """Return torch's float64 loss, and the gradients of `factor` times it with the z-loss."""
     hidden, weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
     logits = hidden @ weight[:vocabulary_size].T
     loss = F.cross_entropy(logits, targets, ignore_index=IGNORED_TARGET, reduction="sum")
     counted = logits[targets != IGNORED_TARGET]
-    loss = loss + z_loss * counted.logsumexp(dim=1).square().sum()
-    return loss.detach(), *torch.autograd.grad(factor * loss, (hidden, weight))
+    minimized = loss + z_loss * counted.logsumexp(dim=1).square().sum()
+    return loss.detach(), *torch.autograd.grad(factor * minimized, (hidden, weight))
 
 
 def relative_error(value, expected):
@@ -229,12 +229,25 @@ def test_the_compiled_form_is_the_same_function(autocast):
 HEADS = ["matrix", "other"]
 
 
-def loss_of(head, hidden, weight, targets):
+def loss_of(head, hidden, weight, targets, z_loss=0.0):
     """Return the loss by the fused head, or by one that makes its own logits."""
     if head == "matrix":
-        return linear_cross_entropy(hidden, weight, targets)
+        return linear_cross_entropy(hidden, weight, targets, z_loss=z_loss)
     own = SimpleNamespace(logits=lambda x: x @ weight.T)
-    return chunked_loss(own, hidden, targets, vocabulary_size=len(weight), z_loss=0.0)
+    return chunked_loss(own, hidden, targets, vocabulary_size=len(weight), z_loss=z_loss)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_z_loss_is_in_the_gradients_and_not_in_the_loss(head):
+    hidden, weight, targets = random_problem(16, 4, 50, 0, 0.2, 1, torch.float32)
+    plain, _ = loss_of(head, hidden, weight, targets)
+    loss, _ = loss_of(head, hidden, weight, targets, z_loss=0.1)
+    assert torch.equal(loss, plain)
+    loss.backward()
+    expected, *gradients = reference(hidden, weight, targets, 50, z_loss=0.1)
+    torch.testing.assert_close(loss.detach().double(), expected, rtol=1e-6, atol=0)
+    for found, gradient in zip((hidden.grad, weight.grad), gradients, strict=True):
+        assert relative_error(found, gradient) < 1e-5
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -192,9 +192,13 @@ def test_z_loss_is_part_of_training_and_not_of_validation(family):
     tensors = batch(3)
     plain, _ = model(**tensors)
     set_up_model(model, compiled=False, z_loss=0.1)
-    squares = model(tensors["input_ids"]).double().logsumexp(dim=-1).square().sum()
-    expected = plain.double() + 0.1 * squares
-    torch.testing.assert_close(model(**tensors)[0].double(), expected, rtol=1e-5, atol=0)
+    loss, _ = model(**tensors)
+    assert torch.equal(loss, plain)  # it is told without the z-loss, which is in the gradients
+    squares = model(tensors["input_ids"]).logsumexp(dim=-1).square().sum()
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(plain + 0.1 * squares, parameters)
+    for found, gradient in zip(torch.autograd.grad(loss, parameters), expected, strict=True):
+        torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-4)
     assert torch.equal(model.eval()(**tensors)[0], plain)
 
 

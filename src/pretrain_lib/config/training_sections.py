@@ -174,7 +174,7 @@ class OptimizerConfig:
     )
     z_loss: float = setting(
         0.0,
-        "Coefficient of the squared log-sum-exp of each target's logits in the training loss.",
+        "Coefficient of the squared log-sum-exp of each target's logits, minimized with the loss.",
         minimum=0,
     )
 

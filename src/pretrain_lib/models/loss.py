@@ -29,8 +29,9 @@ def linear_cross_entropy(
     `hidden` (..., D), `weight` (V_padded, D), `targets` (...) int64 in [0, V) or IGNORED_TARGET.
     Another shape is a ValueError; so is another target on a CPU. On a GPU it makes the loss NaN.
     Rows of `weight` from `vocabulary_size` on are padding: they are excluded from the softmax and
-    get a zero gradient. `z_loss` is the coefficient of the squared log-sum-exp, added for each
-    target that is not ignored (Chowdhery et al. 2022, section 5). Both results have shape (); the
+    get a zero gradient. `z_loss` is the coefficient of the squared log-sum-exp of each target that
+    is not ignored (Chowdhery et al. 2022, section 5): the gradients are those of the loss with it,
+    the value returned is the loss without it. Both results have shape (); the
     loss is in fp32. Under autocast the matrix products run in its dtype, log-sum-exp and sum in
     fp32. `compiled` fuses the operations on the logits with torch.compile, which is faster on CUDA.
     """
@@ -146,9 +147,7 @@ def _block_loss(
     total = x.exp_().sum(dim=1, keepdim=True)
     nll, share = total.log() - picked_logits, counts / total
     if z_loss:
-        normalizer = top + total.log()
-        nll += z_loss * normalizer**2
-        share = share * (1 + 2 * z_loss * normalizer)
+        share = share * (1 + 2 * z_loss * (top + total.log()))
     if needs_gradients:
         x *= share  # the softmax, times a factor for the z-loss
         x.scatter_add_(1, picked, -counts.to(x.dtype))
@@ -178,8 +177,6 @@ def _loss_for_compiler(
     picked = targets.clamp(min=0)[:, None]
     normalizer = high.logsumexp(dim=1, keepdim=True)
     nll, share = normalizer - logits.gather(1, picked), counts.to(high.dtype)
-    if z_loss:
-        nll = nll + z_loss * normalizer**2
     if needs_gradients:
         if z_loss:
             share = share * (1 + 2 * z_loss * normalizer)

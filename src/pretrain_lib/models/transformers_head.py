@@ -152,5 +152,8 @@ def _chunk_loss(
     normalizer = logits.logsumexp(dim=1)
     counts = targets != IGNORED_TARGET
     picked = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
-    nll = normalizer - picked + z_loss * normalizer**2
+    nll = normalizer - picked
+    if z_loss:
+        square = z_loss * normalizer**2
+        nll = nll + (square - square.detach())  # in the gradient alone, as `linear_cross_entropy`
     return (nll * counts).sum()
