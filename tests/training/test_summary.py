@@ -1,5 +1,6 @@
 """What a run prints at its start and at its end, and the warning of too many epochs."""
 
+import errno
 import json
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from pretrain_lib.corpus.corpus import build_dataset
 from pretrain_lib.run_folder.folder import SCORES
 from pretrain_lib.training import summary
 from pretrain_lib.training.banner import banner
+from pretrain_lib.training.endings import remark_on
 from tests.conftest import change, read_rows
 from tests.training.test_loop import run
 
@@ -70,6 +72,59 @@ def test_a_stop_says_so_at_once_and_how_to_go_on(recipe, capsys, monkeypatch):
     assert "stopped, resumable at step 0 of 8: run.max_time" in output
     assert "Start the same command again" in output
     assert "pretrain export" not in output
+
+
+def begin_full(folder, *_, **__):
+    """Begin a checkpoint on a disk without room for any."""
+    raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+
+def test_a_run_without_any_checkpoint_does_not_say_that_it_goes_on(recipe, monkeypatch, capsys):
+    monkeypatch.setattr("pretrain_lib.checkpoint.state._begin", begin_full)
+    run(recipe)
+    output = " ".join(capsys.readouterr().out.split())
+    assert "stopped at step 8 of 8, without a checkpoint: step 8 is reached, but its" in output
+    assert "The same command begins the run anew" in output
+    assert "resumable at" not in output and "next command" not in output
+
+
+def test_a_fork_without_any_checkpoint_begins_anew(recipe, tmp_path, capsys):
+    run(change(recipe, run={"max_steps": 4}))
+    parent = Path(recipe.run.dir) / "checkpoints" / "step-00000004"
+    fork = change(recipe, run={"dir": str(tmp_path / "fork"), "resume": str(parent)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pretrain_lib.checkpoint.state._begin", begin_full)
+        run(fork)
+    run(fork)
+    output = capsys.readouterr().out
+    assert output.count(f"resumed at step 4 of 8, from the checkpoint of {parent}") == 2
+    assert "done at step 8: the schedule is complete\n" in output
+
+
+def test_a_run_whose_last_checkpoint_failed_goes_on_from_the_one_before(recipe, capsys):
+    with pytest.MonkeyPatch.context() as patch:
+
+        def check(folder, needed):
+            if any(folder.glob("step-00000006")):
+                raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+        patch.setattr("pretrain_lib.checkpoint.state._check_free_space", check)
+        run(recipe)
+    output = " ".join(capsys.readouterr().out.split())
+    assert "stopped, resumable at step 6 of 8: step 8 is reached, but its" in output
+    run(recipe)
+    assert "resumed at step 6 of 8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "remark"),
+    [(OSError(errno.ENOSPC, "full"), "make room"), (RuntimeError("peer reset"), "Started again,")],
+)
+def test_an_error_before_the_first_checkpoint_promises_none(error, remark, tmp_path):
+    assert "the run begins anew: it has no checkpoint" in remark_on(error, tmp_path)
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    said = remark_on(error, tmp_path)
+    assert remark in said and said.endswith("the run goes on from its newest checkpoint")
 
 
 def test_scores_stand_beside_published_ones(recipe, capsys):

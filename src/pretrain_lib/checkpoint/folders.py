@@ -122,8 +122,8 @@ def prune(
     if keep_last:
         earlier = [path for path in _by_age(folder) if path.name < newest.name]
         too_old = earlier[: max(0, len(earlier) + 1 - keep_last)]
-        kept = [p for p in too_old if keep_every and _step_of(p) % keep_every == 0]
-        kept += [path for path in too_old if _step_of(path) == best]
+        kept = [p for p in too_old if keep_every and step_of(p) % keep_every == 0]
+        kept += [path for path in too_old if step_of(path) == best]
         obsolete += [path for path in too_old if path not in kept]
     for path in obsolete:
         try:
@@ -140,7 +140,8 @@ def _by_age(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if NAME.fullmatch(path.name))
 
 
-def _step_of(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint, from the name of its folder."""
     return int(NAME.fullmatch(path.name)[1])
 
 

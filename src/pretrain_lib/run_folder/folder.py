@@ -134,7 +134,8 @@ def begin_run(folder: Path, config: Recipe, manifest: dict, *, step: int, last_r
     start = {"step": step, "time": now, "processes": manifest["world"]["processes"]}
     starts = [*_earlier_starts(folder, manifest), start]
     write_json(folder / MANIFEST, manifest | {"starts": starts})
-    write_status(folder, "running", step=step)
+    # The step of its newest checkpoint: a fork has none of its own yet.
+    write_status(folder, "running", step=step if last_row == step else 0)
     for rows in (METRICS, SAMPLES):
         drop_rows_after(folder / rows, last_row)
 

@@ -7,13 +7,12 @@ import sys
 from pathlib import Path
 
 from pretrain_lib.errors import LocalFault, is_disk_full, raised_here
-from pretrain_lib.run_folder.layout import ERRORS
+from pretrain_lib.run_folder.layout import CHECKPOINTS, ERRORS
 from pretrain_lib.run_folder.status import read_status, write_status
 from pretrain_lib.wording import in_line
 
 # Matches the messages of gloo, NCCL and torch's store about a lost or unresponsive process.
 PEER_LOST = re.compile(r"(?i)timed? ?out|connection (closed|reset|refused)|peer")
-GOES_ON = "started again, the run goes on from its newest checkpoint"
 
 
 def state_after(error: BaseException) -> str:
@@ -37,18 +36,23 @@ def remark_on(error: BaseException, folder: Path) -> str | None:
     if isinstance(error, LocalFault | FloatingPointError):
         return str(error)
     if is_disk_full(error):
-        return f"{error}: make room and start again, the run goes on from its newest checkpoint"
+        return f"{error}: make room and start again, the run {_goes_on(folder)}"
     if isinstance(error, OSError):
         hint = {errno.EACCES: "give the permission", errno.EROFS: "make it writable"}
         remedy = hint.get(error.errno, "look at the disk and at the log of the kernel")
-        return f"{error}: {remedy}; {GOES_ON}"
+        return f"{error}: {remedy}; started again, the run {_goes_on(folder)}"
     if isinstance(error, RuntimeError) and PEER_LOST.search(str(error)):
         return (
             f"process {os.environ.get('RANK', 0)} lost another one, or waited for it longer than "
             f"system.collective_timeout: what that one printed tells why. "
-            f"{GOES_ON[0].upper()}{GOES_ON[1:]}"
+            f"Started again, the run {_goes_on(folder)}"
         )
     return None
+
+
+def _goes_on(folder: Path) -> str:
+    there_is = any((folder / CHECKPOINTS).glob("step-*"))
+    return "goes on from its newest checkpoint" if there_is else "begins anew: it has no checkpoint"
 
 
 def write_last_status(folder: Path, state: str, error: BaseException) -> None:

@@ -31,11 +31,14 @@ def turn_back_or_go_on(run: Run, result: StepResult, limits: Limits) -> bool:
     numbers = {"loss": result.loss, "grad_norm": result.grad_norm}
     tell(run, "skipped", f"{reason}: update left out", **numbers)
     if (number := state.skipped_in_a_row) >= settings.max_skipped:
+        there_is = on_main(run.accelerator, lambda: find_newest(run.folder / CHECKPOINTS))
+        resume = (
+            "resume from a checkpoint before it" if there_is else "start anew: there is none"
+        )
         updates = f"{plural(number, 'update')} in a row {'was' if number == 1 else 'were'}"
         raise FloatingPointError(
             f"{updates} left out, up to step {state.step} ({reason}): lower "
-            f"optimizer.learning_rate or lengthen schedule.warmup_tokens, and resume from a "
-            f"checkpoint before it"
+            f"optimizer.learning_rate or lengthen schedule.warmup_tokens, and {resume}"
         )
     return False
 

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from pretrain_lib.checkpoint.folders import find_newest
+from pretrain_lib.checkpoint.folders import find_newest, step_of
 from pretrain_lib.evaluate.references import find_figure, models_near
 from pretrain_lib.files.reading import read_if_whole
 from pretrain_lib.models.flops import count_parameters, has_data_sheet
@@ -26,22 +26,27 @@ def summary(run: Run, rows: Rows, *, state: str, reason: str) -> list[str]:
 
     `rows` are all rows of its metrics. Call it on the main process.
     """
+    newest = find_newest(run.folder / CHECKPOINTS)
     pairs = [
         *_cost(run, rows),
         *_losses(run, rows),
         *_scores(run, rows),
         ("", ""),
-        *_places(run),
+        *_places(run, newest),
         ("", ""),
-        *_next_commands(run, state),
+        *(_next_commands(run, state) if newest is not None else ()),
     ]
     table = [f"  {name:<{LABEL}}{text}".rstrip() for name, text in pairs]
-    return ["", *_headline(run, state, reason), "", *table, ""]
+    return ["", *_headline(run, state, reason, newest), "", *table, ""]
 
 
-def _headline(run: Run, state: str, reason: str) -> list[str]:
+def _headline(run: Run, state: str, reason: str, newest: Path | None) -> list[str]:
     step, left = run.state.step, run.config.whole_run() - run.state.step
+    if state == "resumable" and newest is None:
+        text = f"stopped at step {step:,} of {run.last_step:,}, without a checkpoint: {reason}. "
+        return fill(f"{text}The same command begins the run anew").split("\n")
     if state == "resumable":
+        step = step_of(newest)
         text = f"stopped, resumable at step {step:,} of {run.last_step:,}: {reason}. "
         return fill(f"{text}Start the same command again to go on from there").split("\n")
     text = "the schedule is complete"
@@ -132,9 +137,8 @@ def _shots(path: Path) -> dict[str, int]:
     return read_if_whole(path).get("n-shot", {})
 
 
-def _places(run: Run) -> Iterator[tuple[str, str]]:
+def _places(run: Run, newest: Path | None) -> Iterator[tuple[str, str]]:
     yield "run folder", str(run.folder)
-    newest = find_newest(run.folder / CHECKPOINTS)
     if newest is not None:
         yield "checkpoint", f"{newest} (a Hugging Face model folder)"
     for label, name in (("metrics", METRICS), ("samples", SAMPLES), ("scores", SCORES)):
