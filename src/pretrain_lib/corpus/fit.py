@@ -4,6 +4,8 @@ import dataclasses
 
 from pretrain_lib.config.settings import Recipe
 from pretrain_lib.corpus.paths import Corpus
+from pretrain_lib.data.prepare.holdout import parse_validation
+from pretrain_lib.data.tokens.foreign import names_tokens
 
 DOCUMENTS = 2  # that prompts are taken from
 PROMPT_TOKENS = 8
@@ -13,13 +15,25 @@ SEARCHED_TOKENS = 2**16  # of the text, in which the documents must lie
 def fit_to_text(config: Recipe, corpus: Corpus) -> Recipe:
     """Return `config` with the length of the run in tokens, and prompts that fit the text.
 
-    Raises ValueError if the run would be shorter than a step.
+    `data.validation` becomes the rule by which the text was held out when it was prepared. Raises
+    ValueError if the run would be shorter than a step.
     """
     config = config.with_text(sum(map(len, corpus.train)))
+    if (rule := _rule_of(config, corpus)) is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, validation=rule))
     if config.samples.prompts is None:
         samples = dataclasses.replace(config.samples, prompts=first_words(corpus))
         config = dataclasses.replace(config, samples=samples)
     return config
+
+
+def _rule_of(config: Recipe, corpus: Corpus) -> str | None:
+    """Return the rule by which all text was held out, None if `data.validation` says the same."""
+    stated, rules = config.data.validation, {text.rule for text in corpus.validation}
+    if names_tokens(stated) or len(rules) != 1:
+        return None
+    (rule,) = rules
+    return None if parse_validation(rule) == parse_validation(stated) else rule
 
 
 def first_words(corpus: Corpus) -> list[str]:
