@@ -75,7 +75,8 @@ def test_the_report_of_a_trained_run(recipe, tmp_path):
     samples = [json.loads(line) for line in (folder / "samples.jsonl").open()]
     assert [sample["step"] for sample in samples] == [4, 6]
     for said in (page, twin):
-        assert "1 setting differs from the recipe" in said and "run.max_steps" in said
+        assert "2 settings differ from the recipe" in said and "run.max_steps" in said
+        assert "data.validation" in said and "hash:0.1" in said  # as the data were prepared
         assert "done: step 6 is reached" in said and "kWh at 100 W per device" in said
         assert "No scores have been measured." in said
         assert manifest["data_fingerprint"] in said and "bits per byte)" in said

@@ -2,13 +2,19 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from pretrain_lib.checkpoint.folders import FILES, MANIFEST, STATE, describe_files
 from pretrain_lib.checkpoint.state import read_state
+from pretrain_lib.distributed.engine import start_accelerator
+from pretrain_lib.run_folder.folder import MANIFEST as MANIFEST_OF_RUN
+from pretrain_lib.run_folder.folder import build_manifest, unsafe_changes
 from pretrain_lib.training import loop
 from tests.conftest import change, read_rows
 from tests.training.test_loop import elsewhere, run, status
@@ -218,6 +224,9 @@ def test_a_checkpoint_that_does_not_say_is_taken_to_be_of_the_text_as_set(recipe
     state = json.loads((checkpoint / STATE).read_text())
     del state["validated"]
     (checkpoint / STATE).write_text(json.dumps(state))
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    manifest["config"]["data"]["validation"] = "first:100e6"  # as stated, not as the data have it
+    (checkpoint / MANIFEST).write_text(json.dumps(manifest))
     (checkpoint / FILES).write_text(json.dumps(describe_files(checkpoint)))
     run(change(recipe, validation={"tokens": tokens}))
     expected = (0.5, 2) if is_kept else (validated(recipe)[8], 8)
@@ -234,3 +243,84 @@ def test_a_fork_has_bests_of_its_own(recipe, tmp_path):
     best = min(losses, key=losses.get)
     assert (state.best_loss, state.best_step) == (losses[best], best)
     assert state.best_scores == {}
+
+
+@pytest.mark.parametrize(
+    "shape", [{"width": 64}, {"num_layers": 3}, {"vocabulary_size": 600}, {"context_length": 64}]
+)
+@pytest.mark.parametrize("is_fork", [False, True])
+def test_another_shape_of_the_model_is_refused_with_what_helps(recipe, tmp_path, shape, is_fork):
+    begun = change(recipe, run={"max_steps": 1})
+    run(begun)
+    other = change(begun, model=shape)
+    if is_fork:
+        other = change(other, run={"dir": str(tmp_path / "fork"), "resume": recipe.run.dir})
+    with pytest.raises(ValueError, match=r"its weights do not fit .* another run\.dir") as error:
+        run(other)
+    assert "allow_changes" not in str(error.value)
+    if not is_fork:
+        with pytest.raises(ValueError, match="shape"):
+            run(change(other, run={"allow_changes": [f"model.{name}" for name in shape]}))
+
+
+def test_a_fork_is_not_advised_to_be_one(recipe, tmp_path):
+    run(change(recipe, run={"max_steps": 1}))
+    fork = {"dir": str(tmp_path / "fork"), "resume": recipe.run.dir, "max_steps": 1}
+    other = change(recipe, model={"dropout": 0.1}, run=fork)
+    with pytest.raises(ValueError, match=r"set them back, or name them in run\.allow_changes$"):
+        run(other)
+    run(change(other, run={"allow_changes": ["model.dropout"]}))
+
+
+def test_weights_gathered_in_another_type_are_named(recipe):
+    name = "system.fsdp_param_dtype"
+    changes = {name: ("fp32", "bf16"), "system.compile": (None, True)}
+    assert unsafe_changes(changes, allowed=[]).keys() == {name}
+    assert unsafe_changes(changes, allowed=[name]) == {}
+
+
+def test_the_rule_that_is_recorded_is_that_of_the_data(recipe, capsys):
+    """The data of the tests were held out by hash:0.1."""
+    begun = change(recipe, data={"validation": "first:100e6"}, run={"max_steps": 1})
+    run(begun)
+    folder = Path(recipe.run.dir)
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    manifest = json.loads((folder / MANIFEST_OF_RUN).read_text())
+    for recorded in (settings, manifest["config"]):
+        assert recorded["data"]["validation"] == "hash:0.1"
+    run(change(recipe, data={"validation": "hash:0.1"}, run={"max_steps": 2}))
+    assert "data.validation was" not in capsys.readouterr().out
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    command = ["git", *identity, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_revision_is_that_of_the_recipe_and_not_of_the_working_directory(
+    recipe, tmp_path, monkeypatch
+):
+    for name in ("mine", "elsewhere"):
+        (tmp_path / name).mkdir()
+        git(tmp_path / name, "init", "-q")
+        (tmp_path / name / "recipe.py").write_text(name)
+        git(tmp_path / name, "add", ".")
+        git(tmp_path / name, "commit", "-qm", name)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    revision = git(tmp_path / "mine", "rev-parse", "HEAD").strip()
+
+    def recorded(file):
+        monkeypatch.setattr(sys.modules["__main__"], "__file__", str(file), raising=False)
+        return build_manifest(recipe, "", start_accelerator(recipe))["git"]
+
+    mine = tmp_path / "mine" / "recipe.py"
+    assert recorded(mine) == {"revision": revision, "dirty": False}
+    mine.write_text("changed")
+    assert recorded(mine) == {"revision": revision, "dirty": True}
+    (tmp_path / "mine" / ".gitignore").write_text("env/")
+    (tmp_path / "mine" / "env").mkdir()
+    (tmp_path / "mine" / "env" / "packaged.py").write_text("of an environment")
+    assert recorded(tmp_path / "mine" / "env" / "packaged.py") is None
+    (tmp_path / "loose.py").write_text("")
+    assert recorded(tmp_path / "loose.py") is None

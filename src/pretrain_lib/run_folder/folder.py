@@ -3,6 +3,7 @@
 import platform
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,11 +59,13 @@ FREE_SETTINGS = (
     "data.tokenizer",
     "data.train_tokenizer",
 )
+IGNORED = "--exclude-standard"  # of git ls-files: by the rules of .gitignore
 SHARED_SECONDS = 60  # how long a new file may take to appear on a network file system
 # Exceptions to FREE_SETTINGS.
 FIXED_SETTINGS = (
     "run.seed",
     "run.initial_weights",
+    "system.fsdp_param_dtype",  # rounds the weights that are gathered
 )
 
 
@@ -169,7 +172,7 @@ def build_manifest(config: Recipe, fingerprint: str, accelerator: Accelerator) -
         # torch.__version__ includes the build (+cpu, +cu126), unlike the package metadata.
         "versions": {name: version(name) for name in PACKAGES}
         | {"torch": torch.__version__, "python": platform.python_version()},
-        "git": _git_revision(),
+        "git": _git_revision(_program()),
         "world": {
             "device": accelerator.device.type,
             "device_name": device_name(accelerator.device),
@@ -197,15 +200,28 @@ def device_name(device: torch.device) -> str | None:
     return found[1] if found else None
 
 
-def _git_revision() -> dict | None:
-    """Return the git revision of the working directory, and whether it has uncommitted changes."""
+def _program() -> Path | None:
+    """Return the file of the recipe or script that runs, None in a session without one."""
+    name = getattr(sys.modules["__main__"], "__file__", None)
+    return None if name is None else Path(name).resolve()
+
+
+def _git_revision(file: Path | None) -> dict | None:
+    """Return the git revision of the repository that a file lies in, None if there is none.
+
+    It says whether there are uncommitted changes. A file that the repository ignores, as one of an
+    environment in it, is not its own. Without a file it is that of the working directory.
+    """
+    folder = Path.cwd() if file is None else file.parent
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=True
+            ["git", *arguments], capture_output=True, text=True, check=True, cwd=folder
         ).stdout.strip()
 
     try:
+        if file is not None and git("ls-files", "--others", "--ignored", IGNORED, "--", file.name):
+            return None
         return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -19,8 +19,10 @@ from pretrain_lib.config.renamed import with_new_names
 from pretrain_lib.config.rules import DATA
 from pretrain_lib.config.settings import Recipe
 from pretrain_lib.data.permutation import ORDER_VERSION
+from pretrain_lib.data.tokens.foreign import names_tokens
 from pretrain_lib.distributed.launched import on_all, on_main
 from pretrain_lib.files.reading import read_if_whole
+from pretrain_lib.models.any_model import load_weights
 from pretrain_lib.models.interface import Model
 from pretrain_lib.run_folder.folder import (
     CHECKPOINTS,
@@ -38,10 +40,10 @@ WORLD = ("processes", "device", "device_name", "precision", "threads", "system")
 STEP_SIZES = {f"batch.{name}" for name in ("tokens", "ramp_from", "ramp_increment", "ramp_tokens")}
 CHOICES = ("auto", "never")  # special values of `run.resume`; anything else is a path
 
-# What a validation loss depends on, besides the model.
+# What a validation loss depends on, besides the model and a path in data.validation. A rule there
+# is that of the prepared folder, of which `DATA` is the fingerprint.
 OF_VALIDATION = {
-    *(DATA, "data.validation", "data.document_masking"),
-    *("validation.tokens", "batch.sequence_length"),
+    *(DATA, "data.document_masking", "validation.tokens", "batch.sequence_length"),
 }
 
 
@@ -115,13 +117,10 @@ def _load(
         _refuse_other_steps(path, changes)
     refused = unsafe_changes(changes, allowed=config.run.allow_changes)
     if fork:
-        refused = {name: pair for name, pair in refused.items() if name.startswith("model.")}
+        refused = _of_model(refused)
     if refused:
-        text = "; ".join(f"{name} was {old}, is {new}" for name, (old, new) in refused.items())
-        raise ValueError(
-            f"{path} was made with other settings ({text}): set them back, name them in "
-            f"run.allow_changes, or start another run.dir from it with run.resume={path}"
-        )
+        fits = not _of_model(refused) or _fits(model, path)
+        raise _refusal(path, refused, fits=fits)
     load_checkpoint(path, model, optimizer)
     if DATA in changes:
         state.windows = 0
@@ -150,13 +149,45 @@ def _refuse_other_steps(path: Path, changes: dict[str, tuple]) -> None:
         )
 
 
+def _of_model(changes: dict[str, tuple]) -> dict[str, tuple]:
+    return {name: pair for name, pair in changes.items() if name.startswith("model.")}
+
+
+def _fits(model: Model, path: Path) -> bool:
+    """Return whether the weights of a checkpoint have the shapes of a model, by loading them."""
+    try:
+        load_weights(model, path)
+    except ValueError:
+        return False
+    return True
+
+
+def _refusal(path: Path, refused: dict[str, tuple], *, fits: bool) -> ValueError:
+    """Return the error for changed settings; a fork may have any that are not the model's."""
+    text = "; ".join(f"{name} was {old}, is {new}" for name, (old, new) in refused.items())
+    remedy = "set them back, or name them in run.allow_changes"
+    if not fits:
+        remedy = (
+            "its weights do not fit such a model, whose shape cannot change: set it back, or train "
+            "the other model from the beginning in another run.dir, without run.resume"
+        )
+    elif not _of_model(refused):
+        remedy = (
+            f"set them back, name them in run.allow_changes, or start another run.dir from it with "
+            f"run.resume={path}"
+        )
+    return ValueError(f"{path} was made with other settings ({text}): {remedy}")
+
+
 def _forget_other_bests(state: TrainingState, changes: dict, *, fork: bool) -> None:
     """Forget the best loss and score if they are those of another run, text or choice of items.
 
     What a loss was measured on is compared at the next validation, unless the checkpoint is so old
     that it does not say.
     """
-    if fork or (state.validated is None and changes.keys() & OF_VALIDATION):
+    other_path = any(map(names_tokens, changes.get("data.validation", ())))
+    is_other = other_path or bool(changes.keys() & OF_VALIDATION)
+    if fork or (state.validated is None and is_other):
         state.best_loss, state.best_step = None, 0
     if fork or "scores.limit" in changes:
         state.best_scores = {}

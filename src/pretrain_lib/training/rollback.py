@@ -32,9 +32,7 @@ def turn_back_or_go_on(run: Run, result: StepResult, limits: Limits) -> bool:
     tell(run, "skipped", f"{reason}: update left out", **numbers)
     if (number := state.skipped_in_a_row) >= settings.max_skipped:
         there_is = on_main(run.accelerator, lambda: find_newest(run.folder / CHECKPOINTS))
-        resume = (
-            "resume from a checkpoint before it" if there_is else "start anew: there is none"
-        )
+        resume = "resume from a checkpoint before it" if there_is else "start anew: there is none"
         updates = f"{plural(number, 'update')} in a row {'was' if number == 1 else 'were'}"
         raise FloatingPointError(
             f"{updates} left out, up to step {state.step} ({reason}): lower "
