@@ -133,7 +133,7 @@ def installed_sources() -> Iterator[str]:
 
 def texts_of(name: str) -> Iterator[str]:
     """Yield the documents of a file or folder, as `pretrain prepare` reads them."""
-    from pretrain_lib.data.text.sources import open_source
+    from pretrain_lib.data.text.opening import open_source
 
     source = open_source(name)
     for document in (d for unit in source.units() for d in source.documents(unit)):

@@ -1,4 +1,10 @@
-"""Words of messages: counts with their nouns, and what others say in one line."""
+"""Words of messages: counts with their nouns, paths, and what others say in one line."""
+
+import os
+import re
+from pathlib import Path
+
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def plural(count: int, noun: str, several: str | None = None) -> str:
@@ -12,3 +18,9 @@ def plural(count: int, noun: str, several: str | None = None) -> str:
 def in_line(value: object) -> str:
     """Return a text or an error, such as one of another library, in one line."""
     return " ".join(str(value).split())
+
+
+def show_path(path: Path | str) -> str:
+    """Return a path or name for a message: bytes that are no UTF-8 and controls are escaped."""
+    text = os.fsencode(str(path)).decode("utf-8", errors="backslashreplace")
+    return CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)

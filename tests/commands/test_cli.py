@@ -15,7 +15,7 @@ from pretrain_lib import GPT2, GPT2Config, load_tokenizer, save_pretrained, veri
 from pretrain_lib.commands.cli import main
 from pretrain_lib.commands.data import describe_prepared
 from pretrain_lib.data.prepare.holdout import holds_out_nothing
-from pretrain_lib.data.text.sources import open_source
+from pretrain_lib.data.text.opening import open_source
 from tests.conftest import change, run_command, run_pretrain, run_python
 from tests.training.test_loop import run
 

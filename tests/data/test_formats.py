@@ -25,8 +25,8 @@ from pyarrow import parquet
 from pretrain_lib.data.text import formats, separators
 from pretrain_lib.data.text.documents import Fields
 from pretrain_lib.data.text.formats import Document, Rejected, cut_file, read_documents
+from pretrain_lib.data.text.opening import open_source
 from pretrain_lib.data.text.other_formats import refuse_other_format
-from pretrain_lib.data.text.sources import open_source
 
 SIZES = (1, 7, 500, 2**62)
 DRAW = random.Random(0)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pretrain_lib.data import overlap
 from pretrain_lib.data.overlap import find_overlap, format_overlap, write_overlap
 from pretrain_lib.data.text import sources
-from pretrain_lib.data.text.sources import open_source
+from pretrain_lib.data.text.opening import open_source
 
 pytestmark = pytest.mark.moderate
 

@@ -16,7 +16,7 @@ from pretrain_lib.data.overlap import find_overlap
 from pretrain_lib.data.prepare.job import Job
 from pretrain_lib.data.prepare.prepare import prepare
 from pretrain_lib.data.text import sources
-from pretrain_lib.data.text.sources import open_source
+from pretrain_lib.data.text.opening import open_source
 from tests.data.s3 import SECRETS, upload
 
 pytestmark = pytest.mark.moderate

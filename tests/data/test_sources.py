@@ -23,8 +23,8 @@ from datasets.distributed import split_dataset_by_node
 from pretrain_lib.data.text import rows as data_rows
 from pretrain_lib.data.text import sources
 from pretrain_lib.data.text.formats import Document, FileSlice, Rejected
+from pretrain_lib.data.text.opening import open_source
 from pretrain_lib.data.text.rows import DatasetSource, HubSource
-from pretrain_lib.data.text.sources import open_source
 
 WORDS = [f"document {number}" for number in range(200)]
 
@@ -463,7 +463,7 @@ def test_names_of_hub_datasets_are_known(name):
 
 def test_hub_dataset_without_a_network_is_refused_with_advice(tmp_path):
     script = """
-from pretrain_lib.data.text.sources import open_source
+from pretrain_lib.data.text.opening import open_source
 source = open_source("nobody/no-such-dataset:config")
 try:
     source.units()

@@ -16,7 +16,7 @@ from fsspec.spec import AbstractFileSystem
 from pretrain_lib.data import remote
 from pretrain_lib.data.prepare.job import Job
 from pretrain_lib.data.remote import version_of
-from pretrain_lib.data.text.sources import open_source
+from pretrain_lib.data.text.opening import open_source
 from pretrain_lib.data.tokens.foreign import open_foreign
 
 MEMORY = fsspec.filesystem("memory")

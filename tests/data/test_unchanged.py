@@ -9,7 +9,7 @@ import pytest
 from pretrain_lib import Job, prepare
 from pretrain_lib.data.prepare import prepare as prepare_module
 from pretrain_lib.data.text import sources
-from pretrain_lib.data.text.sources import open_source
+from pretrain_lib.data.text.opening import open_source
 
 CHANGED = "a.jsonl has changed while it was read"
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from pretrain_lib.data.text import footers
+from pretrain_lib.data.text.opening import open_source
 from pretrain_lib.data.text.parquet_rows import cut_parquet, read_rows
-from pretrain_lib.data.text.sources import open_source
 from tests.faults.inputs import damaged as damaged_bytes
 from tests.faults.inputs import reads, tries
 

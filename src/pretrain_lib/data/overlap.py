@@ -17,10 +17,12 @@ from tqdm import tqdm
 
 from pretrain_lib.data.overlap_items import read_records
 from pretrain_lib.data.pool import run_tasks
-from pretrain_lib.data.text.documents import Rejected, show_path
-from pretrain_lib.data.text.sources import FileSource, Source, open_source
+from pretrain_lib.data.text.documents import Rejected
+from pretrain_lib.data.text.opening import open_source
+from pretrain_lib.data.text.sources import FileSource, Source
 from pretrain_lib.data.text.words import GAP, WORD, normalize
 from pretrain_lib.files.writes import write_json
+from pretrain_lib.wording import show_path
 
 PIECE_CHARACTERS, PIECES_AT_ONCE = 2**13, 256  # documents are split and looked up in pieces
 WORST_SHOWN = 10

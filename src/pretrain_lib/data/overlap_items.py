@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pretrain_lib.data.text.documents import show_path
+from pretrain_lib.wording import show_path
 
 # What the first bytes say a file is instead, and what to do.
 OTHERS = {

@@ -8,30 +8,29 @@ from typing import Any
 
 from pretrain_lib.data.prepare.holdout import parse_validation
 from pretrain_lib.data.remote import RemoteFile
-from pretrain_lib.data.text.documents import show_path
 from pretrain_lib.data.text.encoder import PIECE_CHARACTERS, Encoder, choose_encoder, cut_text
 from pretrain_lib.data.text.formats import Document, has_lines, is_one_document, is_readable
+from pretrain_lib.data.text.opening import open_source
 from pretrain_lib.data.text.separators import (
     check_separator,
     hint_at_missed_separator,
     hint_at_separator,
 )
-from pretrain_lib.data.text.sources import FileSource, Source, open_source
+from pretrain_lib.data.text.sources import FileSource, Source
 from pretrain_lib.data.text.tokenizer import (
     Tokenizer,
     check_vocabulary_size,
     load_tokenizer,
     train_tokenizer,
 )
-from pretrain_lib.data.tokens.manifests import FORMAT_VERSION, REMEDY, TOKENIZER_FOLDER
+from pretrain_lib.data.tokens.manifests import FORMAT_VERSION, JOB, REMEDY, TOKENIZER_FOLDER
 from pretrain_lib.data.tokens.places import Place, on_disk
 from pretrain_lib.data.tokens.verify import check_tokenizer
 from pretrain_lib.files.reading import interpreting, read_object
 from pretrain_lib.files.writes import staged, write_atomically
 from pretrain_lib.values import check_value, show
-from pretrain_lib.wording import plural
+from pretrain_lib.wording import plural, show_path
 
-JOB = "job.json"
 SAMPLE_CHARACTERS = 2**16  # size of the sample of each source on which encoders are compared
 TRAINING_TEXT_BYTES = 200 * 2**20  # limit on the text that a tokenizer is trained on
 

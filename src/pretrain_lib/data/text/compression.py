@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pretrain_lib.data.text.documents import RESTORE, Rejected, show_path
+from pretrain_lib.data.text.documents import RESTORE, Rejected
+from pretrain_lib.wording import show_path
 
 READ_BYTES = 2**14  # compressed bytes at once: what they expand to is held in memory
 BUFFER_BYTES = 2**20

@@ -1,12 +1,11 @@
 """What readers of text yield: documents, and remarks about those that could not be read."""
 
-import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+from pretrain_lib.wording import show_path
+
 RESTORE = "restore the file, or move it away"  # the remedy for a damaged file
 
 
@@ -75,12 +74,6 @@ def is_text(value: object) -> bool:
     except (AttributeError, UnicodeEncodeError):
         return False
     return True
-
-
-def show_path(path: Path | str) -> str:
-    """Return a path or name for a message: bytes that are no UTF-8 and controls are escaped."""
-    text = os.fsencode(str(path)).decode("utf-8", errors="backslashreplace")
-    return CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def unreadable(path: Path, place: str, error: Exception, *, remedy: str = RESTORE) -> ValueError:

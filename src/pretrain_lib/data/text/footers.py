@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pretrain_lib.data.remote import RemoteFile
-from pretrain_lib.data.text.documents import show_path
+from pretrain_lib.wording import show_path
 
 MAGIC, LENGTH_BYTES = b"PAR1", 4  # a file ends with its footer, the footer's length, and the magic
 REQUESTS = 16  # of remote footers at the same time

@@ -24,12 +24,12 @@ from pretrain_lib.data.text.documents import (
     FileSlice,
     Rejected,
     shortened,
-    show_path,
     unreadable,
 )
 from pretrain_lib.data.text.other_formats import START_BYTES, refuse_other_format
 from pretrain_lib.data.text.parquet_rows import cut_parquet, read_rows
 from pretrain_lib.data.text.separators import read_separated
+from pretrain_lib.wording import show_path
 
 COMPRESSIONS = tuple(FORMATS)
 LINE_KINDS = (".jsonl", ".ndjson")

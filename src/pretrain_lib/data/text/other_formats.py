@@ -4,7 +4,7 @@ import codecs
 from pathlib import Path
 
 from pretrain_lib.data.text.compression import compression_of
-from pretrain_lib.data.text.documents import show_path
+from pretrain_lib.wording import show_path
 
 START_BYTES = 512  # the header of a tar archive
 MARKS = {  # those of UTF-32 first: one of UTF-16 begins one of them

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pretrain_lib.data.text.documents import Document, FileSlice, Rejected, show_path, unreadable
+from pretrain_lib.data.text.documents import Document, FileSlice, Rejected, unreadable
+from pretrain_lib.wording import show_path
 
 ROWS_AT_ONCE = 256  # batch size
 

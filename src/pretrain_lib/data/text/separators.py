@@ -8,7 +8,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from pretrain_lib.data.text.compression import FORMATS, CompressedFile, MemberError
-from pretrain_lib.data.text.documents import Document, FileSlice, Rejected, shortened, show_path
+from pretrain_lib.data.text.documents import Document, FileSlice, Rejected, shortened
+from pretrain_lib.wording import show_path
 
 READ_BYTES = 2**20
 HINT_BYTES, HINT_FILES = 2**18, 100  # how much is searched for lines that look like separators

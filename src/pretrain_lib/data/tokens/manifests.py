@@ -12,6 +12,7 @@ FORMAT_VERSION = 2
 MASKED_VERSION = 3  # of manifests with loss masks, which older readers would ignore
 MANIFEST = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
+JOB = "job.json"  # what a folder is prepared from; written first
 OWN_HASH = "manifest_sha256"  # the last field: the hash of the file with zeros in this place
 FILES = "files"  # the hashes of further files; manifests with it have `OWN_HASH` as well
 DTYPES = ("<u2", "<u4")

@@ -1,13 +1,13 @@
 """What to do with a path that holds no manifest: it may be text, arrays, or another format."""
 
-from pretrain_lib.data.text.documents import show_path
+from pretrain_lib.data.tokens.manifests import JOB
 from pretrain_lib.data.tokens.places import Place
+from pretrain_lib.wording import show_path
 
 FOREIGN_SUFFIXES = (".npy", ".bin", ".ds")
 TEXT_SUFFIXES = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 DATASETS_FILES = ("dataset_info.json", "dataset_dict.json")  # of save_to_disk
-JOB = "job.json"  # of `pretrain prepare`, from its beginning on
 
 
 def explain_unprepared(path: Place) -> str:
