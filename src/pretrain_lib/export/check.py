@@ -90,16 +90,19 @@ def _write_weights(model: Model, expected: Path) -> None:
 def _describe_tokenizer(tokenizer: Tokenizer, context_length: int) -> dict:
     """Return a tokenizer's attributes, and `(text, plain ids, parsed ids, decoded)` of test texts.
 
-    Plain ids treat special tokens in a text as text, parsed ids as special tokens.
+    Plain ids treat special tokens in a text as text, as far as `tokenizers` does; parsed ids, as
+    special tokens.
     """
     end = tokenizer.end_of_text
     texts = (*TEXTS_COMPARED, end, f"a{end}b {end}\n{end}{end}", f"{end} c")
-    plain = [tokenizer.encode(text) for text in texts]
-    tokenizer.backend.encode_special_tokens = False
-    parsed = [tokenizer.backend.encode(text, add_special_tokens=False).ids for text in texts]
+    backend = tokenizer.backend
+    backend.encode_special_tokens = True
+    plain = [backend.encode(text, add_special_tokens=False).ids for text in texts]
+    backend.encode_special_tokens = False
+    parsed = [backend.encode(text, add_special_tokens=False).ids for text in texts]
     values = {f"{kind}_token": end for kind in ("bos", "eos", "unk")}
     values |= {f"{kind}_token_id": tokenizer.end_of_text_id for kind in ("bos", "eos", "unk")}
-    values |= {"length": tokenizer.backend.get_vocab_size(with_added_tokens=True)}
+    values |= {"length": backend.get_vocab_size(with_added_tokens=True)}
     values |= {"model_max_length": context_length}
     decoded = [tokenizer.decode(ids) for ids in plain]
     return {"values": values, "texts": list(zip(texts, plain, parsed, decoded, strict=True))}

@@ -129,7 +129,7 @@ def has_gigatoken_shape(tokenizer: Tokenizer) -> bool:
 
 def strip_added_tokens(tokenizer: Tokenizer) -> str:
     """Return a tokenizer's JSON without added tokens: their spelling in a text is plain text."""
-    settings = json.loads(tokenizer.backend.to_str())
+    settings = json.loads(tokenizer.plain.to_str())
     return json.dumps(settings | {"added_tokens": [], "post_processor": None})
 
 

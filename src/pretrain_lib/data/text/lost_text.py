@@ -28,8 +28,8 @@ def check_keeps_text(backend: tokenizers.Tokenizer, name: str | Path) -> None:
     if is_byte_level(backend):
         remedy = f"train it with initial_alphabet=ByteLevel.alphabet(), or {remedy}"
     raise ValueError(
-        f"data.tokenizer={name} would lose text: it has no token {lack} and no unknown token in "
-        f"its vocabulary; {remedy}"
+        f"data.tokenizer={name} would lose text: it has no ordinary token {lack} and no unknown "
+        f"token in its vocabulary; {remedy}"
     )
 
 

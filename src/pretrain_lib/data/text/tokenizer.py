@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import tokenizers
 
 from pretrain_lib.data.text.byte_counts import count_bytes
 from pretrain_lib.data.text.lost_text import check_keeps_text
+from pretrain_lib.data.text.plain_text import as_plain_text
 from pretrain_lib.data.text.tokenizer_files import END_OF_TEXT, byte_level, read_backend
 
 SMALLEST_VOCABULARY = 257  # 256 bytes and the end-of-text token
@@ -34,6 +36,11 @@ class Tokenizer:
         """The id of the token that begins every document."""
         return self.backend.token_to_id(self.end_of_text)
 
+    @cached_property
+    def plain(self) -> tokenizers.Tokenizer:
+        """What encodes: in no text does its model find a special token."""
+        return as_plain_text(self.backend)
+
     @property
     def sha256(self) -> str:
         """A hash of everything that determines the ids of a text."""
@@ -46,8 +53,8 @@ class Tokenizer:
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return one int64 array per document: the end-of-text id, then the ids of the text."""
         # The spelling of a special token in a text is plain text.
-        self.backend.encode_special_tokens = True
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        self.plain.encode_special_tokens = True
+        encodings = self.plain.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array([self.end_of_text_id, *e.ids], dtype=np.int64) for e in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -87,8 +94,9 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     Raises ValueError for one that would lose text.
     """
     backend, declared = read_backend(name)
-    check_keeps_text(backend, name)
-    return _with_end_of_text(backend, declared, name)
+    tokenizer = _with_end_of_text(backend, declared, name)
+    check_keeps_text(tokenizer.plain, name)
+    return tokenizer
 
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int) -> Tokenizer:
