@@ -6,13 +6,17 @@ from pathlib import Path
 import tokenizers
 
 from pretrain_lib.data.text.parts import part_steps
+from pretrain_lib.data.text.same_ids import has_gpt2_shape, has_same_ids
 from pretrain_lib.files.reading import interpreting, parse_json
 from pretrain_lib.values import show
 from pretrain_lib.wording import in_line
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER, CONFIG, ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
+MODEL, SPECIAL = "config.json", "special_tokens_map.json"
 GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
+PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")  # they take tokenizer.json as is
+PLAIN_MODELS = (None, "gpt2", "llama", "qwen3")  # for which transformers takes the class named
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -29,10 +33,9 @@ def read_backend(name: str | Path) -> tuple[tokenizers.Tokenizer, str | None]:
     if not path.is_dir():
         return _load_from_hub(str(name))
     if (path / TOKENIZER).is_file():
-        backend, end = _read(path / TOKENIZER), _declared_end(path)
-        return _load_with_transformers(path) if _is_changed(backend, path, end) else (backend, end)
+        return _as_transformers(_read(path / TOKENIZER), path)
     if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
-        return _read_merges(path)
+        return _as_transformers(_read_merges(path), path, usual=END_OF_TEXT)
     raise ValueError(
         f"data.tokenizer={name}: the folder needs tokenizer.json, or vocab.json and merges.txt"
     )
@@ -55,35 +58,42 @@ def _read(path: Path) -> tokenizers.Tokenizer:
         ) from error
 
 
-def _read_merges(folder: Path) -> tuple[tokenizers.Tokenizer, str | None]:
-    """Read `vocab.json` and `merges.txt`: GPT-2's, unless the files beside them say otherwise."""
+def _read_merges(folder: Path) -> tokenizers.Tokenizer:
+    """Read `vocab.json` and `merges.txt` as those of GPT-2."""
     try:
         files = str(folder / "vocab.json"), str(folder / "merges.txt")
-        own = byte_level(tokenizers.models.BPE.from_file(*files))
+        return byte_level(tokenizers.models.BPE.from_file(*files))
     except Exception as error:  # tokenizers raises a bare Exception
         raise ValueError(
             f"data.tokenizer={folder}: vocab.json and merges.txt are not those of a BPE: "
             f"{in_line(error)}"
         ) from error
-    end, kind = _declared_end(folder) or END_OF_TEXT, _settings(folder / CONFIG)
-    model = _settings(folder / "config.json").get("model_type")
-    is_gpt2 = kind.get("tokenizer_class") in GPT2_CLASSES and model in (None, "gpt2")
-    if is_gpt2 and not _is_changed(own, folder, end):
+
+
+def _as_transformers(
+    own: tokenizers.Tokenizer, folder: Path, *, usual: str | None = None
+) -> tuple[tokenizers.Tokenizer, str | None]:
+    """Return a tokenizer as the files beside it make it, and its end, by default `usual`.
+
+    What transformers makes of them is asked only where it may differ: its import takes seconds.
+    """
+    end = _declared_end(folder) or usual
+    if _is_taken_as_is(own, folder) and not _is_changed(own, folder, end):
         return own, end
     loaded, end = _load_with_transformers(folder)
-    return (own if _is_same(own, loaded, end) else loaded), end
+    has_end = (end or usual) is None or own.token_to_id(end or usual) is not None
+    return (own if has_end and has_same_ids(own, loaded) else loaded), end
 
 
-def _is_same(own: tokenizers.Tokenizer, loaded: tokenizers.Tokenizer, end: str | None) -> bool:
-    """Return whether two tokenizers of the same merges give the same ids to every text."""
-    added = loaded.get_added_tokens_decoder().values()
-    return (
-        part_steps(own.pre_tokenizer) == part_steps(loaded.pre_tokenizer)
-        and loaded.normalizer is None
-        and not (loaded.model.continuing_subword_prefix or loaded.model.end_of_word_suffix)
-        and all(token.special for token in added)
-        and own.token_to_id(end or END_OF_TEXT) is not None
-    )
+def _is_taken_as_is(own: tokenizers.Tokenizer, folder: Path) -> bool:
+    """Return whether transformers builds no other tokenizer for the class named beside it."""
+    config = _settings(folder / MODEL)
+    model = config.get("model_type")
+    kind = _settings(folder / CONFIG).get("tokenizer_class") or config.get("tokenizer_class")
+    is_whole = (folder / TOKENIZER).is_file()
+    if is_whole and (kind in PLAIN_CLASSES or kind is model is None):
+        return model in PLAIN_MODELS
+    return kind in GPT2_CLASSES and model in (None, "gpt2") and has_gpt2_shape(own)
 
 
 def _is_changed(backend: tokenizers.Tokenizer, folder: Path, end: str | None) -> bool:
@@ -103,7 +113,7 @@ def _is_changed(backend: tokenizers.Tokenizer, folder: Path, end: str | None) ->
 
 def _named_tokens(backend: tokenizers.Tokenizer, folder: Path) -> list[tokenizers.AddedToken]:
     """Return the tokens that the files beside a tokenizer add to it, as `transformers` does."""
-    settings = _settings(folder / CONFIG)
+    settings = _token_settings(folder)
     if "added_tokens_decoder" in settings:
         with interpreting(folder / CONFIG):
             return [
@@ -133,11 +143,19 @@ def _settings(path: Path) -> dict:
     return content
 
 
+def _token_settings(folder: Path) -> dict:
+    """Return the settings of a tokenizer's tokens, as transformers joins them from two files."""
+    settings = _settings(folder / CONFIG)
+    if "added_tokens_decoder" in settings:
+        return settings
+    return settings | _settings(folder / SPECIAL)
+
+
 def _declared_end(folder: Path) -> str | None:
-    token = _settings(folder / CONFIG).get("eos_token")
+    token = _token_settings(folder).get("eos_token")
     token = token.get("content", token) if isinstance(token, dict) else token
     if not isinstance(token, str | None):
-        raise ValueError(f"{folder / CONFIG}: eos_token={show(token)} must be text")
+        raise ValueError(f"{folder}: eos_token={show(token)} of {CONFIG} or {SPECIAL} must be text")
     return token
 
 
@@ -147,14 +165,21 @@ def _load_with_transformers(folder: Path) -> tuple[tokenizers.Tokenizer, str | N
     try:
         options = {"local_files_only": True, "trust_remote_code": False}
         loaded = AutoTokenizer.from_pretrained(str(folder), **options)
-        return loaded.backend_tokenizer, loaded.eos_token
+        return _backend_of(loaded), loaded.eos_token
     except Exception as error:  # transformers raises many types
         raise ValueError(
-            f"data.tokenizer={folder}: {TOKENIZER} is missing or lacks what {CONFIG}, {ADDED} or "
-            f"config.json say, and transformers does not load the folder ({show(error)}); load "
-            f"the tokenizer where it can be and save it with save_pretrained, which writes a whole "
-            f"{TOKENIZER}"
+            f"data.tokenizer={folder}: {TOKENIZER} is missing or may lack what {CONFIG}, {ADDED} "
+            f"or {MODEL} say, and transformers does not load the folder ({show(error)}); load the "
+            f"tokenizer where it can be, save it with save_pretrained, which writes a whole "
+            f"{TOKENIZER}, and set tokenizer_class to {PLAIN_CLASSES[0]} in its {CONFIG}"
         ) from error
+
+
+def _backend_of(loaded: object) -> tokenizers.Tokenizer:
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if not isinstance(backend, tokenizers.Tokenizer):
+        raise TypeError(f"{type(loaded).__name__} is not one of the tokenizers library")
+    return backend
 
 
 def _load_from_hub(name: str) -> tuple[tokenizers.Tokenizer, str | None]:
