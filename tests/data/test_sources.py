@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from datasets import (
     Dataset,
+    DatasetDict,
     Features,
     IterableDataset,
+    IterableDatasetDict,
     Value,
     concatenate_datasets,
     interleave_datasets,
@@ -20,6 +22,8 @@ from datasets import (
 )
 from datasets.distributed import split_dataset_by_node
 
+from pretrain_lib.data.prepare.job import Job
+from pretrain_lib.data.prepare.prepare import prepare
 from pretrain_lib.data.text import rows as data_rows
 from pretrain_lib.data.text import sources
 from pretrain_lib.data.text.formats import Document, FileSlice, Rejected
@@ -251,6 +255,95 @@ def test_rows_of_datasets_that_are_iterated_are_documents(tmp_path):
 def test_the_format_of_a_dataset_makes_no_difference(tmp_path, kind):
     for rows in (Dataset.from_dict({"text": WORDS}), from_parquet(tmp_path)):
         assert texts_of(DatasetSource(rows.with_format(kind), "rows")) == WORDS
+
+
+def shout_batch(batch):
+    return {"text": [text.upper() for text in batch["text"]]}
+
+
+TRANSFORMED = {
+    "with_transform": (lambda rows: rows.with_transform(shout_batch), "text"),
+    "of two columns": (
+        lambda rows: rows.with_transform(
+            lambda batch: {"text": [f"{t} {n}" for t, n in zip(*batch.values(), strict=True)]}
+        ),
+        "text",
+    ),
+    "a new column": (
+        lambda rows: rows.with_transform(lambda batch: {"twice": [t * 2 for t in batch["text"]]}),
+        "twice",
+    ),
+    "of one column": (
+        lambda rows: rows.with_transform(shout_batch, columns=["text"], output_all_columns=True),
+        "text",
+    ),
+    "of chosen rows": (
+        lambda rows: rows.with_transform(shout_batch).select(range(150, -1, -1)),
+        "text",
+    ),
+    "columns of a format": (lambda rows: rows.with_format("numpy", columns=["text"]), "text"),
+    "all columns of a format": (
+        lambda rows: rows.with_format("numpy", columns=["number"], output_all_columns=True),
+        "text",
+    ),
+    "a format with options": (lambda rows: rows.with_format("numpy", dtype=np.int16), "text"),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_a_transform_is_applied_to_each_row_as_datasets_does(monkeypatch, name):
+    monkeypatch.setattr(data_rows, "UNIT_ROWS", 60)
+    change, field = TRANSFORMED[name]
+    rows = change(Dataset.from_dict({"text": WORDS, "number": range(200)}))
+    source = DatasetSource(rows, "rows", field)
+    assert len(source.units()) == len(rows) // 60
+    assert texts_of(source) == [row[field] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (
+            lambda rows: rows.with_format("numpy", columns=["number"]),
+            r"'text' is not a column of rows; its columns are number; its format hides .*None\)",
+        ),
+        (
+            lambda rows: rows.with_transform(lambda batch: {"more": batch["text"]}),
+            "'text' is not a column of rows; its columns are more; its format hides",
+        ),
+        (
+            lambda rows: rows.with_transform(lambda batch: {"text": 5, "n": batch["number"]}),
+            "data.source=rows: the transform of this dataset makes no row .*dict of lists",
+        ),
+        (
+            lambda rows: DatasetDict({"train": rows, "test": rows}),
+            "data.source=rows holds splits .DatasetDict., not rows; give one of them: train, test",
+        ),
+        (
+            lambda rows: IterableDatasetDict({"train": rows.to_iterable_dataset()}),
+            "data.source=rows holds splits .IterableDatasetDict., not rows; give one",
+        ),
+    ],
+    ids=["hidden", "another column", "no rows", "splits", "splits that are iterated"],
+)
+def test_a_dataset_that_gives_no_rows_of_text_is_refused(change, rule):
+    rows = change(Dataset.from_dict({"text": WORDS, "number": range(200)}))
+    with pytest.raises(ValueError, match=rule):
+        DatasetSource(rows, "rows")
+
+
+def test_a_dataset_without_rows_has_no_documents(tmp_path):
+    for rows in (
+        Dataset.from_dict({"text": []}),
+        Dataset.from_dict({"text": WORDS}).with_transform(shout_batch).select([]),
+    ):
+        source = DatasetSource(rows, "rows")
+        assert source.units() == [(0, 1)]
+        assert read_all(source) == []
+        job = Job((source,), train_tokenizer=300, validation="none")
+        with pytest.raises(ValueError, match="data.source=rows leaves no document with text"):
+            prepare(job, tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_taken_and_skipped_rows_are_those_that_datasets_gives(tmp_path):

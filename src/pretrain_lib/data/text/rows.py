@@ -9,6 +9,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from pretrain_lib.data.text.documents import Document, Rejected, is_text
+from pretrain_lib.wording import in_line
 
 EMBEDDED_CORPUS = "python-stdlib"
 HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?:@([\w.-]+))?")
@@ -33,10 +34,10 @@ class DatasetSource:
     """A `datasets.Dataset` or `IterableDataset`: one document per row, in order.
 
     Each shard of the dataset is a unit of work if all its steps act on each row alone: `map` and
-    `filter` without indices and batches, columns, `concatenate_datasets`. Any other dataset is a
-    single unit, since sharding it could select other rows. Raises ValueError for a dataset with a
-    shuffle buffer: after a restart it would give other rows, and documents and windows are shuffled
-    by this library anyway.
+    `filter` without indices and batches, columns, `concatenate_datasets`, and what `with_transform`
+    of a `Dataset` does. Any other dataset is a single unit, since sharding it could select other
+    rows. Raises ValueError for a dataset with a shuffle buffer: after a restart it would give other
+    rows, and documents and windows are shuffled by this library anyway.
 
     The source is identified by its name only, since `datasets` has no fingerprint that is the same
     after a restart: give a dataset with other rows another name or another folder, or what was
@@ -48,10 +49,18 @@ class DatasetSource:
     text_field: str = "text"
 
     def __post_init__(self) -> None:
-        if (columns := self.dataset.column_names) and self.text_field not in columns:
+        if isinstance(self.dataset, dict):
+            raise ValueError(
+                f"data.source={self.name} holds splits ({type(self.dataset).__name__}), not rows; "
+                f"give one of them: {', '.join(map(str, self.dataset))}"
+            )
+        if (columns := self._columns()) and self.text_field not in columns:
+            is_hidden = self.text_field in self.dataset.column_names
             raise ValueError(
                 f"data.text_field={self.text_field!r} is not a column of {self.name}; its columns "
-                f"are {', '.join(columns)}"
+                f"are {', '.join(map(str, columns))}"
+                + is_hidden
+                * "; its format hides that column, which .with_format(None) shows"
             )
         if any(type(step).__name__.startswith("BufferShuffled") for step in self._steps()):
             raise ValueError(
@@ -70,7 +79,8 @@ class DatasetSource:
 
     def units(self, *, cut_text: bool = True) -> list[tuple[int, int]]:  # noqa: ARG002 (no files)
         """Return `(shard, number of shards)` for each unit."""
-        count = min(self._rows().num_shards, MAX_UNITS) if self._is_by_row() else 1
+        rows = self._rows()
+        count = min(_count_shards(rows), MAX_UNITS) if self._is_by_row() else 1
         return [(index, count) for index in range(count)]
 
     def unit_bytes(self, unit: tuple[int, int]) -> int:
@@ -98,6 +108,24 @@ class DatasetSource:
             return Rejected(where, f"no text in data.text_field={self.text_field!r}")
         return Document(text)
 
+    def _columns(self) -> list[str]:
+        """Return the columns of the rows that the dataset gives; none where that is not known."""
+        form = getattr(self.dataset, "format", None)
+        if form is None:  # it is iterated
+            return self.dataset.column_names or []
+        if form["type"] == "custom":
+            return list(self._first_row()) if len(self.dataset) else []
+        return self.dataset.column_names if form["output_all_columns"] else form["columns"]
+
+    def _first_row(self) -> dict:
+        try:
+            return self.dataset[0]
+        except TypeError as error:
+            raise ValueError(
+                f"data.source={self.name}: the transform of this dataset makes no row "
+                f"({in_line(error)}); let it return a dict of lists, with a value for each row"
+            ) from error
+
     def _steps(self) -> list[Any]:
         """Return the steps of the dataset's chain of iterables; none for a `Dataset`."""
         steps = [step for step in [getattr(self.dataset, "_ex_iterable", None)] if step is not None]
@@ -118,7 +146,10 @@ class DatasetSource:
     def _rows(self) -> Any:
         rows = self.dataset
         if hasattr(rows, "to_iterable_dataset"):
-            rows = rows.to_iterable_dataset(num_shards=max(1, len(rows) // UNIT_ROWS))
+            if rows.format["type"] == "custom" or not len(rows):
+                return rows  # `datasets` iterates neither; a transform is applied to each row
+            rows = rows.with_format(None)
+            rows = rows.to_iterable_dataset(num_shards=_count_shards(rows))
         rows = rows.select_columns([self.text_field]) if rows.column_names else rows
         rows = rows.with_format(None)
         if self._is_by_row():
@@ -126,6 +157,12 @@ class DatasetSource:
         rows.set_epoch(self.dataset.epoch)
         rows.load_state_dict(getattr(self.dataset, "_starting_state_dict", None))
         return rows
+
+
+def _count_shards(rows: Any) -> int:
+    """Return into how many parts the rows of a dataset are split."""
+    is_iterated = not hasattr(rows, "to_iterable_dataset")
+    return rows.num_shards if is_iterated else max(1, len(rows) // UNIT_ROWS)
 
 
 @dataclass(frozen=True)
@@ -182,8 +219,8 @@ def check_workers(sources: Sequence[Any], workers: int) -> None:
         except Exception as error:  # pickle raises many types
             raise ValueError(
                 f"data.source={source.name} cannot be sent to {workers} worker processes "
-                f"({str(error).splitlines()[0]}): write the function given to .map or .filter as "
-                f"a named function of a module, or use workers=1"
+                f"({str(error).splitlines()[0]}): write the function given to .map, .filter or "
+                f".with_transform as a named function of a module, or use workers=1"
             ) from error
 
 
