@@ -321,3 +321,19 @@ def test_the_type_of_bare_ids_is_that_of_the_setting(recipe, tmp_path):
     assert corpus.dtype == "uint32"
     for tokens in (corpus.train[0], corpus.validation[0].tokens):
         assert tokens.read(0, 4000).tolist() == ids.tolist()
+
+
+def test_the_text_that_is_trained_on_validates_nothing(recipe, tmp_path):
+    array = tmp_path / "ids.npy"
+    np.save(array, np.arange(3000, dtype=np.uint16) % 300)
+    data = {"path": [str(array), recipe.data.path], "validation": str(array)}
+    with pytest.raises(ValueError, match=r"ids\.npy is the text that is trained on"):
+        open_corpus(change(recipe, data=data))
+    (tmp_path / "text.txt").write_text("some text of a folder that holds out none " * 50)
+    job = Job((str(tmp_path / "text.txt"),), train_tokenizer=300, validation="none")
+    prepare(job, tmp_path / "all", quiet=True)
+    whole = str(tmp_path / "all")
+    with pytest.raises(ValueError, match=r"all is the text that is trained on"):
+        open_corpus(change(recipe, data={"path": whole, "validation": whole}))
+    held_out = {"path": recipe.data.path, "validation": recipe.data.path}
+    assert open_corpus(change(recipe, data=held_out)).validation  # its held-out split

@@ -324,3 +324,16 @@ def test_the_revision_is_that_of_the_recipe_and_not_of_the_working_directory(
     assert recorded(tmp_path / "mine" / "env" / "packaged.py") is None
     (tmp_path / "loose.py").write_text("")
     assert recorded(tmp_path / "loose.py") is None
+
+
+def test_a_longer_schedule_includes_the_phases_that_are_shares_of_it(recipe):
+    shares = {"kind": "wsd", "warmup_tokens": None, "warmup_fraction": 0.25, "decay_fraction": 0.5}
+    short = change(recipe, schedule=shares)
+    run(change(short, run={"max_steps": 4}))
+    longer = change(short, schedule={"tokens": 2 * short.schedule.tokens})
+    with pytest.raises(ValueError, match=r"schedule\.tokens was"):
+        run(longer)
+    run(change(longer, run={"allow_changes": ["schedule.tokens"]}))
+    rates = [row["lr"] for row in read_rows(recipe.run.dir) if row["kind"] == "train"]
+    assert rates[:4] == [short.learning_rate()(step) for step in range(4)]
+    assert rates[4:] == [longer.learning_rate()(step) for step in range(4, 16)]

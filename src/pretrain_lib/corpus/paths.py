@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pretrain_lib.config.derived_defaults import listed
 from pretrain_lib.config.settings import DataConfig
 from pretrain_lib.data.prepare.holdout import parse_validation
 from pretrain_lib.data.prepare.job import TOKENIZER_FOLDER, load_prepared_tokenizer
@@ -109,10 +110,19 @@ def open_validation(
         none = "" if there == "none" else f", which held out none of {documents}"
         raise ValueError(
             f"data.path={folder} has no validation text: it was prepared with {there}{none}; set "
-            f"data.validation=none to train without, or prepare the text into another folder with "
-            f"first:TOKENS of the source"
+            f"data.validation=none to train without, or to the path of other tokens, or prepare "
+            f"the text into another folder with first:TOKENS of the source"
         )
     return (HeldOut(folder.name, open_split(folder, "validation"), there),)
+
+
+def _refuse_trained(path: Place, data: DataConfig) -> None:
+    """Raise ValueError for a held-out text that is trained on."""
+    if str(path) in {str(open_place(trained)) for trained in listed(data.path)}:
+        raise ValueError(
+            f"data.validation={path} is the text that is trained on (data.path): give other "
+            f"tokens, or none"
+        )
 
 
 def _open_validation_path(
@@ -120,6 +130,7 @@ def _open_validation_path(
 ) -> HeldOut:
     """Open a token array, or the held-out set of a prepared folder, all of it if it has none."""
     if is_foreign(path):
+        _refuse_trained(path, data)
         tokens = open_foreign(path, vocabulary_size=vocabulary_size, dtype=data.dtype)
         _check_array(tokens, data.dtype, vocabulary_size, path)
         return HeldOut(path.name, tokens, str(path))
@@ -131,7 +142,10 @@ def _open_validation_path(
             f"it with the tokenizer folder of data.path"
         )
     check_ids(manifest["vocabulary_size"] - 1, None, vocabulary_size, path)
-    split = "validation" if manifest["splits"]["validation"]["tokens"] else "train"
+    split = "validation"
+    if not manifest["splits"][split]["tokens"]:
+        _refuse_trained(path, data)
+        split = "train"
     return HeldOut(path.name, open_split(path, split), f"{split} of {path}")
 
 

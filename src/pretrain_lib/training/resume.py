@@ -1,6 +1,7 @@
 """Resume: start a run anew, from its newest checkpoint, or from another run's checkpoint."""
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from pretrain_lib.wording import plural
 # What is told of a launch when it changes; the manifest has all of it.
 WORLD = ("processes", "device", "device_name", "precision", "threads", "system")
 STEP_SIZES = {f"batch.{name}" for name in ("tokens", "ramp_from", "ramp_increment", "ramp_tokens")}
+LENGTH, SHARES = "schedule.tokens", ("schedule.warmup_tokens", "schedule.decay_tokens")
 CHOICES = ("auto", "never")  # special values of `run.resume`; anything else is a path
 
 # What a validation loss depends on, besides the model and a path in data.validation. A rule there
@@ -115,7 +117,7 @@ def _load(
         changes[DATA] = tuple(fingerprints)
     if state.step:
         _refuse_other_steps(path, changes)
-    refused = unsafe_changes(changes, allowed=config.run.allow_changes)
+    refused = unsafe_changes(changes, allowed=_with_shares(config.run.allow_changes))
     if fork:
         refused = _of_model(refused)
     if refused:
@@ -136,6 +138,11 @@ def _load(
         run_id=run_id if fork else before["run_id"],
         changes=tuple(f"{n} was {old}, is {new}" for n, (old, new) in sorted(changes.items())),
     )
+
+
+def _with_shares(allowed: Sequence[str]) -> list[str]:
+    """Return the settings that may change, with the lengths that are shares of one of them."""
+    return [*allowed, *(SHARES if LENGTH in allowed else ())]
 
 
 def _refuse_other_steps(path: Path, changes: dict[str, tuple]) -> None:
