@@ -125,7 +125,9 @@ def test_a_budget_that_is_too_short_leaves_nothing_that_a_longer_one_meets(comma
     command[command.index("--budget") + 1] = "1s"
     result = run_python(*command, environment=forked_launchers())
     assert result.returncode == 2
-    assert re.search(r"error: --budget 1s is too short for 7 runs, .* give \d+m", result.stderr)
+    # A slow machine does not even measure a speed in it.
+    told = r"error: --budget 1s is too short (for 7 runs, .* give \d+m|to measure 2 steps in: give)"
+    assert re.search(told, result.stderr)
     assert {path.name for path in tmp_path.iterdir()} == before
 
 

@@ -16,6 +16,7 @@ from pretrain_lib.data.prepare.job import Job
 from pretrain_lib.data.prepare.loss_spans import mask_tokens
 from pretrain_lib.data.prepare.prepare import prepare
 from pretrain_lib.data.text import sources
+from pretrain_lib.data.text.opening import open_source
 from pretrain_lib.data.text.tokenizer import Tokenizer, train_tokenizer
 from pretrain_lib.data.tokens.arrays import open_split
 from pretrain_lib.data.tokens.manifests import FORMAT_VERSION, MASKED_VERSION
@@ -173,7 +174,7 @@ def test_documents_with_wrong_spans_are_left_out_by_name(tmp_path):
     good = {"text": "some words", "s": [[0, 4]]}
     lines = [good, *({"text": "some words"} | wrong for wrong in WRONG), good | {"s": None}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    source = sources.open_source(str(tmp_path / "a.jsonl"), loss_spans="s")
+    source = open_source(str(tmp_path / "a.jsonl"), loss_spans="s")
     (unit,) = source.units()
     first, *bad, last = source.documents(unit)
     assert (first.spans, last.spans) == (((0, 4),), None)
@@ -190,7 +191,7 @@ def test_documents_with_wrong_spans_are_left_out_by_name(tmp_path):
 def test_spans_are_read_whatever_other_fields_hold(tmp_path, other):
     line = f'{{"text": "abc def", "s": [[0, 2]], "other": {other}}}\n'
     (tmp_path / "a.jsonl").write_text(line)
-    source = sources.open_source(str(tmp_path / "a.jsonl"), loss_spans="s")
+    source = open_source(str(tmp_path / "a.jsonl"), loss_spans="s")
     ((document,),) = [list(source.documents(unit)) for unit in source.units()]
     assert (document.text, document.spans) == ("abc def", ((0, 2),))
 

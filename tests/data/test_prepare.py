@@ -28,6 +28,7 @@ from pretrain_lib.data.prepare.job import Job
 from pretrain_lib.data.prepare.left_out import describe_left_out
 from pretrain_lib.data.prepare.prepare import prepare
 from pretrain_lib.data.text import sources
+from pretrain_lib.data.text.opening import open_source
 from pretrain_lib.data.text.rows import DatasetSource, HubSource
 from pretrain_lib.data.text.tokenizer import load_tokenizer, train_tokenizer
 from pretrain_lib.data.tokens.arrays import open_split
@@ -452,7 +453,7 @@ def test_first_validation_ends_anywhere_in_a_text_that_is_cut(
     texts = write_large(tmp_path / "text")
     tokenizer = save_tokenizer(tmp_path / "tokenizer", LARGE, normalizer=normalizer)
     rows = rows_of(tokenizer, texts)
-    source = sources.open_source(str(tmp_path / "text"))
+    source = open_source(str(tmp_path / "text"))
     (first,), (second,) = (list(source.documents(unit)) for unit in source.units()[:2])
     border = sum(len(row) for row in rows_of(tokenizer, [first.text, second.text])) - 1
     before_last = sum(map(len, rows[:3]))
@@ -659,7 +660,7 @@ def test_a_text_of_which_a_part_is_left_out_keeps_the_others(
     for number, text in enumerate((CODE[:8000], CODE[9000:16000])):
         raw = (b"\xff" if number == bad else b"") + text.encode()
         (tmp_path / "text" / f"{number}.txt").write_bytes(raw)
-    source = sources.open_source(str(tmp_path / "text"))
+    source = open_source(str(tmp_path / "text"))
     for unit in source.units():
         parts += source.documents(unit)
     tokenizer = save_tokenizer(tmp_path / "tokenizer", LARGE)

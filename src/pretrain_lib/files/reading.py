@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ def parse_json(raw: bytes, *, pairs: Callable[[list[tuple]], Any] | None = None)
 def read_object(path: Path, *, remedy: str = RESTORE) -> dict:
     """Return the object in a JSON file; raises ValueError, naming file and remedy, for others."""
     try:
-        content = parse_json(path.read_bytes())
+        content = parse_json(path.read_bytes().removeprefix(BOM_UTF8))
     except ValueError as error:
         raise ValueError(f"{path} is damaged, no JSON ({error}); {remedy}") from error
     if not isinstance(content, dict):

@@ -1,13 +1,12 @@
 """Read the files of a tokenizer: a folder, a `tokenizer.json`, or a tokenizer of the Hub."""
 
-from codecs import BOM_UTF8
 from pathlib import Path
 
 import tokenizers
 
 from pretrain_lib.data.text.parts import part_steps
 from pretrain_lib.data.text.same_ids import has_gpt2_shape, has_same_ids
-from pretrain_lib.files.reading import interpreting, parse_json
+from pretrain_lib.files.reading import interpreting, read_object
 from pretrain_lib.values import show
 from pretrain_lib.wording import in_line
 
@@ -132,15 +131,7 @@ def _named_tokens(backend: tokenizers.Tokenizer, folder: Path) -> list[tokenizer
 
 def _settings(path: Path) -> dict:
     """Return the object in a JSON file, empty without one."""
-    if not path.is_file():
-        return {}
-    try:
-        content = parse_json(path.read_bytes().removeprefix(BOM_UTF8))
-    except ValueError as error:
-        raise ValueError(f"{path} is broken: it must be JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is broken: it must hold a JSON object")
-    return content
+    return read_object(path) if path.is_file() else {}
 
 
 def _token_settings(folder: Path) -> dict:
