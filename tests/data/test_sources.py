@@ -156,6 +156,9 @@ def test_folder_without_text_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("text")
     with pytest.raises(ValueError, match=r"holds none of .txt, .parquet, .jsonl.*1 .csv"):
         open_source(str(tmp_path))
+    (tmp_path / "ids.bin").write_bytes(bytes(4))
+    with pytest.raises(ValueError, match=r"1 \.bin, 1 \.csv\); pass token arrays .* --data\.path$"):
+        open_source(str(tmp_path))
 
 
 def test_linked_folders_are_read_once_each_and_loops_are_none(tmp_path):

@@ -11,6 +11,9 @@ from pretrain_lib.data.text.rows import EMBEDDED_CORPUS, HUB_NAME, HubSource
 from pretrain_lib.data.text.sources import FileSource, Source
 from pretrain_lib.wording import show_path
 
+ARRAY_KINDS = (".npy", ".bin", ".ds")
+ARRAYS = f"pass token arrays ({', '.join(ARRAY_KINDS)}) as --data.path"
+
 
 def open_source(
     name: str,
@@ -35,14 +38,14 @@ def open_source(
             others = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
             raise ValueError(
                 f"data.source={shown}: the folder holds none of {KNOWN} (it holds "
-                f"{others or 'no files'})"
+                f"{others or 'no files'})" + f"; {ARRAYS}" * any(k in skipped for k in ARRAY_KINDS)
             )
     elif path.is_file():
         if not is_readable(path):
             raise ValueError(
                 f"data.source={shown}: the file must end in one of {KNOWN} (a .txt file is one "
                 f"document; the others have one per line or row, in the field {text_field!r}); "
-                f"pass token arrays (.npy, .bin, .ds) as --data.path"
+                f"{ARRAYS}"
             )
         files = (path,)
     elif path.exists():
