@@ -8,7 +8,8 @@ import pytest
 
 from pretrain_lib import Job, prepare
 from pretrain_lib.data.prepare import prepare as prepare_module
-from pretrain_lib.data.text import sources
+from pretrain_lib.data.remote import Unreachable
+from pretrain_lib.data.text import sources, unchanged
 from pretrain_lib.data.text.opening import open_source
 
 CHANGED = "a.jsonl has changed while it was read"
@@ -82,6 +83,25 @@ def test_a_remote_file_that_changes_is_refused_and_what_was_written_dropped(befo
     before_unit(lambda: storage.pipe(f"{url}/b.jsonl", lines("more").encode()))  # another file
     found = prepare(job, tmp_path / "out", **options)
     assert found["sources"] == [url] and (tmp_path / "out" / "manifest.json").exists()
+    storage.rm(url, recursive=True)
+
+
+def test_a_storage_that_does_not_answer_at_the_end_costs_nothing(monkeypatch, tmp_path):
+    storage, url = fsspec.filesystem("memory"), "memory://going"
+    storage.pipe(f"{url}/a.jsonl", lines("old").encode())
+    job, options = Job((url,), train_tokenizer=300), {"workers": 1, "quiet": True}
+
+    def fail(*_):
+        raise Unreachable("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unchanged, "find_remote", fail)
+        with pytest.raises(ValueError, match="no answer"):
+            prepare(job, tmp_path / "out", **options)
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.bin")}
+    prepare(job, tmp_path / "out", **options)
+    assert written
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.bin")} == written
     storage.rm(url, recursive=True)
 
 

@@ -34,6 +34,7 @@ from pretrain_lib.data.prepare.left_out import Report, report_skipped
 from pretrain_lib.data.prepare.loss_spans import check_spans_tokenizer
 from pretrain_lib.data.prepare.manifest import summarize, write_manifest
 from pretrain_lib.data.prepare.target import check_target
+from pretrain_lib.data.remote import Unreachable
 from pretrain_lib.data.text.encoder import Encoder
 from pretrain_lib.data.text.rows import check_workers
 from pretrain_lib.data.text.sources import FileSource, Source
@@ -125,6 +126,8 @@ def _write_units(
     try:
         _check_versions(sources)
         _check_train_split(job, splits, report)
+    except Unreachable:  # nothing is known to be wrong
+        raise
     except ValueError:
         _drop_units(folder)  # or the folder would be refused to the job that does better
         raise
