@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from pretrain_lib.config.derived_defaults import listed
 from pretrain_lib.config.settings import DataConfig
 from pretrain_lib.data.block_cache import cache_folder
 from pretrain_lib.data.pool import count_cores
@@ -54,7 +55,7 @@ def open_stream(data: DataConfig, folder: Path, sequence_length: int) -> Spool:
 
 
 def _job(data: DataConfig) -> Job:
-    sources = (data.source,) if isinstance(data.source, str) else tuple(data.source)
+    sources = tuple(listed(data.source))
     rule = "none" if names_tokens(data.validation) else data.validation
     train_tokenizer = None if data.tokenizer else data.train_tokenizer
     job = Job(

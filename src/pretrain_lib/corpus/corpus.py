@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pretrain_lib.config.derived_defaults import listed
 from pretrain_lib.config.settings import DataConfig, Recipe
 from pretrain_lib.corpus.autoprepare import (
     await_file,
@@ -74,7 +75,7 @@ def build_dataset(
 
 def _open_paths(config: Recipe) -> Corpus:
     data, vocabulary_size = config.data, config.model.vocabulary_size
-    paths = [data.path] if isinstance(data.path, str) else list(data.path or ())
+    paths = listed(data.path)
     if data.source is None and not paths:
         raise ValueError("data.source or data.path must be given: there is nothing to train on")
     if data.source is not None and len(paths) > 1:

@@ -6,6 +6,7 @@ name another text.
 
 from dataclasses import dataclass
 
+from pretrain_lib.config.derived_defaults import listed
 from pretrain_lib.data.remote import Unreachable
 from pretrain_lib.data.tokens.manifests import MANIFEST
 from pretrain_lib.data.tokens.places import Place, open_place
@@ -26,9 +27,9 @@ class Origin:
 
 def find_origins(data: dict) -> list[Origin]:
     """Return the origin of each path in a run's `data` settings (a dict, as in its manifest)."""
-    paths = _listed(data.get("path"))
+    paths = listed(data.get("path"))
     if not paths:
-        return [Origin(tuple(_listed(data.get("source"))), data.get("validation"), None)]
+        return [Origin(tuple(listed(data.get("source"))), data.get("validation"), None)]
     return [_origin_of(open_place(path)) for path in paths]
 
 
@@ -42,7 +43,3 @@ def _origin_of(path: Place) -> Origin:
             return Origin(tuple(found["sources"]), found["validation"], path.name)
     except Unreachable:  # a report of a run does not need its data
         return Origin((), None, path.name)
-
-
-def _listed(value: str | list[str] | None) -> list[str]:
-    return [value] if isinstance(value, str) else list(value or ())

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
+from pretrain_lib.config.derived_defaults import listed
 from pretrain_lib.config.rules import check_division, check_together
 from pretrain_lib.config.settings import Recipe
 from pretrain_lib.data.tokens.foreign import is_foreign, open_foreign
@@ -135,7 +136,7 @@ def _tokens_to_train_on(config: Recipe) -> int:
     """Return the number of tokens that `schedule.epochs` are made of, or 0 if it is not set."""
     if config.schedule.epochs is None:
         return 0
-    tokens = [_tokens_on_disk(path, config.data.dtype) for path in _paths(config)]
+    tokens = [_tokens_on_disk(path, config.data.dtype) for path in listed(config.data.path)]
     if not tokens or None in tokens:
         raise ValueError(
             f"schedule.epochs={config.schedule.epochs}: to plan the run, --data.path must be a "
@@ -144,13 +145,8 @@ def _tokens_to_train_on(config: Recipe) -> int:
     return sum(tokens)
 
 
-def _paths(config: Recipe) -> list[str]:
-    path = config.data.path
-    return [path] if isinstance(path, str) else list(path or ())
-
-
 def _data_warnings(config: Recipe) -> Iterator[str]:
-    data, paths = config.data, _paths(config)
+    data, paths = config.data, listed(config.data.path)
     tokens = [_tokens_on_disk(path, config.data.dtype) for path in paths]
     if data.streaming or not paths or None in tokens:
         return
@@ -170,7 +166,7 @@ def documents_per_token(config: Recipe) -> float:
     """Return how many documents a token has with document masking, as prepared folders say."""
     if not config.data.document_masking:
         return 0
-    folders = [open_place(path) for path in _paths(config)]
+    folders = [open_place(path) for path in listed(config.data.path)]
     splits = [
         read_manifest(folder)["splits"]["train"]
         for folder in folders

@@ -8,7 +8,6 @@ from operator import itemgetter
 from accelerate.utils import gather_object
 
 from pretrain_lib.config.run_sections import VALIDATION_LOSS
-from pretrain_lib.corpus.stretches import identify
 from pretrain_lib.distributed.launched import on_main
 from pretrain_lib.distributed.sharding import whole_weights
 from pretrain_lib.evaluate.harness import evaluate_model
@@ -92,14 +91,18 @@ def estimate_left(run: Run) -> Left | None:
 
 
 def _validate(run: Run) -> None:
-    config, state, length = run.config, run.state, run.config.batch.sequence_length
-    masking = {"document_masking": config.data.document_masking}
-    options = {"sequence_length": length, "micro_batch": config.batch.micro_batch} | masking
-    result = validate(run.accelerator, run.model, run.stretches, **options)
-    validated = identify(run.stretches, length, **masking)
-    if state.validated not in (None, validated):
+    config, state = run.config, run.state
+    result = validate(
+        run.accelerator,
+        run.model,
+        run.stretches,
+        sequence_length=config.batch.sequence_length,
+        micro_batch=config.batch.micro_batch,
+        document_masking=config.data.document_masking,
+    )
+    if state.validated not in (None, run.validated):
         state.best_loss = None  # of another text
-    state.validated = validated
+    state.validated = run.validated
     row = {"kind": "validation", "step": state.step, "tokens": state.tokens}
     run.metrics.write(row | result.to_row())
     if state.best_loss is None or result.loss < state.best_loss:

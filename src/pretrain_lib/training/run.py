@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from pretrain_lib.checkpoint.writer import CheckpointWriter
 from pretrain_lib.config.settings import Recipe
 from pretrain_lib.corpus.corpus import build_dataset
 from pretrain_lib.corpus.paths import Corpus
-from pretrain_lib.corpus.stretches import Stretch, choose_stretches
+from pretrain_lib.corpus.stretches import Stretch, choose_stretches, identify
 from pretrain_lib.data.windows.batches import Batch, WindowSource, iterate_steps
 from pretrain_lib.distributed.launched import on_all
 from pretrain_lib.distributed.sharding import is_sharded, writes_by_one
@@ -68,6 +69,12 @@ class Run:
     @property
     def folder(self) -> Path:
         return Path(self.config.run.dir)
+
+    @cached_property
+    def validated(self) -> str:
+        """Identifies what the validation loss is measured on."""
+        length, masking = self.config.batch.sequence_length, self.config.data.document_masking
+        return identify(self.stretches, length, document_masking=masking)
 
 
 def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator) -> Run:

@@ -9,10 +9,10 @@ from pretrain_lib.data.text.formats import KNOWN, is_readable
 from pretrain_lib.data.text.remote import find_remote
 from pretrain_lib.data.text.rows import EMBEDDED_CORPUS, HUB_NAME, HubSource
 from pretrain_lib.data.text.sources import FileSource, Source
+from pretrain_lib.data.tokens.unprepared import FOREIGN_SUFFIXES
 from pretrain_lib.wording import show_path
 
-ARRAY_KINDS = (".npy", ".bin", ".ds")
-ARRAYS = f"pass token arrays ({', '.join(ARRAY_KINDS)}) as --data.path"
+ARRAYS = f"pass token arrays ({', '.join(FOREIGN_SUFFIXES)}) as --data.path"
 
 
 def open_source(
@@ -35,11 +35,7 @@ def open_source(
         find = find_remote if is_remote else find_files
         found, skipped = find(name if is_remote else path, is_readable)
         if not (files := tuple(found)):
-            others = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
-            raise ValueError(
-                f"data.source={shown}: the folder holds none of {KNOWN} (it holds "
-                f"{others or 'no files'})" + f"; {ARRAYS}" * any(k in skipped for k in ARRAY_KINDS)
-            )
+            raise _nothing_to_read(shown, skipped)
     elif path.is_file():
         if not is_readable(path):
             raise ValueError(
@@ -67,3 +63,12 @@ def open_source(
     source = FileSource(name, files, text_field, document_separator, counts, loss_spans)
     assert source.states, "taken now, before anything is read"
     return source
+
+
+def _nothing_to_read(shown: str, skipped: dict[str, int]) -> ValueError:
+    """Return the error for a folder without text; `skipped` counts its files by kind."""
+    others = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items()) or "no files"
+    hint = f"; {ARRAYS}" if any(kind in skipped for kind in FOREIGN_SUFFIXES) else ""
+    return ValueError(
+        f"data.source={shown}: the folder holds none of {KNOWN} (it holds {others}){hint}"
+    )

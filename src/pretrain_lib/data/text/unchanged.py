@@ -13,9 +13,9 @@ State = tuple[int, int | str]
 
 def state_of(path: Path | RemoteFile) -> State:
     """Return the size of a file, and its version or when it was written to, in nanoseconds."""
-    status = path.stat()
     if isinstance(path, RemoteFile):
         return path.st_size, path.version
+    status = path.stat()
     return status.st_size, status.st_mtime_ns
 
 
