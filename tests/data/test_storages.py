@@ -268,6 +268,64 @@ def test_a_server_that_states_no_size_is_named(serve, handler):
         open_foreign(f"{url}/a.bin", vocabulary_size=None)
 
 
+class Failing(Stream):
+    """A server that answers 503 a number of times to each request, then as it should."""
+
+    failures = 0
+    headers_sent = (("Content-Length", str(len(Stream.body))),)
+
+    def do_GET(self):
+        if type(self).failures > 0:
+            type(self).failures -= self.command == "GET"
+            self.send_error(503)
+        else:
+            super().do_GET()
+
+    do_HEAD = do_GET
+
+
+@pytest.mark.parametrize("setting", ["data.source", "data.path"])
+def test_a_failing_server_of_http_is_not_taken_for_a_missing_file(serve, setting):
+    class Own(Failing):
+        """Counts its own failures."""
+
+    url, name = serve(Own), "a.jsonl" if setting == "data.source" else "a.bin"
+
+    def size():
+        if setting == "data.source":
+            return open_source(f"{url}/{name}").estimated_bytes()
+        return len(open_foreign(f"{url}/{name}", vocabulary_size=None, dtype="uint8"))
+
+    Own.failures = 2
+    assert size() == len(Stream.body)
+    Own.failures = 1000
+    with pytest.raises(remote.Unreachable, match=rf"^{setting}: {url}/{name} .*503"):
+        size()
+    Own.failures = 0
+    with pytest.raises(ValueError, match="there is no such file") as missing:
+        open_source(f"{url}/missing.txt")
+    assert not isinstance(missing.value, remote.Unreachable)
+
+
+def test_a_server_of_http_that_is_gone_is_not_taken_for_a_missing_file():
+    with pytest.raises(remote.Unreachable, match="ConnectorError.*start the same command again"):
+        open_source("http://127.0.0.1:9/a.jsonl")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["zip://b::https://me:secret@host/NAME", "filecache::s3://corpus/NAME", "zip://NAME"],
+)
+def test_urls_that_are_joined_are_refused(url):
+    for name, start in (
+        ("a.jsonl", open_source),
+        ("a.bin", functools.partial(open_foreign, vocabulary_size=None)),
+    ):
+        with pytest.raises(ValueError, match=r"^data\.\w+=(zip|filecache):") as error:
+            start(url.replace("NAME", name))
+        assert "secret" not in str(error.value)
+
+
 def test_a_server_that_sends_no_parts_is_named(tmp_path, serve, monkeypatch):
     url = serve(functools.partial(Quiet, directory=tmp_path))
     monkeypatch.setattr(remote, "BLOCK_BYTES", 2**12)

@@ -16,7 +16,8 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+://")
+HTTP = ("http://", "https://")
 SECRETS = re.compile(r"signature|token|secret|password|credential|key|^sig$", re.IGNORECASE)
 # Where the storages say which version of a file this is, those that say it best first.
 VERSIONS = (
@@ -26,7 +27,9 @@ VERSIONS = (
     *("Last-Modified", "last_modified", "modified", "modify", "modifiedTime", "modificationTime"),
     *("server_modified", "last_write_time", "updated", "uploaded_at", "date_time", "created"),
 )
+CHAIN = "::"  # between the parts of a chained URL of `fsspec`
 BLOCK_BYTES = 8 * 2**20  # read at once
+MISSING = (404, 410)  # the statuses of HTTP for what is not there
 RETRY_SECONDS = (0.5, 2.0)  # between the tries, besides those of the storage's own library
 DOWNLOAD = "download it, and give the local copy"
 AGAIN = "what was done is kept: start the same command again to continue"
@@ -57,7 +60,7 @@ class RemoteFile:
     @property
     def name(self) -> str:
         """The last component of the path."""
-        if self.url.lower().startswith(("http://", "https://")):
+        if self.url.lower().startswith(HTTP):
             return PurePosixPath(urlsplit(self.url).path or self.url).name
         return PurePosixPath(self.url.partition("?versionId=")[0]).name  # s3fs reads old versions
 
@@ -111,9 +114,14 @@ def storage_of(url: str, *, setting: str = "data.source") -> tuple[Any, str]:
     """Return the file system of a URL, and the path in it."""
     from fsspec.core import url_to_fs
 
+    if CHAIN in url:
+        raise ValueError(
+            f"{setting}={url.partition(CHAIN)[0]}{CHAIN}...: URLs that are joined, such as that of "
+            f"a file in an archive, are not read; {DOWNLOAD}"
+        )
     try:
         return url_to_fs(url)
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: an archive that is not given
         raise ValueError(f"{setting}={url}: {error}") from error
     except ValueError as error:
         raise ValueError(
@@ -129,13 +137,23 @@ def answer(url: str, ask: Callable[[], Any], *, setting: str = "data.source") ->
     for seconds in (*RETRY_SECONDS, None):
         try:
             return ask()
-        except FileNotFoundError as error:
-            raise ValueError(f"{setting}={url}: there is no such file or folder") from error
-        except Exception as error:  # each storage has its own types
+        except Exception as raised:  # each storage has its own types
+            error = _cause(url, raised)
+            if isinstance(error, FileNotFoundError):
+                raise ValueError(f"{setting}={url}: there is no such file or folder") from error
             if seconds is None or isinstance(error, PermissionError):
                 raise Unreachable(f"{setting}: {_describe(url, error)}") from error
             time.sleep(seconds)
     return None
+
+
+def _cause(url: str, error: Exception) -> Exception:
+    """Return why a storage failed: `fsspec` says of any failure of HTTP that there is no file."""
+    cause = error.__cause__
+    is_http = url.lower().startswith(HTTP) and isinstance(error, FileNotFoundError)
+    if is_http and cause is not None and getattr(cause, "status", None) not in MISSING:
+        return cause
+    return error
 
 
 def _describe(url: str, error: Exception) -> str:
