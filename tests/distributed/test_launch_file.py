@@ -81,7 +81,17 @@ def test_a_launcher_without_configuration_hands_on_what_nobody_asked_for(prepare
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     assert ("bf16 autocast, fp32 weights" if fast else "is not fast in bf16") in result.stdout
     said = " ".join(result.stdout.split())
-    assert "`accelerate launch --cpu --num_processes 2` starts one process" in said
+    assert "`accelerate launch --cpu` starts one process, not the 2 asked for" in said
+
+
+@pytest.mark.slow
+def test_a_file_for_several_gpus_with_cpu_is_remarked(prepared, tmp_path):
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--run.max_steps", "1"]
+    launch = ["--cpu", "--config_file", "accelerate_configs/fsdp2_8gpu.yaml"]
+    command = ["accelerate", "launch", *launch, "recipes/gpt2_124m.py", *flags]
+    result = run_command(*command, environment={"OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr
+    assert "starts one process, not the 8 asked for" in " ".join(result.stdout.split())
 
 
 @pytest.mark.slow

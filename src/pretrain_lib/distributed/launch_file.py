@@ -41,12 +41,14 @@ def names_precision() -> bool:
 def launch_remarks(*, processes: int) -> list[str]:
     """Return remarks on a launch that may not be what was meant."""
     _, arguments = _launch()
-    remarks = [default_line(launch_configuration())]
-    asked = getattr(arguments, "num_processes", None) or 1
+    configuration = launch_configuration()
+    remarks = [default_line(configuration)]
+    by_file = configuration["settings"].get("num_processes")
+    asked = getattr(arguments, "num_processes", None) or by_file or 1
     if arguments is not None and arguments.cpu and asked > processes == 1:
         remarks.append(
-            f"`accelerate launch --cpu --num_processes {asked}` starts one process: for two on the "
-            f"CPU use --config_file accelerate_configs/cpu_2proc.yaml"
+            f"`accelerate launch --cpu` starts one process, not the {asked} asked for: for two on "
+            f"the CPU use --config_file accelerate_configs/cpu_2proc.yaml without --cpu"
         )
     return [remark for remark in remarks if remark is not None]
 
