@@ -1,4 +1,4 @@
-"""Resuming: settings that had other names, steps of another size, going back within a run."""
+"""Resuming: settings that had other names, other steps and windows, going back within a run."""
 
 import json
 import shutil
@@ -171,6 +171,19 @@ def test_steps_of_another_size_are_refused(recipe, tmp_path, changes, is_fork):
     with pytest.raises(ValueError, match=r"batch\.\w+ was .*, is .* keep their size") as error:
         run(change(recipe, batch=changes, run=own))
     assert "run.initial_weights=" in str(error.value)
+
+
+@pytest.mark.parametrize("length", [32, 16, 8])
+def test_a_fork_with_another_sequence_length_is_as_far_into_the_data(recipe, tmp_path, length):
+    begun = change(recipe, run={"max_steps": 4})
+    run(begun)
+    before = read_state(Path(recipe.run.dir, "checkpoints", "step-00000004"))[0]
+    own = {"dir": str(tmp_path / "fork"), "resume": recipe.run.dir}
+    fork = change(recipe, run=own, batch={"sequence_length": length, "micro_batch": 1})
+    run(fork)
+    after = last_state(fork)
+    assert after.tokens == 2 * before.tokens == 2 * before.windows * begun.batch.sequence_length
+    assert after.windows * length == after.tokens
 
 
 def validated(config):

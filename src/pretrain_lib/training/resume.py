@@ -40,12 +40,13 @@ from pretrain_lib.wording import plural
 WORLD = ("processes", "device", "device_name", "precision", "threads", "system")
 STEP_SIZES = {f"batch.{name}" for name in ("tokens", "ramp_from", "ramp_increment", "ramp_tokens")}
 LENGTH, SHARES = "schedule.tokens", ("schedule.warmup_tokens", "schedule.decay_tokens")
+WINDOW = "batch.sequence_length"
 CHOICES = ("auto", "never")  # special values of `run.resume`; anything else is a path
 
 # What a validation loss depends on, besides the model and a path in data.validation. A rule there
 # is that of the prepared folder, of which `DATA` is the fingerprint.
 OF_VALIDATION = {
-    *(DATA, "data.document_masking", "validation.tokens", "batch.sequence_length"),
+    *(DATA, "data.document_masking", "validation.tokens", WINDOW),
 }
 
 
@@ -126,6 +127,9 @@ def _load(
     load_checkpoint(path, model, optimizer)
     if DATA in changes:
         state.windows = 0
+    elif WINDOW in changes:  # as many tokens into the data as before
+        old, new = changes[WINDOW]
+        state.windows = state.windows * old // new
     _forget_other_bests(state, changes, fork=fork)
     for key in ("versions", "git"):
         changes |= setting_changes({key: before[key]}, {key: manifest[key]})
