@@ -22,8 +22,8 @@ from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.llama import Llama, LlamaConfig
 from pretrain_lib.plan.memory import estimate_memory
 from pretrain_lib.plan.step import Step
+from pretrain_lib.training.compilation import set_up_model
 from pretrain_lib.training.placement import place
-from pretrain_lib.training.speed import set_up_model
 from pretrain_lib.training.step import train_step
 
 FAMILIES = {"gpt2": (GPT2, GPT2Config), "llama": (Llama, LlamaConfig)}

@@ -15,7 +15,7 @@ from pretrain_lib.config.settings import (
 )
 from pretrain_lib.distributed.engine import start_accelerator
 from pretrain_lib.optim.groups import build_adamw
-from pretrain_lib.training.speed import choose_compile, set_up_model
+from pretrain_lib.training.compilation import choose_compile, set_up_model
 from pretrain_lib.training.step import train_step
 
 

@@ -37,7 +37,7 @@ from pretrain_lib import (
 from pretrain_lib.distributed import engine as engine_module
 from pretrain_lib.distributed.sharding import is_sharded, shard_by_block, share_weights
 from pretrain_lib.tensors.pieces import whole_tensor
-from pretrain_lib.training.speed import set_up_model
+from pretrain_lib.training.compilation import set_up_model
 from pretrain_lib.training.step import train_step
 from tests.compilation import without_code_generation
 from tests.families import family

@@ -11,7 +11,7 @@ from pretrain_lib.models import loss as loss_module
 from pretrain_lib.models.attention import causal_attention, document_index
 from pretrain_lib.models.document_attention import document_boundaries
 from pretrain_lib.models.loss import linear_cross_entropy
-from pretrain_lib.training.speed import set_up_model
+from pretrain_lib.training.compilation import set_up_model
 
 pytestmark = pytest.mark.cuda
 CUDA = torch.device("cuda")

@@ -22,7 +22,7 @@ from pretrain_lib import (
     load_checkpoint,
 )
 from pretrain_lib.checkpoint.writer import CheckpointWriter
-from pretrain_lib.training.speed import set_up_model
+from pretrain_lib.training.compilation import set_up_model
 from pretrain_lib.training.step import train_step
 
 pytestmark = pytest.mark.cuda

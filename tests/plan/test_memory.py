@@ -20,7 +20,7 @@ from pretrain_lib.plan.memory import estimate_memory, model_sizes
 from pretrain_lib.plan.muon import muon_cost
 from pretrain_lib.plan.network import World, sent_bytes
 from pretrain_lib.plan.step import Step
-from pretrain_lib.training.speed import set_up_model
+from pretrain_lib.training.compilation import set_up_model
 
 SHAPE = {"vocabulary_size": 4096, "context_length": 256, "num_layers": 4, "num_heads": 4}
 LLAMA = {"num_key_value_heads": 2, "mlp_width": 704}

@@ -15,7 +15,7 @@ from pretrain_lib.corpus.corpus import build_dataset
 from pretrain_lib.run_folder.folder import SCORES
 from pretrain_lib.training import summary
 from pretrain_lib.training.banner import banner
-from pretrain_lib.training.endings import remark_on
+from pretrain_lib.training.failures import remark_on
 from tests.conftest import change, read_rows
 from tests.training.test_loop import run
 

@@ -37,7 +37,7 @@ KEPT = (
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Training options of a model, set by `training.speed.set_up_model`."""
+    """Training options of a model, set by `training.compilation.set_up_model`."""
 
     compiled: bool = False
     """Whether the blocks and the loss are compiled."""

@@ -16,7 +16,7 @@ from pretrain_lib.plan.micro_batch import Planned
 from pretrain_lib.plan.plan import documents_per_token, world_of
 from pretrain_lib.run_folder.folder import PRECISIONS
 from pretrain_lib.run_folder.metrics import human
-from pretrain_lib.training.screen import fill
+from pretrain_lib.training.console_lines import fill
 from pretrain_lib.wording import plural
 
 INDENT = 10  # of what follows the labels

@@ -21,7 +21,9 @@ from pretrain_lib.evaluate.validation import validate
 from pretrain_lib.models.generation import sample_texts
 from pretrain_lib.quiet import without_foreign_progress
 from pretrain_lib.run_folder.folder import SAMPLES, SCORES
-from pretrain_lib.training.measured import (
+from pretrain_lib.training.compilation import run_eagerly
+from pretrain_lib.training.console_lines import fill, format_sample
+from pretrain_lib.training.measurements import (
     SAMPLING,
     SCORING,
     VALIDATION,
@@ -29,8 +31,6 @@ from pretrain_lib.training.measured import (
     events_ahead,
 )
 from pretrain_lib.training.run import Run
-from pretrain_lib.training.screen import fill, format_sample
-from pretrain_lib.training.speed import run_eagerly
 
 
 def is_due(run: Run, step: int) -> bool:

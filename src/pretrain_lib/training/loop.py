@@ -17,11 +17,11 @@ from pretrain_lib.models.interface import Model, check_interface
 from pretrain_lib.optim.spikes import Limits, spike_limits
 from pretrain_lib.run_folder.folder import METRICS, read_status, write_status
 from pretrain_lib.run_folder.rows import read_rows
+from pretrain_lib.training.console_lines import format_step
 from pretrain_lib.training.evaluation import estimate_left, evaluate_if_due, is_due
-from pretrain_lib.training.measured import peak_memory
+from pretrain_lib.training.measurements import peak_memory
 from pretrain_lib.training.rollback import turn_back_or_go_on
 from pretrain_lib.training.run import Run, open_batches, start_run, tell
-from pretrain_lib.training.screen import format_step
 from pretrain_lib.training.step import StepResult, accumulate_gradients, apply_update
 from pretrain_lib.training.summary import summary
 

@@ -30,14 +30,14 @@ from pretrain_lib.run_folder.folder import (
 )
 from pretrain_lib.run_folder.metrics import Metrics, start_trackers
 from pretrain_lib.training.banner import banner
+from pretrain_lib.training.compilation import choose_compile, set_up_model
+from pretrain_lib.training.console_lines import fill
+from pretrain_lib.training.early_stop import StopWatch
 from pretrain_lib.training.first_weights import set_first_weights
-from pretrain_lib.training.measured import TimeLeft
+from pretrain_lib.training.measurements import TimeLeft
 from pretrain_lib.training.placement import place
 from pretrain_lib.training.profiler import PROFILE, StepProfiler
 from pretrain_lib.training.resume import Start, drop_later_checkpoints, resume
-from pretrain_lib.training.screen import fill
-from pretrain_lib.training.speed import choose_compile, set_up_model
-from pretrain_lib.training.watch import StopWatch
 
 SLOW_DISK = 5e8  # bytes per second, assumed until a save has been measured
 

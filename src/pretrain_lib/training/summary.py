@@ -11,9 +11,9 @@ from pretrain_lib.models.flops import count_parameters, has_data_sheet
 from pretrain_lib.run_folder.folder import CHECKPOINTS, METRICS, SAMPLES, SCORES
 from pretrain_lib.run_folder.metrics import human, human_time
 from pretrain_lib.run_folder.rows import COMMON, Rows
-from pretrain_lib.training.measured import Memory, peak_memory
+from pretrain_lib.training.console_lines import WIDTH, fill
+from pretrain_lib.training.measurements import Memory, peak_memory
 from pretrain_lib.training.run import Run
-from pretrain_lib.training.screen import WIDTH, fill
 from pretrain_lib.wording import plural
 
 LABEL = 18  # characters of the first column

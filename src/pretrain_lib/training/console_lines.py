@@ -3,7 +3,7 @@
 import textwrap
 
 from pretrain_lib.run_folder.metrics import human, human_time
-from pretrain_lib.training.measured import Left, Memory
+from pretrain_lib.training.measurements import Left, Memory
 from pretrain_lib.wording import plural
 
 WIDTH = 100  # characters of a line

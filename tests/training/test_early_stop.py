@@ -4,7 +4,7 @@ import time
 
 from accelerate import Accelerator
 
-from pretrain_lib.training.watch import STARTED, StopWatch
+from pretrain_lib.training.early_stop import STARTED, StopWatch
 
 
 def test_the_budget_is_used_up_though_the_clock_is_set_back(monkeypatch):

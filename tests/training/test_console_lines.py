@@ -5,8 +5,8 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain_lib.training.measured import Left, Memory
-from pretrain_lib.training.screen import WIDTH, fill, format_sample, format_step
+from pretrain_lib.training.console_lines import WIDTH, fill, format_sample, format_step
+from pretrain_lib.training.measurements import Left, Memory
 
 ROW = {"step": 40, "loss": 6.8312, "lr": 1.9e-3, "grad_norm": 0.914}
 ROW |= {"tokens_per_second": 12345.6, "mfu": 0.412}

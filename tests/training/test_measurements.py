@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pretrain_lib.config.units import TokenCount
-from pretrain_lib.training.measured import (
+from pretrain_lib.training.measurements import (
     LAST_SAVE,
     SAMPLING,
     SAVE,

@@ -8,7 +8,7 @@ from torch._dynamo.backends.debugging import aot_eager
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.llama import Llama, LlamaConfig
 from pretrain_lib.optim.groups import build_adamw
-from pretrain_lib.training.speed import choose_compile, run_eagerly, set_up_model
+from pretrain_lib.training.compilation import choose_compile, run_eagerly, set_up_model
 from pretrain_lib.training.step import train_step
 from tests.compilation import without_code_generation
 
