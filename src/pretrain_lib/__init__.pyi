@@ -25,7 +25,7 @@ from .corpus.stretches import choose_stretches as choose_stretches
 from .data.prepare.job import Job as Job
 from .data.prepare.prepare import prepare as prepare
 from .data.prepare.spool import open_spool as open_spool
-from .data.text.rows import DatasetSource as DatasetSource
+from .data.text.dataset_rows import DatasetSource as DatasetSource
 from .data.text.tokenizer import Tokenizer as Tokenizer
 from .data.text.tokenizer import load_tokenizer as load_tokenizer
 from .data.text.tokenizer import train_tokenizer as train_tokenizer

@@ -28,8 +28,8 @@ from pretrain_lib.data.prepare.job import Job
 from pretrain_lib.data.prepare.left_out import describe_left_out
 from pretrain_lib.data.prepare.prepare import prepare
 from pretrain_lib.data.text import sources
+from pretrain_lib.data.text.dataset_rows import DatasetSource, HubSource
 from pretrain_lib.data.text.opening import open_source
-from pretrain_lib.data.text.rows import DatasetSource, HubSource
 from pretrain_lib.data.text.tokenizer import load_tokenizer, train_tokenizer
 from pretrain_lib.data.tokens.arrays import open_split
 from pretrain_lib.data.tokens.verify import verify_folder

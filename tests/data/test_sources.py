@@ -24,11 +24,10 @@ from datasets.distributed import split_dataset_by_node
 
 from pretrain_lib.data.prepare.job import Job
 from pretrain_lib.data.prepare.prepare import prepare
-from pretrain_lib.data.text import rows as data_rows
-from pretrain_lib.data.text import sources
+from pretrain_lib.data.text import dataset_rows, sources
+from pretrain_lib.data.text.dataset_rows import DatasetSource, HubSource
 from pretrain_lib.data.text.formats import Document, FileSlice, Rejected
 from pretrain_lib.data.text.opening import open_source
-from pretrain_lib.data.text.rows import DatasetSource, HubSource
 
 WORDS = [f"document {number}" for number in range(200)]
 
@@ -228,12 +227,12 @@ def from_parquet(folder):
 
 
 def test_rows_of_a_dataset_in_memory_are_documents(monkeypatch):
-    monkeypatch.setattr(data_rows, "UNIT_ROWS", 60)
+    monkeypatch.setattr(dataset_rows, "UNIT_ROWS", 60)
     rows = Dataset.from_dict({"text": WORDS, "number": range(200)})
     source = DatasetSource(rows, "rows")
     assert len(source.units()) == 3
     assert texts_of(source) == WORDS
-    monkeypatch.setattr(data_rows, "MAX_UNITS", 2)
+    monkeypatch.setattr(dataset_rows, "MAX_UNITS", 2)
     assert len(source.units()) == 2
     assert texts_of(source) == WORDS
     reversed_rows = DatasetSource(rows.select(range(199, -1, -1)), "reversed")
@@ -295,7 +294,7 @@ TRANSFORMED = {
 
 @pytest.mark.parametrize("name", TRANSFORMED)
 def test_a_transform_is_applied_to_each_row_as_datasets_does(monkeypatch, name):
-    monkeypatch.setattr(data_rows, "UNIT_ROWS", 60)
+    monkeypatch.setattr(dataset_rows, "UNIT_ROWS", 60)
     change, field = TRANSFORMED[name]
     rows = change(Dataset.from_dict({"text": WORDS, "number": range(200)}))
     source = DatasetSource(rows, "rows", field)

@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 from pretrain_lib.data.prepare.job import Job
 from pretrain_lib.data.prepare.prepare import prepare
 from pretrain_lib.data.text.lost_text import UTF8_BYTES
-from pretrain_lib.data.text.parts import spelled_bytes
 from pretrain_lib.data.text.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer
+from pretrain_lib.data.text.tokenizer_parts import spelled_bytes
 
 TEXTS = ["the quick brown fox jumps over 12 lazy dogs, isn't it?\n\n"] * 20
 TRAINED = train_tokenizer(TEXTS, vocabulary_size=320)

@@ -8,7 +8,7 @@ import yaml
 
 from pretrain_lib.checkpoint.folders import MANIFEST, STATE
 from pretrain_lib.corpus.origin import Origin, find_origins
-from pretrain_lib.data.text.rows import HUB_NAME
+from pretrain_lib.data.text.dataset_rows import HUB_NAME
 from pretrain_lib.evaluate.scored import Score, last_scores
 from pretrain_lib.export.scores_file import scores_of_file
 from pretrain_lib.models.any_model import name_class

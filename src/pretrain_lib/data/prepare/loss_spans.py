@@ -13,8 +13,8 @@ import tokenizers
 
 from pretrain_lib.data.text.equivalence import byte_ranks, word_pattern
 from pretrain_lib.data.text.lost_text import UTF8_BYTES
-from pretrain_lib.data.text.parts import spelled_bytes
 from pretrain_lib.data.text.tokenizer import Tokenizer
+from pretrain_lib.data.text.tokenizer_parts import spelled_bytes
 from pretrain_lib.values import show
 
 Spans = tuple[tuple[int, int], ...]

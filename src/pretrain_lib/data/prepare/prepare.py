@@ -35,8 +35,8 @@ from pretrain_lib.data.prepare.loss_spans import check_spans_tokenizer
 from pretrain_lib.data.prepare.manifest import summarize, write_manifest
 from pretrain_lib.data.prepare.target import check_target
 from pretrain_lib.data.remote import Unreachable
+from pretrain_lib.data.text.dataset_rows import check_workers
 from pretrain_lib.data.text.encoder import Encoder
-from pretrain_lib.data.text.rows import check_workers
 from pretrain_lib.data.text.sources import FileSource, Source
 from pretrain_lib.data.tokens.manifests import REMEDY
 from pretrain_lib.data.tokens.shards import MANIFEST, MASK_HASHES, read_manifest, write_shard

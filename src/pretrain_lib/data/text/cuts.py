@@ -7,13 +7,13 @@ from itertools import chain
 
 from pretrain_lib.data.text.equivalence import word_pattern
 from pretrain_lib.data.text.formats import CUT
-from pretrain_lib.data.text.parts import (
+from pretrain_lib.data.text.tokenizer import Tokenizer
+from pretrain_lib.data.text.tokenizer_parts import (
     is_byte_level,
     part_settings,
     part_steps,
     spelled_bytes,
 )
-from pretrain_lib.data.text.tokenizer import Tokenizer
 
 CUT_TEXT = re.compile(CUT.pattern.decode())
 SAMPLE_PIECE_CHARACTERS = 64

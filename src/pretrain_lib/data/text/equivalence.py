@@ -11,8 +11,8 @@ from functools import cache
 
 import tiktoken
 
-from pretrain_lib.data.text.parts import PREPEND_SPACE, REPLACE_SPACES, spelled_bytes
 from pretrain_lib.data.text.tokenizer import Tokenizer
+from pretrain_lib.data.text.tokenizer_parts import PREPEND_SPACE, REPLACE_SPACES, spelled_bytes
 
 # The default pattern of the ByteLevel pre-tokenizer of `tokenizers` (GPT-2, Radford et al. 2019).
 GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

@@ -9,7 +9,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import models
 
-from pretrain_lib.data.text.parts import is_byte_level, spelled_bytes
+from pretrain_lib.data.text.tokenizer_parts import is_byte_level, spelled_bytes
 
 # Those that occur in UTF-8.
 UTF8_BYTES = [byte for byte in range(0xF5) if byte not in (0xC0, 0xC1)]

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from pretrain_lib.data.remote import is_url
+from pretrain_lib.data.text.dataset_rows import EMBEDDED_CORPUS, HUB_NAME, HubSource
 from pretrain_lib.data.text.folders import find_files, standard_library_files
 from pretrain_lib.data.text.footers import check_footers
 from pretrain_lib.data.text.formats import KNOWN, is_readable
 from pretrain_lib.data.text.remote import find_remote
-from pretrain_lib.data.text.rows import EMBEDDED_CORPUS, HUB_NAME, HubSource
 from pretrain_lib.data.text.sources import FileSource, Source
 from pretrain_lib.data.tokens.unprepared import FOREIGN_SUFFIXES
 from pretrain_lib.wording import show_path

@@ -5,7 +5,7 @@ import json
 import tokenizers
 
 from pretrain_lib.data.text.lost_text import missing_bytes
-from pretrain_lib.data.text.parts import PREPEND_SPACE, REPLACE_SPACES, part_steps
+from pretrain_lib.data.text.tokenizer_parts import PREPEND_SPACE, REPLACE_SPACES, part_steps
 
 # Steps that split a text and keep all of it, unless they remove what they split at.
 SPLITS = {"ByteLevel", "Split", "Digits", "Punctuation", "Metaspace"}

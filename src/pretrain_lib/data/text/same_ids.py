@@ -6,7 +6,7 @@ import tokenizers
 from tokenizers import models
 
 from pretrain_lib.data.text.lost_text import missing_bytes
-from pretrain_lib.data.text.parts import part_steps
+from pretrain_lib.data.text.tokenizer_parts import part_steps
 
 GPT2_STEPS = [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]
 SCORE_DIGITS = 6  # a score that was parsed by another library may differ in its last digit

@@ -1,4 +1,4 @@
-"""Sources of text: the embedded corpus, local files, or the rows of a dataset (`data.text.rows`).
+"""Sources of text: the embedded corpus, local files, the rows of a dataset (`dataset_rows`).
 
 A source is divided into units of work before any work starts, so the output does not depend on the
 number of processes.
@@ -13,13 +13,13 @@ from pathlib import Path
 import xxhash
 
 from pretrain_lib.data.remote import RemoteFile
+from pretrain_lib.data.text.dataset_rows import DatasetSource, HubSource
 from pretrain_lib.data.text.documents import Document, Fields, FileSlice, Rejected
 from pretrain_lib.data.text.formats import (
     cut_file,
     is_one_document,
     read_documents,
 )
-from pretrain_lib.data.text.rows import DatasetSource, HubSource
 from pretrain_lib.data.text.unchanged import State, check_unchanged, check_versions, state_of
 
 UNIT_BYTES = (4 * 2**20, 64 * 2**20)  # smallest and largest unit of local text

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import tokenizers
 
-from pretrain_lib.data.text.parts import part_steps
 from pretrain_lib.data.text.same_ids import has_gpt2_shape, has_same_ids
+from pretrain_lib.data.text.tokenizer_parts import part_steps
 from pretrain_lib.files.reading import interpreting, read_object
 from pretrain_lib.values import show
 from pretrain_lib.wording import in_line
