@@ -1,7 +1,9 @@
 """Resuming: settings that had other names, other steps and windows, going back within a run."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +126,58 @@ def failing_step(monkeypatch):
         monkeypatch.setattr(loop, "_step", fail)
 
     return set_failure
+
+
+@pytest.fixture
+def signal_in_step(monkeypatch):
+    """Return what lets SIGTERM arrive in the step after so many, and in no later session."""
+    step = loop._step
+
+    def set_signal(number):
+        def signalled(run, batches):
+            if run.state.step == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+                monkeypatch.undo()
+            return step(run, batches)
+
+        monkeypatch.setattr(loop, "_step", signalled)
+
+    return set_signal
+
+
+@pytest.mark.parametrize("number", [3, 7])
+def test_a_signal_leaves_the_evaluation_that_is_due_to_the_next_session(
+    recipe, tmp_path, signal_in_step, monkeypatch, number
+):
+    run(recipe)
+    stopped = elsewhere(recipe, tmp_path / "stopped")
+    signal_in_step(number)  # validation and samples are due after it
+    run(stopped)
+    assert status(stopped)["state"] == "resumable"
+    rows = read_rows(stopped.run.dir)
+    assert (rows[-1]["kind"], rows[-1]["step"]) == ("train", number + 1)
+    # A kill while the checkpoint is replaced by that of the evaluated step costs nothing.
+    checkpoints = Path(stopped.run.dir, "checkpoints")
+    (own,) = (path for path in checkpoints.iterdir() if int(path.name[5:]) == number + 1)
+    own.rename(own.with_name(f".{own.name}.old"))
+    for _ in range(2):
+        run(stopped)
+        assert read_rows(stopped.run.dir) == read_rows(recipe.run.dir)
+    states = [last_state(config) for config in (recipe, stopped)]
+    assert states[0].best_loss == states[1].best_loss
+    samples = [Path(config.run.dir, "samples.jsonl").read_bytes() for config in (recipe, stopped)]
+    assert samples[0] == samples[1]
+
+
+def test_an_evaluation_that_failed_is_repeated(recipe, tmp_path, monkeypatch):
+    run(recipe)
+    failed = elsewhere(recipe, tmp_path / "failed")
+    with monkeypatch.context() as patch:
+        patch.setattr("pretrain_lib.training.evaluation.sample_texts", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(failed)
+    run(failed)
+    assert read_rows(failed.run.dir) == read_rows(recipe.run.dir)
 
 
 def test_going_back_in_a_run_drops_what_came_after(recipe, tmp_path, failing_step):

@@ -87,10 +87,19 @@ def _problem(folder: Path, name: str, expected: dict) -> str | None:
 def commit_staged(staging: Path, target: Path) -> None:
     """Commit a complete checkpoint: fsync, then atomic rename to its final name."""
     flush_to_disk(staging)
-    if target.exists():  # a damaged checkpoint, or one from before a rollback
+    if target.exists():  # it is damaged, from before a rollback, or from before an evaluation
         target.rename(target.with_name(f".{target.name}.old"))
     staging.rename(target)
     flush(target.parent)
+
+
+def restore_replaced(folder: Path) -> None:
+    """Put back a checkpoint whose replacement was interrupted between the renames."""
+    for path in folder.glob(".step-*.old"):
+        target = path.with_name(path.name.removeprefix(".").removesuffix(".old"))
+        if not target.exists():
+            path.rename(target)
+            flush(folder)
 
 
 def remove_leftovers(folder: Path) -> None:

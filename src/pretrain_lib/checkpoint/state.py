@@ -75,6 +75,8 @@ class TrainingState:
     stream: dict | None = None
     """With streaming, where in the source the current segment begins."""
     order_version: int = ORDER_VERSION
+    evaluated: bool = False
+    """Whether what is due after this step, such as a validation, has been done."""
     state_version: int = STATE_VERSION
 
     def count_step(self, *, windows: int, tokens: int, seconds: float) -> None:
@@ -85,6 +87,7 @@ class TrainingState:
         self.row_tokens += tokens
         self.seconds += seconds
         self.row_seconds += seconds
+        self.evaluated = False
 
     def step_of_best(self, kept: str | None) -> int | None:
         """Return the step at which the validation loss, or the score `kept`, was best so far."""
@@ -190,6 +193,7 @@ def read_state(path: Path) -> tuple[TrainingState, dict]:
             f"{path}: state_version={values.get('state_version')} is not supported, this version "
             f"reads {STATE_VERSION}; resume with the version that wrote the checkpoint"
         )
+    values = {"evaluated": True} | values  # old ones were saved after it
     return TrainingState(**values), json.loads((path / MANIFEST).read_text(encoding="utf-8"))
 
 

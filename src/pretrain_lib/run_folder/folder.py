@@ -124,9 +124,18 @@ def _is_used(folder: Path) -> bool:
     return bool(entries)
 
 
-def begin_run(folder: Path, config: Recipe, manifest: dict, *, step: int, last_row: int) -> None:
+def begin_run(
+    folder: Path,
+    config: Recipe,
+    manifest: dict,
+    *,
+    step: int,
+    last_row: int,
+    evaluated: bool = True,
+) -> None:
     """Write `config.yaml`, `manifest.json` and the status; drop the rows after step `last_row`.
 
+    `evaluated` is that of `drop_rows_after`.
     The manifest lists the starts of the run: this one, and those before it if it was resumed.
     """
     if not is_locked(folder):  # by this run, which has then looked at the folder
@@ -140,7 +149,7 @@ def begin_run(folder: Path, config: Recipe, manifest: dict, *, step: int, last_r
     # The step of its newest checkpoint: a fork has none of its own yet.
     write_status(folder, "running", step=step if last_row == step else 0)
     for rows in (METRICS, SAMPLES):
-        drop_rows_after(folder / rows, last_row)
+        drop_rows_after(folder / rows, last_row, evaluated=evaluated)
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:

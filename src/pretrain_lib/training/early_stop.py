@@ -48,11 +48,18 @@ class StopWatch:
         number, end = self._signal or 0, self._expected_end(evaluation_next)
         over = self.max_time is not None and end > self.max_time
         if self.accelerator.num_processes > 1:
-            flags = torch.tensor([[number, int(over)]], device=self.accelerator.device)
-            number, over = self.accelerator.gather(flags).amax(dim=0).tolist()
+            # Filled on the device: a copy from here would wait for it once more.
+            device = self.accelerator.device
+            flags = [torch.full((1, 1), flag, device=device) for flag in (number, int(over))]
+            number, over = self.accelerator.gather(torch.cat(flags, dim=1)).amax(dim=0).tolist()
         if number:
             return f"signal {signal.Signals(number).name}"
         return f"run.max_time={self.max_time:g}s is used up" if over else None
+
+    def has_signal(self) -> bool:
+        """Return whether a process has a signal to stop; the same on all ranks."""
+        flag = torch.full((1,), self._signal or 0, device=self.accelerator.device)
+        return bool(self.accelerator.gather(flag).any())
 
     def _expected_end(self, evaluation_next: bool) -> float:
         """Return the expected run time in seconds after another step, its evaluation and a save."""

@@ -41,15 +41,16 @@ def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator
     batches = open_batches(run)
     try:
         while True:
-            step = run.state.step
-            ended, is_new = step >= run.last_step, step != run.continued_at
-            if is_new:
+            step, is_new = run.state.step, not run.state.evaluated
+            # A signal leaves what is due here to the next session: its end may come in seconds.
+            if is_new and not (is_due(run, step) and run.watch.has_signal()):
                 _evaluate(run)
+            ended = step >= run.last_step and run.state.evaluated
             reason = run.watch.reason(evaluation_next=is_due(run, step + 1))
             if reason is not None and not ended:
                 run.metrics.say(f"stopping after step {step:,}: {reason}")
             if is_new:
-                _save(run, due=ended or reason is not None)
+                _save(run, due=ended or reason is not None or step == run.continued_at)
             if ended or reason is not None:
                 return _finish(run, None if ended else reason)
             started = time.monotonic()
@@ -139,6 +140,7 @@ def _evaluate(run: Run) -> None:
     """Run the evaluations that are due; if one fails, save a checkpoint before raising."""
     try:
         evaluate_if_due(run)
+        run.state.evaluated = True
     except Exception as error:
         # One rank of several cannot save alone, and a lost peer is no reason to, nor is a disk that
         # fails: the run goes on from its newest checkpoint and repeats the evaluation.

@@ -13,6 +13,7 @@ from pretrain_lib.checkpoint.folders import (
     find_newest,
     prune,
     remove_leftovers,
+    restore_replaced,
     verify_checkpoint,
 )
 from pretrain_lib.checkpoint.state import TrainingState, load_checkpoint, read_state
@@ -131,6 +132,7 @@ def _load(
         old, new = changes[WINDOW]
         state.windows = state.windows * old // new
     _forget_other_bests(state, changes, fork=fork)
+    state.evaluated = state.evaluated and not fork
     for key in ("versions", "git"):
         changes |= setting_changes({key: before[key]}, {key: manifest[key]})
     worlds = ({name: m["world"].get(name) for name in WORLD} for m in (before, manifest))
@@ -227,6 +229,7 @@ def _choose(config: Recipe) -> tuple[Path | None, bool]:
     is_own = named is not None and named.resolve().parent == own.resolve()
     if is_own and not restarted and not _is_same_command(config):
         return _whole(named), False
+    restore_replaced(own)
     if (newest := find_newest(own)) is not None:  # also for a fork with checkpoints of its own
         kept = {name: getattr(config.checkpoint, name) for name in ("keep_last", "keep_every")}
         best = read_state(newest)[0].step_of_best(config.checkpoint.keep_best)

@@ -66,7 +66,7 @@ def _roll_back(run: Run, reason: str) -> bool:
     )
     left_out["message"] = f"{text} of the data are left out"
     state.rollbacks = [*spike.rollbacks, left_out]
-    state.windows, state.seconds = spike.windows, spike.seconds
+    state.windows, state.seconds, state.evaluated = spike.windows, spike.seconds, True
     run.state, run.continued_at = state, state.step
     run.metrics.rewind(state.step)
     if run.accelerator.is_main_process:

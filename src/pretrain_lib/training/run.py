@@ -63,7 +63,7 @@ class Run:
     stretches: tuple[Stretch, ...]  # of held-out text, for validation
     tasks: Tasks | None  # to score on; on the main process only
     profiler: StepProfiler
-    continued_at: int | None  # step resumed from, if not a fork: its evaluations are done
+    continued_at: int | None  # step resumed from, if not a fork
     time_left: TimeLeft = field(default_factory=TimeLeft)
 
     @property
@@ -153,7 +153,8 @@ def _start_metrics(
         drop_later_checkpoints(config, start)  # before the rows of their steps
         # A resumed run has the rows of this step already; a new run or a fork has not.
         last_row = step if start.continues else step - 1
-        begin_run(folder, config, manifest, step=step, last_row=last_row)
+        evaluated = start.state.evaluated
+        begin_run(folder, config, manifest, step=step, last_row=last_row, evaluated=evaluated)
     if is_sharded(accelerator):
         on_all(accelerator, lambda: await_run_folder(folder))
     start_trackers(accelerator, config.to_dict(), run_id=start.run_id)
