@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pretrain_lib.ranks import is_local_main_rank
 
-DONE, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
+DONE, FAILED, BAD_INPUT, DIVERGED, RESUMABLE, INTERRUPTED = 0, 1, 2, 3, 75, 130
 # The environment variable of a file into which a recipe writes its exit code: `accelerate launch`
 # turns all but 0 into 1.
 EXIT_CODE_FILE = "PRETRAIN_EXIT_CODE_FILE"

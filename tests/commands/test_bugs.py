@@ -37,18 +37,18 @@ def test_a_bug_in_a_run_is_logged_and_said(recipe, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "said", "code"),
     [
-        (OSError(5, "Input/output error", "x"), "[Errno 5] Input/output error: 'x': look at"),
-        (PermissionError(13, "Permission denied", "x"), "give the permission; started again"),
-        (FloatingPointError("10 updates in a row"), "error: 10 updates in a row"),
+        (OSError(5, "Input/output error", "x"), "[Errno 5] Input/output error: 'x': look at", 1),
+        (PermissionError(13, "Permission denied", "x"), "give the permission; started again", 1),
+        (FloatingPointError("10 updates in a row"), "error: 10 updates in a row", 3),
     ],
 )
-def test_what_is_no_bug_is_one_line(recipe, monkeypatch, capsys, error, said):
+def test_what_is_no_bug_is_one_line(recipe, monkeypatch, capsys, error, said, code):
     def fail(config):
         raise error
 
-    assert start(recipe, monkeypatch, fail) == 1
+    assert start(recipe, monkeypatch, fail) == code
     shown = capsys.readouterr().err
     assert shown.startswith("error: ") and shown.count("\n") == 1 and said in shown
     assert json.loads(Path(recipe.run.dir, "status.json").read_text())["state"] == "failed"

@@ -167,6 +167,20 @@ def test_what_only_the_main_process_refuses_ends_all_of_an_elastic_launch(prepar
 
 
 @pytest.mark.slow
+def test_a_run_that_diverged_is_not_started_again(prepared, tmp_path):
+    flags = [*tiny_flags(prepared, tmp_path / "run"), "--checkpoint.every", "1"]
+    flags += ["--optimizer.learning_rate", "1e30", "--stability.max_skipped", "2"]
+    options = {"variables": forked_launchers(), "stderr": subprocess.PIPE}
+    process = start(*ELASTIC, "recipes/gpt2_124m.py", *flags, **options)
+    shown, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "resumed" not in shown
+    assert errors.count("error: 2 updates in a row were left out") == 2  # once on each process
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], "2 updates in a row" in status["reason"]) == ("failed", True)
+
+
+@pytest.mark.slow
 def test_what_all_processes_refuse_ends_an_elastic_launch_at_once(prepared, tmp_path):
     flags = [*tiny_flags(prepared, tmp_path / "run"), "--batch.tokens", "96"]
     options = {"variables": forked_launchers(), "stderr": subprocess.PIPE}

@@ -18,6 +18,7 @@ from pretrain_lib.distributed.launched import (
 )
 from pretrain_lib.errors import (
     BAD_INPUT,
+    DIVERGED,
     DONE,
     EXIT_CODE_FILE,
     FAILED,
@@ -55,9 +56,9 @@ def run_recipe(
 ) -> None:
     """Run a recipe as a program: parse flags, lock the run folder, and exit with the exit code.
 
-    `main` returns the result of `train`. Exit codes: 0 done, 2 bad input, 75 stopped but resumable.
-    An elastic launcher restarts the program after any nonzero code, so under one, bad input and
-    requested stops exit with 0 too; `status.json` tells them apart.
+    `main` returns the result of `train`. Exit codes: 0 done, 2 bad input, 3 diverged, 75 stopped
+    but resumable. An elastic launcher restarts the program after any nonzero code, so under one,
+    what would come again and requested stops exit with 0 too; `status.json` tells them apart.
     """
     open_console(lasting=True)
     os.environ.setdefault(STARTED, str(launch_time()))
@@ -69,7 +70,7 @@ def run_recipe(
         code = int(end.code or DONE)
     if (file := os.environ.get(EXIT_CODE_FILE)) is not None and is_main_rank():
         Path(file).write_text(str(code), encoding="utf-8")
-    sys.exit(DONE if is_elastic() and code in (BAD_INPUT, RESUMABLE) else code)
+    sys.exit(DONE if is_elastic() and code in (BAD_INPUT, DIVERGED, RESUMABLE) else code)
 
 
 def _run(main: Callable[[Recipe], str], defaults: Recipe, presets: dict[str, dict] | None) -> int:
@@ -119,7 +120,7 @@ def _run_in_folder(main: Callable[[Recipe], str], config: Recipe, defaults: Reci
                 raise
             if remark is None:
                 tell_bug(error, error_log(folder))
-            return FAILED
+            return DIVERGED if isinstance(error, FloatingPointError) else FAILED
 
 
 def _check_data_elsewhere(config: Recipe) -> None:
