@@ -166,6 +166,38 @@ def test_what_only_the_main_process_refuses_ends_all_of_an_elastic_launch(prepar
     assert processes_of(tmp_path / "run") == []
 
 
+# Each process in a folder of its own, as on machines without a shared disk.
+APART = """
+import os, runpy, sys
+from pretrain_lib.run_folder import folder
+folder.SHARED_SECONDS = 1
+sys.path.insert(0, os.path.abspath("recipes"))
+recipe = os.path.abspath("recipes/gpt2_124m.py")
+os.chdir(os.path.join(sys.argv.pop(1), os.environ["RANK"]))
+runpy.run_path(recipe, run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_a_run_folder_that_is_not_shared_is_refused_before_training(prepared, tmp_path):
+    script = tmp_path / "apart.py"
+    script.write_text(APART)
+    for rank in "01":
+        (tmp_path / rank).mkdir()
+    # What is left there of an earlier run is not that of this one.
+    (tmp_path / "1" / "run").mkdir()
+    (tmp_path / "1" / "run" / "manifest.json").write_text('{"run_id": "of another"}')
+    flags = tiny_flags(prepared, "run")
+    options = {"variables": forked_launchers(), "stderr": subprocess.PIPE}
+    process = start(*ELASTIC, str(script), str(tmp_path), *flags, **options)
+    shown, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "error: run.dir=run is not visible to every process" in errors
+    assert "step" not in shown
+    status = json.loads((tmp_path / "0" / "run" / "status.json").read_text())
+    assert status["state"] == "refused"
+
+
 @pytest.mark.slow
 def test_a_run_that_diverged_is_not_started_again(prepared, tmp_path):
     flags = [*tiny_flags(prepared, tmp_path / "run"), "--checkpoint.every", "1"]

@@ -126,6 +126,7 @@ def await_file(path: Path, folder: Path) -> None:
             idle_since = time.monotonic()
         if time.monotonic() - idle_since > PATIENCE_SECONDS:
             raise ValueError(
-                f"data.path={folder}: rank 0 did not prepare this folder; see its error message"
+                f"data.path={folder}: rank 0 has prepared nothing here; see its message, and if it "
+                f"has none, give --data.path on a disk that all machines share"
             )
         time.sleep(POLL_SECONDS)

@@ -91,17 +91,17 @@ def check_usable(folder: Path, *, resume: str) -> None:
     check_run_folder(folder)
 
 
-def await_run_folder(folder: Path) -> None:
-    """Wait for the manifest written by the main process.
+def await_run_folder(folder: Path, *, run_id: str) -> None:
+    """Wait for the manifest of this run, written by the main process.
 
     Raises ValueError if it does not appear within `SHARED_SECONDS`.
     """
     deadline = time.monotonic() + SHARED_SECONDS
-    while not (folder / MANIFEST).is_file():
+    while read_if_whole(folder / MANIFEST).get("run_id") != run_id:
         if time.monotonic() > deadline:
             raise ValueError(
-                f"run.dir={folder} is not visible to every process, and each writes its part of a "
-                f"checkpoint: give a folder on a file system that all of them share"
+                f"run.dir={folder} is not visible to every process, and each reads checkpoints "
+                f"there: give a folder on a file system that all of them share"
             )
         time.sleep(0.1)
 

@@ -17,7 +17,7 @@ from pretrain_lib.corpus.paths import Corpus
 from pretrain_lib.corpus.stretches import Stretch, choose_stretches, identify
 from pretrain_lib.data.windows.batches import Batch, WindowSource, iterate_steps
 from pretrain_lib.distributed.launched import on_all
-from pretrain_lib.distributed.sharding import is_sharded, writes_by_one
+from pretrain_lib.distributed.sharding import writes_by_one
 from pretrain_lib.evaluate.tasks import Tasks, open_scored_tasks
 from pretrain_lib.models.flops import device_peak
 from pretrain_lib.models.interface import Model
@@ -155,8 +155,7 @@ def _start_metrics(
         last_row = step if start.continues else step - 1
         evaluated = start.state.evaluated
         begin_run(folder, config, manifest, step=step, last_row=last_row, evaluated=evaluated)
-    if is_sharded(accelerator):
-        on_all(accelerator, lambda: await_run_folder(folder))
+    on_all(accelerator, lambda: await_run_folder(folder, run_id=start.run_id))
     start_trackers(accelerator, config.to_dict(), run_id=start.run_id)
     return Metrics(folder / METRICS, accelerator, total_steps=config.last_step(), step=step)
 
