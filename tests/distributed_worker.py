@@ -44,7 +44,7 @@ from tests.families import family
 from tests.fsdp_on_cpu import sharding_accelerator
 
 STEPS, MICRO_BATCHES, LENGTH, VOCABULARY = 20, 4, 16, 61
-FAMILY_STEPS = 3
+FAMILY_STEPS, TIMEOUT_SECONDS = 3, 1234.0
 SHAPE = {"vocabulary_size": VOCABULARY, "context_length": LENGTH, "num_layers": 2, "num_heads": 2}
 MODELS = {
     "gpt2": lambda: GPT2(GPT2Config(**SHAPE, width=32)),
@@ -113,8 +113,22 @@ def start(way, precision, options):
     engine_module.Accelerator = sharding_accelerator if sharded else PLAIN_ACCELERATOR
     engine_module._speed_in_bf16 = lambda cpu: ("this CPU", True)  # as asked for, also if slow
     dtype = "bf16" if "gather" in options else "fp32"
-    config = recipe_of(GPT2Config(**SHAPE, width=32), fsdp_param_dtype=dtype)
+    options = {"fsdp_param_dtype": dtype, "collective_timeout": TIMEOUT_SECONDS}
+    config = recipe_of(GPT2Config(**SHAPE, width=32), **options)
     return engine_module.start_accelerator(config)
+
+
+def groups_of(accelerator):
+    """Return the process groups in which the processes of a case wait for one another."""
+    if not torch.distributed.is_initialized():
+        return []
+    mesh = accelerator.torch_device_mesh
+    own = [] if mesh is None else [mesh.get_group(name) for name in mesh.mesh_dim_names]
+    return [torch.distributed.group.WORLD, *own]
+
+
+def timeout_of(group):
+    return group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
 
 
 def run_case(case, out):
@@ -159,6 +173,7 @@ def run_case(case, out):
         save_file(weights, out / f"{case}.safetensors")
         pieces = sum(isinstance(p, DTensor) for p in model.parameters())
         record = {"losses": losses, "norms": norms, "collectives": counts, "pieces": pieces}
+        record["timeouts"] = [timeout_of(group) for group in groups_of(accelerator)]
         (out / f"{case}.json").write_text(json.dumps(record))
 
 

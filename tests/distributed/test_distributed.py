@@ -8,7 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import launcher_environment
-from tests.distributed_worker import LENGTH, MICRO_BATCHES, MODELS, STEPS, VOCABULARY
+from tests.distributed_worker import (
+    LENGTH,
+    MICRO_BATCHES,
+    MODELS,
+    STEPS,
+    TIMEOUT_SECONDS,
+    VOCABULARY,
+)
 from tests.forks import forked_python
 
 FAMILIES = ("gpt2", "llama", "qwen3")
@@ -176,3 +183,12 @@ def test_muon_sends_the_matrices_of_each_shape_once_a_step(results):
         assert counted["all_to_all"] == 2 * shapes  # to an owner, and back
         assert counted["reduce_scatter"] == 3
     assert results("gpt2-hsdp-no-muon", 4)["collectives"]["all_to_all"] == 2 * shapes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "processes", "groups"),
+    [("gpt2-ddp-no", 2, 1), ("gpt2-fsdp-no", 4, 1), ("gpt2-hsdp-no-muon", 4, 3)],
+)
+def test_every_group_waits_as_long_as_the_recipe_says(results, case, processes, groups):
+    assert results(case, processes)["timeouts"] == [TIMEOUT_SECONDS] * groups
