@@ -140,6 +140,25 @@ class LargestTensor(TorchDispatchMode):
         return output
 
 
+# What rounding a number once changes at most, relative to it.
+ROUNDING = {torch.float32: 2**-23, torch.bfloat16: 2**-8}
+
+
+@pytest.mark.parametrize("targets", [393_728, 520_000, 522_000, 2**19])
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
+def test_the_weight_of_a_target_is_not_rounded_to_bf16(targets, weight_dtype):
+    torch.manual_seed(0)
+    hidden = torch.randn(256, 128, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(64, 128, dtype=weight_dtype, requires_grad=True)
+    loss, _ = linear_cross_entropy(hidden, weight, torch.randint(64, (256,)))
+    of_sum = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
+    of_mean = torch.autograd.grad(loss * (8 / targets), (hidden, weight))
+    for whole, scaled in zip(of_sum, of_mean, strict=True):
+        expected = whole.double() * (8 / targets)
+        error = (scaled.double() - expected).abs()
+        assert (error <= 1.0001 * ROUNDING[whole.dtype] * expected.abs()).all()
+
+
 def test_no_tensor_larger_than_a_chunk_is_made(monkeypatch):
     monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", 4 * 8 * 200)
     hidden, weight, targets = random_problem(96, 4, 200, 0, 0.1, 4, torch.float32)

@@ -76,9 +76,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, loss_grad):  # noqa: ANN001, ANN205
         hidden_grad, weight_grad = ctx.saved_tensors
-        scale = loss_grad.to(ctx.weight_dtype)
-        weight_grad = weight_grad.to(ctx.weight_dtype, copy=True).mul_(scale)
-        return hidden_grad * scale.to(hidden_grad.dtype), weight_grad, *(None,) * 5
+        weight_grad = _scaled(weight_grad, loss_grad, ctx.weight_dtype)
+        return _scaled(hidden_grad, loss_grad, hidden_grad.dtype), weight_grad, *(None,) * 5
+
+
+def _scaled(gradient: torch.Tensor, factor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return a gradient times a factor in `dtype`, where the factor itself may not be exact."""
+    high = torch.promote_types(gradient.dtype, torch.float32)
+    return gradient.to(high, copy=True).mul_(factor).to(dtype)
 
 
 def chunk_rows(rows: int, row_bytes: int, device_type: str) -> int:
