@@ -25,6 +25,8 @@ status() { # prints a field of status.json, nothing if there is none
 }
 
 : "${RUN_DIR:?is the folder of the run, on a disk that all nodes share}"
+# Of the ten minutes between SIGTERM and the time limit; what is slower is killed by the limit anyway.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-560}"
 export CONFIG="${CONFIG:-accelerate_configs/ddp_multi_node.yaml}"
 export PROCESSES=$((SLURM_GPUS_ON_NODE * SLURM_NNODES))
 HEAD_NODE="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
