@@ -222,7 +222,9 @@ def accelerate_script():
 
 def forked_workers():
     """Return the variables by which a launcher of several processes starts them as forks."""
-    return {"PYTHON_EXEC": forked_python()}
+    python = forked_python()  # which sets the others, perhaps only now
+    server = {name: value for name, value in os.environ.items() if name.startswith("FORKS_")}
+    return {"PYTHON_EXEC": python, **server}
 
 
 def forked_launchers():

@@ -10,13 +10,12 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
 )
-from torch.distributed import distributed_c10d
 
 from pretrain_lib.config.settings import Recipe
 from pretrain_lib.distributed.float8 import float8_recipe
 from pretrain_lib.distributed.guards import check_accumulation, check_trackers, check_world
 from pretrain_lib.distributed.launch_file import names_precision
-from pretrain_lib.distributed.launched import is_elastic, meet_main_rank
+from pretrain_lib.distributed.launched import is_elastic, limit_waits, meet_main_rank
 from pretrain_lib.distributed.sharding import build_sharding, check_sharding, is_set
 
 
@@ -56,20 +55,13 @@ def start_accelerator(config: Recipe) -> Accelerator:
     check_world(accelerator, launched=launched, expected=config.system.processes)
     check_sharding(accelerator, param_dtype=config.system.fsdp_param_dtype)
     check_accumulation(config, processes=accelerator.num_processes)
-    _limit_waits(config.system.collective_timeout)
+    limit_waits(config.system.collective_timeout)
     if is_elastic():
         meet_main_rank(accelerator)
     if accelerator.device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     return accelerator
-
-
-def _limit_waits(seconds: float) -> None:
-    """Set the timeout of all process groups: those of a device mesh are made with torch's own."""
-    if distributed_c10d.is_initialized():
-        for group in list(distributed_c10d._world.pg_map):
-            distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def choose_precision(wanted: str, cpu: bool) -> tuple[str, str | None]:

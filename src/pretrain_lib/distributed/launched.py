@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import psutil
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from torch.distributed import distributed_c10d
 
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
@@ -109,6 +111,13 @@ def on_all(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
     if told := [text for text in gather_object([problem]) if text is not None]:
         raise ValueError(told[0])
     return result
+
+
+def limit_waits(seconds: float) -> None:
+    """Set the timeout of all process groups: those of a device mesh are made with torch's own."""
+    if distributed_c10d.is_initialized():
+        for group in list(distributed_c10d._world.pg_map):
+            distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def stop_with_launcher() -> None:
