@@ -70,6 +70,26 @@ FAMILIES = {
     "gemma2": GROUPED
     | {"model_type": "gemma2", "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8},
 }
+ROUTED = GROUPED | {"moe_intermediate_size": 16, "n_routed_experts": 8, "num_experts_per_tok": 2}
+ROUTED |= {"n_group": 2, "topk_group": 1, "first_k_dense_replace": 1}
+# Those that save buffers with their weights.
+WITH_BUFFERS = {
+    "deepseek_v3": ROUTED
+    | {
+        "model_type": "deepseek_v3",
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+    },
+    "glm4_moe": ROUTED | {"model_type": "glm4_moe", "head_dim": 8},
+    "dots1": ROUTED | {"model_type": "dots1", "head_dim": 8, "n_shared_experts": 1},
+    "minimax_m2": GROUPED | {"model_type": "minimax_m2", "num_local_experts": 4, "head_dim": 8},
+    "apertus": GROUPED | {"model_type": "apertus"},
+    "deepseek_v4": ROUTED | {"model_type": "deepseek_v4"},
+}
 # Those whose tokens attend beyond a document although its positions restart.
 MIX_DOCUMENTS = ("opt", "mamba2")
 # Those that do more to the logits than to multiply hidden states by a matrix.

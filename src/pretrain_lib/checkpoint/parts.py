@@ -16,8 +16,7 @@ from torch.distributed import ProcessGroup, all_gather_object
 
 from pretrain_lib.checkpoint.folders import TRAINING, listed_files
 from pretrain_lib.models.any_model import ModelConfig, names_in_folder, to_folder
-from pretrain_lib.models.flops import count_parameters
-from pretrain_lib.models.interface import Model
+from pretrain_lib.models.interface import Model, saved_tensors
 from pretrain_lib.models.weight_files import weight_file, write_index, write_weights
 from pretrain_lib.optim.muon import MOMENTUM
 from pretrain_lib.optim.state import (
@@ -27,6 +26,7 @@ from pretrain_lib.optim.state import (
     other_kind,
     state_names,
 )
+from pretrain_lib.tensors.files import stored_dtype
 from pretrain_lib.tensors.piece_files import (
     StoredPiece,
     fill_piece,
@@ -55,7 +55,7 @@ class Part:
     files: dict[str, str]
     """The file name of every weight, whichever process writes it."""
     weight_bytes: int
-    """Size of all weights in fp32."""
+    """Size of all weights, in fp32."""
     checkpoint_bytes: int
     """Approximate size of the whole checkpoint."""
 
@@ -84,7 +84,7 @@ def collect_part(
         own = holder.index == owner and not holder.is_copy
         return (whole if holder.count == 1 else whole.cpu()) if own else None
 
-    weights = {n: gather(parameter, owners[n]) for n, parameter in model.named_parameters()}
+    weights = {n: gather(tensor, owners[n]) for n, tensor in saved_tensors(model).items()}
     moments = _moments(model, optimizer)
     if by_one:
         moments = {name: gather(tensor, 0) for name, tensor in moments.items()}
@@ -97,19 +97,28 @@ def collect_part(
         moments=_own_pieces(moments, first=holder.index == 0),
         optimizer=other_kind(optimizer),
         files={
-            name: weight_file(owners[parameter], writers)
-            for parameter, names in names_in_folder(model).items()
+            name: weight_file(owners[tensor], writers)
+            for tensor, names in names_in_folder(model).items()
             for name in names
         },
-        weight_bytes=4 * count_parameters(model),
+        weight_bytes=_weight_bytes(model),
         checkpoint_bytes=checkpoint_bytes(model, optimizer),
     )
 
 
 def checkpoint_bytes(model: Model, optimizer: torch.optim.Optimizer) -> int:
     """Return the disk space of a checkpoint in bytes: fp32 weights and the optimizer's moments."""
-    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    weights = sum(tensor.numel() * 4 for tensor in saved_tensors(model).values())
     return weights + moment_bytes(optimizer) + SPARE_BYTES
+
+
+def _weight_bytes(model: Model) -> int:
+    """Return the size of the tensors that the weight files hold, in bytes."""
+    whole = {
+        name: torch.empty(tensor.shape, dtype=stored_dtype(tensor, torch.float32), device="meta")
+        for name, tensor in saved_tensors(model).items()
+    }
+    return sum(tensor.nbytes for tensor in to_folder(model, whole).values())
 
 
 def write_part(part: Part, folder: Path) -> dict[str, str]:
@@ -234,7 +243,7 @@ def _own_pieces(tensors: dict[str, torch.Tensor], *, first: bool) -> dict[str, P
 def _deal(model: Model, processes: int) -> dict[str, int]:
     """Return which process writes each weight: largest first, each to the least loaded process."""
     load, owners = [0] * processes, {}
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    sizes = {name: tensor.numel() for name, tensor in saved_tensors(model).items()}
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         owners[name] = min(range(processes), key=lambda process: (load[process], process))
         load[owners[name]] += sizes[name]

@@ -14,7 +14,9 @@ from pretrain_lib.export.check import check_export
 from pretrain_lib.files.outputs import check_folder
 from pretrain_lib.files.writes import flush, flush_to_disk, staged
 from pretrain_lib.models.any_model import load_pretrained, save_pretrained
+from pretrain_lib.models.interface import saved_tensors
 from pretrain_lib.models.weight_files import INDEX
+from pretrain_lib.tensors.files import stored_dtype
 
 PICTURE = "curves.png"
 REPLACED = "pretrain_lib-old"  # ending of the hidden folder of an export that is replaced
@@ -51,8 +53,8 @@ def export_checkpoint(
     for path in (staging, replaced):
         shutil.rmtree(path, ignore_errors=True)
     # Round the weights to the dtype on disk, so that the comparison is with the exported values.
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype).float()
+    for tensor in saved_tensors(model).values():
+        tensor.copy_(tensor.to(stored_dtype(tensor, dtype)))
     files = {"dtype": dtype, "tokenizer": tokenizer}
     save_pretrained(model, staging, max_shard_bytes=max_shard_bytes, **files)
     run = run_of(checkpoint)

@@ -15,7 +15,7 @@ from pretrain_lib.models.blocks import ActivationCheckpointing
 from pretrain_lib.models.cache import KeyValueCache
 from pretrain_lib.models.gpt2 import GPT2Config
 from pretrain_lib.models.hf_config import read_config, read_hf_config
-from pretrain_lib.models.interface import Model
+from pretrain_lib.models.interface import Model, saved_tensors
 from pretrain_lib.models.llama import LlamaConfig
 from pretrain_lib.models.transformers_cache import TransformersCache, cache_name
 from pretrain_lib.models.transformers_config import CausalLMConfig
@@ -28,6 +28,7 @@ from pretrain_lib.models.weight_files import (
     write_sorted_json,
     write_weights,
 )
+from pretrain_lib.tensors.files import stored_dtype
 
 ModelConfig = GPT2Config | LlamaConfig | CausalLMConfig
 
@@ -100,14 +101,14 @@ def load_weights(model: Model, folder: Path) -> None:
 
 
 def to_folder(model: Model, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return whole tensors, by the names of the model's parameters, as a folder holds them."""
+    """Return whole tensors, by the names of `saved_tensors`, as a folder holds them."""
     if isinstance(model, CausalLMAdapter):
         return transformers_folder.to_folder(model, tensors)
     return {name: hf.to_hf(name, tensor, model.config) for name, tensor in tensors.items()}
 
 
 def names_in_folder(model: Model) -> dict[str, list[str]]:
-    """Return the names of the tensors in a folder by the parameter that they are made of."""
+    """Return the names of the tensors in a folder by that of `saved_tensors` they are made of."""
     if isinstance(model, CausalLMAdapter):
         return transformers_folder.names_in_folder(model)
     return {name: [name] for name, _ in model.named_parameters()}
@@ -136,8 +137,8 @@ def save_pretrained(
     xxh3_128 of each weight file by name.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = to_folder(model, {name: p.detach() for name, p in model.named_parameters()})
-    sizes = {name: dtype.itemsize * tensor.numel() for name, tensor in tensors.items()}
+    tensors = to_folder(model, saved_tensors(model))
+    sizes = {n: t.numel() * stored_dtype(t, dtype).itemsize for n, t in tensors.items()}
     shards, digests, files = split_by_size(sizes, max_shard_bytes), {}, {}
     remove_weights(folder)
     for index, names in enumerate(shards):

@@ -86,6 +86,13 @@ class Model(Protocol):
         """Set the evaluation mode."""
 
 
+def saved_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return what the weights of a folder hold: parameters, shared ones once, and saved buffers."""
+    shared = dict(model.named_parameters(remove_duplicate=False))
+    buffers = {name: t for name, t in model.state_dict().items() if name not in shared}
+    return {name: p.detach() for name, p in model.named_parameters()} | buffers
+
+
 def check_interface(model: nn.Module) -> None:
     """Raise ValueError for a module that the library cannot train by a recipe."""
     parts = ("config", "options", "blocks", "head_weight", "hidden_states", "initialize")

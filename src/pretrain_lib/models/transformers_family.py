@@ -55,16 +55,6 @@ def check_documents(config: CausalLMConfig) -> None:
         )
 
 
-def check_buffers(model: "PreTrainedModel") -> None:
-    """Raise ValueError for a model that saves more with its weights than its parameters."""
-    saved, known = model.state_dict().keys(), dict(model.named_parameters(remove_duplicate=False))
-    if others := sorted(saved - known.keys()):
-        raise ValueError(
-            f"model.config: {type(model).__name__} saves {others[0]} beside its parameters, which "
-            f"checkpoints here do not hold"
-        )
-
-
 @cache
 def _is_causal(key: str) -> bool:
     model, ids = _small_copy(key), torch.arange(TOKENS)[None]

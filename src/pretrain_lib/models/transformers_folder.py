@@ -12,6 +12,7 @@ import torch
 
 from pretrain_lib.data.text.tokenizer import Tokenizer
 from pretrain_lib.models.adapter import CausalLMAdapter
+from pretrain_lib.models.interface import saved_tensors
 from pretrain_lib.models.transformers_config import CausalLMConfig
 from pretrain_lib.models.weight_files import check_tied_head, check_weights
 from pretrain_lib.quiet import without_foreign_progress
@@ -24,7 +25,7 @@ PREFIX = "model."  # of the wrapped model's parameters
 
 
 def to_folder(model: CausalLMAdapter, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return whole tensors, by the names of the adapter's parameters, as a folder holds them."""
+    """Return whole tensors, by the names that they have in the adapter, as a folder holds them."""
     from transformers.core_model_loading import revert_weight_conversion
 
     own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
@@ -32,16 +33,16 @@ def to_folder(model: CausalLMAdapter, tensors: dict[str, torch.Tensor]) -> dict[
 
 
 def names_in_folder(model: CausalLMAdapter) -> dict[str, list[str]]:
-    """Return the names of the tensors of a folder by the parameter that they are made of."""
+    """Return the names of the tensors of a folder by the one of the adapter they are made of."""
     return {
-        name: sorted(to_folder(model, {name: torch.empty(parameter.shape, device="meta")}))
-        for name, parameter in model.named_parameters()
+        name: sorted(to_folder(model, {name: torch.empty(tensor.shape, device="meta")}))
+        for name, tensor in saved_tensors(model).items()
     }
 
 
 def loaded_tensors(model: CausalLMAdapter) -> dict[str, torch.Tensor]:
-    """Return the parameters by the names that they have in memory under transformers."""
-    return {name: parameter.detach() for name, parameter in model.model.named_parameters()}
+    """Return what is saved by the names that it has in memory under transformers."""
+    return saved_tensors(model.model)
 
 
 def write_configuration(

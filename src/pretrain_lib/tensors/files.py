@@ -21,6 +21,8 @@ DTYPES = {
     torch.bfloat16: "BF16",
     torch.float16: "F16",
     torch.int64: "I64",
+    torch.int32: "I32",
+    torch.bool: "BOOL",
     torch.uint8: "U8",
 }
 CHUNK_BYTES = 2**22
@@ -34,16 +36,16 @@ def write_tensors(
     dtype: torch.dtype | None = None,
     metadata: dict[str, str] | None = None,
 ) -> str:
-    """Write a safetensors file, optionally converted to `dtype`; return its xxh3_128.
+    """Write a safetensors file, numbers with a fraction in `dtype` if given; return its xxh3_128.
 
     Tensors are moved to the CPU, made contiguous and converted one at a time, so peak memory grows
     only by the largest tensor.
     """
     # Wide dtypes first, so that every tensor is aligned to its item size.
-    ordered = sorted(tensors.items(), key=lambda item: -(dtype or item[1].dtype).itemsize)
+    ordered = sorted(tensors.items(), key=lambda item: -stored_dtype(item[1], dtype).itemsize)
     header, position = {"__metadata__": metadata} if metadata else {}, 0
     for name, tensor in ordered:
-        kind = dtype or tensor.dtype
+        kind = stored_dtype(tensor, dtype)
         end = position + tensor.numel() * kind.itemsize
         header[name] = {
             "dtype": DTYPES[kind],
@@ -58,6 +60,11 @@ def write_tensors(
     return _write_through(path, chain([start], contents))
 
 
+def stored_dtype(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """Return the dtype of a tensor in a file whose numbers with a fraction are in `dtype`."""
+    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+
+
 def hash_file(path: Path) -> str:
     """Return the xxh3_128 of a file."""
     digest = xxhash.xxh3_128()
@@ -68,7 +75,7 @@ def hash_file(path: Path) -> str:
 
 
 def _bytes_of(tensor: torch.Tensor, dtype: torch.dtype | None) -> memoryview:
-    plain = tensor.detach().to("cpu", dtype).contiguous().reshape(-1)
+    plain = tensor.detach().to("cpu", stored_dtype(tensor, dtype)).contiguous().reshape(-1)
     return memoryview(plain.view(torch.uint8).numpy())
 
 
