@@ -16,7 +16,7 @@ from torch.distributed import ProcessGroup, all_gather_object
 
 from pretrain_lib.checkpoint.folders import TRAINING, listed_files
 from pretrain_lib.models.any_model import ModelConfig, names_in_folder, to_folder
-from pretrain_lib.models.interface import Model, saved_tensors
+from pretrain_lib.models.interface import Model, saved_tensors, unwrap
 from pretrain_lib.models.weight_files import weight_file, write_index, write_weights
 from pretrain_lib.optim.muon import MOMENTUM
 from pretrain_lib.optim.state import (
@@ -74,6 +74,7 @@ def collect_part(
     gathered one by one into CPU memory, so all processes must call this together. Raises ValueError
     as `check_storable` does.
     """
+    model = unwrap(model)
     check_storable(model, optimizer)
     holder = find_holder(model)
     writers = 1 if by_one else holder.count

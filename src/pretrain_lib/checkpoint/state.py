@@ -36,8 +36,8 @@ from pretrain_lib.checkpoint.parts import (
 from pretrain_lib.data.permutation import ORDER_VERSION
 from pretrain_lib.data.text.tokenizer import Tokenizer
 from pretrain_lib.files.writes import write_json
-from pretrain_lib.models.any_model import load_weights, write_configuration
-from pretrain_lib.models.interface import Model
+from pretrain_lib.models.any_model import check_tokenizer, load_weights, write_configuration
+from pretrain_lib.models.interface import Model, unwrap
 
 STATE_VERSION = 2
 
@@ -135,6 +135,7 @@ def write_checkpoint(
     Keeps the `keep_last` newest checkpoints (0: all), those of every `keep_every`-th step, and with
     `keep_best` that at which the loss or score of this name was best.
     """
+    check_tokenizer(tokenizer)
     staging, target = staging_path(folder, state.step), checkpoint_path(folder, state.step)
 
     def commit() -> None:
@@ -202,5 +203,6 @@ def load_checkpoint(path: Path, model: Model, optimizer: torch.optim.Optimizer) 
 
     Each process reads only the shards that it holds.
     """
+    model = unwrap(model)
     load_weights(model, path)
     load_moments(path, model, optimizer)

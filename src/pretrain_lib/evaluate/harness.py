@@ -19,7 +19,7 @@ from pretrain_lib.evaluate.error_bars import drawn_by_numpy
 from pretrain_lib.evaluate.per_token import add_per_token
 from pretrain_lib.evaluate.tasks import Tasks, open_tasks
 from pretrain_lib.models.any_model import is_ours, load_pretrained
-from pretrain_lib.models.interface import Model
+from pretrain_lib.models.interface import Model, unwrap
 from pretrain_lib.models.weight_files import check_weights
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def evaluate_model(
     """
     from pretrain_lib.evaluate.live_model import LiveModel, transformers_tokenizer
 
-    own = transformers_tokenizer(tokenizer)
+    model, own = unwrap(model), transformers_tokenizer(tokenizer)
     with keep_random_state():
         return _run(
             tasks,

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from pretrain_lib.data.text.tokenizer import Tokenizer
 from pretrain_lib.export.reload import LOGITS, RESULT, TEXTS, WEIGHTS, digest
 from pretrain_lib.models.any_model import loaded_tensors, write_configuration
-from pretrain_lib.models.interface import Model
+from pretrain_lib.models.interface import Model, unwrap
 
 ROWS, LENGTH = 2, 128  # shape of the ids whose logits are compared
 TEXTS_COMPARED = (
@@ -43,7 +43,7 @@ def check_export(
     """
     with tempfile.TemporaryDirectory() as temporary:
         expected = Path(temporary)
-        write_expected(model, expected, tokenizer=tokenizer, dtype=dtype)
+        write_expected(unwrap(model), expected, tokenizer=tokenizer, dtype=dtype)
         result = _reload(folder, expected)
     if result["problems"]:
         problems = "; ".join(result["problems"])

@@ -13,7 +13,7 @@ from pretrain_lib.export.card import CARD, gather, run_of, write_card
 from pretrain_lib.export.check import check_export
 from pretrain_lib.files.outputs import check_folder
 from pretrain_lib.files.writes import flush, flush_to_disk, staged
-from pretrain_lib.models.any_model import load_pretrained, save_pretrained
+from pretrain_lib.models.any_model import check_saving, load_pretrained, save_pretrained
 from pretrain_lib.models.interface import saved_tensors
 from pretrain_lib.models.weight_files import INDEX
 from pretrain_lib.tensors.files import stored_dtype
@@ -41,6 +41,7 @@ def export_checkpoint(
     model and tokenizer. Raises ValueError if `out` holds anything but an export, or if the check
     fails.
     """
+    check_saving(dtype=dtype, max_shard_bytes=max_shard_bytes)
     check_export_folder(out)
     out = out.resolve()
     model = load_pretrained(checkpoint, by_transformers=is_by_transformers(checkpoint))

@@ -15,13 +15,14 @@ from pretrain_lib.models.blocks import ActivationCheckpointing
 from pretrain_lib.models.cache import KeyValueCache
 from pretrain_lib.models.gpt2 import GPT2Config
 from pretrain_lib.models.hf_config import read_config, read_hf_config
-from pretrain_lib.models.interface import Model, saved_tensors
+from pretrain_lib.models.interface import Model, saved_tensors, unwrap
 from pretrain_lib.models.llama import LlamaConfig
 from pretrain_lib.models.transformers_cache import TransformersCache, cache_name
 from pretrain_lib.models.transformers_config import CausalLMConfig
 from pretrain_lib.models.transformers_family import check_causal, check_documents
 from pretrain_lib.models.weight_files import (
-    remove_weights,
+    WEIGHT_DTYPES,
+    replacing_model,
     split_by_size,
     weight_file,
     write_index,
@@ -133,23 +134,48 @@ def save_pretrained(
 
     Padding rows of the vocabulary are removed. Without a tokenizer, only the model is written. The
     weights are split into shards of at most `max_shard_bytes` (a larger tensor gets a shard of its
-    own); by default they are one file. Weights that were in the folder are removed. Returns the
-    xxh3_128 of each weight file by name.
+    own); by default they are one file. Weights that were in the folder are replaced once all is
+    written: until then it holds the old model, and takes the room of both. Returns the xxh3_128 of
+    each weight file by name. Raises ValueError as `check_saving` and `unwrap` do.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    model = unwrap(model)
+    check_saving(dtype=dtype, tokenizer=tokenizer, max_shard_bytes=max_shard_bytes)
     tensors = to_folder(model, saved_tensors(model))
     sizes = {n: t.numel() * stored_dtype(t, dtype).itemsize for n, t in tensors.items()}
     shards, digests, files = split_by_size(sizes, max_shard_bytes), {}, {}
-    remove_weights(folder)
-    for index, names in enumerate(shards):
-        file = weight_file(index, len(shards))
-        files |= dict.fromkeys(names, file)
-        shard = {name: tensors[name] for name in names}
-        digests[file] = write_weights(folder / file, shard, dtype=dtype)
-    if len(shards) > 1:
-        write_index(folder, files, total_bytes=sum(sizes.values()))
-    write_configuration(model.config, folder, tokenizer=tokenizer, dtype=dtype)
+    with replacing_model(folder) as new:
+        for index, names in enumerate(shards):
+            file = weight_file(index, len(shards))
+            files |= dict.fromkeys(names, file)
+            shard = {name: tensors[name] for name in names}
+            digests[file] = write_weights(new / file, shard, dtype=dtype)
+        if len(shards) > 1:
+            write_index(new, files, total_bytes=sum(sizes.values()))
+        write_configuration(model.config, new, tokenizer=tokenizer, dtype=dtype)
     return digests
+
+
+def check_saving(
+    *, dtype: torch.dtype, tokenizer: Tokenizer | None = None, max_shard_bytes: int | None = None
+) -> None:
+    """Raise ValueError for arguments of `save_pretrained` with which no folder can be written."""
+    if dtype not in WEIGHT_DTYPES:
+        known = ", ".join(map(str, WEIGHT_DTYPES))
+        raise ValueError(f"dtype={dtype} must be one of {known}, in which weights are stored")
+    if max_shard_bytes is not None and max_shard_bytes < 1:
+        raise ValueError(
+            f"max_shard_bytes={max_shard_bytes} must be at least 1, or None for one file"
+        )
+    check_tokenizer(tokenizer)
+
+
+def check_tokenizer(tokenizer: Tokenizer | None) -> None:
+    """Raise ValueError for a tokenizer of another library."""
+    if not isinstance(tokenizer, Tokenizer | None):
+        raise ValueError(
+            f"tokenizer is {type(tokenizer).__module__}.{type(tokenizer).__name__}, it must be a "
+            f"pretrain_lib.Tokenizer: open its folder, file or name with load_tokenizer"
+        )
 
 
 def write_configuration(

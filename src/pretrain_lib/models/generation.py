@@ -11,7 +11,7 @@ from pretrain_lib.data.text.tokenizer import Tokenizer
 from pretrain_lib.models.adapter import CausalLMAdapter
 from pretrain_lib.models.any_model import new_cache
 from pretrain_lib.models.cache import KeyValueCache
-from pretrain_lib.models.interface import Model
+from pretrain_lib.models.interface import Model, unwrap
 from pretrain_lib.models.transformers_cache import TransformersCache
 
 
@@ -41,6 +41,7 @@ def generate(
     A key-value cache is used until the longest row exceeds `context_length`. From then on, each new
     token is computed without a cache, from the last `context_length` ids of its row.
     """
+    model = unwrap(model)
     _check(prompts, temperature, top_k, top_p)
     numbers = range(len(prompts)) if row_numbers is None else row_numbers
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -181,6 +182,7 @@ def sample_texts(
 
     `rows` selects which samples to generate; their texts do not depend on the selection.
     """
+    model = unwrap(model)
     training = model.training
     model.eval()
     chosen = [prompt for prompt in prompts for _ in range(per_prompt)]

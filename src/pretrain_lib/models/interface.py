@@ -9,8 +9,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from pretrain_lib.models.blocks import TrainingOptions
+
+WRAPPERS = (DataParallel, DistributedDataParallel)
+COMPILED = "_orig_mod"  # the name of a module in what torch.compile returns for it
 
 
 class Shape(Protocol):
@@ -93,13 +97,27 @@ def saved_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in model.named_parameters()} | buffers
 
 
-def check_interface(model: nn.Module) -> None:
-    """Raise ValueError for a module that the library cannot train by a recipe."""
-    parts = ("config", "options", "blocks", "head_weight", "hidden_states", "initialize")
-    missing = [name for name in parts if not hasattr(model, name)]
+def unwrap(model: nn.Module) -> Model:
+    """Return the model inside the wrappers of DDP and torch.compile; one without them as it is.
+
+    Raises ValueError for a module that is none of the three, or that has compiled modules inside,
+    whose weights have other names.
+    """
+    while isinstance(model, WRAPPERS) or COMPILED in model._modules:
+        model = model._modules[COMPILED if COMPILED in model._modules else "module"]
+    # Other wrappers, such as FSDP1, pass on what they lack, but their type does not have it.
+    of_type = ("blocks", "head_weight", "hidden_states", "initialize")
+    missing = [name for name in ("config", "options") if not hasattr(model, name)]
+    missing += [name for name in of_type if not hasattr(type(model), name)]
     if missing:
         raise ValueError(
-            f"train() takes GPT2, Llama or CausalLMAdapter, not {type(model).__name__} (it has no "
-            f"{', '.join(missing)}): wrap a class of transformers in CausalLMAdapter, or write a "
-            f"loop around train_step, which takes any module (docs/library.md)"
+            f"the library takes GPT2, Llama or CausalLMAdapter, not {type(model).__name__} (it has "
+            f"no {', '.join(missing)}): wrap a class of transformers in CausalLMAdapter, or write "
+            f"a loop around train_step, which takes any module (docs/library.md)"
         )
+    if name := next((n for n, m in model.named_modules() if COMPILED in m._modules), None):
+        raise ValueError(
+            f"{name} is wrapped by torch.compile, which renames its weights: compile it in place "
+            f"with {name}.compile(), or all blocks with set_up_model"
+        )
+    return model

@@ -1,19 +1,24 @@
 """The weight files of a Hugging Face model folder: one file, or shards with an index."""
 
+import filecmp
 import json
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from pretrain_lib.files.reading import parse_json
-from pretrain_lib.tensors.files import write_tensors
+from pretrain_lib.files.writes import STAGING, flush, flush_to_disk, make_folder
+from pretrain_lib.tensors.files import DTYPES, write_tensors
 from pretrain_lib.wording import in_line
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 SHARDS = "model-[0-9]*-of-[0-9]*.safetensors"
+WEIGHT_DTYPES = [dtype for dtype in DTYPES if dtype.is_floating_point]
 HEAD, EMBEDDINGS = "lm_head.weight", ("wte.weight", "embed_tokens.weight")
 
 
@@ -55,14 +60,55 @@ def write_sorted_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def remove_weights(folder: Path) -> None:
-    """Remove the weights of a model folder, in either layout.
+@contextmanager
+def replacing_model(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write a model into; its files replace those of `folder` at the end.
 
-    What is left of the other layout would be loaded as the model: a single file goes before an
-    index.
+    An error leaves `folder` as it was. So does a kill while the files are written, apart from a
+    hidden folder that the next call removes.
     """
-    for path in (folder / INDEX, folder / WEIGHTS, *folder.glob(SHARDS)):
-        path.unlink(missing_ok=True)
+    make_folder(folder)
+    new = folder / f".{STAGING}"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        yield new
+        flush_to_disk(new)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    _move_model(new, folder)
+    new.rmdir()
+    flush(folder)
+
+
+def _move_model(new: Path, folder: Path) -> None:
+    """Move the files of a model into a folder, in place of the weights there, in either layout.
+
+    No mixture of two models can be loaded in between: config.json is missing then. It stays where
+    one file of weights is all that differs, which is replaced in one step.
+    """
+    config, old = "config.json", {path.name for path in _weights_in(folder)}
+    names = sorted((path.name for path in new.iterdir()), key=lambda name: name == config)
+    differ = {name for name in names if not _are_equal(new / name, folder / name)}
+    if (old | differ) - {WEIGHTS}:
+        (folder / config).unlink(missing_ok=True)
+        # What is left of the other layout would be loaded: a single file goes before an index.
+        for name in old:
+            (folder / name).unlink()
+    for name in names:
+        (new / name).replace(folder / name)
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    return [*folder.glob(WEIGHTS), *folder.glob(INDEX), *folder.glob(SHARDS)]
+
+
+def _are_equal(one: Path, other: Path) -> bool:
+    """Return whether two files other than weights have the same contents."""
+    if one.name == WEIGHTS or not other.is_file():
+        return False
+    return filecmp.cmp(one, other, shallow=False)
 
 
 def check_weights(folder: Path) -> None:

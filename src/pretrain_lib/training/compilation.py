@@ -7,7 +7,7 @@ import torch
 
 from pretrain_lib.models.any_model import checkpoint_activations
 from pretrain_lib.models.blocks import TrainingOptions
-from pretrain_lib.models.interface import Model
+from pretrain_lib.models.interface import Model, unwrap
 
 COMPILERS = (os.environ.get("CXX", "g++"), "clang++")  # those that torch looks for
 
@@ -24,6 +24,7 @@ def set_up_model(
     Blocks are compiled one by one (regional compilation): all share one graph, which compiles in a
     fraction of the time that the whole model would take.
     """
+    model = unwrap(model)
     checkpoint_activations(model, activation_checkpointing)
     for block in model.blocks if compiled else ():
         block.compile()

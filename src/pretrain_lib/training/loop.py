@@ -13,7 +13,7 @@ from pretrain_lib.data.windows.batches import Batch
 from pretrain_lib.distributed.launched import on_main
 from pretrain_lib.errors import LocalFault, is_of_disk, raised_here
 from pretrain_lib.models.flops import has_data_sheet, model_flops
-from pretrain_lib.models.interface import Model, check_interface
+from pretrain_lib.models.interface import Model, unwrap
 from pretrain_lib.optim.spikes import Limits, spike_limits
 from pretrain_lib.run_folder.folder import METRICS, read_status, write_status
 from pretrain_lib.run_folder.rows import read_rows
@@ -34,7 +34,7 @@ def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator
     is "resumable" too. It is the same on all ranks and is written to `status.json` in the run
     folder.
     """
-    check_interface(model)
+    model = unwrap(model)
     config.check(processes=accelerator.num_processes)
     config = fit_to_text(config, corpus)
     run = start_run(config, model, corpus, accelerator)
