@@ -78,11 +78,11 @@ def test_positions_that_ignore_the_pads_would_be_seen(pair, fault, monkeypatch):
     """The test above finds a planted fault: positions or slots counted from the longest row."""
     right = KeyValueCache.begin
 
-    def begin(self, length, device):
+    def begin(self, rows, length, device):
         own = self.lengths
         if fault == "other rows' slots":
             self.lengths = own.max().expand(len(own)).clone()
-        positions, layers = right(self, length, device)
+        positions, layers = right(self, rows, length, device)
         self.lengths = own
         if fault == "padded positions":
             positions = int(own.max()) + torch.arange(length).expand(len(own), length)

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pretrain_lib.models.attention import document_positions
 from pretrain_lib.models.blocks import ActivationCheckpointing, TrainingOptions, checkpoint_options
 from pretrain_lib.models.loss import linear_cross_entropy
+from pretrain_lib.models.places import expand_document_ends
 from pretrain_lib.models.transformers_cache import TransformersCache
 from pretrain_lib.models.transformers_config import CausalLMConfig, describe_hf
 from pretrain_lib.models.transformers_family import check_documents, find_blocks
@@ -149,6 +150,7 @@ class CausalLMAdapter(nn.Module):
         options = {}
         if document_ends is not None:
             check_documents(self.config)
+            document_ends = expand_document_ends(document_ends, input_ids, cache)
             options["position_ids"] = document_positions(document_ends, input_ids.shape[1])
         if self._adds_router_loss():
             options["output_router_logits"] = True

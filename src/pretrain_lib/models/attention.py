@@ -53,8 +53,7 @@ def masked_attention(
 def document_index(document_ends: torch.Tensor, length: int) -> torch.Tensor:
     """Return the index of the document that each position belongs to, int64 (B, T).
 
-    `document_ends` (B, E), sorted along E, holds the index after each document's last token and is
-    padded with T or more.
+    `document_ends` (B, E) is as in `interface.Model`.
     """
     positions = torch.arange(length, device=document_ends.device, dtype=document_ends.dtype)
     positions = positions.expand(document_ends.shape[0], length).contiguous()

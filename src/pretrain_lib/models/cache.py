@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from pretrain_lib.models.attention import masked_attention
+from pretrain_lib.models.places import check_rows
 
 
 class KeyValueCache:
@@ -28,14 +29,18 @@ class KeyValueCache:
         # Each (B, H_kv, S, D), allocated by the first forward, which knows dtype, device and H_kv.
         self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def begin(self, length: int, device: torch.device) -> tuple[torch.Tensor, list["CachedLayer"]]:
-        """Begin a forward of `length` tokens; return their positions (B, T) and the cached layers.
+    def begin(
+        self, rows: int, length: int, device: torch.device
+    ) -> tuple[torch.Tensor, list["CachedLayer"]]:
+        """Begin a forward of (B, T) tokens; return their positions (B, T) and the cached layers.
 
         The positions of padding may exceed the context length, so positions are clamped to it.
         """
+        check_rows(len(self.lengths), rows)
         slots = self.lengths[:, None] + torch.arange(length)  # (B, T)
         extent = int(self.lengths.max()) + length
-        assert extent <= self.slots, f"{extent} tokens in a cache of {self.slots} slots"
+        if extent > self.slots:
+            raise ValueError(f"{extent} tokens do not fit into a cache of slots={self.slots}")
         positions = slots.clamp(max=self.config.context_length - 1).to(device)
         slots = slots.to(device)
         mask = torch.arange(extent, device=device) <= slots[:, :, None]  # (B, T, extent)
@@ -107,8 +112,11 @@ class TokenTrees:
         self.config, self.depths, self.ends = config, depths, ends
         self.mask: torch.Tensor | None = None
 
-    def begin(self, length: int, device: torch.device) -> tuple[torch.Tensor, list["TokenTrees"]]:
+    def begin(
+        self, rows: int, length: int, device: torch.device
+    ) -> tuple[torch.Tensor, list["TokenTrees"]]:
         """Begin a forward; return the positions (B, T) and one object with `attend` per layer."""
+        check_rows(len(self.depths), rows)
         depths, ends = self.depths.to(device), self.ends.to(device)
         index = torch.arange(length, device=device)
         # (B, T, T): which tokens each one attends to

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import library
 from torch.nn.attention.varlen import varlen_attn
 
@@ -22,11 +23,11 @@ flash_attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_fo
 def document_boundaries(document_ends: torch.Tensor, length: int) -> torch.Tensor:
     """Return cumulative document lengths over the B x T flattened tokens, int32 (N + 1,).
 
-    They begin with 0 and end with B x T. `document_ends` (B, E) is as in
-    `attention.document_index`; each padded entry becomes an empty document.
+    They begin with 0 and end with B x T. `document_ends` (B, E) is as in `interface.Model`; each
+    padded entry becomes an empty document, and so does what follows an end at T.
     """
     rows = torch.arange(document_ends.shape[0], device=document_ends.device)[:, None]
-    ends = document_ends.clamp(max=length) + rows * length
+    ends = F.pad(document_ends.clamp(max=length), (0, 1), value=length) + rows * length
     return torch.cat([ends.new_zeros(1), ends.flatten()]).to(torch.int32)
 
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pretrain_lib.models.attention import causal_attention, document_positions
+from pretrain_lib.models.attention import causal_attention
 from pretrain_lib.models.blocks import CheckpointedBlock, TrainingOptions, run_blocks
 from pretrain_lib.models.cache import CachedLayer, KeyValueCache, TokenTrees
-from pretrain_lib.models.document_attention import document_boundaries
 from pretrain_lib.models.loss import linear_cross_entropy
+from pretrain_lib.models.places import place_tokens
 from pretrain_lib.models.token_ids import check_input_ids
 from pretrain_lib.tensors.pieces import fill
 from pretrain_lib.values import check_fields, setting
@@ -125,8 +125,8 @@ class GPT2(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
         """Return `(summed loss in nats, number of targets)`, or logits (B, T, V) without targets.
 
-        `input_ids`, `targets` int64 (B, T). `document_ends` (B, E) enables document masking.
-        `cache` holds the preceding tokens, or describes the tokens as trees.
+        `input_ids`, `targets` int64 (B, T). `document_ends` (B, E) enables document masking (see
+        `interface.Model`). `cache` holds the preceding tokens, or describes the tokens as trees.
         """
         hidden = self.hidden_states(input_ids, document_ends, cache, sparse_gradient=True)
         vocabulary_size = self.config.vocabulary_size
@@ -155,20 +155,9 @@ class GPT2(nn.Module):
         second table where it is added to that of the tied output projection. Alone it would stay
         sparse, which optimizers refuse.
         """
-        length = input_ids.shape[1]
-        positions = torch.arange(length, device=input_ids.device)
-        boundaries = None
-        if document_ends is not None:
-            positions = document_positions(document_ends, length)
-            boundaries = document_boundaries(document_ends, length)
-        cached_layers = None
-        if cache is not None:
-            positions, cached_layers = cache.begin(length, input_ids.device)
-        elif length > self.config.context_length:
-            raise ValueError(
-                f"a sequence of {length} tokens is longer than "
-                f"model.context_length={self.config.context_length}"
-            )
+        positions, boundaries, cached_layers = place_tokens(
+            input_ids, document_ends, cache, context_length=self.config.context_length
+        )
         check_input_ids(input_ids, self.config.vocabulary_size)
         sparse = sparse_gradient and input_ids.device.type == "cpu"
         x = F.embedding(input_ids, self.head_weight, sparse=sparse)

@@ -60,7 +60,10 @@ class Model(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
         """Return `(summed loss in nats, number of targets)`, or logits (B, T, V) without targets.
 
-        `document_ends` (B, E) enables document masking; `cache` is one from `any_model.new_cache`.
+        `document_ends` (B, E), or (1, E) for all rows, enables document masking: each token attends
+        to those of its own document. It ascends along E and holds the index after each document's
+        last token. Tokens after the last end are one more document; rows with fewer ends are filled
+        up with T or more. `cache` is one from `any_model.new_cache`, not given together with it.
         """
 
     def hidden_states(

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pretrain_lib.models.attention import causal_attention, document_positions
+from pretrain_lib.models.attention import causal_attention
 from pretrain_lib.models.blocks import CheckpointedBlock, TrainingOptions, run_blocks
 from pretrain_lib.models.cache import CachedLayer, KeyValueCache, TokenTrees
-from pretrain_lib.models.document_attention import document_boundaries
 from pretrain_lib.models.loss import linear_cross_entropy
+from pretrain_lib.models.places import place_tokens
 from pretrain_lib.models.rope import RopeScaling, rotary_angles, rotate
 from pretrain_lib.models.token_ids import check_input_ids
 from pretrain_lib.tensors.pieces import fill
@@ -159,8 +159,8 @@ class Llama(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
         """Return `(summed loss in nats, number of targets)`, or logits (B, T, V) without targets.
 
-        `input_ids`, `targets` int64 (B, T). `document_ends` (B, E) enables document masking.
-        `cache` holds the preceding tokens, or describes the tokens as trees.
+        `input_ids`, `targets` int64 (B, T). `document_ends` (B, E) enables document masking (see
+        `interface.Model`). `cache` holds the preceding tokens, or describes the tokens as trees.
         """
         hidden = self.hidden_states(input_ids, document_ends, cache)
         vocabulary_size = self.config.vocabulary_size
@@ -182,20 +182,9 @@ class Llama(nn.Module):
         cache: KeyValueCache | TokenTrees | None = None,
     ) -> torch.Tensor:
         """Return the hidden states (B, T, D) after the final norm, before the output projection."""
-        length = input_ids.shape[1]
-        positions = torch.arange(length, device=input_ids.device)[None]
-        boundaries = None
-        if document_ends is not None:
-            positions = document_positions(document_ends, length)
-            boundaries = document_boundaries(document_ends, length)
-        cached_layers = None
-        if cache is not None:
-            positions, cached_layers = cache.begin(length, input_ids.device)
-        elif length > self.config.context_length:
-            raise ValueError(
-                f"a sequence of {length} tokens is longer than "
-                f"model.context_length={self.config.context_length}"
-            )
+        positions, boundaries, cached_layers = place_tokens(
+            input_ids, document_ends, cache, context_length=self.config.context_length
+        )
         config = self.config
         head_width = config.attention_width // config.num_heads
         rotation = rotary_angles(positions, head_width, config.rope_theta, config.rope_scaling)

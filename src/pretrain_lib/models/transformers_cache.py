@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pretrain_lib.models.places import check_rows
+
 # How the families and the versions of transformers call their cache, newest name first.
 NAMES = ("cache", "past_key_values", "cache_params")
 
@@ -27,6 +29,7 @@ class TransformersCache:
 
     def run(self, body: nn.Module, input_ids: torch.Tensor, **options: Any) -> Any:
         """Return the output of `body` for new tokens (B, T), and keep its cache."""
+        check_rows(len(self.lengths), len(input_ids))
         name = cache_name(body)
         if name is None:
             raise AssertionError("the caller asks `cache_name` first")
