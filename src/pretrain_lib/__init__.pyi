@@ -51,6 +51,7 @@ from .models.adapter import CausalLMAdapter as CausalLMAdapter
 from .models.any_model import build_model as build_model
 from .models.any_model import load_pretrained as load_pretrained
 from .models.any_model import save_pretrained as save_pretrained
+from .models.blocks import TrainingOptions as TrainingOptions
 from .models.cache import KeyValueCache as KeyValueCache
 from .models.generation import generate as generate
 from .models.generation import sample_texts as sample_texts
@@ -59,12 +60,14 @@ from .models.gpt2 import GPT2Config as GPT2Config
 from .models.llama import Llama as Llama
 from .models.llama import LlamaConfig as LlamaConfig
 from .models.loss import linear_cross_entropy as linear_cross_entropy
+from .models.rope import RopeScaling as RopeScaling
 from .models.transformers_config import CausalLMConfig as CausalLMConfig
 from .optim.groups import build_adamw as build_adamw
 from .optim.groups import build_muon as build_muon
 from .optim.parameters import parameter_groups as parameter_groups
 from .optim.schedule import BatchSizes as BatchSizes
 from .optim.schedule import LearningRate as LearningRate
+from .training.compilation import set_up_model as set_up_model
 from .training.loop import train as train
 from .training.run_recipe import run_recipe as run_recipe
 from .training.step import StepResult as StepResult

@@ -16,7 +16,7 @@ from pretrain_lib.models.blocks import CheckpointedBlock, TrainingOptions, run_b
 from pretrain_lib.models.cache import CachedLayer, KeyValueCache, TokenTrees
 from pretrain_lib.models.loss import linear_cross_entropy
 from pretrain_lib.models.places import place_tokens
-from pretrain_lib.models.rope import RopeScaling, rotary_angles, rotate
+from pretrain_lib.models.rope import RopeScaling, read_scaling, rotary_angles, rotate
 from pretrain_lib.models.token_ids import check_input_ids
 from pretrain_lib.tensors.pieces import fill
 from pretrain_lib.values import check_fields, setting
@@ -66,6 +66,8 @@ class LlamaConfig:
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.rope_scaling, dict):
+            object.__setattr__(self, "rope_scaling", read_scaling(self.rope_scaling))
         check_fields(self, name="model")
         if self.head_width is not None and self.head_width % 2:
             raise ValueError(
@@ -244,9 +246,8 @@ class Attention(nn.Module):
         boundaries: torch.Tensor | None,
         cached: CachedLayer | TokenTrees | None,
     ) -> torch.Tensor:
-        B, T, _ = x.shape
         q, k, v = (
-            projection(x).view(B, T, -1, self.head_width)
+            projection(x).unflatten(2, (-1, self.head_width))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )  # (B, T, H or H_kv, head_width)
         if self.qk_norm:  # in fp32, as the other norms are under autocast
@@ -257,7 +258,7 @@ class Attention(nn.Module):
             y = causal_attention(q, k, v, boundaries=boundaries)
         else:
             y = cached.attend(q, k, v)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+        return self.o_proj(y.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):

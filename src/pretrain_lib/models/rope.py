@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from pretrain_lib.values import check_fields, setting
+from pretrain_lib.values import check_fields, did_you_mean, setting, show
 
 # The fields that each kind of scaling uses in addition to `kind` and `factor`.
 FIELDS = {
@@ -68,6 +68,18 @@ class RopeScaling:
             )
 
 
+def read_scaling(written: dict) -> RopeScaling:
+    """Return the scaling of a mapping of its fields, such as {"kind": "linear", "factor": 2.0}."""
+    known = [field.name for field in fields(RopeScaling)]
+    for name in written:
+        if name not in known:
+            meant = did_you_mean(str(name), known) or f"; its fields are {', '.join(known)}"
+            raise ValueError(f"model.rope_scaling has no field {show(name)}{meant}")
+    if missing := [name for name in ("kind", "factor") if name not in written]:
+        raise ValueError(f"model.rope_scaling={written} lacks {' and '.join(missing)}")
+    return RopeScaling(**written)
+
+
 def rotary_angles(
     positions: torch.Tensor, head_width: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,10 +87,9 @@ def rotary_angles(
 
     `positions` (B, T). Dimensions i and i + head_width / 2 form a pair, as in transformers.
     """
-    with torch.autocast(positions.device.type, enabled=False):
-        exponents = torch.arange(0, head_width, 2, device=positions.device).float() / head_width
-        frequencies = _scale(1.0 / theta**exponents, head_width, theta, scaling)
-        angles = positions[:, None, :, None].float() * frequencies
+    exponents = torch.arange(0, head_width, 2, device=positions.device).float() / head_width
+    frequencies = _scale(1.0 / theta**exponents, head_width, theta, scaling)
+    angles = positions[:, None, :, None].float() * frequencies
     angles = torch.cat([angles, angles], dim=-1)
     if scaling is None or scaling.kind != "yarn":
         return angles.cos(), angles.sin()

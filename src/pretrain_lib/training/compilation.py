@@ -6,8 +6,9 @@ import shutil
 import torch
 
 from pretrain_lib.models.any_model import checkpoint_activations
-from pretrain_lib.models.blocks import TrainingOptions
+from pretrain_lib.models.blocks import ActivationCheckpointing, TrainingOptions
 from pretrain_lib.models.interface import Model, unwrap
+from pretrain_lib.values import check_value
 
 COMPILERS = (os.environ.get("CXX", "g++"), "clang++")  # those that torch looks for
 
@@ -15,15 +16,18 @@ COMPILERS = (os.environ.get("CXX", "g++"), "clang++")  # those that torch looks 
 def set_up_model(
     model: Model,
     *,
-    compiled: bool,
-    activation_checkpointing: str = "none",
+    compiled: bool = False,
+    activation_checkpointing: ActivationCheckpointing = "none",
     z_loss: float = 0.0,
 ) -> None:
     """Set the training options of `model` in place; call it before `accelerator.prepare`.
 
     Blocks are compiled one by one (regional compilation): all share one graph, which compiles in a
-    fraction of the time that the whole model would take.
+    fraction of the time that the whole model would take. `activation_checkpointing` is none,
+    selective or full, `z_loss` the coefficient that `linear_cross_entropy` takes, in training mode.
     """
+    check_value(activation_checkpointing, "activation_checkpointing", ActivationCheckpointing)
+    check_value(z_loss, "z_loss", float, minimum=0)
     model = unwrap(model)
     checkpoint_activations(model, activation_checkpointing)
     for block in model.blocks if compiled else ():
