@@ -16,7 +16,12 @@ from pretrain_lib.models.loss import linear_cross_entropy
 from pretrain_lib.models.places import expand_document_ends
 from pretrain_lib.models.transformers_cache import TransformersCache
 from pretrain_lib.models.transformers_config import CausalLMConfig, describe_hf
-from pretrain_lib.models.transformers_family import check_documents, find_blocks
+from pretrain_lib.models.transformers_family import (
+    check_causal,
+    check_class,
+    check_documents,
+    find_blocks,
+)
 from pretrain_lib.models.transformers_head import TransformersHead, chunked_loss, is_plain_head
 from pretrain_lib.tensors.pieces import fill
 
@@ -28,12 +33,16 @@ class CausalLMAdapter(nn.Module):
     """Wraps a causal language model of transformers, with the `forward` of `GPT2`.
 
     The loss is fused with the output projection where the logits are hidden states times a matrix.
-    Elsewhere, as where they are capped or scaled, transformers makes the logits, in chunks.
+    Elsewhere, as where they are capped or scaled, transformers makes the logits, in chunks. Raises
+    ValueError for a model whose tokens attend to later ones, and for one without an output head.
     """
 
     def __init__(self, model: "PreTrainedModel", config: CausalLMConfig | None = None) -> None:
         super().__init__()
         self.config = describe_hf(model.config) if config is None else config
+        if config is None:  # a recipe checks the configuration that it builds a model of
+            check_class(model, self.config)
+            check_causal(self.config)
         self.options = TrainingOptions()
         self.model = model
         self.has_plain_head = is_plain_head(model)

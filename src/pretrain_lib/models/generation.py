@@ -43,6 +43,11 @@ def generate(
     """
     model = unwrap(model)
     _check(prompts, temperature, top_k, top_p)
+    if context_length < 1 or new_tokens < 0:
+        raise ValueError(
+            f"context_length={context_length}, new_tokens={new_tokens}: at least one token of "
+            f"context is needed, and no fewer than 0 new ones"
+        )
     numbers = range(len(prompts)) if row_numbers is None else row_numbers
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     choosers = [

@@ -1,5 +1,6 @@
 """Fused output projection and cross-entropy, which never holds all logits of a batch in memory."""
 
+from contextlib import nullcontext
 from functools import cache
 
 import torch
@@ -10,7 +11,7 @@ from pretrain_lib.models.token_ids import flatten_checked
 
 # Bytes of a chunk of logits, in the dtype of the matrix products. Chunks are larger on a GPU: each
 # one but the first costs a pass over the weight gradient, and a GPU has the memory.
-CHUNK_BYTES = {"cpu": 2**28, "mps": 2**28, "cuda": 2**31}
+CHUNK_BYTES = {"cpu": 2**28, "mps": 2**28, "meta": 2**28, "cuda": 2**31}
 ROWS_MULTIPLE = 128  # chunk rows on CUDA, to fill whole tiles of the matrix products
 BLOCK_LOGITS = 2**17  # per thread, so that elementwise operations stay in its cache
 
@@ -37,7 +38,7 @@ def linear_cross_entropy(
     """
     vocabulary_size = vocabulary_size or weight.shape[0]
     hidden, targets, factor = flatten_checked(hidden, targets, vocabulary_size)
-    if torch.is_autocast_enabled(hidden.device.type):
+    if not hidden.is_meta and torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     # Determined here, because gradients are always disabled inside a Function.
     needs_gradients = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
@@ -59,7 +60,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # Reuse one buffer: new pages for each chunk would cost as much time as the arithmetic.
         buffer = hidden.new_empty(chunk, len(weight))
         loss = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        with torch.autocast(hidden.device.type, enabled=False):
+        off = nullcontext() if hidden.is_meta else torch.autocast(hidden.device.type, enabled=False)
+        with off:
             for start in range(0, len(hidden), chunk):
                 rows = slice(start, min(start + chunk, len(hidden)))
                 logits = torch.mm(hidden[rows], low_weight.T, out=buffer[: rows.stop - start])
@@ -68,6 +70,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if needs_gradients:  # `_chunk_loss` has replaced the logits by their gradient
                     torch.mm(logits, low_weight, out=hidden_grad[rows])
                     weight_grad = _add_product(weight_grad, logits.T, hidden[rows], weight.dtype)
+        if needs_gradients and weight_grad is None:  # of an empty micro-batch
+            weight_grad = torch.zeros_like(weight)
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.weight_dtype = weight.dtype
         return loss.float()

@@ -31,7 +31,8 @@ def find_blocks(model: "PreTrainedModel") -> list[nn.Module]:
 def check_causal(config: CausalLMConfig) -> None:
     """Raise ValueError if transformers cannot run the model, or a token attends to later ones."""
     try:
-        is_causal = _is_causal(config.key)
+        with torch.device("cpu"):  # also where a model is built on the meta device
+            is_causal = _is_causal(config.key)
     except (RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         reason = in_line(error) or type(error).__name__
         raise ValueError(
@@ -46,9 +47,23 @@ def check_causal(config: CausalLMConfig) -> None:
         )
 
 
+def check_class(model: nn.Module, config: CausalLMConfig) -> None:
+    """Raise ValueError for another class of transformers, such as a body or a classifier."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    expected = MODEL_FOR_CAUSAL_LM_MAPPING[type(config.hf)]
+    if not isinstance(model, expected):
+        raise ValueError(
+            f"{type(model).__name__} is not the causal language model of its family: give a "
+            f"{expected.__name__}, as AutoModelForCausalLM builds it"
+        )
+
+
 def check_documents(config: CausalLMConfig) -> None:
     """Raise ValueError if tokens attend beyond a document whose positions restart."""
-    if not _keeps_documents_apart(config.key):
+    with torch.device("cpu"):
+        apart = _keeps_documents_apart(config.key)
+    if not apart:
         raise ValueError(
             f"{config.model_type} does not keep documents apart: its tokens attend beyond a "
             f"document whose positions restart; train it with data.document_masking=false"
@@ -91,7 +106,7 @@ def _small_copy(key: str) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     hf = CausalLMConfig.from_key(key).hf
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(_reduce(hf), dtype=torch.float32).eval()
 

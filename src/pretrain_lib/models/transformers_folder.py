@@ -83,7 +83,7 @@ def load_weights(model: CausalLMAdapter, folder: Path) -> None:
 def load_whole(folder: Path, hf: "PreTrainedConfig") -> "PreTrainedModel":
     """Load a model with transformers, in fp32 on the CPU.
 
-    Raises ValueError for tensors that are missing or unexpected.
+    Raises ValueError for tensors that are missing or unexpected, and for shapes that differ.
     """
     from transformers import AutoModelForCausalLM
 
@@ -95,9 +95,14 @@ def load_whole(folder: Path, hf: "PreTrainedConfig") -> "PreTrainedModel":
                 dtype=torch.float32,
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
             )
-        except RuntimeError as error:  # shapes that differ
+        except RuntimeError as error:
             raise ValueError(in_line(error)) from error
+    for name, found, needed in sorted(report["mismatched_keys"]):
+        raise ValueError(
+            f"{name} has shape {tuple(found)}, the model of config.json needs {tuple(needed)}"
+        )
     for kind in ("missing_keys", "unexpected_keys"):
         if names := sorted(map(str, report[kind])):
             what = "are missing" if kind == "missing_keys" else f"have no place in {hf.model_type}"
