@@ -71,11 +71,11 @@ def numbers(*shape, dtype=torch.int64):
     return torch.zeros(shape, dtype=dtype, device=CUDA)
 
 
-@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("documents", [0, 1, 3], ids=["none", "one row", "all rows"])
 @pytest.mark.parametrize("name", MODELS)
 def test_forward_of_a_model_stays_on_the_gpu(gpu, name, documents):
     model, ids = on_fake_cuda(MODELS[name]()), numbers(3, 32)
-    ends = numbers(3, 4, dtype=torch.int32) if documents else None
+    ends = numbers(documents, 4, dtype=torch.int32) if documents else None
     loss, count = model(ids, numbers(3, 32), ends)  # whether targets are ids is not waited for
     logits = model(ids, document_ends=ends)
     assert loss.device == count.device == logits.device == CUDA

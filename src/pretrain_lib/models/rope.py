@@ -71,12 +71,13 @@ class RopeScaling:
 def read_scaling(written: dict) -> RopeScaling:
     """Return the scaling of a mapping of its fields, such as {"kind": "linear", "factor": 2.0}."""
     known = [field.name for field in fields(RopeScaling)]
-    for name in written:
-        if name not in known:
-            meant = did_you_mean(str(name), known) or f"; its fields are {', '.join(known)}"
-            raise ValueError(f"model.rope_scaling has no field {show(name)}{meant}")
-    if missing := [name for name in ("kind", "factor") if name not in written]:
-        raise ValueError(f"model.rope_scaling={written} lacks {' and '.join(missing)}")
+    wrong = [f"has no {show(name)}{did_you_mean(name, known)}" for name in written.keys() - known]
+    wrong += [f"lacks {name}" for name in ("kind", "factor") if name not in written]
+    if wrong:
+        raise ValueError(
+            f"model.rope_scaling={written} must be a RopeScaling or its fields "
+            f"({', '.join(known)}): it {wrong[0]}"
+        )
     return RopeScaling(**written)
 
 
