@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from pretrain_lib import CausalLMConfig, build_model, load_pretrained, save_pretrained
 from tests.conftest import forked_launchers, read_rows
 from tests.distributed.test_distributed import work
 from tests.distributed.test_sharding import (
@@ -21,7 +22,7 @@ from tests.distributed.test_sharding import (
     wait_for_step,
 )
 from tests.distributed_worker import FAMILY_STEPS
-from tests.families import FAMILIES
+from tests.families import FAMILIES, WITH_BUFFERS
 
 pytestmark = pytest.mark.slow
 
@@ -116,3 +117,23 @@ def test_killed_by_sigkill_and_resumed_it_is_bit_equal(prepared, tmp_path):
     files = [sorted(end.glob("*.safetensors")) for end in ends]
     assert len(files[0]) == 2
     assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
+
+
+def test_saved_buffers_are_kept_under_fsdp2(prepared, tmp_path):
+    fields = WITH_BUFFERS["deepseek_v3"] | {"vocab_size": 512}
+    model = build_model(CausalLMConfig(config=fields)).initialize(0)
+    bias = "model.model.layers.1.mlp.gate.e_score_correction_bias"
+    model.state_dict()[bias].copy_(torch.arange(8) / 7)
+    save_pretrained(model, tmp_path / "initial", tokenizer=None)
+    flags = flags_of(prepared, tmp_path / "run", "--model.config", json.dumps(fields))
+    flags += [
+        "--run.initial_weights",
+        str(tmp_path / "initial"),
+        "--data.document_masking",
+        "false",
+    ]
+    for steps in ("3", "6"):
+        run(IN_PIECES, [*flags, "--run.max_steps", steps])
+        end = tmp_path / "run" / "checkpoints" / f"step-0000000{steps}"
+        assert len(list(end.glob("model-*.safetensors"))) == 2
+        assert torch.equal(load_pretrained(end).state_dict()[bias], torch.arange(8) / 7)
