@@ -123,9 +123,7 @@ def test_validation_is_the_mean_over_the_tokens_that_count(tmp_path):
     tokens = open_foreign(tmp_path / "0.ds", vocabulary_size=61)
     stretches = choose_stretches([HeldOut("all", tokens, "")], LENGTH, max_tokens=None)
     model = GPT2(MODEL).initialize(0)
-    result = validate(
-        Accelerator(cpu=True), model, stretches, sequence_length=LENGTH, micro_batch=3
-    )
+    result = validate(Accelerator(cpu=True), model, stretches, micro_batch=3)
     losses = []
     for start in range(0, stretches[0].windows * LENGTH, LENGTH):
         window = torch.from_numpy(ids[start : start + LENGTH + 1])

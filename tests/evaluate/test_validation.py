@@ -53,8 +53,7 @@ def test_the_loss_is_the_mean_over_the_first_windows(tokens, max_tokens, windows
     model = GPT2(CONFIG).initialize(0)
     (stretch,) = choose_stretches([HeldOut("all", tokens, "")], 16, max_tokens=max_tokens)
     stretch = replace(stretch, text_bytes=1000)
-    options = {"sequence_length": 16, "micro_batch": micro_batch}
-    result = validate(Accelerator(cpu=True), model, [stretch], **options)
+    result = validate(Accelerator(cpu=True), model, [stretch], micro_batch=micro_batch)
     assert model.training
     expected = reference_loss(model, tokens.read(0, len(tokens)), windows)
     assert result.loss == pytest.approx(expected, abs=1e-5)
@@ -69,7 +68,7 @@ def test_it_multiplies_no_more_than_a_forward_does(tokens):
     model = GPT2(CONFIG).initialize(0)
     (stretch,) = choose_stretches([HeldOut("all", tokens, "")], 16, max_tokens=None)
     with FlopCounterMode(display=False) as validated:
-        validate(Accelerator(cpu=True), model, [stretch], sequence_length=16, micro_batch=4)
+        validate(Accelerator(cpu=True), model, [stretch], micro_batch=4)
     ids = torch.zeros(stretch.windows, 16, dtype=torch.int64)
     with torch.no_grad(), FlopCounterMode(display=False) as forward:
         model.hidden_states(ids) @ model.head_weight.T
@@ -106,17 +105,16 @@ def test_bytes_are_not_told_by_a_tokenizer_that_does_not_give_back_the_text(tmp_
     assert tokenizer.count_bytes(ids) != manifest["splits"]["train"]["text_bytes"]
     assert stretch.text_bytes is None
     model = GPT2(GPT2Config(**{**vars(CONFIG), "vocabulary_size": 512})).initialize(0)
-    options = {"sequence_length": 1, "micro_batch": 64}
-    assert validate(Accelerator(cpu=True), model, [stretch], **options).bits_per_byte is None
+    result = validate(Accelerator(cpu=True), model, [stretch], micro_batch=64)
+    assert result.bits_per_byte is None
 
 
 def test_with_document_masking_targets_of_other_documents_do_not_count(prepared):
     model = GPT2(GPT2Config(**{**vars(CONFIG), "vocabulary_size": 512})).initialize(0)
     tokens = open_split(prepared, "validation")
-    options = {"sequence_length": 16, "micro_batch": 2}
-    stretch = Stretch("all", tokens, windows=400)
+    stretch = Stretch("all", tokens, windows=400, sequence_length=16)
     results = [
-        validate(Accelerator(cpu=True), model, [stretch], document_masking=masking, **options)
+        validate(Accelerator(cpu=True), model, [stretch], micro_batch=2, document_masking=masking)
         for masking in (False, True)
     ]
     ends = tokens.document_ends(0, 16 * 400 + 1)
@@ -131,13 +129,24 @@ def test_several_texts_are_told_apart_and_read_by_weight(tokens, tmp_path):
     stretches = choose_stretches(texts, 16, max_tokens=16 * 16)
     assert [stretch.windows for stretch in stretches] == [4, 12]
     model = GPT2(CONFIG).initialize(0)
-    options = {"sequence_length": 16, "micro_batch": 4}
-    result = validate(Accelerator(cpu=True), model, stretches, **options)
-    alone = [validate(Accelerator(cpu=True), model, [s], **options) for s in stretches]
+    result = validate(Accelerator(cpu=True), model, stretches, micro_batch=4)
+    alone = [validate(Accelerator(cpu=True), model, [s], micro_batch=4) for s in stretches]
     assert [result.by_text[name] for name in ("one", "two")] == alone
     assert result.loss == pytest.approx((alone[0].loss + 3 * alone[1].loss) / 4, rel=1e-6)
     row = result.to_row()
     assert (row["loss/two"], row["targets/two"]) == (alone[1].loss, 192)
+
+
+def test_windows_are_of_the_length_for_which_they_were_chosen(tokens):
+    model = GPT2(CONFIG).initialize(0)
+    texts = [HeldOut("all", tokens, "")]
+    long, short = (choose_stretches(texts, length, max_tokens=144)[0] for length in (16, 8))
+    (long, short) = (replace(stretch, text_bytes=1000) for stretch in (long, short))
+    results = [validate(Accelerator(cpu=True), model, [s], micro_batch=4) for s in (long, short)]
+    assert [result.targets for result in results] == [144, 144]
+    for result in results:
+        expected = result.loss * 144 / math.log(2) / 1000
+        assert result.bits_per_byte == pytest.approx(expected, rel=1e-9)
 
 
 def test_too_little_text_is_refused(tokens):

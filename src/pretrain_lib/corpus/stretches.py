@@ -16,11 +16,12 @@ HASHED_TOKENS = 2**22  # at a time
 
 @dataclass(frozen=True)
 class Stretch:
-    """The first windows of a held-out set."""
+    """The first windows of a held-out set, each of `sequence_length` targets."""
 
     name: str
     tokens: TokenArray
     windows: int
+    sequence_length: int
     text_bytes: int | None = None
     """UTF-8 size of the predicted text in bytes; None if there is a loss mask, or if it is unknown:
     without a tokenizer, and with one whose tokens do not give back the text."""
@@ -61,17 +62,16 @@ def choose_stretches(
         if tokenizer is not None and counts is None and gives_back_text(tokenizer.backend):
             ids = text.tokens.read(0, windows * sequence_length + 1)
             size = tokenizer.count_bytes(ids[1:], before=int(ids[0]))
-        found.append(Stretch(text.name, text.tokens, windows, size))
+        found.append(Stretch(text.name, text.tokens, windows, sequence_length, size))
     return tuple(found)
 
 
-def identify(
-    stretches: Sequence[Stretch], sequence_length: int, *, document_masking: bool = False
-) -> str:
+def identify(stretches: Sequence[Stretch], *, document_masking: bool = False) -> str:
     """Return a hash of what a validation measures a loss on: windows, masks, and their length."""
-    digest = xxhash.xxh3_128(f"{sequence_length} {document_masking}".encode())
+    lengths = " ".join(str(n) for n in sorted({stretch.sequence_length for stretch in stretches}))
+    digest = xxhash.xxh3_128(f"{lengths} {document_masking}".encode())
     for stretch in stretches:
-        count = stretch.windows * sequence_length + 1
+        count = stretch.windows * stretch.sequence_length + 1
         digest.update(f" {count} ".encode())
         for start in range(0, count, HASHED_TOKENS):
             size = min(HASHED_TOKENS, count - start)

@@ -52,7 +52,6 @@ def validate(
     model: nn.Module,
     stretches: Sequence[Stretch],
     *,
-    sequence_length: int,
     micro_batch: int,
     document_masking: bool = False,
 ) -> ValidationResult:
@@ -66,9 +65,7 @@ def validate(
     dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
     totals = torch.zeros(len(stretches), 2, dtype=dtype, device=accelerator.device)
     for place, stretch in enumerate(stretches):
-        for batch in _own_batches(
-            accelerator, stretch, sequence_length, micro_batch, document_masking
-        ):
+        for batch in _own_batches(accelerator, stretch, micro_batch, document_masking):
             with accelerator.autocast():
                 loss, count = model(**to_device(batch, accelerator.device))
             totals[place] += torch.stack([loss.to(dtype), count.to(dtype)])  # nats, targets
@@ -86,18 +83,15 @@ def validate(
 
 
 def _own_batches(
-    accelerator: Accelerator,
-    stretch: Stretch,
-    sequence_length: int,
-    micro_batch: int,
-    document_masking: bool,
+    accelerator: Accelerator, stretch: Stretch, micro_batch: int, document_masking: bool
 ) -> Iterator[dict[str, torch.Tensor]]:
+    length = stretch.sequence_length
     stride = accelerator.num_processes * micro_batch
     for first in range(accelerator.process_index * micro_batch, stretch.windows, stride):
         rows = range(first, min(first + micro_batch, stretch.windows))
-        batch = Windows.empty(len(rows), sequence_length, document_masking=document_masking)
+        batch = Windows.empty(len(rows), length, document_masking=document_masking)
         for row, window in enumerate(rows):
-            fill_window(batch, row, stretch.tokens, window * sequence_length)
+            fill_window(batch, row, stretch.tokens, window * length)
         tensors = {name: torch.from_numpy(array) for name, array in batch.as_dict().items()}
         yield narrow_document_ends(tensors)
 

@@ -96,7 +96,6 @@ def _validate(run: Run) -> None:
         run.accelerator,
         run.model,
         run.stretches,
-        sequence_length=config.batch.sequence_length,
         micro_batch=config.batch.micro_batch,
         document_masking=config.data.document_masking,
     )

@@ -73,8 +73,7 @@ class Run:
     @cached_property
     def validated(self) -> str:
         """Identifies what the validation loss is measured on."""
-        length, masking = self.config.batch.sequence_length, self.config.data.document_masking
-        return identify(self.stretches, length, document_masking=masking)
+        return identify(self.stretches, document_masking=self.config.data.document_masking)
 
 
 def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator) -> Run:
