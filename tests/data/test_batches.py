@@ -97,6 +97,29 @@ def test_plain_dataloader_gives_the_windows_in_order(dataset, workers):
     assert_equal(list(loader), expected)
 
 
+def test_iterating_ends_with_the_epoch(dataset):
+    items = list(dataset)
+    assert_equal(items, [dataset[k] for k in range(len(dataset))])
+
+
+@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"persistent_workers": True}])
+def test_a_loader_goes_on_into_the_epoch_that_was_set(dataset, options):
+    if "persistent_workers" in options:
+        options = options | {"num_workers": 1}
+    loader, size = DataLoader(dataset, batch_size=10, **options), len(dataset)
+    for epoch in (0, 1, 3):
+        dataset.set_epoch(epoch)
+        first = epoch * size
+        expected = dataset.batch(range(first, first + size))
+        seen = list(loader)
+        assert sum(len(batch["targets"]) for batch in seen) == size
+        assert_equal([{n: torch.cat([b[n] for b in seen]) for n in expected}], [expected])
+    with pytest.raises(IndexError, match="windows count from 0"):
+        dataset[-1]
+    with pytest.raises(ValueError, match="epoch=-1 must be a whole number of at least 0"):
+        dataset.set_epoch(-1)
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
 def test_micro_batches_are_the_same_tensors_on_any_number_of_ranks(dataset, world_size):
     first, count, size = 37, 48, 3

@@ -110,7 +110,7 @@ def make_trainer(model, dataset, folder, *, steps, **options):
         use_cpu=True,
         report_to="none",
         disable_tqdm=True,
-        max_steps=steps,
+        **({"num_train_epochs": 2} if steps is None else {"max_steps": steps}),
         per_device_train_batch_size=BATCH,
         gradient_accumulation_steps=ACCUMULATED,
         learning_rate=1e-2,
@@ -198,6 +198,20 @@ def test_the_trainer_of_transformers_trains_on_the_windows_in_order(tmp_path, pa
     )
     assert_received(again, batches[6 * ACCUMULATED :])
     assert {step: rest[step] for step in (7, 8)} == {step: losses[step] for step in (7, 8)}
+
+
+def test_each_epoch_of_the_trainer_has_windows_of_its_own(tmp_path, packed):
+    model, size = make_model("gpt2"), len(packed)
+    received, _ = run_trainer(copy.deepcopy(model), packed, tmp_path, steps=None)
+    expected = packed.batch(range(2 * size))["input_ids"]
+    assert not torch.equal(expected[:size], expected[size:])
+    assert torch.equal(torch.cat([inputs["input_ids"] for inputs in received]), expected)
+    # Resumed within its second epoch, it goes on with the next window.
+    resume = str(tmp_path / "checkpoint-9")
+    again, _ = run_trainer(model, packed, tmp_path, steps=None, resume=resume)
+    rest = torch.cat([inputs["input_ids"] for inputs in again])
+    assert 0 < len(rest) < size
+    assert torch.equal(rest, expected[-len(rest) :])
 
 
 def test_the_trainer_of_transformers_trains_on_a_stream_and_goes_on(tmp_path, job):

@@ -2,10 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from numbers import Integral
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import distributed
 from torch.utils.data import Dataset
@@ -14,7 +12,12 @@ from pretrain_lib.data.tokens.arrays import TokenArray
 from pretrain_lib.data.windows.best_fit import BestFitPlan
 from pretrain_lib.data.windows.document_ends import narrow_document_ends
 from pretrain_lib.data.windows.order import WindowOrder
-from pretrain_lib.data.windows.packing import Windows, fill_planned_window, fill_window
+from pretrain_lib.data.windows.packing import (
+    Windows,
+    check_positions,
+    fill_planned_window,
+    fill_window,
+)
 from pretrain_lib.data.windows.shuffled import Shuffle, order_by_epoch
 from pretrain_lib.values import check_value, show
 
@@ -37,7 +40,8 @@ class WindowSource(Protocol):
 class PackedDataset(Dataset):
     """The shuffled windows of one or several token arrays: item k is window k of the run.
 
-    Its length is one epoch; larger indices continue into the next epochs, each shuffled anew. Items
+    Its length is one epoch, and iterating over it ends there; larger indices continue into the next
+    epochs, each shuffled anew. After `set_epoch(e)` item 0 is the first window of epoch e. Items
     are dicts of `input_ids` and `targets`, int64 `(T,)`, and with `document_masking` also of
     `document_ends`, int32 `(T,)`. `plans`, one per array, select best-fit packing. With
     `shuffle="documents"` each epoch permutes the documents too, before windows are cut from them.
@@ -75,6 +79,8 @@ class PackedDataset(Dataset):
         self.sequence_length = sequence_length
         self.document_masking = document_masking
         self.plans = plans
+        # Shared with the workers of a DataLoader that outlive an epoch.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._by_epoch = order_by_epoch(shuffle, self.sources, seed=seed, plans=plans)
         self.order = WindowOrder(
             num_tokens=tuple(len(source) for source in self.sources),
@@ -87,24 +93,32 @@ class PackedDataset(Dataset):
     def __len__(self) -> int:
         return sum(self.order.windows_per_epoch(s) for s in range(len(self.sources)))
 
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self.__getitem__, range(len(self)))
+
     def __getitem__(self, index: int) -> Batch:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Batch]:
         """Return several windows; a DataLoader calls this instead of `__getitem__`."""
-        batch = self.batch(indices)
+        batch = self.batch(check_positions(indices) + int(self._epoch) * len(self))
         return [{name: rows[i] for name, rows in batch.items()} for i in range(len(indices))]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Count items from the first window of an epoch on (`batch` counts from the run's).
+
+        The Trainer of transformers and the loaders of Accelerate call it before each epoch.
+        """
+        check_value(epoch, "epoch", int, minimum=0)
+        self._epoch.fill_(epoch)
 
     def batch(self, positions: Sequence[int]) -> Batch:
         """Return the windows at `positions`, stacked: `(B, T)` per tensor."""
-        if min(positions, default=0) < 0:
-            raise IndexError(f"window {min(positions)}: windows count from 0 at the run's start")
-        if not all(isinstance(position, Integral) for position in positions):
-            raise ValueError(f"windows {show(positions)} must be whole numbers")
+        numbers = check_positions(positions)
         windows = Windows.empty(
             len(positions), self.sequence_length, document_masking=self.document_masking
         )
-        located = (array.tolist() for array in self.order.locate(np.array(positions)))
+        located = (array.tolist() for array in self.order.locate(numbers))
         for row, (s, epoch, first) in enumerate(zip(*located, strict=True)):
             if self.plans is None:
                 fill_window(windows, row, self._by_epoch[s].tokens(epoch), first)

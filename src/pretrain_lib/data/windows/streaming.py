@@ -30,7 +30,7 @@ from pretrain_lib.data.prepare.stream_errors import raise_error
 from pretrain_lib.data.tokens.arrays import TokenArray, TokenFile
 from pretrain_lib.data.tokens.shards import read_manifest
 from pretrain_lib.data.windows.batches import Batch
-from pretrain_lib.data.windows.packing import Windows, fill_window
+from pretrain_lib.data.windows.packing import Windows, check_positions, fill_window
 
 KEPT_OPEN = 3  # segments
 WINDOWS_AT_ONCE = 64  # read at a time by `__iter__`
@@ -102,12 +102,11 @@ class StreamingDataset(IterableDataset):
 
     def batch(self, positions: Sequence[int]) -> Batch:
         """Return the windows at `positions`, stacked: `(B, T)` per tensor."""
-        if min(positions, default=0) < 0:
-            raise IndexError(f"window {min(positions)}: windows count from 0 at the run's start")
+        numbers = check_positions(positions)
         windows = Windows.empty(
             len(positions), self.sequence_length, document_masking=self.document_masking
         )
-        segments, slots = np.divmod(np.array(positions, dtype=np.int64), self.windows_per_segment)
+        segments, slots = np.divmod(numbers, self.windows_per_segment)
         for segment in np.unique(segments).tolist():
             tokens = self._read_segment(segment)
             rows = np.flatnonzero(segments == segment)
