@@ -8,13 +8,14 @@ import dataclasses
 import difflib
 import math
 import os
-import types
 from collections.abc import Iterable
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
+
+from pretrain_lib.kinds import UNREADABLE, kinds_of, numbers_in, plain
 
 LARGEST = 2**31 - 1  # maximum of whole numbers whose rule has none
 NOUNS = {
@@ -60,15 +61,27 @@ class Rule:
         self.check(value, shown=show(written))
         return value
 
-    def check(self, value: Any, *, shown: str | None = None) -> None:
-        """Raise ValueError, as `read` does, for a value of the wrong type or out of range."""
-        if _has_type(self.kind, value) and all(map(self._in_range, _numbers(value))):
-            return
+    def check(self, value: Any, *, shown: str | None = None) -> Any:
+        """Return a value, numbers of numpy and others as Python's own.
+
+        Raises ValueError, as `read` does, for a value of the wrong type or out of range.
+        """
+        found = plain(self.kind, value)
+        if found is not UNREADABLE and all(map(self._in_range, numbers_in(found))):
+            return found
         # The default maximum is named only if exceeded, not in every help text.
-        too_large = any(number > self._largest() for number in _numbers(value))
+        too_large = any(number > self._largest() for number in numbers_in(found))
         rule = dataclasses.replace(self, maximum=self._largest()) if too_large else self
-        shown = show(value) if shown is None else shown
+        shown = self._show(value) if shown is None else shown
         raise ValueError(f"{shown} must be {rule.describe()}{self._suggest(value)}")
+
+    def _show(self, value: Any) -> str:
+        """Format a value that is not valid, with its type if its text would be."""
+        try:
+            self.read(show(value))
+        except ValueError:
+            return show(value)
+        return f"{show(value)} ({type(value).__name__})"
 
     def describe(self) -> str:
         """Describe the valid values, such as "a whole number of at least 1, or null"."""
@@ -134,18 +147,27 @@ def rules_of(section: type) -> dict[str, Rule]:
 
 def check_fields(settings: Any, *, name: str) -> None:
     """Raise ValueError for an invalid field; `name` is that of the section, such as "run"."""
+    take_plain(settings)
     for field_name, rule in rules_of(type(settings)).items():
-        value = getattr(settings, field_name)
-        try:
-            rule.check(value)
-        except ValueError as error:
-            raise ValueError(f"{name}.{field_name}={error}") from None
+        check_rule(rule, getattr(settings, field_name), f"{name}.{field_name}")
 
 
-def check_value(value: Any, name: str, kind: Any, **limits: float) -> None:
-    """Raise ValueError unless an argument `name` is of a type and within limits, as in `Rule`."""
+def take_plain(settings: Any) -> None:
+    """Replace the numbers of numpy and others in settings by Python's own, which are recorded."""
+    for name, rule in rules_of(type(settings)).items():
+        if (found := plain(rule.kind, getattr(settings, name))) is not UNREADABLE:
+            object.__setattr__(settings, name, found)
+
+
+def check_value(value: Any, name: str, kind: Any, **limits: float) -> Any:
+    """Return an argument `name` as `Rule.check` does, or raise ValueError with its name."""
+    return check_rule(Rule(kind, **limits), value, name)
+
+
+def check_rule(rule: Rule, value: Any, name: str) -> Any:
+    """Return a value as `Rule.check` does, or raise ValueError with its name."""
     try:
-        Rule(kind, **limits).check(value)
+        return rule.check(value)
     except ValueError as error:
         raise ValueError(f"{name}={error}") from None
 
@@ -176,14 +198,6 @@ def show(written: Any) -> str:
     text = text if len(text) <= 60 else f"{text[:57]}..."
     plain = text.isprintable() and text.strip() == text and text
     return text if plain else repr(text)
-
-
-UNREADABLE = object()
-
-
-def kinds_of(kind: Any) -> tuple[Any, ...]:
-    """Return the members of a union, or the type itself."""
-    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
 def _read(kind: Any, written: Any) -> Any:
@@ -255,28 +269,6 @@ def _read_dataclass(kind: type, written: dict) -> Any:
     if missing := [name for name in required if name not in values]:
         raise ValueError(f"lacks {' and '.join(missing)}")
     return kind(**values)
-
-
-def _has_type(kind: Any, value: Any) -> bool:
-    return any(_is_one(one, value) for one in kinds_of(kind))
-
-
-def _is_one(kind: Any, value: Any) -> bool:
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) in (list, tuple):
-        item = get_args(kind)[0]
-        is_list = isinstance(value, list | tuple) and not isinstance(value, str)
-        return is_list and all(_is_one(item, one) for one in value)
-    if kind in (int, float) or issubclass(kind, int | float) and kind is not bool:
-        numbers = int if issubclass(kind, int) else (int, float)
-        return isinstance(value, numbers) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
-def _numbers(value: Any) -> list[float]:
-    items = value if isinstance(value, list | tuple) else [value]
-    return [i for i in items if isinstance(i, int | float) and not isinstance(i, bool)]
 
 
 def _noun(kind: Any) -> str:

@@ -3,14 +3,26 @@
 import re
 import sys
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain_lib import GPT2Config, SampleConfig
+from pretrain_lib import (
+    DataConfig,
+    GPT2Config,
+    LearningRate,
+    LlamaConfig,
+    OptimizerConfig,
+    Recipe,
+    SampleConfig,
+    ScheduleConfig,
+    SystemConfig,
+)
 from pretrain_lib.config.arguments import parse_recipe
 from pretrain_lib.config.units import ByteCount, Duration, TokenCount
+from pretrain_lib.models.rope import RopeScaling
 from tests.conftest import change
 
 
@@ -216,3 +228,63 @@ def test_a_folder_named_by_the_user_is_taken_without_the_recipes_own_source(reci
 def test_intervals_between_samples_may_grow(growth, due):
     samples = SampleConfig(every=4, growth=growth)
     assert [step for step in range(33) if samples.is_due(step)][: len(due)] == due
+
+
+def count_types(value):
+    if isinstance(value, dict | list | tuple):
+        items = value.values() if isinstance(value, dict) else value
+        return set().union(*map(count_types, items))
+    return {type(value)}
+
+
+def test_numbers_of_numpy_are_recorded_as_those_of_python(recipe):
+    changed = change(
+        recipe,
+        data={"weights": [np.float32(0.5), np.float64(0.25)], "workers": np.uint8(2)},
+        optimizer={"betas": (np.float32(0.5), np.float64(0.25)), "learning_rate": np.float64(0.25)},
+        schedule={"tokens": 1e6, "warmup_tokens": np.float32(1024), "final_fraction": np.int8(0)},
+        run={"seed": np.int64(7), "max_time": np.float32(90)},
+        system={"profile": (np.int64(2), np.int32(3))},
+    )
+    for _ in range(2):  # as it is made, and checked
+        found = changed.to_dict()
+        assert found["optimizer"]["betas"] == [0.5, 0.25]
+        assert (found["schedule"]["tokens"], found["schedule"]["warmup_tokens"]) == (10**6, 1024)
+        assert found["system"]["profile"] == [2, 3]
+        assert count_types(found) <= {int, float, str, bool, type(None)}
+        assert yaml.safe_load(yaml.safe_dump(found)) == found
+        changed.check(processes=1)
+
+
+def test_models_and_schedules_take_the_numbers_of_numpy():
+    for config in (
+        GPT2Config(num_layers=np.int64(2), dropout=np.float32(0.5)),
+        LlamaConfig(num_layers=np.int64(2), rope_scaling=RopeScaling("linear", np.float32(2))),
+    ):
+        assert count_types(vars(config)) <= {int, float, str, bool, type(None), RopeScaling}
+    numbers = np.float32(0.5), np.float64(0.25), np.int64(5), np.uint16(20)
+    rate = LearningRate("cosine", *numbers)
+    assert rate == LearningRate("cosine", 0.5, 0.25, 5, 20)
+    assert {type(rate(step)) for step in range(25)} == {float}
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        (OptimizerConfig(betas=(0.9,)), r"optimizer\.betas=\(0\.9,\) must be two numbers"),
+        (OptimizerConfig(betas=(0.9, 0.9, 0.9)), r"optimizer\.betas=.* must be two numbers"),
+        (SystemConfig(profile=(3,)), r"system\.profile=\(3,\) must be two whole numbers"),
+        (ScheduleConfig(tokens=1.5), r"schedule\.tokens=1\.5 must be a number of tokens"),
+        (ScheduleConfig(tokens="1e6"), r"schedule\.tokens=1e6 \(str\) must be a number of tokens"),
+        (ScheduleConfig(tokens=True), r"schedule\.tokens=True must be a number of tokens"),
+        (DataConfig(workers=np.int64(2**40)), r"data\.workers=\d+ must be .* at most 4,096"),
+        (DataConfig(max_rejected=np.int64(2**40)), r"must be .* at least 0 and at most 2,147"),
+        (DataConfig(workers="4"), r"data\.workers=4 \(str\) must be a whole number"),
+        (DataConfig(document_masking="true"), r"document_masking=true \(str\) must be true or fa"),
+        (DataConfig(document_masking=1), r"document_masking=1 must be true or false"),
+    ],
+)
+def test_what_python_gives_is_refused_with_its_type_if_it_reads_like_a_value(section, expected):
+    name = type(section).__name__.removesuffix("Config").lower()
+    with pytest.raises(ValueError, match=expected):
+        Recipe(model=GPT2Config(), **{name: section}).check(processes=1)

@@ -326,6 +326,15 @@ def test_arguments_of_a_wrong_kind_are_refused_by_name(sources, options, named):
         PackedDataset(sources, **{"sequence_length": 8} | options)
 
 
+def test_numbers_of_numpy_are_those_of_python(sources, dataset):
+    numbers = {"sequence_length": np.int64(LENGTH), "seed": np.uint8(3)}
+    other = PackedDataset(sources, weights=(1, 2), **numbers)
+    assert type(other.sequence_length) is int
+    assert torch.equal(other[7]["input_ids"], dataset[7]["input_ids"])
+    (batch,) = rank_micro_batches(dataset, np.int64(4), np.int64(2), micro_batch=np.int32(2))
+    assert torch.equal(batch["input_ids"], dataset.batch([4, 5])["input_ids"])
+
+
 @pytest.mark.parametrize("tokens", [[], "data/mine", [np.arange(9)]])
 def test_what_is_no_token_array_is_refused(tokens):
     with pytest.raises(ValueError, match="must be a token array, or a list of some"):

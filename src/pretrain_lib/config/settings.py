@@ -29,7 +29,7 @@ from pretrain_lib.config.training_sections import (
 from pretrain_lib.config.units import Duration, TokenCount
 from pretrain_lib.models.any_model import ModelConfig
 from pretrain_lib.optim.schedule import BatchSizes, LearningRate
-from pretrain_lib.values import check_fields
+from pretrain_lib.values import check_fields, take_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,10 @@ class Recipe:
     scores: ScoreConfig = field(default_factory=ScoreConfig)
     stability: StabilityConfig = field(default_factory=StabilityConfig)
     system: SystemConfig = field(default_factory=SystemConfig)
+
+    def __post_init__(self) -> None:
+        for section in dataclasses.fields(self):
+            take_plain(getattr(self, section.name))
 
     def batch_sizes(self) -> BatchSizes:
         """Return the batch sizes in windows; raises ValueError for fractions of a window."""

@@ -35,9 +35,9 @@ class LearningRate:
         if self.kind not in (kinds := get_args(ScheduleKind)):
             raise ValueError(f"schedule.kind={self.kind} must be one of {', '.join(kinds)}")
         for name in ("warmup_steps", "total_steps", "decay_steps"):
-            check_value(getattr(self, name), name, int, minimum=0)
-        check_value(self.peak, "peak", float, minimum=0)
-        check_value(self.floor, "floor", float, minimum=0, maximum=self.peak)
+            self._take(name, int, minimum=0)
+        self._take("peak", float, minimum=0)
+        self._take("floor", float, minimum=0, maximum=self.peak)
         decays = self.kind == "wsd"
         if self.warmup_steps + decays * self.decay_steps > self.total_steps:
             decay = f" and decay ({plural(self.decay_steps, 'step')}) do" if decays else " does"
@@ -48,6 +48,9 @@ class LearningRate:
                 f"{', schedule.decay_tokens or schedule.decay_fraction' * decays}, or lengthen "
                 f"schedule.tokens"
             )
+
+    def _take(self, name: str, kind: type, **limits: float) -> None:
+        object.__setattr__(self, name, check_value(getattr(self, name), name, kind, **limits))
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of `step`."""

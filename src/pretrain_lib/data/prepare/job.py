@@ -60,8 +60,14 @@ class Job:
             )
         named = (str(s) if isinstance(s, Path) else s for s in self.sources)
         object.__setattr__(self, "sources", tuple(named))
-        check_value(self.max_rejected, "data.max_rejected", int, minimum=0)
-        check_value(self.train_tokenizer, "data.train_tokenizer", int | None)
+        numbers = {
+            "max_rejected": check_value(self.max_rejected, "data.max_rejected", int, minimum=0),
+            "train_tokenizer": check_value(
+                self.train_tokenizer, "data.train_tokenizer", int | None
+            ),
+        }
+        for name, number in numbers.items():
+            object.__setattr__(self, name, number)
         if (self.tokenizer is None) == (self.train_tokenizer is None):
             raise ValueError(
                 "give exactly one of tokenizer=NAME (an existing tokenizer) and "

@@ -12,12 +12,8 @@ from pretrain_lib.data.tokens.arrays import TokenArray
 from pretrain_lib.data.windows.best_fit import BestFitPlan
 from pretrain_lib.data.windows.document_ends import narrow_document_ends
 from pretrain_lib.data.windows.order import WindowOrder
-from pretrain_lib.data.windows.packing import (
-    Windows,
-    check_positions,
-    fill_planned_window,
-    fill_window,
-)
+from pretrain_lib.data.windows.packing import Windows, fill_planned_window, fill_window
+from pretrain_lib.data.windows.positions import check_positions
 from pretrain_lib.data.windows.shuffled import Shuffle, order_by_epoch
 from pretrain_lib.values import check_value, show
 
@@ -64,8 +60,8 @@ class PackedDataset(Dataset):
                 f"tokens={show(tokens)} must be a token array, or a list of some: what "
                 f"pretrain_lib.open_split(FOLDER, 'train') returns"
             )
-        check_value(sequence_length, "sequence_length", int, minimum=1)
-        check_value(seed, "seed", int, minimum=0)
+        sequence_length = check_value(sequence_length, "sequence_length", int, minimum=1)
+        seed = check_value(seed, "seed", int, minimum=0)
         check_value(document_masking, "document_masking", bool)
         check_value(shuffle, "shuffle", Shuffle)
         if document_masking and not all(source.has_documents for source in self.sources):
@@ -148,7 +144,7 @@ def rank_micro_batches(
     goes to rank m mod `world_size`; both are those of torch.distributed if not given. `(b, T)` per
     tensor, b being `micro_batch`.
     """
-    check_value(micro_batch, "micro_batch", int, minimum=1)
+    micro_batch = check_value(micro_batch, "micro_batch", int, minimum=1)
     rank, world_size = _place(rank, world_size)
     if count % (micro_batch * world_size):
         raise ValueError(

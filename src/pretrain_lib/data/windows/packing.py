@@ -5,16 +5,13 @@ Documents are concatenated without padding ("concat"), or a plan packs whole doc
 window, as in GPT-2; with document masking each document attends only to itself.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 
 import numpy as np
 
 from pretrain_lib.data.tokens.arrays import TokenArray
 from pretrain_lib.data.windows.best_fit import BestFitPlan
 from pretrain_lib.data.windows.shuffled import ShuffledDocuments
-from pretrain_lib.values import show
 
 IGNORED_TARGET = -100  # the target of a position that is left out of the loss, as in transformers
 
@@ -44,15 +41,6 @@ class Windows:
         if self.document_ends is not None:
             arrays["document_ends"] = self.document_ends
         return arrays
-
-
-def check_positions(positions: Sequence[int]) -> np.ndarray:
-    """Return the positions of windows in the run as int64, or say why they are none."""
-    if not all(isinstance(position, Integral) for position in positions):
-        raise ValueError(f"windows {show(positions)} must be whole numbers")
-    if min(positions, default=0) < 0:
-        raise IndexError(f"window {min(positions)}: windows count from 0 at the run's start")
-    return np.array(positions, dtype=np.int64)
 
 
 def fill_window(

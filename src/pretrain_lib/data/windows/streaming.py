@@ -30,7 +30,8 @@ from pretrain_lib.data.prepare.stream_errors import raise_error
 from pretrain_lib.data.tokens.arrays import TokenArray, TokenFile
 from pretrain_lib.data.tokens.shards import read_manifest
 from pretrain_lib.data.windows.batches import Batch
-from pretrain_lib.data.windows.packing import Windows, check_positions, fill_window
+from pretrain_lib.data.windows.packing import Windows, fill_window
+from pretrain_lib.data.windows.positions import check_positions
 
 KEPT_OPEN = 3  # segments
 WINDOWS_AT_ONCE = 64  # read at a time by `__iter__`
