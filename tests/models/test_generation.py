@@ -1,23 +1,30 @@
 """Sampling: greedy as in transformers, the same without a cache, draws from the right set."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from pretrain_lib import (
     GPT2,
     CausalLMAdapter,
     GPT2Config,
+    HeldOut,
     Llama,
     LlamaConfig,
+    choose_stretches,
     generate,
     load_tokenizer,
+    open_split,
     sample_texts,
     save_pretrained,
+    validate,
 )
+from pretrain_lib.export.check import write_expected
 from pretrain_lib.models.generation import _choose
 
 CONTEXT = 24
@@ -153,6 +160,38 @@ def test_temperature_sharpens_as_the_softmax_says():
     logits, generator = torch.tensor([0.0, 1.0]), torch.Generator().manual_seed(0)
     draws = [_choose(logits, 0.5, None, None, generator) for _ in range(4000)]
     assert sum(draws) / 4000 == pytest.approx(torch.sigmoid(torch.tensor(2.0)).item(), abs=0.03)
+
+
+def count_training(model):
+    return [name for name, module in model.named_modules() if module.training]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_each_module_keeps_its_mode_in_success_and_failure(prepared, tmp_path, training):
+    tokenizer = load_tokenizer(prepared / "tokenizer")
+    shape = {**vars(CONFIG), "vocabulary_size": tokenizer.vocabulary_size}
+    model = GPT2(GPT2Config(**shape)).initialize(0).train(training)
+    next(model.children()).train(not training)
+    before = count_training(model)
+    assert 0 < len(before) < len(list(model.modules()))
+    options = {"per_prompt": 1, "new_tokens": 2, "context_length": CONTEXT, "seed": 0}
+    held_out = [HeldOut("all", open_split(prepared, "validation"), "")]
+    long = choose_stretches(held_out, 2 * CONTEXT, max_tokens=4 * CONTEXT)
+    short = choose_stretches(held_out, CONTEXT, max_tokens=4 * CONTEXT)
+    accelerator = Accelerator(cpu=True)
+
+    sample_texts(model, tokenizer, ["a"], **options)
+    assert count_training(model) == before
+    with pytest.raises(ValueError, match="temperature=nan"):
+        sample_texts(model, tokenizer, ["a"], temperature=math.nan, **options)
+    assert count_training(model) == before
+    validate(accelerator, model, short, micro_batch=1)
+    assert count_training(model) == before
+    with pytest.raises((ValueError, IndexError, RuntimeError)):
+        validate(accelerator, model, long, micro_batch=1)
+    assert count_training(model) == before
+    write_expected(model, tmp_path, tokenizer=None, dtype=torch.float32)
+    assert count_training(model) == before
 
 
 def test_samples_leave_mode_and_random_state_alone(prepared):

@@ -14,6 +14,8 @@ from accelerate.utils import FullyShardedDataParallelPlugin, broadcast
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, StateDictType
 
+from pretrain_lib.models.modes import evaluation_mode
+
 BLOCK = "Block"  # class name of a transformer block, in each of our models
 # Settings of `fsdp_config` that are rejected, by Accelerate's names, and the reasons.
 REFUSED = {
@@ -162,8 +164,6 @@ def whole_weights(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
 
 
 def _read_one_token(model: nn.Module, accelerator: Accelerator) -> None:
-    training = model.training
-    model.eval()  # dropout would advance the random state
-    with torch.no_grad(), accelerator.autocast():
+    # In training mode, dropout would advance the random state.
+    with torch.no_grad(), evaluation_mode(model), accelerator.autocast():
         model(torch.zeros(1, 1, dtype=torch.int64, device=accelerator.device))
-    model.train(training)

@@ -1,7 +1,7 @@
 """lm-eval's model interface for a model in memory, with the scores of lm-eval's own `HFLM`."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from pretrain_lib.evaluate.scoring import Score, score_endings
 from pretrain_lib.models.flops import count_parameters
 from pretrain_lib.models.generation import generate
 from pretrain_lib.models.interface import Model
+from pretrain_lib.models.modes import evaluation_mode
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -260,17 +261,6 @@ class LiveModel(TemplateLM):
 
 def _name(request: "Instance") -> str:
     return f"task {request.task_name}, item {request.doc_id}"
-
-
-@contextmanager
-def evaluation_mode(model: Model) -> Iterator[None]:
-    """Put the model into evaluation mode, and restore its previous mode afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def transformers_tokenizer(tokenizer: Tokenizer) -> "PreTrainedTokenizerFast":

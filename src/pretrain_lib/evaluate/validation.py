@@ -12,6 +12,7 @@ from pretrain_lib.corpus.stretches import Stretch
 from pretrain_lib.data.windows.batches import to_device
 from pretrain_lib.data.windows.document_ends import narrow_document_ends
 from pretrain_lib.data.windows.packing import Windows, fill_window
+from pretrain_lib.models.modes import evaluation_mode
 from pretrain_lib.run_folder.metrics import perplexity
 from pretrain_lib.wording import plural
 
@@ -59,17 +60,15 @@ def validate(
 
     The windows are distributed over the ranks and do not depend on the world size.
     """
-    training = model.training
-    model.eval()
     # An fp32 sum over a hundred million targets loses precision, but MPS has no fp64.
     dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
     totals = torch.zeros(len(stretches), 2, dtype=dtype, device=accelerator.device)
-    for place, stretch in enumerate(stretches):
-        for batch in _own_batches(accelerator, stretch, micro_batch, document_masking):
-            with accelerator.autocast():
-                loss, count = model(**to_device(batch, accelerator.device))
-            totals[place] += torch.stack([loss.to(dtype), count.to(dtype)])  # nats, targets
-    model.train(training)
+    with evaluation_mode(model):
+        for place, stretch in enumerate(stretches):
+            for batch in _own_batches(accelerator, stretch, micro_batch, document_masking):
+                with accelerator.autocast():
+                    loss, count = model(**to_device(batch, accelerator.device))
+                totals[place] += torch.stack([loss.to(dtype), count.to(dtype)])  # nats, targets
     sums = accelerator.reduce(totals, "sum").tolist()
     results = {
         stretch.name: _result(*own, stretch.text_bytes)

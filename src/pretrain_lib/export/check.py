@@ -14,6 +14,7 @@ from pretrain_lib.data.text.tokenizer import Tokenizer
 from pretrain_lib.export.reload import LOGITS, RESULT, TEXTS, WEIGHTS, digest
 from pretrain_lib.models.any_model import loaded_tensors, write_configuration
 from pretrain_lib.models.interface import Model, unwrap
+from pretrain_lib.models.modes import evaluation_mode
 
 ROWS, LENGTH = 2, 128  # shape of the ids whose logits are compared
 TEXTS_COMPARED = (
@@ -80,10 +81,8 @@ def _write_weights(model: Model, expected: Path) -> None:
     length = min(LENGTH, model.config.context_length)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocabulary_size, (ROWS, length), generator=generator)
-    training, device = model.training, model.head_weight.device
-    with torch.no_grad():
-        logits = model.eval()(ids.to(device)).float().cpu()
-    model.train(training)
+    with torch.no_grad(), evaluation_mode(model):
+        logits = model(ids.to(model.head_weight.device)).float().cpu()
     save_file({"ids": ids, "logits": logits.contiguous()}, expected / LOGITS)
 
 

@@ -1,5 +1,6 @@
 """Text generation."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -12,6 +13,7 @@ from pretrain_lib.models.adapter import CausalLMAdapter
 from pretrain_lib.models.any_model import new_cache
 from pretrain_lib.models.cache import KeyValueCache
 from pretrain_lib.models.interface import Model, unwrap
+from pretrain_lib.models.modes import evaluation_mode
 from pretrain_lib.models.transformers_cache import TransformersCache
 
 
@@ -117,10 +119,14 @@ def _check(
 ) -> None:
     if not all(map(len, prompts)):
         raise ValueError(f"prompts={prompts}: each needs a token, such as the end of text")
-    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and top_p <= 0):
+    if (
+        not 0 <= temperature < math.inf
+        or (top_k is not None and top_k < 1)
+        or (top_p is not None and top_p <= 0)
+    ):
         raise ValueError(
-            f"temperature={temperature}, top_k={top_k}, top_p={top_p}: none may be negative, and "
-            f"of top_k and top_p none may be 0"
+            f"temperature={temperature}, top_k={top_k}, top_p={top_p}: none may be negative "
+            f"or no number, and of top_k and top_p none may be 0"
         )
 
 
@@ -188,23 +194,21 @@ def sample_texts(
     `rows` selects which samples to generate; their texts do not depend on the selection.
     """
     model = unwrap(model)
-    training = model.training
-    model.eval()
     chosen = [prompt for prompt in prompts for _ in range(per_prompt)]
     numbers, chosen = range(len(chosen))[rows], chosen[rows]
-    texts = generate(
-        model,
-        [[tokenizer.end_of_text_id, *tokenizer.encode(prompt)] for prompt in chosen],
-        row_numbers=numbers,
-        new_tokens=new_tokens,
-        context_length=context_length,
-        end_of_text_id=tokenizer.end_of_text_id,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-    )
-    model.train(training)
+    with evaluation_mode(model):
+        texts = generate(
+            model,
+            [[tokenizer.end_of_text_id, *tokenizer.encode(prompt)] for prompt in chosen],
+            row_numbers=numbers,
+            new_tokens=new_tokens,
+            context_length=context_length,
+            end_of_text_id=tokenizer.end_of_text_id,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+        )
     return [
         {"prompt": prompt, "text": tokenizer.decode(ids)}
         for prompt, ids in zip(chosen, texts, strict=True)
