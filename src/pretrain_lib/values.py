@@ -159,6 +159,16 @@ def take_plain(settings: Any) -> None:
             object.__setattr__(settings, name, found)
 
 
+def take_paths(settings: Any, *names: str) -> None:
+    """Replace paths of pathlib in settings, and in lists of them, by text, which is recorded."""
+    for name in names:
+        value = getattr(settings, name)
+        if isinstance(value, list | tuple):
+            value = [os.fspath(one) if isinstance(one, Path) else one for one in value]
+        value = os.fspath(value) if isinstance(value, Path) else value
+        object.__setattr__(settings, name, value)
+
+
 def check_value(value: Any, name: str, kind: Any, **limits: float) -> Any:
     """Return an argument `name` as `Rule.check` does, or raise ValueError with its name."""
     return check_rule(Rule(kind, **limits), value, name)

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from pretrain_lib import (
     LlamaConfig,
     OptimizerConfig,
     Recipe,
+    RunConfig,
     SampleConfig,
     ScheduleConfig,
     SystemConfig,
@@ -266,6 +268,19 @@ def test_models_and_schedules_take_the_numbers_of_numpy():
     rate = LearningRate("cosine", *numbers)
     assert rate == LearningRate("cosine", 0.5, 0.25, 5, 20)
     assert {type(rate(step)) for step in range(25)} == {float}
+
+
+def test_paths_of_pathlib_are_recorded_as_text():
+    data = DataConfig(path=[Path("a"), "b"], source=Path("c"), tokenizer=Path("d"))
+    run = RunConfig(dir=Path("e"), resume=Path("f"), initial_weights=Path("g"))
+    recipe = Recipe(model=GPT2Config(), data=data, run=run)
+    recipe.check_values()
+    found = recipe.to_dict()
+    assert found["data"]["path"] == ["a", "b"]
+    assert [found["data"][name] for name in ("source", "tokenizer")] == ["c", "d"]
+    assert [found["run"][name] for name in ("dir", "resume", "initial_weights")] == list("efg")
+    assert count_types(found) <= {int, float, str, bool, type(None)}
+    assert DataConfig(path=Path("a")) == DataConfig(path="a")
 
 
 @pytest.mark.parametrize(

@@ -853,5 +853,13 @@ def test_a_job_has_one_or_several_sources(wrong):
         Job(wrong, train_tokenizer=300)
     with pytest.raises(ValueError, match="data.max_rejected=-1 must be"):
         Job(("x",), train_tokenizer=300, max_rejected=-1)
-    with pytest.raises(ValueError, match="data.train_tokenizer=300 must be"):
+    with pytest.raises(ValueError, match=r"data.train_tokenizer=300 \(str\) must be"):
         Job(("x",), train_tokenizer="300")
+
+
+def test_a_job_takes_paths_and_numbers_of_numpy():
+    job = Job((Path("text"),), tokenizer=Path("folder"), max_rejected=np.int64(3))
+    assert job == Job(("text",), tokenizer="folder", max_rejected=3)
+    assert type(Job(("text",), train_tokenizer=np.int64(300)).train_tokenizer) is int
+    with pytest.raises(ValueError, match="data.validation=10000 must be hash, hash:SHARE, first"):
+        Job(("text",), train_tokenizer=300, validation=10000)

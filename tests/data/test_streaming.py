@@ -1,9 +1,12 @@
 """Streams: the endless shuffled row of a source, by hand; resumes, kills, disk, refusals."""
 
 import contextlib
+import copy
 import errno
+import gc
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -16,6 +19,7 @@ from dataclasses import replace
 from multiprocessing import active_children
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -739,3 +743,47 @@ def test_an_error_of_the_disk_in_the_producer_is_one_in_the_run(
     with pytest.raises(OSError, match="the stream's producer failed") as raised:
         raise_error(tmp_path, **ended)
     assert raised.value.errno == number
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (
+            {"sequence_length": 100},
+            "sequence_length=100 does not divide segment_tokens=192 .*=200",
+        ),
+        ({"sequence_length": 0}, "sequence_length=0 must be a whole number of at least 1"),
+        ({"seed": -1}, "seed=-1 must be a whole number of at least 0"),
+        ({"document_masking": "yes"}, "document_masking=yes must be true or false"),
+        ({"first_window": 1.5}, "first_window=1.5 must be a whole number"),
+        ({"workers": 0}, "workers=0 must be a whole number of at least 1"),
+    ],
+)
+def test_a_stream_refuses_arguments_of_a_wrong_kind(tmp_path, job, options, named):
+    spool = open_small(job, tmp_path / "spool")
+    with pytest.raises(ValueError, match=named):
+        StreamingDataset(spool, **{"sequence_length": LENGTH} | options)
+    with pytest.raises(ValueError, match="spool=runs/spool must be what .*open_spool returns"):
+        StreamingDataset("runs/spool", sequence_length=LENGTH)
+    with pytest.raises(ValueError, match="segment_tokens=0 must be a whole number of at least 1"):
+        open_spool(job, tmp_path / "other", segment_tokens=0)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_stream_that_was_not_made_is_discarded_without_a_word():
+    with pytest.raises(TypeError, match="sequence_length"):
+        StreamingDataset(None)
+    gc.collect()
+
+
+def test_a_stream_is_not_copied(tmp_path, job):
+    spool = open_spool(job, str(tmp_path / "spool"), segment_tokens=np.int64(SEGMENT), quiet=True)
+    assert spool == open_small(job, tmp_path / "spool")
+    dataset = read(spool)
+    for make in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="cannot be copied or pickled: make another"):
+            make(dataset)
+    with pytest.raises(ValueError, match="must be whole numbers"):
+        dataset.batch([1.5])
+    dataset.close()

@@ -161,6 +161,17 @@ def test_vocabulary_smaller_than_the_bytes_is_refused(size):
         train_tokenizer(["text"], vocabulary_size=size)
 
 
+def test_one_text_is_not_several():
+    with pytest.raises(ValueError, match=r"texts=abc def must be several texts, such as \[text\]"):
+        train_tokenizer("abc def", vocabulary_size=300)
+
+
+def test_paths_are_taken_as_text_and_sizes_from_numpy(tmp_path):
+    tokenizer = train_tokenizer(["abc def"], vocabulary_size=np.int64(260))
+    tokenizer.save(str(tmp_path / "a"))
+    assert load_tokenizer(tmp_path / "a").sha256 == tokenizer.sha256
+
+
 def test_smallest_vocabulary_holds_the_bytes_and_the_end_of_text():
     smallest = train_tokenizer(["text"], vocabulary_size=257)
     assert smallest.vocabulary_size == 257

@@ -18,6 +18,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from pretrain_lib.data.text.tokenizer import Tokenizer, load_tokenizer
 from pretrain_lib.evaluate.harness import evaluate_folder, is_ours
 from pretrain_lib.evaluate.results import format_line, format_table, write_results
+from pretrain_lib.evaluate.tasks import open_tasks
 from pretrain_lib.models.any_model import save_pretrained
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from tests.conftest import write_text_and_tasks
@@ -267,6 +268,15 @@ def test_an_unknown_dtype_is_refused(workplace):
 def test_a_missing_folder_of_tasks_is_refused(workplace, tmp_path):
     with pytest.raises(ValueError, match="is not a folder of task files"):
         evaluate_folder(workplace / "model", ["heldout_choice"], include_path=tmp_path / "none")
+
+
+def test_paths_are_taken_as_text_and_one_task_is_no_list(tmp_path):
+    with pytest.raises(ValueError, match="is not a model folder"):
+        evaluate_folder(str(tmp_path), ["heldout_choice"])
+    with pytest.raises(ValueError, match="include_path=.*nowhere is not a folder of task files"):
+        open_tasks(["heldout_choice"], include_path=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="tasks=heldout_choice must be a list, such as .heldout"):
+        open_tasks("heldout_choice")
 
 
 @pytest.mark.slow

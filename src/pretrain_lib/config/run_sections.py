@@ -10,7 +10,7 @@ from typing import Literal
 from pretrain_lib.config.units import Duration, TokenCount
 from pretrain_lib.models.blocks import ActivationCheckpointing
 from pretrain_lib.optim.spikes import SpikeAction
-from pretrain_lib.values import setting
+from pretrain_lib.values import setting, take_paths
 
 VALIDATION_LOSS = "loss"  # in `checkpoint.keep_best`
 YEAR = 365 * 24 * 3600  # seconds
@@ -122,6 +122,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _expand_home(self, "dir", "resume")
+        take_paths(self, "initial_weights")
 
 
 @dataclass(frozen=True, kw_only=True)

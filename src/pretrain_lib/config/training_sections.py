@@ -13,7 +13,7 @@ from pretrain_lib.data.tokens.headerless import IdType
 from pretrain_lib.data.windows.best_fit import Packing
 from pretrain_lib.data.windows.shuffled import Shuffle
 from pretrain_lib.optim.schedule import DecayShape, ScheduleKind
-from pretrain_lib.values import setting
+from pretrain_lib.values import setting, take_paths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +102,9 @@ class DataConfig:
         minimum=1,
         maximum=4096,
     )
+
+    def __post_init__(self) -> None:
+        take_paths(self, "source", "path", "validation", "tokenizer")
 
 
 @dataclass(frozen=True, kw_only=True)

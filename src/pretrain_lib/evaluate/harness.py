@@ -69,10 +69,10 @@ def evaluate_model(
 
 
 def evaluate_folder(
-    folder: Path,
+    folder: Path | str,
     tasks: Sequence[str],
     *,
-    include_path: Path | None = None,
+    include_path: Path | str | None = None,
     limit: int | None = None,
     batch_size: int = 8,
     dtype: str = "float32",
@@ -93,6 +93,7 @@ def evaluate_folder(
     """
     from transformers import AutoTokenizer
 
+    folder = Path(folder)
     _check_folder(folder)
     check_weights(folder)
     if dtype not in DTYPES:

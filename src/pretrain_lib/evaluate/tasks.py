@@ -14,6 +14,7 @@ from pretrain_lib.config.settings import Recipe
 from pretrain_lib.corpus.paths import Corpus
 from pretrain_lib.distributed.launched import on_main
 from pretrain_lib.quiet import without_foreign_progress
+from pretrain_lib.values import show
 from pretrain_lib.wording import in_line
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Tasks:
 
 
 def open_tasks(
-    tasks: Sequence[str], *, include_path: Path | None = None, section: str = ""
+    tasks: Sequence[str], *, include_path: Path | str | None = None, section: str = ""
 ) -> Tasks:
     """Find tasks (names or patterns) and download their data.
 
@@ -109,7 +110,7 @@ def _include_path(config: Recipe) -> Path | None:
 
 
 def find_tasks(
-    tasks: Sequence[str], *, include_path: Path | None = None, section: str = ""
+    tasks: Sequence[str], *, include_path: Path | str | None = None, section: str = ""
 ) -> tuple["TaskManager", list[str]]:
     """Return lm-eval's task manager and the task names that match `tasks` (names or patterns).
 
@@ -117,6 +118,9 @@ def find_tasks(
     does not have all of them. `section` is put before the names of settings in messages. Raises
     ValueError for an unknown task.
     """
+    if isinstance(tasks, str):
+        raise ValueError(f"{section}tasks={show(tasks)} must be a list, such as [{show(tasks)}]")
+    include_path = None if include_path is None else Path(include_path)
     if include_path is not None and not include_path.is_dir():
         raise ValueError(
             f"{section}include_path={include_path} is not a folder of task files (.yaml)"

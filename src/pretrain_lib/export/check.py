@@ -30,7 +30,7 @@ TEXTS_COMPARED = (
 
 def check_export(
     model: Model,
-    folder: Path,
+    folder: Path | str,
     *,
     tokenizer: Tokenizer | None,
     dtype: torch.dtype = torch.float32,

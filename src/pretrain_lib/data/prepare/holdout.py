@@ -24,7 +24,7 @@ def parse_validation(rule: str) -> tuple[str, float]:
 
     Raises ValueError for any other rule.
     """
-    kind, _, amount = rule.partition(":")
+    kind, _, amount = str(rule).partition(":")
     with contextlib.suppress(ValueError, OverflowError):
         if kind == "hash" and 0 < (share := float(amount or HASH_SHARE)) < 1:
             return kind, share

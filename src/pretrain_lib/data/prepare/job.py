@@ -60,6 +60,8 @@ class Job:
             )
         named = (str(s) if isinstance(s, Path) else s for s in self.sources)
         object.__setattr__(self, "sources", tuple(named))
+        if isinstance(self.tokenizer, Path):
+            object.__setattr__(self, "tokenizer", str(self.tokenizer))
         numbers = {
             "max_rejected": check_value(self.max_rejected, "data.max_rejected", int, minimum=0),
             "train_tokenizer": check_value(

@@ -42,6 +42,7 @@ from pretrain_lib.data.tokens.shards import MANIFEST, write_shard
 from pretrain_lib.files.locks import lock_folder
 from pretrain_lib.files.reading import interpreting, read_object
 from pretrain_lib.files.writes import write_json
+from pretrain_lib.values import check_value
 
 SEGMENTS_AHEAD, SEGMENTS_BEHIND = 2, 1  # kept on disk, relative to the segment being read
 POLL_SECONDS = 0.05
@@ -54,12 +55,9 @@ class Cursor:
     """A position in the endless stream of tokens."""
 
     epoch: int = 0
-    unit: int = 0
-    """Index of the unit in the epoch's order."""
-    group: int = 0
-    """Index of the group in the unit."""
-    tokens: int = 0
-    """Index of the token in the group."""
+    unit: int = 0  # index in the epoch's order
+    group: int = 0  # index in the unit
+    tokens: int = 0  # index in the group
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ class Spool:
         return (self.folder / f"{self.segment_name(segment)}.json").is_file()
 
 
-def open_spool(job: Job, folder: Path, *, segment_tokens: int, quiet: bool = False) -> Spool:
+def open_spool(job: Job, folder: Path | str, *, segment_tokens: int, quiet: bool = False) -> Spool:
     """Prepare a spool folder: write the tokenizer, the held-out set and the manifest.
 
     Sources are compared by size, not by content. Raises ValueError if the folder holds another job,
@@ -106,6 +104,8 @@ def open_spool(job: Job, folder: Path, *, segment_tokens: int, quiet: bool = Fal
             f"data.validation={job.validation} needs the whole source, which data.streaming=true "
             f"never reads: give first:TOKENS, the path of a prepared folder or array, or none"
         )
+    segment_tokens = check_value(segment_tokens, "segment_tokens", int, minimum=1, maximum=10**15)
+    folder = Path(folder)
     check_target(job, folder)
     record = job.record(content=False) | {"segment_tokens": segment_tokens}
     # All processes of a machine call this at once; if the folder is ready, each holds it briefly.

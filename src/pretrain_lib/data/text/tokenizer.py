@@ -14,6 +14,7 @@ from pretrain_lib.data.text.byte_counts import count_bytes
 from pretrain_lib.data.text.lost_text import check_keeps_text
 from pretrain_lib.data.text.plain_text import as_plain_text
 from pretrain_lib.data.text.tokenizer_files import END_OF_TEXT, byte_level, read_backend
+from pretrain_lib.values import check_value, show
 
 SMALLEST_VOCABULARY = 257  # 256 bytes and the end-of-text token
 KNOWN_ENDS_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
@@ -69,8 +70,9 @@ class Tokenizer:
         before = self.end_of_text_id if before is None else before
         return count_bytes(self.backend, ids, before=before, end_of_text_id=self.end_of_text_id)
 
-    def save(self, folder: Path, *, context_length: int | None = None) -> None:
+    def save(self, folder: Path | str, *, context_length: int | None = None) -> None:
         """Save a folder that transformers 4 and 5 load as a tokenizer with the same ids."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # `encode_special_tokens` is not serialized: a reloaded tokenizer parses special tokens.
         (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
@@ -101,13 +103,15 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int) -> Tokenizer:
     """Train a byte-level BPE tokenizer with at most `vocabulary_size` ids on `texts`."""
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    if isinstance(texts, str):
+        raise ValueError(f"texts={show(texts)} must be several texts, such as [text]")
+    vocabulary_size = check_value(vocabulary_size, "vocabulary_size", int)
     check_vocabulary_size(vocabulary_size)
     backend = byte_level(tokenizers.models.BPE())
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocabulary_size,
         special_tokens=[END_OF_TEXT],
-        initial_alphabet=alphabet,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)

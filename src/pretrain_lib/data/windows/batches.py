@@ -13,7 +13,7 @@ from pretrain_lib.data.windows.best_fit import BestFitPlan
 from pretrain_lib.data.windows.document_ends import narrow_document_ends
 from pretrain_lib.data.windows.order import WindowOrder
 from pretrain_lib.data.windows.packing import Windows, fill_planned_window, fill_window
-from pretrain_lib.data.windows.positions import check_positions
+from pretrain_lib.data.windows.positions import LARGEST_SEED, check_positions
 from pretrain_lib.data.windows.shuffled import Shuffle, order_by_epoch
 from pretrain_lib.values import check_value, show
 
@@ -61,7 +61,7 @@ class PackedDataset(Dataset):
                 f"pretrain_lib.open_split(FOLDER, 'train') returns"
             )
         sequence_length = check_value(sequence_length, "sequence_length", int, minimum=1)
-        seed = check_value(seed, "seed", int, minimum=0)
+        seed = check_value(seed, "seed", int, minimum=0, maximum=LARGEST_SEED)
         check_value(document_masking, "document_masking", bool)
         check_value(shuffle, "shuffle", Shuffle)
         if document_masking and not all(source.has_documents for source in self.sources):
@@ -101,10 +101,7 @@ class PackedDataset(Dataset):
         return [{name: rows[i] for name, rows in batch.items()} for i in range(len(indices))]
 
     def set_epoch(self, epoch: int) -> None:
-        """Count items from the first window of an epoch on (`batch` counts from the run's).
-
-        The Trainer of transformers and the loaders of Accelerate call it before each epoch.
-        """
+        """Count items, not those of `batch`, from an epoch's start; Accelerate calls this."""
         check_value(epoch, "epoch", int, minimum=0)
         self._epoch.fill_(epoch)
 

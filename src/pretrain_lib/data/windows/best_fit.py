@@ -133,7 +133,7 @@ def plan_name(fingerprint: str, sequence_length: int) -> str:
 def open_plan(
     document_ends: Callable[[], Iterator[np.ndarray]],
     num_tokens: int,
-    folder: Path,
+    folder: Path | str,
     *,
     fingerprint: str,
     sequence_length: int,
@@ -147,6 +147,7 @@ def open_plan(
     """
     if num_tokens == 0:
         raise ValueError("data.packing=best_fit needs documents with tokens: data.path has none")
+    folder = Path(folder)
     record_path = folder / plan_name(fingerprint, sequence_length)
     paths = [record_path.with_suffix(suffix) for suffix in (".pieces", ".bins", ".json")]
     identity = {

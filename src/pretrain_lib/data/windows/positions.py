@@ -1,4 +1,4 @@
-"""Positions of windows in a run, as callers give them."""
+"""What callers give to find windows in a run: their positions, and the seed of the order."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -6,6 +6,8 @@ from numbers import Integral
 import numpy as np
 
 from pretrain_lib.values import show
+
+LARGEST_SEED = 2**63 - 1  # of the order of windows
 
 
 def check_positions(positions: Sequence[int]) -> np.ndarray:

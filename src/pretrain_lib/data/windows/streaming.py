@@ -12,6 +12,8 @@ import os
 import time
 import weakref
 from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -31,7 +33,8 @@ from pretrain_lib.data.tokens.arrays import TokenArray, TokenFile
 from pretrain_lib.data.tokens.shards import read_manifest
 from pretrain_lib.data.windows.batches import Batch
 from pretrain_lib.data.windows.packing import Windows, fill_window
-from pretrain_lib.data.windows.positions import check_positions
+from pretrain_lib.data.windows.positions import LARGEST_SEED, check_positions
+from pretrain_lib.values import check_value, show
 
 KEPT_OPEN = 3  # segments
 WINDOWS_AT_ONCE = 64  # read at a time by `__iter__`
@@ -50,6 +53,8 @@ class StreamingDataset(IterableDataset):
     producer fails.
     """
 
+    _producer: BaseProcess | None = None
+
     def __init__(
         self,
         spool: Spool,
@@ -62,8 +67,19 @@ class StreamingDataset(IterableDataset):
         produces: bool = True,
         workers: int | None = None,
     ) -> None:
-        self._producer, self._open = None, {}
-        assert spool.segment_tokens % sequence_length == 0, "a segment must be whole windows"
+        if not isinstance(spool, Spool):
+            raise ValueError(f"spool={show(spool)} must be what pretrain_lib.open_spool returns")
+        sequence_length = check_value(sequence_length, "sequence_length", int, minimum=1)
+        seed = check_value(seed, "seed", int, minimum=0, maximum=LARGEST_SEED)
+        check_value(document_masking, "document_masking", bool)
+        first_window = check_value(first_window, "first_window", int, minimum=0, maximum=2**62)
+        workers = check_value(workers, "workers", int | None, minimum=1)
+        if spool.segment_tokens % sequence_length:
+            raise ValueError(
+                f"sequence_length={sequence_length} does not divide segment_tokens="
+                f"{spool.segment_tokens} of {spool.folder}: open a spool with segment_tokens="
+                f"{-(-spool.segment_tokens // sequence_length) * sequence_length} elsewhere"
+            )
         self.spool, self.sequence_length = spool, sequence_length
         self.seed, self.document_masking = seed, document_masking
         self.windows_per_segment = spool.segment_tokens // sequence_length
@@ -72,6 +88,12 @@ class StreamingDataset(IterableDataset):
         self._position = CONTEXT.Value("q", 0)  # the segment being read, shared with the producer
         self.load_state_dict({"windows": first_window, "cursor": cursor})
         atexit.register(_close, weakref.ref(self))
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a StreamingDataset has a process of its own and cannot be copied or pickled: make "
+            "another of the same spool, with first_window=WINDOWS or load_state_dict"
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         if get_worker_info() is not None:
@@ -167,7 +189,8 @@ class StreamingDataset(IterableDataset):
                     os.kill(self._producer.pid, END_SIGNAL)
             self._producer.join()
             self._producer = None
-        self._open.clear()  # their files may be deleted before they are read again
+        # The files of open segments may be deleted before they are read again.
+        self._open: dict[int, TokenArray] = {}
 
     __del__ = close  # otherwise a discarded dataset would keep the folder locked
 
