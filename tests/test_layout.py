@@ -49,6 +49,19 @@ def test_the_drawing_of_the_packages_shows_their_imports():
     assert drawn <= imports
     assert above(drawn) == above(imports)
     assert not any((b, a) in above(drawn) for a, b in drawn)
+    spare = {edge for edge in drawn if edge in above(drawn - {edge})}
+    assert not spare, "these arrows follow from others"
+
+
+@pytest.mark.parametrize("package", sorted(p.parent for p in SOURCE.rglob("__init__.py")), ids=str)
+def test_a_package_says_what_is_in_it_and_where_to_begin(package):
+    text = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8")))
+    inside = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    inside |= {path.parent.name for path in package.glob("*/__init__.py")}
+    named = set(re.findall(r"`(\w+)`", text))
+    assert named - {"pretrain", "Recipe"} - inside == set()  # such as one that was renamed
+    assert inside - named == set()
+    assert "Begin with " in text
 
 
 def test_the_spine_stays_small():

@@ -1,9 +1,13 @@
 """Pretrain language models inside the Hugging Face ecosystem.
 
-The packages in the order in which data flows through a run: `data` (text, tokens, windows),
-`corpus` (the data of one run), `models` and `optim`, `distributed` (Accelerate), `training` (step,
-loop, resume), `checkpoint`, `run_folder`, `evaluate`, `export`, `report`. `config` has the
-settings, `plan` what they cost, `commands` the `pretrain` command, `tensors` what tensors share.
+Begin with `data` (text, tokens, windows). The packages follow in the order in which data flows
+through a run: `corpus` (the data of one run), `models` and `optim`, `distributed` (Accelerate),
+`training` (step, loop, resume), `checkpoint`, `run_folder`, `evaluate`, `export`, `report`.
+`config` has the settings, `plan` what they cost, `tuning` finds learning rates, `commands` is the
+`pretrain` command, `tensors` has what tensors share.
+
+All of them share `values` and `kinds` (rules for what users write), `errors`, `files`, `quiet`
+(silences other packages), `ranks` and `wording`.
 """
 
 import lazy_loader

@@ -1,5 +1,5 @@
 """Sharded tensors, and tensors in safetensors files.
 
-`pieces` is the local shard of a parameter under FSDP2, `files` writes and hashes safetensors files,
-`piece_files` stores shards in them and reads them back.
+Begin with `pieces`, the local shard of a parameter under FSDP2. `files` writes and hashes
+safetensors files, `piece_files` stores shards in them and reads them back.
 """
