@@ -32,6 +32,16 @@ class _MatrixUpdates(torch.optim.AdamW):
         self.momentum = momentum
         self.dtype = dtype
 
+    def __getstate__(self) -> dict:
+        return super().__getstate__() | {"momentum": self.momentum, "dtype": self.dtype}
+
+    def __setstate__(self, state: dict) -> None:
+        """Restore a state, also after `load_state_dict`; that of a matrix is its momentum alone."""
+        momenta = {p: kept for p, kept in state["state"].items() if MOMENTUM in kept}
+        others = {p: kept for p, kept in state["state"].items() if p not in momenta}
+        super().__setstate__(state | {"state": defaultdict(dict, others)})  # reads their steps
+        self.state.update(momenta)
+
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> None:
         """Update the parameters; closures are not supported.
