@@ -6,7 +6,7 @@ from torch import nn
 
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.llama import Llama, LlamaConfig
-from pretrain_lib.optim.groups import build_adamw, parameter_groups
+from pretrain_lib.optim.groups import build_adamw, build_muon, parameter_groups
 
 SMALL_GPT2 = GPT2Config(vocabulary_size=31, context_length=8, num_layers=2, num_heads=2, width=8)
 SMALL_LLAMA = LlamaConfig(
@@ -78,3 +78,42 @@ def test_fused_steps_equal_adamw_by_hand_in_float64(dtype, tolerance):
         torch.testing.assert_close(
             parameter.detach().double(), hand[name], rtol=tolerance, atol=tolerance
         )
+
+
+RATES = {"learning_rate": 1e-3, "matrix_learning_rate": 1e-5, "embedding_learning_rate": 1e-1}
+
+
+def kind_of(name, parameter):
+    if parameter.dim() < 2:
+        return "learning_rate"
+    embeds = name in ("transformer.wte.weight", "transformer.wpe.weight")
+    return "embedding_learning_rate" if embeds else "matrix_learning_rate"
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_the_first_update_of_a_plain_loop_is_as_large_as_each_rate(scale):
+    model = GPT2(SMALL_GPT2).initialize(0).double()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = build_adamw(model, **RATES, weight_decay=0.0, epsilon=1e-30)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: scale)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()  # of a first gradient g, AdamW's update is rate * g / |g|
+    for name, parameter in model.named_parameters():
+        moved = (parameter.detach() - before[name]).abs()
+        rate = scale * RATES[kind_of(name, parameter)]
+        torch.testing.assert_close(moved, torch.full_like(moved, rate), rtol=1e-9, atol=1e-15)
+
+
+def test_the_groups_of_muon_begin_at_their_rates_too():
+    model = GPT2(SMALL_GPT2)
+    rates = {id(p): g["lr"] for g in build_muon(model, **RATES).param_groups for p in g["params"]}
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(RATES[kind_of(name, parameter)], rel=1e-12)
+
+
+@pytest.mark.parametrize("build", [build_adamw, build_muon])
+@pytest.mark.parametrize("name", ["matrix_learning_rate", "embedding_learning_rate"])
+def test_a_rate_of_its_own_beside_a_learning_rate_of_zero_is_refused(build, name):
+    with pytest.raises(ValueError, match=f"^{name}=0.001: learning_rate must be above 0"):
+        build(GPT2(SMALL_GPT2), learning_rate=0.0, **{name: 1e-3})

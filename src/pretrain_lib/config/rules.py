@@ -10,6 +10,7 @@ from typing import Any
 from pretrain_lib.config.renamed import now_called
 from pretrain_lib.config.run_sections import VALIDATION_LOSS
 from pretrain_lib.optim.adamw_bf16 import HIGHEST_BETA as HIGHEST_BF16_BETA
+from pretrain_lib.optim.arguments import check_rates
 from pretrain_lib.values import did_you_mean, show
 from pretrain_lib.wording import plural
 
@@ -24,12 +25,13 @@ def check_together(config: Any) -> None:
             f"second must be at most {HIGHEST_BF16_BETA}, or its moment would round back to "
             f"what it was; lower it, or keep the moments in fp32"
         )
-    for name in ("matrix_learning_rate", "embedding_learning_rate"):
-        if getattr(config.optimizer, name) is not None and not config.optimizer.learning_rate:
-            raise ValueError(
-                f"optimizer.{name}={getattr(config.optimizer, name)}: optimizer.learning_rate must "
-                f"be above 0, because the schedule of the other rates is a multiple of its own"
-            )
+    own = ("matrix_learning_rate", "embedding_learning_rate")
+    try:
+        check_rates(
+            config.optimizer.learning_rate, **{n: getattr(config.optimizer, n) for n in own}
+        )
+    except ValueError as error:
+        raise ValueError(f"optimizer.{error}") from None
     schedule = config.schedule
     if (schedule.tokens is None) == (schedule.epochs is None):
         raise ValueError(

@@ -1,9 +1,12 @@
 """Build an optimizer: AdamW for all parameters, or Muon for the matrices of the layers."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from pretrain_lib.optim.adamw_bf16 import AdamWBf16
+from pretrain_lib.optim.arguments import check_rates
 from pretrain_lib.optim.muon import Muon, MuonBf16
 from pretrain_lib.optim.parameters import parameter_groups
 
@@ -24,11 +27,12 @@ def build_adamw(
     """Build AdamW (Loshchilov and Hutter 2019), fused if the device of the parameters supports it.
 
     Matrices of the layers and embedding tables may have learning rates of their own (None:
-    `learning_rate`). `moments` is the dtype in which both moments are stored: fp32, or bf16
-    (`AdamWBf16`).
+    `learning_rate`). Each group starts at its own `lr`, which torch's schedulers multiply;
+    `train_step` sets it to the scheduled rate times the group's `lr_factor`. `moments` is the dtype
+    in which both moments are stored: fp32, or bf16 (`AdamWBf16`).
     """
     rates = learning_rate, matrix_learning_rate, embedding_learning_rate
-    groups = parameter_groups(model, weight_decay=weight_decay, **_factors(*rates))
+    groups = _groups(model, *rates, weight_decay=weight_decay)
     kind = AdamWBf16 if moments == "bf16" else torch.optim.AdamW
     fused = next(model.parameters()).device.type in FUSED_DEVICES
     return kind(groups, lr=learning_rate, betas=betas, eps=epsilon, fused=fused)
@@ -54,7 +58,7 @@ def build_muon(
     `build_adamw`. A layer is a numbered module, as of an `nn.ModuleList`; ValueError without any.
     """
     rates = learning_rate, matrix_learning_rate, embedding_learning_rate
-    groups = parameter_groups(model, weight_decay=weight_decay, muon=True, **_factors(*rates))
+    groups = _groups(model, *rates, weight_decay=weight_decay, muon=True)
     if not any(group["parts"] for group in groups):
         raise ValueError(
             f"{type(model).__name__} has no matrix in a numbered layer for Muon to update: hold "
@@ -66,9 +70,15 @@ def build_muon(
     return kind(groups, momentum=momentum, dtype=dtype, **options)
 
 
-def _factors(peak: float, matrix: float | None, embedding: float | None) -> dict[str, float]:
-    """Return the factors on the scheduled learning rate, whose peak is `peak`."""
-    return {
-        "matrix_factor": 1.0 if matrix is None else matrix / peak,
-        "embedding_factor": 1.0 if embedding is None else embedding / peak,
-    }
+def _groups(
+    model: nn.Module, peak: float, matrix: float | None, embedding: float | None, **options: Any
+) -> list[dict]:
+    """Return the parameter groups, each at its own learning rate, a multiple of `peak`."""
+    check_rates(peak, matrix_learning_rate=matrix, embedding_learning_rate=embedding)
+    groups = parameter_groups(
+        model,
+        matrix_factor=1.0 if matrix is None else matrix / peak,
+        embedding_factor=1.0 if embedding is None else embedding / peak,
+        **options,
+    )
+    return [group | {"lr": peak * group["lr_factor"]} for group in groups]
