@@ -1,5 +1,7 @@
 """One optimizer step: every target weighs the same, however the batch is cut."""
 
+from functools import partial
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config as HFConfig
 from transformers import GPT2LMHeadModel
 
-from pretrain_lib import GPT2, IGNORED_TARGET, GPT2Config, build_adamw, train_step
+from pretrain_lib import GPT2, IGNORED_TARGET, GPT2Config, build_adamw, build_muon, train_step
 from pretrain_lib.training.step import Accumulated, apply_update
 
 CONFIG = GPT2Config(vocabulary_size=61, context_length=12, num_layers=2, num_heads=2, width=16)
@@ -110,6 +112,30 @@ def test_an_update_that_is_not_finite_is_left_out(accelerator, fused):
         broken[0] = 0.0
     assert not step(accelerator, model, optimizer, batch).skipped
     assert float(optimizer.state[broken]["step"]) == 2
+
+
+FUSED = {
+    "adamw": build_adamw,
+    "adamw in bf16": partial(build_adamw, moments="bf16"),
+    "muon": build_muon,
+    "muon in bf16": partial(build_muon, moments="bf16"),
+}
+
+
+@pytest.mark.parametrize("kind", FUSED)
+def test_a_loop_of_another_kind_updates_after_an_update_was_left_out(accelerator, kind):
+    model = GPT2(CONFIG).initialize(0)
+    optimizer = FUSED[kind](model, learning_rate=1e-2)
+    attributes = vars(optimizer).keys() | set()
+    options = {"learning_rate": 1e-2, "max_grad_norm": 1.0, "loss_limit": 0.0}
+    model(**make_batch(2, ignored=[]))[0].backward()
+    accumulated = Accumulated(torch.tensor(1.0), torch.tensor(1))
+    assert apply_update(accelerator, model, optimizer, accumulated, **options).skipped
+    assert vars(optimizer).keys() == attributes
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    model(**make_batch(2, ignored=[]))[0].backward()
+    optimizer.step()
+    assert not any(torch.equal(before[n], p) for n, p in model.named_parameters())
 
 
 def test_dropout_depends_on_seed_step_and_micro_batch_alone(accelerator):

@@ -145,7 +145,11 @@ def _update(optimizer: torch.optim.Optimizer, learning_rate: float, *, skip: tor
         group["lr"] = learning_rate * group.get("lr_factor", 1.0)
     if all(group.get("fused") for group in inner.param_groups):
         inner.grad_scale, inner.found_inf = None, skip.float()
-        optimizer.step()
+        try:
+            optimizer.step()
+        finally:  # a step of another loop is not to be skipped; a scaler has deleted them already
+            for name in ("grad_scale", "found_inf"):
+                vars(inner).pop(name, None)
     elif not skip:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
