@@ -178,6 +178,26 @@ def test_the_checkpoint_just_written_is_never_pruned(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep_last": -1}, "keep_last=-1 must be a whole number of at least 0"),
+        ({"keep_last": None}, "keep_last=None must be a whole number"),
+        ({"keep_every": 0}, "keep_every=0 must be a whole number of at least 1, or null"),
+        ({"keep_best": "valid"}, "keep_best=valid must be loss or a score TASK/METRIC"),
+        ({"keep_best": "hellaswag/"}, "keep_best=hellaswag/ must be loss or a score"),
+        ({"keep_best": 3}, "keep_best=3 must be loss or a score"),
+    ],
+)
+def test_a_rule_of_what_is_kept_that_says_nothing_is_refused_first(options, message, tmp_path):
+    model = build(GPT2_SHAPE)
+    optimizer = build_adamw(model, learning_rate=1e-2)
+    paths = [save(tmp_path, step, model, optimizer) for step in (1, 2)]
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        save(tmp_path, 3, model, optimizer, **options)
+    assert sorted(tmp_path.iterdir()) == paths
+
+
 def test_a_checkpoint_with_a_file_that_cannot_be_read_is_passed_over(tmp_path):
     model = build(GPT2_SHAPE)
     optimizer = build_adamw(model, learning_rate=1e-2)

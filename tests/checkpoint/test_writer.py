@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from pretrain_lib import GPT2, build_adamw, find_newest, load_checkpoint, verify_checkpoint
-from pretrain_lib.checkpoint import state as checkpoint_module
+from pretrain_lib.checkpoint import folders as checkpoint_folders
 from pretrain_lib.checkpoint.parts import checkpoint_bytes, moments_file
 from pretrain_lib.checkpoint.state import TrainingState
 from pretrain_lib.checkpoint.writer import CheckpointWriter
@@ -107,7 +107,7 @@ def test_too_little_room_is_said_before_anything_is_written(model, tmp_path, mon
     older = save(tmp_path, 1, model, optimizer)
     room = checkpoint_bytes(model, optimizer) - 1
     usage = type("Usage", (), {"free": room})
-    monkeypatch.setattr(checkpoint_module.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(checkpoint_folders.shutil, "disk_usage", lambda _: usage)
     background = writer(tmp_path, model)
     background.start(TrainingState(step=2), model, optimizer)
     saved = background.wait()
@@ -131,7 +131,7 @@ def test_what_a_killed_save_has_left_does_not_take_the_room_of_the_next(
             "Usage", (), {"free": 0 if left.exists() else checkpoint_bytes(model, optimizer)}
         )
 
-    monkeypatch.setattr(checkpoint_module.shutil, "disk_usage", usage)
+    monkeypatch.setattr(checkpoint_folders.shutil, "disk_usage", usage)
     assert save(tmp_path, 2, model, optimizer).name == "step-00000002"
 
 

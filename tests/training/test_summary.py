@@ -108,7 +108,7 @@ def test_a_run_whose_last_checkpoint_failed_goes_on_from_the_one_before(recipe, 
             if any(folder.glob("step-00000006")):
                 raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
-        patch.setattr("pretrain_lib.checkpoint.state._check_free_space", check)
+        patch.setattr("pretrain_lib.checkpoint.state.check_free_space", check)
         run(recipe)
     output = " ".join(capsys.readouterr().out.split())
     assert "stopped, resumable at step 6 of 8: step 8 is reached, but its" in output

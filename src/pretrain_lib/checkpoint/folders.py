@@ -1,5 +1,6 @@
 """Checkpoint folders: names, hashes, verification, pruning, the newest intact one."""
 
+import errno
 import json
 import re
 import shutil
@@ -9,7 +10,9 @@ from pathlib import Path
 
 from pretrain_lib.files.reading import parse_json
 from pretrain_lib.files.writes import flush, flush_to_disk
+from pretrain_lib.measures import check_measure
 from pretrain_lib.tensors.files import hash_file
+from pretrain_lib.values import check_value
 
 TRAINING = "training"  # inside a checkpoint: what a resume needs beyond the model
 STATE, MANIFEST, FILES = (
@@ -84,6 +87,18 @@ def _problem(folder: Path, name: str, expected: dict) -> str | None:
     return None if found == expected else "its bytes differ from its hash"
 
 
+def check_free_space(folder: Path, needed: int) -> None:
+    """Raise OSError if there is no room for a checkpoint of `needed` bytes."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"a checkpoint takes {needed / 1e9:.2f} GB but only {free / 1e9:.2f} GB are free: make "
+            f"room, or keep fewer checkpoints (checkpoint.keep_last)",
+            str(folder),
+        )
+
+
 def commit_staged(staging: Path, target: Path) -> None:
     """Commit a complete checkpoint: fsync, then atomic rename to its final name."""
     flush_to_disk(staging)
@@ -110,6 +125,13 @@ def remove_leftovers(folder: Path) -> None:
     """
     for path in folder.glob(".step-*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def check_kept(*, keep_last: int, keep_every: int | None, keep_best: str | None) -> None:
+    """Raise ValueError for a rule of what is kept that would keep nothing, or not what it says."""
+    check_value(keep_last, "keep_last", int, minimum=0)
+    check_value(keep_every, "keep_every", int | None, minimum=1)
+    check_measure(keep_best, "keep_best")
 
 
 def prune(

@@ -6,7 +6,6 @@ older ones are pruned only then, so an intact one exists at every instant. Nothi
 
 import errno
 import json
-import shutil
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,8 @@ from pretrain_lib.checkpoint.folders import (
     MANIFEST,
     STATE,
     TRAINING,
+    check_free_space,
+    check_kept,
     checkpoint_path,
     commit_staged,
     describe_files,
@@ -36,6 +37,7 @@ from pretrain_lib.checkpoint.parts import (
 from pretrain_lib.data.permutation import ORDER_VERSION
 from pretrain_lib.data.text.tokenizer import Tokenizer
 from pretrain_lib.files.writes import write_json
+from pretrain_lib.measures import VALIDATION_LOSS
 from pretrain_lib.models.any_model import check_tokenizer, load_weights, write_configuration
 from pretrain_lib.models.interface import Model, unwrap
 
@@ -93,8 +95,8 @@ class TrainingState:
         """Return the step at which the validation loss, or the score `kept`, was best so far."""
         if kept is None:
             return None
-        is_score = "/" in kept  # TASK/METRIC
-        return self.best_scores.get(kept, (0, 0))[1] if is_score else self.best_step
+        is_loss = kept == VALIDATION_LOSS
+        return self.best_step if is_loss else self.best_scores.get(kept, (0, 0))[1]
 
     def begin_row(self) -> None:
         """Reset the totals of the metrics row."""
@@ -136,6 +138,7 @@ def write_checkpoint(
     `keep_best` that at which the loss or score of this name was best.
     """
     check_tokenizer(tokenizer)
+    check_kept(keep_last=keep_last, keep_every=keep_every, keep_best=keep_best)
     staging, target = staging_path(folder, state.step), checkpoint_path(folder, state.step)
 
     def commit() -> None:
@@ -169,19 +172,8 @@ def write_checkpoint(
 def _begin(folder: Path, staging: Path, *, needed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
-    _check_free_space(folder, needed)
+    check_free_space(folder, needed)
     (staging / TRAINING).mkdir(parents=True)
-
-
-def _check_free_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(
-            errno.ENOSPC,
-            f"a checkpoint takes {needed / 1e9:.2f} GB but only {free / 1e9:.2f} GB are free: make "
-            f"room, or keep fewer checkpoints (checkpoint.keep_last)",
-            str(folder),
-        )
 
 
 def read_state(path: Path) -> tuple[TrainingState, dict]:

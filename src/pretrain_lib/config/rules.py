@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pretrain_lib.config.renamed import now_called
-from pretrain_lib.config.run_sections import VALIDATION_LOSS
+from pretrain_lib.measures import VALIDATION_LOSS, check_measure
 from pretrain_lib.optim.adamw_bf16 import HIGHEST_BETA as HIGHEST_BF16_BETA
 from pretrain_lib.optim.arguments import check_rates
 from pretrain_lib.values import did_you_mean, show
@@ -65,15 +65,8 @@ def check_together(config: Any) -> None:
 def check_best(config: Any) -> None:
     """Raise ValueError if `checkpoint.keep_best` names nothing that the run measures."""
     name = config.checkpoint.keep_best
-    if name is None or name == VALIDATION_LOSS:
-        return
-    task, _, metric = name.partition("/")
-    if not task or not metric:
-        raise ValueError(
-            f"checkpoint.keep_best={name} must be {VALIDATION_LOSS} or a score TASK/METRIC, "
-            f"such as hellaswag/acc_norm"
-        )
-    if not config.scores.tasks:
+    check_measure(name, "checkpoint.keep_best")
+    if name not in (None, VALIDATION_LOSS) and not config.scores.tasks:
         raise ValueError(
             f"checkpoint.keep_best={name} is a score, but there are no scores.tasks: name its task "
             f"there, or keep the lowest {VALIDATION_LOSS}"

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pretrain_lib.config.units import Duration, TokenCount
+from pretrain_lib.measures import VALIDATION_LOSS
 from pretrain_lib.models.blocks import ActivationCheckpointing
 from pretrain_lib.optim.spikes import SpikeAction
 from pretrain_lib.values import setting, take_paths
 
-VALIDATION_LOSS = "loss"  # in `checkpoint.keep_best`
 YEAR = 365 * 24 * 3600  # seconds
 
 

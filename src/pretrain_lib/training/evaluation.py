@@ -7,7 +7,6 @@ from operator import itemgetter
 
 from accelerate.utils import gather_object
 
-from pretrain_lib.config.run_sections import VALIDATION_LOSS
 from pretrain_lib.distributed.launched import on_main
 from pretrain_lib.distributed.sharding import whole_weights
 from pretrain_lib.evaluate.harness import evaluate_model
@@ -18,6 +17,7 @@ from pretrain_lib.evaluate.results import (
     write_results,
 )
 from pretrain_lib.evaluate.validation import validate
+from pretrain_lib.measures import VALIDATION_LOSS
 from pretrain_lib.models.generation import sample_texts
 from pretrain_lib.quiet import without_foreign_progress
 from pretrain_lib.run_folder.folder import SAMPLES, SCORES
