@@ -1,12 +1,16 @@
 """AdamW's decay groups, and its step against the formula in float64."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
+from pretrain_lib import OptimizerConfig, Recipe
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.llama import Llama, LlamaConfig
-from pretrain_lib.optim.groups import build_adamw, build_muon, parameter_groups
+from pretrain_lib.optim.groups import build_adamw, build_muon
+from pretrain_lib.optim.parameters import parameter_groups
 
 SMALL_GPT2 = GPT2Config(vocabulary_size=31, context_length=8, num_layers=2, num_heads=2, width=8)
 SMALL_LLAMA = LlamaConfig(
@@ -110,6 +114,32 @@ def test_the_groups_of_muon_begin_at_their_rates_too():
     rates = {id(p): g["lr"] for g in build_muon(model, **RATES).param_groups for p in g["params"]}
     for name, parameter in model.named_parameters():
         assert rates[id(parameter)] == pytest.approx(RATES[kind_of(name, parameter)], rel=1e-12)
+
+
+REFUSED = [
+    ({"moments": "bfloat16"}, "moments=bfloat16 must be fp32 or bf16"),
+    ({"moments": "fp16"}, "moments=fp16 must be fp32 or bf16; did you mean"),
+    ({"moments": "bf16", "betas": (0.9, 0.999)}, "betas=[0.9, 0.999]: with moments=bf16 the"),
+    ({"betas": (0.9, 1.0)}, "betas=(0.9, 1.0) must be two numbers of at least 0 and below 1"),
+    ({"learning_rate": -1.0}, "learning_rate=-1.0 must be a number of at least 0"),
+    ({"matrix_learning_rate": -1e-3}, "matrix_learning_rate=-0.001 must be a number of at least 0"),
+    ({"weight_decay": float("nan")}, "weight_decay=nan must be a number of at least 0"),
+]
+
+
+@pytest.mark.parametrize("build", [build_adamw, build_muon])
+@pytest.mark.parametrize(("options", "message"), REFUSED)
+def test_what_a_recipe_refuses_the_functions_refuse(build, options, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        build(GPT2(SMALL_GPT2), **{"learning_rate": 1e-3} | options)
+    with pytest.raises(ValueError, match=rf"^optimizer\.{re.escape(message)}"):
+        recipe = Recipe(optimizer=OptimizerConfig(**options), model=SMALL_GPT2)
+        recipe.check(processes=1)
+
+
+def test_a_momentum_that_never_decays_is_refused():
+    with pytest.raises(ValueError, match="^momentum=1.0 must be a number of at least 0 and below"):
+        build_muon(GPT2(SMALL_GPT2), learning_rate=1e-3, momentum=1.0)
 
 
 @pytest.mark.parametrize("build", [build_adamw, build_muon])

@@ -90,6 +90,12 @@ def test_unknown_kind_is_refused_with_the_kinds_there_are():
         LearningRate("exponential", 1.0, 0.1, 1, 10)
 
 
+@pytest.mark.parametrize("shape", ["1_sqrt", "sqrt", None])
+def test_an_unknown_shape_of_the_decay_is_refused_with_the_shapes_there_are(shape):
+    with pytest.raises(ValueError, match=f"decay_shape={shape} must be linear, cosine or 1-sqrt"):
+        LearningRate("wsd", 1.0, 0.1, 1, 10, decay_steps=5, decay_shape=shape)
+
+
 @pytest.mark.parametrize(("warmup", "decay"), [(11, 0), (6, 5)])
 def test_phases_longer_than_the_schedule_are_refused(warmup, decay):
     with pytest.raises(ValueError, match=f"{warmup} steps.*{decay} steps.*10 steps.*schedule"):

@@ -138,6 +138,35 @@ def test_a_loop_of_another_kind_updates_after_an_update_was_left_out(accelerator
     assert not any(torch.equal(before[n], p) for n, p in model.named_parameters())
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_grad_norm": -1.0}, "max_grad_norm=-1.0 must be a number above 0"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm=0.0 must be a number above 0"),
+        ({"max_grad_norm": float("nan")}, "max_grad_norm=nan must be a number above 0"),
+        ({"max_grad_norm": None}, "max_grad_norm=None must be a number above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan must be a number of at least 0"),
+        ({"learning_rate": -1e-3}, "learning_rate=-0.001 must be a number of at least 0"),
+    ],
+)
+def test_a_norm_or_rate_that_would_spoil_the_weights_is_refused(accelerator, options, message):
+    model = GPT2(CONFIG).initialize(0)
+    optimizer = build_adamw(model, learning_rate=1e-2)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        step(accelerator, model, optimizer, [make_batch(2, ignored=[])], **options)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_an_infinite_norm_clips_nothing(accelerator):
+    weights = []
+    for norm in (float("inf"), 1e9):
+        model = GPT2(CONFIG).initialize(0)
+        optimizer = build_adamw(model, learning_rate=1e-2)
+        step(accelerator, model, optimizer, [make_batch(2, ignored=[])], max_grad_norm=norm)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*weights)
+
+
 def test_dropout_depends_on_seed_step_and_micro_batch_alone(accelerator):
     config = GPT2Config(**{**vars(CONFIG), "dropout": 0.3})
     batch = cut(make_batch(2, ignored=[]), 1)

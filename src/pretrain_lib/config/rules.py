@@ -9,8 +9,7 @@ from typing import Any
 
 from pretrain_lib.config.renamed import now_called
 from pretrain_lib.measures import VALIDATION_LOSS, check_measure
-from pretrain_lib.optim.adamw_bf16 import HIGHEST_BETA as HIGHEST_BF16_BETA
-from pretrain_lib.optim.arguments import check_rates
+from pretrain_lib.optim.arguments import check_moments, check_rates
 from pretrain_lib.values import did_you_mean, show
 from pretrain_lib.wording import plural
 
@@ -19,17 +18,11 @@ DATA = "data"  # in `run.allow_changes`, allows a run to resume with other data
 
 def check_together(config: Any) -> None:
     """Raise ValueError for settings that contradict one another."""
-    if config.optimizer.moments == "bf16" and config.optimizer.betas[1] > HIGHEST_BF16_BETA:
-        raise ValueError(
-            f"optimizer.betas={list(config.optimizer.betas)}: with optimizer.moments=bf16 the "
-            f"second must be at most {HIGHEST_BF16_BETA}, or its moment would round back to "
-            f"what it was; lower it, or keep the moments in fp32"
-        )
     own = ("matrix_learning_rate", "embedding_learning_rate")
+    rates = {name: getattr(config.optimizer, name) for name in own}
     try:
-        check_rates(
-            config.optimizer.learning_rate, **{n: getattr(config.optimizer, n) for n in own}
-        )
+        check_moments(config.optimizer.moments, config.optimizer.betas)
+        check_rates(config.optimizer.learning_rate, **rates)
     except ValueError as error:
         raise ValueError(f"optimizer.{error}") from None
     schedule = config.schedule

@@ -12,6 +12,7 @@ from pretrain_lib.config.units import TokenCount
 from pretrain_lib.data.tokens.headerless import IdType
 from pretrain_lib.data.windows.best_fit import Packing
 from pretrain_lib.data.windows.shuffled import Shuffle
+from pretrain_lib.optim.arguments import Moments
 from pretrain_lib.optim.schedule import DecayShape, ScheduleKind
 from pretrain_lib.values import setting, take_paths
 
@@ -172,7 +173,7 @@ class OptimizerConfig:
         "as 1e9.",
         above=0,
     )
-    moments: Literal["fp32", "bf16"] = setting(
+    moments: Moments = setting(
         "fp32", "The dtype of moments and momentum; bf16 takes half of their memory."
     )
     z_loss: float = setting(

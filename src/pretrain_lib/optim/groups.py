@@ -1,14 +1,13 @@
 """Build an optimizer: AdamW for all parameters, or Muon for the matrices of the layers."""
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from pretrain_lib.optim.adamw_bf16 import AdamWBf16
-from pretrain_lib.optim.arguments import check_rates
+from pretrain_lib.optim.arguments import Moments, check_moments
 from pretrain_lib.optim.muon import Muon, MuonBf16
-from pretrain_lib.optim.parameters import parameter_groups
+from pretrain_lib.optim.parameters import rated_groups
+from pretrain_lib.values import check_value
 
 FUSED_DEVICES = ("cuda", "cpu", "mps")
 
@@ -22,7 +21,7 @@ def build_adamw(
     betas: tuple[float, float] = (0.9, 0.95),
     epsilon: float = 1e-8,
     weight_decay: float = 0.1,
-    moments: str = "fp32",
+    moments: Moments = "fp32",
 ) -> torch.optim.AdamW:
     """Build AdamW (Loshchilov and Hutter 2019), fused if the device of the parameters supports it.
 
@@ -31,8 +30,9 @@ def build_adamw(
     `train_step` sets it to the scheduled rate times the group's `lr_factor`. `moments` is the dtype
     in which both moments are stored: fp32, or bf16 (`AdamWBf16`).
     """
+    check_moments(moments, betas)
     rates = learning_rate, matrix_learning_rate, embedding_learning_rate
-    groups = _groups(model, *rates, weight_decay=weight_decay)
+    groups = rated_groups(model, *rates, weight_decay=weight_decay)
     kind = AdamWBf16 if moments == "bf16" else torch.optim.AdamW
     fused = next(model.parameters()).device.type in FUSED_DEVICES
     return kind(groups, lr=learning_rate, betas=betas, eps=epsilon, fused=fused)
@@ -48,7 +48,7 @@ def build_muon(
     betas: tuple[float, float] = (0.9, 0.95),
     epsilon: float = 1e-8,
     weight_decay: float = 0.1,
-    moments: str = "fp32",
+    moments: Moments = "fp32",
     dtype: torch.dtype = torch.float32,
 ) -> Muon | MuonBf16:
     """Build Muon (Jordan et al. 2024) for the matrices of the layers, with AdamW for all else.
@@ -57,8 +57,10 @@ def build_muon(
     orthogonalization: fp32, or bf16 as under autocast. The other arguments are those of
     `build_adamw`. A layer is a numbered module, as of an `nn.ModuleList`; ValueError without any.
     """
+    check_value(momentum, "momentum", float, minimum=0, below=1)
+    check_moments(moments, betas)
     rates = learning_rate, matrix_learning_rate, embedding_learning_rate
-    groups = _groups(model, *rates, weight_decay=weight_decay, muon=True)
+    groups = rated_groups(model, *rates, weight_decay=weight_decay, muon=True)
     if not any(group["parts"] for group in groups):
         raise ValueError(
             f"{type(model).__name__} has no matrix in a numbered layer for Muon to update: hold "
@@ -68,17 +70,3 @@ def build_muon(
     fused = next(model.parameters()).device.type in FUSED_DEVICES
     options = {"lr": learning_rate, "betas": betas, "eps": epsilon, "fused": fused}
     return kind(groups, momentum=momentum, dtype=dtype, **options)
-
-
-def _groups(
-    model: nn.Module, peak: float, matrix: float | None, embedding: float | None, **options: Any
-) -> list[dict]:
-    """Return the parameter groups, each at its own learning rate, a multiple of `peak`."""
-    check_rates(peak, matrix_learning_rate=matrix, embedding_learning_rate=embedding)
-    groups = parameter_groups(
-        model,
-        matrix_factor=1.0 if matrix is None else matrix / peak,
-        embedding_factor=1.0 if embedding is None else embedding / peak,
-        **options,
-    )
-    return [group | {"lr": peak * group["lr_factor"]} for group in groups]

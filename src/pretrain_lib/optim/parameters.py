@@ -1,8 +1,12 @@
 """Which parameters share a weight decay, a learning rate and an update rule."""
 
 import re
+from typing import Any
 
 from torch import nn
+
+from pretrain_lib.optim.arguments import check_rates
+from pretrain_lib.values import check_value
 
 IN_A_LAYER = re.compile(r"(?:^|\.)\d+\.")  # such as transformer.h.3.attn.c_attn.weight
 
@@ -24,6 +28,7 @@ def parameter_groups(
     that are stacked in each matrix of a layer: 3 in GPT-2's joint projection for queries, keys and
     values, else 1.
     """
+    check_value(weight_decay, "weight_decay", float, minimum=0)
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     groups: dict[tuple, list] = {}
     for name, parameter in model.named_parameters():
@@ -41,6 +46,20 @@ def parameter_groups(
         {"params": parameters, "weight_decay": decay, "lr_factor": factor, "parts": parts}
         for (decay, factor, parts), parameters in groups.items()
     ]
+
+
+def rated_groups(
+    model: nn.Module, peak: float, matrix: float | None, embedding: float | None, **options: Any
+) -> list[dict]:
+    """Return the parameter groups, each at its own learning rate, a multiple of `peak`."""
+    check_rates(peak, matrix_learning_rate=matrix, embedding_learning_rate=embedding)
+    groups = parameter_groups(
+        model,
+        matrix_factor=1.0 if matrix is None else matrix / peak,
+        embedding_factor=1.0 if embedding is None else embedding / peak,
+        **options,
+    )
+    return [group | {"lr": peak * group["lr_factor"]} for group in groups]
 
 
 def _is_layer_matrix(name: str, parameter: nn.Parameter) -> bool:

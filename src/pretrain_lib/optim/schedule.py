@@ -5,7 +5,7 @@ Steps count from 0; a step is one optimizer update.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from pretrain_lib.values import check_value
 from pretrain_lib.wording import plural
@@ -32,8 +32,8 @@ class LearningRate:
     decay_shape: DecayShape = "linear"
 
     def __post_init__(self) -> None:
-        if self.kind not in (kinds := get_args(ScheduleKind)):
-            raise ValueError(f"schedule.kind={self.kind} must be one of {', '.join(kinds)}")
+        check_value(self.kind, "schedule.kind", ScheduleKind)
+        check_value(self.decay_shape, "schedule.decay_shape", DecayShape)
         for name in ("warmup_steps", "total_steps", "decay_steps"):
             self._take(name, int, minimum=0)
         self._take("peak", float, minimum=0)

@@ -10,6 +10,7 @@ from torch import nn
 
 from pretrain_lib.data.windows.packing import IGNORED_TARGET
 from pretrain_lib.tensors.pieces import whole_tensor
+from pretrain_lib.values import check_value
 
 COUNT_PART = 2**20  # of a count of tokens, which has two parts that fp32 holds exactly
 
@@ -55,6 +56,9 @@ def train_step(
     targets)`, as GPT2, Llama and CausalLMAdapter do; the loss must not be a mean. A micro-batch
     holds `targets`, in which IGNORED_TARGET is not counted, and what else the model takes.
     """
+    check_value(learning_rate, "learning_rate", float, minimum=0)
+    if max_grad_norm != math.inf:  # which clips nothing
+        check_value(max_grad_norm, "max_grad_norm", float, above=0)
     accumulated = accumulate_gradients(accelerator, model, micro_batches, seed=seed, step=step)
     options = {"learning_rate": learning_rate, "max_grad_norm": max_grad_norm}
     return apply_update(accelerator, model, optimizer, accumulated, **options)
