@@ -85,6 +85,40 @@ def test_the_state_of_another_is_refused(saved, loaded, message, tmp_path):
         load_checkpoint(path, model, of(loaded, model))
 
 
+BUILDERS = {
+    "AdamW": lambda model: build_adamw(model, learning_rate=1e-2),
+    "Muon": lambda model: build_muon(model, learning_rate=1e-2),
+    "momentum": lambda model: OPTIMIZERS["SGD"](model.parameters()),
+    "SGD": lambda model: torch.optim.SGD(model.parameters(), lr=1e-2),  # keeps nothing
+}
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_an_optimizer_of_another_model_is_refused_before_anything_is_loaded(kind, tmp_path):
+    model = build(GPT2_SHAPE)
+    optimizer = BUILDERS[kind](model)
+    steps(model, optimizer, range(1))
+    path = save(tmp_path, 1, model, optimizer)
+    other, unused = build(GPT2_SHAPE), build(GPT2_SHAPE)
+    before = [parameter.detach().clone() for parameter in other.parameters()]
+    with pytest.raises(ValueError, match="^the optimizer holds other tensors than the model"):
+        load_checkpoint(path, other, BUILDERS[kind](unused))
+    assert all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in BUILDERS if kind != "SGD"])
+def test_moments_of_a_parameter_that_the_optimizer_leaves_alone_are_refused(kind, tmp_path):
+    model = build(GPT2_SHAPE)
+    optimizer = BUILDERS[kind](model)
+    steps(model, optimizer, range(1))
+    path = save(tmp_path, 1, model, optimizer)
+    fewer = BUILDERS[kind](model)
+    for group in fewer.param_groups:
+        group["params"] = [p for p in group["params"] if p is not model.head_weight]
+    with pytest.raises(ValueError, match="of transformer.wte.weight, which the optimizer does not"):
+        load_checkpoint(path, model, fewer)
+
+
 class Counting(torch.optim.SGD):
     """Counts in a Python number, as some optimizers do."""
 

@@ -162,20 +162,26 @@ def load_moments(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> 
     """Load the optimizer state of a checkpoint, or the local shards of it.
 
     Raises ValueError if only some parameters have stored moments, if those are of another kind of
-    optimizer, or if stored moments belong to no parameter.
+    optimizer, or if stored moments belong to no parameter, or to none of the optimizer.
     """
     files = [path / name for name in listed_files(path) if fnmatch(name, OPTIMIZER_FILES)]
     stored, known = read_pieces(files), _known_state(path, files, optimizer)
     dtype = moment_dtype(optimizer) if known else None
-    updated = {p for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    updated = {parameter for parameter in held if parameter.requires_grad}
     without = {name for name, parameter in model.named_parameters() if parameter in updated}
     without -= {name.rsplit(".", 1)[0] for name in stored}
     if stored and without:
         raise ValueError(f"{path}: the optimizer moments of {sorted(without)[:3]}... are missing")
     for name, parameter in model.named_parameters():
         kinds = [key.rsplit(".", 1)[1] for key in stored if key.rsplit(".", 1)[0] == name]
-        if kinds and known and sorted(kinds) != sorted(known.get(parameter, ())):
-            raise _other_optimizer(path, name, kinds, known.get(parameter, ()))
+        if kinds and parameter not in held:
+            raise ValueError(
+                f"{path} holds {', '.join(sorted(kinds))} of {name}, which the optimizer does not "
+                f"update: build it from all parameters that were trained"
+            )
+        if kinds and known and sorted(kinds) != sorted(known[parameter]):
+            raise _other_optimizer(path, name, kinds, known[parameter])
         optimizer.state[parameter] = {
             kind: _load_state(parameter, stored.pop(f"{name}.{kind}"), dtype) for kind in kinds
         }

@@ -40,6 +40,7 @@ from pretrain_lib.files.writes import write_json
 from pretrain_lib.measures import VALIDATION_LOSS
 from pretrain_lib.models.any_model import check_tokenizer, load_weights, write_configuration
 from pretrain_lib.models.interface import Model, unwrap
+from pretrain_lib.optim.state import check_holds
 
 STATE_VERSION = 2
 
@@ -193,8 +194,10 @@ def read_state(path: Path) -> tuple[TrainingState, dict]:
 def load_checkpoint(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> None:
     """Load model and optimizer from a checkpoint, written by any number of processes.
 
-    Each process reads only the shards that it holds.
+    Each process reads only the shards that it holds. Raises ValueError before anything is loaded if
+    the optimizer was not built from the model.
     """
     model = unwrap(model)
+    check_holds(model, optimizer)
     load_weights(model, path)
     load_moments(path, model, optimizer)

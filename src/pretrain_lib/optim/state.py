@@ -31,6 +31,17 @@ def other_kind(optimizer: torch.optim.Optimizer) -> str | None:
     return None if is_known else type(inner).__name__
 
 
+def check_holds(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError if an optimizer updates a tensor that is no parameter of the model."""
+    own = set(model.parameters())
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if strangers := [parameter for parameter in held if parameter not in own]:
+        raise ValueError(
+            f"the optimizer holds other tensors than the model ({len(strangers):,} of its "
+            f"{len(held):,} are no parameters of it): build it from this model"
+        )
+
+
 def check_storable(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Raise ValueError if an optimizer keeps anything that a checkpoint cannot hold.
 
