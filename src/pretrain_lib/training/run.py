@@ -1,6 +1,7 @@
 """Assemble a run from a recipe, a model, data and an Accelerator."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -84,6 +85,8 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
     that each process allocates only what it holds.
     """
     tasks = open_scored_tasks(config, corpus, accelerator)
+    options = {"max_tokens": config.validation.tokens, "tokenizer": corpus.tokenizer}
+    stretches = choose_stretches(corpus.validation, config.batch.sequence_length, **options)
     has_weights = not next(model.parameters()).is_meta
     prepared_model, optimizer = _place_model(config, model, accelerator)
     manifest = build_manifest(config, corpus.fingerprint, accelerator)
@@ -92,32 +95,35 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
         set_first_weights(config, model, has_weights=has_weights)
     manifest |= {"parent": start.parent, "run_id": start.run_id}
     state = start.state
-    run = Run(
-        config=config,
-        accelerator=accelerator,
-        model=model,
-        prepared_model=prepared_model,
-        optimizer=optimizer,
-        corpus=corpus,
-        dataset=build_dataset(config, corpus, first_window=state.windows, cursor=state.stream),
-        state=state,
-        manifest=manifest,
-        metrics=_start_metrics(config, manifest, start, accelerator),
-        watch=_start_watch(config, checkpoint_bytes(model, optimizer), accelerator),
-        writer=_build_writer(config, model, corpus, manifest, accelerator),
-        last_step=config.last_step(),
-        peak=_peak_of_all(accelerator),
-        stretches=choose_stretches(
-            corpus.validation,
-            config.batch.sequence_length,
-            max_tokens=config.validation.tokens,
-            tokenizer=corpus.tokenizer,
-        ),
-        tasks=tasks,
-        profiler=_build_profiler(config, accelerator),
-        continued_at=state.step if start.continues else None,
-    )
-    _announce(run, start)
+    with ExitStack() as opened:  # what is open is closed again if the rest fails
+        dataset = build_dataset(config, corpus, first_window=state.windows, cursor=state.stream)
+        opened.callback(dataset.close)
+        metrics = _start_metrics(config, manifest, start, accelerator)
+        opened.callback(metrics.close)
+        watch = _start_watch(config, checkpoint_bytes(model, optimizer), accelerator)
+        opened.callback(watch.close)
+        run = Run(
+            config=config,
+            accelerator=accelerator,
+            model=model,
+            prepared_model=prepared_model,
+            optimizer=optimizer,
+            corpus=corpus,
+            dataset=dataset,
+            state=state,
+            manifest=manifest,
+            metrics=metrics,
+            watch=watch,
+            writer=_build_writer(config, model, corpus, manifest, accelerator),
+            last_step=config.last_step(),
+            peak=_peak_of_all(accelerator),
+            stretches=stretches,
+            tasks=tasks,
+            profiler=_build_profiler(config, accelerator),
+            continued_at=state.step if start.continues else None,
+        )
+        _announce(run, start)
+        opened.pop_all()
     return run
 
 
