@@ -17,6 +17,7 @@ from pretrain_lib import (
     load_checkpoint,
     save_checkpoint,
 )
+from pretrain_lib.optim.matrix_sharing import deal
 from pretrain_lib.optim.muon import MOMENTUM
 from pretrain_lib.optim.newton_schulz import newton_schulz_flops, orthogonalize
 from pretrain_lib.optim.parameters import parameter_groups
@@ -179,6 +180,13 @@ def test_only_the_matrices_of_the_layers_are_muons():
         (1, 5e-3 / 3e-3): projections,
         (0, 1.0): norms,
     }
+
+
+def test_rows_are_dealt_as_torch_chunks_them():
+    for number in range(12):
+        for count in range(1, 9):
+            chunks = [len(chunk) for chunk in torch.empty(number).chunk(count)]
+            assert deal(number, count) == [*chunks, *[0] * (count - len(chunks))]
 
 
 def test_layers_that_a_model_numbers_itself_are_muons():

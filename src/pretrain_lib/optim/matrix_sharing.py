@@ -23,11 +23,6 @@ class MatrixSharing:
     is_sharded: bool = False
     """Whether each process holds some rows of every matrix (FSDP2), not the whole (DDP)."""
 
-    def deal(self, number: int) -> list[int]:
-        """Return how many of `number` matrices each process works on."""
-        share = -(-number // self.count)
-        return [min(share, max(0, number - i * share)) for i in range(self.count)]
-
     def apply(
         self, function: Callable[[torch.Tensor], torch.Tensor], held: torch.Tensor, rows: int
     ) -> torch.Tensor:
@@ -46,7 +41,7 @@ class MatrixSharing:
         self, function: Callable[[torch.Tensor], torch.Tensor], whole: torch.Tensor
     ) -> torch.Tensor:
         """Work on the own share of matrices, which every process holds, and gather the results."""
-        share = self.deal(len(whole))[0]
+        share = deal(len(whole), self.count)[0]
         own = function(whole[self.index * share :][:share])
         padded = own.new_zeros(share, *own.shape[1:])
         padded[: len(own)] = own
@@ -58,8 +53,8 @@ class MatrixSharing:
         self, function: Callable[[torch.Tensor], torch.Tensor], held: torch.Tensor, rows: int
     ) -> torch.Tensor:
         """Collect the own share of matrices from the rows that all hold, and return the results."""
-        columns, shares = held.shape[2], self.deal(len(held))
-        heights = shard_rows(rows, self.count)
+        columns, shares = held.shape[2], deal(len(held), self.count)
+        heights = deal(rows, self.count)
         assert held.shape[1] == heights[self.index], "FSDP2 must shard rows as torch.chunk does"
         own = shares[self.index]
         sent = [share * held.shape[1] * columns for share in shares]
@@ -90,7 +85,10 @@ def find_sharing(parameter: torch.Tensor) -> MatrixSharing:
     return MatrixSharing()
 
 
-def shard_rows(rows: int, count: int) -> list[int]:
-    """Return how many rows each of `count` shards holds, as `torch.chunk` deals them."""
-    share = -(-rows // count)
-    return [min(share, max(0, rows - i * share)) for i in range(count)]
+def deal(number: int, count: int) -> list[int]:
+    """Return how many of `number` rows or matrices each of `count` processes gets.
+
+    They are dealt as by `torch.chunk`, and so the rows of a matrix as FSDP2 shards them.
+    """
+    share = -(-number // count)
+    return [min(share, max(0, number - i * share)) for i in range(count)]

@@ -23,7 +23,7 @@ def state_names(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, tuple[st
 
 def other_kind(optimizer: torch.optim.Optimizer) -> str | None:
     """Return the class of an optimizer that keeps something else than AdamW and Muon, else None."""
-    inner, names = _unwrapped(optimizer), state_names(optimizer)
+    inner, names = unwrapped(optimizer), state_names(optimizer)
     more = any(group.get("amsgrad") for group in optimizer.param_groups)
     kept = ((parameter, tuple(sorted(state))) for parameter, state in inner.state.items() if state)
     as_known = all(names.get(parameter) == own for parameter, own in kept)
@@ -50,7 +50,7 @@ def check_storable(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> 
     names = {parameter: name for name, parameter in model.named_parameters()}
     for key, what in _unstorable(optimizer, names):
         raise ValueError(
-            f"{type(_unwrapped(optimizer)).__name__} keeps {what} for {key}, and a checkpoint "
+            f"{type(unwrapped(optimizer)).__name__} keeps {what} for {key}, and a checkpoint "
             f"holds scalar tensors and tensors shaped like a parameter of the model: save with "
             f"another optimizer"
         )
@@ -60,7 +60,7 @@ def _unstorable(
     optimizer: torch.optim.Optimizer, names: dict[torch.Tensor, str]
 ) -> Iterator[tuple[str, str]]:
     """Yield whose state cannot be stored, and what it is."""
-    for parameter, state in _unwrapped(optimizer).state.items():
+    for parameter, state in unwrapped(optimizer).state.items():
         if state and parameter not in names:
             is_tensor = isinstance(parameter, torch.Tensor)
             yield ("a tensor that is no parameter" if is_tensor else repr(parameter)), "a state"
@@ -80,7 +80,7 @@ def _like(value: torch.Tensor, parameter: torch.Tensor) -> bool:
 
 def moment_dtype(optimizer: torch.optim.Optimizer) -> torch.dtype:
     """Return the dtype of an optimizer's moments; it may be in Accelerate's wrapper."""
-    return torch.bfloat16 if isinstance(_unwrapped(optimizer), AdamWBf16) else torch.float32
+    return torch.bfloat16 if isinstance(unwrapped(optimizer), AdamWBf16) else torch.float32
 
 
 def moment_bytes(optimizer: torch.optim.Optimizer) -> int:
@@ -89,7 +89,7 @@ def moment_bytes(optimizer: torch.optim.Optimizer) -> int:
     Of an optimizer that is not AdamW or Muon, it is that of what it keeps now.
     """
     if other_kind(optimizer) is not None:
-        kept = (v for state in _unwrapped(optimizer).state.values() for v in state.values())
+        kept = (v for state in unwrapped(optimizer).state.values() for v in state.values())
         return sum(value.numel() * value.dtype.itemsize for value in kept)
     elements = sum(
         parameter.numel() * sum(name != "step" for name in names)
@@ -98,5 +98,6 @@ def moment_bytes(optimizer: torch.optim.Optimizer) -> int:
     return moment_dtype(optimizer).itemsize * elements
 
 
-def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return an optimizer without Accelerate's wrapper."""
     return getattr(optimizer, "optimizer", optimizer)

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from pretrain_lib.data.windows.packing import IGNORED_TARGET
+from pretrain_lib.optim.state import unwrapped
 from pretrain_lib.tensors.pieces import whole_tensor
 from pretrain_lib.values import check_value
 
@@ -144,7 +145,7 @@ def _update(optimizer: torch.optim.Optimizer, learning_rate: float, *, skip: tor
 
     A fused optimizer reads it on the device, without a synchronization.
     """
-    inner = getattr(optimizer, "optimizer", optimizer)  # unwrap Accelerate's wrapper
+    inner = unwrapped(optimizer)
     for group in inner.param_groups:
         group["lr"] = learning_rate * group.get("lr_factor", 1.0)
     if all(group.get("fused") for group in inner.param_groups):
