@@ -6,8 +6,8 @@ through a run: `corpus` (the data of one run), `models` and `optim`, `distribute
 `config` has the settings, `plan` what they cost, `tuning` finds learning rates, `commands` is the
 `pretrain` command, `tensors` has what tensors share.
 
-All of them share `values` and `kinds` (rules for what users write), `errors`, `files`, `quiet`
-(silences other packages), `ranks` and `wording`.
+All of them share `values`, `kinds` and `measures` (rules for what users write), `errors`, `files`,
+`quiet` (silences other packages), `ranks` and `wording`.
 """
 
 import lazy_loader

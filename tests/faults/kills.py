@@ -161,7 +161,7 @@ def train_in_child(recipe):
     os.environ |= {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "true"}
     torch.set_num_threads(1)
     # It takes a second and is a field of the clock.
-    sys.modules["pretrain_lib.training.run"].device_peak = lambda *_: None
+    sys.modules["pretrain_lib.training.measurements"].device_peak = lambda *_: None
     model = GPT2(recipe.model).initialize(recipe.run.seed)
     with lock_folder(folder, setting="run.dir"):  # as the recipes do
         train(recipe, model, open_corpus(recipe), start_accelerator(recipe))

@@ -29,7 +29,7 @@ def log_batches(recipe, log, *, fatal_step=None, delay=0.0):
     """Train to the end, or into the kill that follows the beginning of a step after `delay`."""
     module = sys.modules["pretrain_lib.training.loop"]
     # It takes a second and is a field of the clock.
-    sys.modules["pretrain_lib.training.run"].device_peak = lambda *_: None
+    sys.modules["pretrain_lib.training.measurements"].device_peak = lambda *_: None
     accumulate_gradients, kill = module.accumulate_gradients, (os.getpid(), signal.SIGKILL)
 
     def logged_step(accelerator, model, micro_batches, **options):

@@ -12,8 +12,8 @@ from pretrain_lib.training.early_stop import SIGNALS
 from tests.conftest import change
 
 # In the order of a start.
-FAILING = ("choose_stretches", "build_dataset", "_start_metrics", "_start_watch", "_build_writer")
-FAILING += ("_peak_of_all", "_build_profiler", "banner")
+FAILING = ("choose_stretches", "build_dataset", "_start_metrics", "StopWatch", "_build_writer")
+FAILING += ("peak_of_all", "StepProfiler", "banner")
 
 
 def handlers():
@@ -41,7 +41,7 @@ def test_whatever_fails_at_the_start_what_was_opened_is_closed(recipe, name, mon
 
         return opening
 
-    for function in ("build_dataset", "_start_metrics", "_start_watch"):
+    for function in ("build_dataset", "_start_metrics", "StopWatch"):
         monkeypatch.setattr(run_module, function, recording(getattr(run_module, function)))
     monkeypatch.setattr(run_module, name, fail)
     with pytest.raises(ValueError, match=f"^{name} fails$"):

@@ -3,7 +3,7 @@
 Begin with `gpt2` or `llama`, each a complete model in one file, then `attention` (and
 `document_attention` for document masking), `rope` (rotary position embeddings), `blocks`
 (activation checkpointing) and `loss` (fused output projection and cross-entropy); `token_ids`
-checks inputs and targets. `cache` and `generation` generate text, `modes` switches to evaluation
+checks inputs and targets, `places` finds where tokens stand in their documents. `cache` and `generation` generate text, `modes` switches to evaluation
 and back, `flops` counts floating-point operations.
 
 `interface` says what the library asks of a model, and `any_model` has what depends on its kind.

@@ -1,4 +1,4 @@
-"""What a run measures of itself: the time that is left, and its peak memory."""
+"""What a run measures of itself: the time that is left, its peak memory, what devices can do."""
 
 import resource
 import sys
@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
 
 from pretrain_lib.config.settings import Recipe
+from pretrain_lib.models.flops import device_peak
 
 RECENT_STEPS = 50  # the steps from which the speed is taken
 FEWEST_STEPS = 2  # measured steps, before which no time is told
@@ -137,3 +139,12 @@ def peak_memory(device: torch.device) -> Memory:
         return Memory("GPU", torch.mps.driver_allocated_memory())
     unit = 1 if sys.platform == "darwin" else 1024  # bytes; kilobytes elsewhere
     return Memory("RAM", unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def peak_of_all(accelerator: Accelerator) -> float | None:
+    """Return the peak FLOP/s of all devices together, for `mfu`; None if unknown."""
+    # Of float8, which few devices have, the rate in bf16 is the reference; a CPU emulates it.
+    emulated = accelerator.mixed_precision == "fp8" and accelerator.device.type == "cpu"
+    in_fp32 = accelerator.mixed_precision == "no" or emulated
+    peak = device_peak(accelerator.device, torch.float32 if in_fp32 else torch.bfloat16)
+    return None if peak is None else peak * accelerator.num_processes

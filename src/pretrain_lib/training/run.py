@@ -20,7 +20,6 @@ from pretrain_lib.data.windows.batches import Batch, WindowSource, iterate_steps
 from pretrain_lib.distributed.launched import on_all
 from pretrain_lib.distributed.sharding import writes_by_one
 from pretrain_lib.evaluate.tasks import Tasks, open_scored_tasks
-from pretrain_lib.models.flops import device_peak
 from pretrain_lib.models.interface import Model
 from pretrain_lib.run_folder.folder import (
     CHECKPOINTS,
@@ -35,7 +34,7 @@ from pretrain_lib.training.compilation import choose_compile, set_up_model
 from pretrain_lib.training.console_lines import fill
 from pretrain_lib.training.early_stop import StopWatch
 from pretrain_lib.training.first_weights import set_first_weights
-from pretrain_lib.training.measurements import TimeLeft
+from pretrain_lib.training.measurements import TimeLeft, peak_of_all
 from pretrain_lib.training.placement import place
 from pretrain_lib.training.profiler import PROFILE, StepProfiler
 from pretrain_lib.training.resume import Start, drop_later_checkpoints, resume
@@ -100,7 +99,9 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
         opened.callback(dataset.close)
         metrics = _start_metrics(config, manifest, start, accelerator)
         opened.callback(metrics.close)
-        watch = _start_watch(config, checkpoint_bytes(model, optimizer), accelerator)
+        profiled = config.system.profile if accelerator.is_main_process else None
+        expected = checkpoint_bytes(model, optimizer) / SLOW_DISK
+        watch = StopWatch(accelerator, max_time=config.run.max_time, expected_save=expected)
         opened.callback(watch.close)
         run = Run(
             config=config,
@@ -116,10 +117,10 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
             watch=watch,
             writer=_build_writer(config, model, corpus, manifest, accelerator),
             last_step=config.last_step(),
-            peak=_peak_of_all(accelerator),
+            peak=peak_of_all(accelerator),
             stretches=stretches,
             tasks=tasks,
-            profiler=_build_profiler(config, accelerator),
+            profiler=StepProfiler(profiled, Path(config.run.dir) / PROFILE, accelerator.device),
             continued_at=state.step if start.continues else None,
         )
         _announce(run, start)
@@ -140,15 +141,6 @@ def _place_model(
     return place(config, model, accelerator)
 
 
-def _peak_of_all(accelerator: Accelerator) -> float | None:
-    """Return the peak FLOP/s of all devices together, for `mfu`; None if unknown."""
-    # Of float8, which few devices have, the rate in bf16 is the reference; a CPU emulates it.
-    emulated = accelerator.mixed_precision == "fp8" and accelerator.device.type == "cpu"
-    in_fp32 = accelerator.mixed_precision == "no" or emulated
-    peak = device_peak(accelerator.device, torch.float32 if in_fp32 else torch.bfloat16)
-    return None if peak is None else peak * accelerator.num_processes
-
-
 def _start_metrics(
     config: Recipe, manifest: dict, start: Start, accelerator: Accelerator
 ) -> Metrics:
@@ -163,16 +155,6 @@ def _start_metrics(
     on_all(accelerator, lambda: await_run_folder(folder, run_id=start.run_id))
     start_trackers(accelerator, config.to_dict(), run_id=start.run_id)
     return Metrics(folder / METRICS, accelerator, total_steps=config.last_step(), step=step)
-
-
-def _build_profiler(config: Recipe, accelerator: Accelerator) -> StepProfiler:
-    steps = config.system.profile if accelerator.is_main_process else None
-    return StepProfiler(steps, Path(config.run.dir) / PROFILE, accelerator.device)
-
-
-def _start_watch(config: Recipe, save_bytes: int, accelerator: Accelerator) -> StopWatch:
-    expected_save = save_bytes / SLOW_DISK
-    return StopWatch(accelerator, max_time=config.run.max_time, expected_save=expected_save)
 
 
 def _build_writer(

@@ -150,11 +150,9 @@ def _update(optimizer: torch.optim.Optimizer, learning_rate: float, *, skip: tor
         group["lr"] = learning_rate * group.get("lr_factor", 1.0)
     if all(group.get("fused") for group in inner.param_groups):
         inner.grad_scale, inner.found_inf = None, skip.float()
-        try:
-            optimizer.step()
-        finally:  # a step of another loop is not to be skipped; a scaler has deleted them already
-            for name in ("grad_scale", "found_inf"):
-                vars(inner).pop(name, None)
+        optimizer.step()
+        for name in ("grad_scale", "found_inf"):  # or the steps of another loop would be skipped
+            vars(inner).pop(name, None)
     elif not skip:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
