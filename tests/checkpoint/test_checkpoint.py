@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -176,6 +177,53 @@ def test_the_checkpoint_just_written_is_never_pruned(tmp_path):
         save(tmp_path, step, model, optimizer)
     save(tmp_path, 3, model, optimizer, keep_last=1)  # the run turned back from step 8
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_paths_are_given_as_text_too(tmp_path):
+    model = build(GPT2_SHAPE)
+    optimizer = build_adamw(model, learning_rate=1e-2)
+    steps(model, optimizer, range(1))
+    path = save(str(tmp_path / "run"), 1, model, optimizer)
+    assert path == tmp_path / "run" / "step-00000001" == find_newest(str(tmp_path / "run"))
+    assert verify_checkpoint(str(path)) == []
+    assert read_state(str(path)) == read_state(path)
+    again = GPT2(GPT2_SHAPE)
+    load_checkpoint(str(path), again, build_adamw(again, learning_rate=1e-2))
+    assert all(map(torch.equal, again.parameters(), model.parameters()))
+
+
+def test_numbers_of_numpy_are_written_as_those_of_python(tmp_path):
+    model = build(GPT2_SHAPE)
+    optimizer = build_adamw(model, learning_rate=1e-2)
+    options = {"tokenizer": None, "manifest": {}}
+    counts = {"step": 7, "windows": 2**40, "tokens": 3, "best_step": 5, "row_tokens": 1}
+    expected = TrainingState(**counts, best_loss=0.5)
+    state = TrainingState(**{k: np.int64(n) for k, n in counts.items()}, best_loss=np.float32(0.5))
+    plain = save_checkpoint(tmp_path / "plain", expected, model, optimizer, **options)
+    path = save_checkpoint(tmp_path / "numpy", state, model, optimizer, **options)
+    name = "training/state.json"
+    assert (path / name).read_bytes() == (plain / name).read_bytes()
+    assert read_state(path)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("counts", "manifest", "message"),
+    [
+        ({"step": -1}, {}, "state.step=-1 must be a whole number of at least 0"),
+        ({"step": 10**8}, {}, "state.step=100000000 must be a whole number of at least 0 and at"),
+        ({"windows": 1.5}, {}, "state.windows=1.5 must be a whole number"),
+        ({"tokens": np.float64(8)}, {}, "state.tokens=8.0 must be a whole number"),
+        ({"recent": [[np.float32(1), 1.0]]}, {}, "state cannot be written as JSON (Object of type"),
+        ({}, {"seed": np.int64(1)}, "manifest cannot be written as JSON (Object of type int64"),
+    ],
+)
+def test_a_state_that_cannot_be_written_is_refused_first(counts, manifest, message, tmp_path):
+    model = build(GPT2_SHAPE)
+    optimizer = build_adamw(model, learning_rate=1e-2)
+    options = {"tokenizer": None, "manifest": manifest}
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        save_checkpoint(tmp_path / "run", TrainingState(**counts), model, optimizer, **options)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

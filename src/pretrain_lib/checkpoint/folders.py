@@ -31,21 +31,22 @@ def staging_path(folder: Path, step: int) -> Path:
     return folder / f".{checkpoint_path(folder, step).name}.tmp"
 
 
-def find_newest(folder: Path) -> Path | None:
+def find_newest(folder: Path | str) -> Path | None:
     """Return the newest intact checkpoint, skipping damaged and unreadable ones with a warning."""
-    for path in reversed(_by_age(folder)):
+    for path in reversed(_by_age(Path(folder))):
         if not (problems := verify_checkpoint(path)):
             return path
         warnings.warn(f"skipping a damaged checkpoint: {'; '.join(problems)}", stacklevel=2)
     return None
 
 
-def verify_checkpoint(path: Path) -> list[str]:
+def verify_checkpoint(path: Path | str) -> list[str]:
     """Verify the files of a checkpoint; return one line per problem, none if it is intact.
 
     A file that cannot be read is a problem like any other. Files that the checkpoint's list does
     not name are not part of it and are ignored.
     """
+    path = Path(path)
     try:
         expected = parse_json((path / FILES).read_bytes(), pairs=_without_repeats)
     except FileNotFoundError:

@@ -6,13 +6,14 @@ older ones are pruned only then, so an intact one exists at every instant. Nothi
 
 import errno
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pretrain_lib.checkpoint.contents import plain_values
 from pretrain_lib.checkpoint.folders import (
     FILES,
     MANIFEST,
@@ -105,7 +106,7 @@ class TrainingState:
 
 
 def save_checkpoint(
-    folder: Path,
+    folder: Path | str,
     state: TrainingState,
     model: Model,
     optimizer: torch.optim.Optimizer,
@@ -118,8 +119,8 @@ def save_checkpoint(
     if it cannot be written; the other checkpoints are then left as they were.
     """
     if (part := collect_part(model, optimizer)) is not None:
-        write_checkpoint(folder, state, part, **options)
-    return checkpoint_path(folder, state.step)
+        write_checkpoint(Path(folder), state, part, **options)
+    return checkpoint_path(Path(folder), state.step)
 
 
 def write_checkpoint(
@@ -140,11 +141,12 @@ def write_checkpoint(
     """
     check_tokenizer(tokenizer)
     check_kept(keep_last=keep_last, keep_every=keep_every, keep_best=keep_best)
+    values = plain_values(state, manifest=manifest)
     staging, target = staging_path(folder, state.step), checkpoint_path(folder, state.step)
 
     def commit() -> None:
         write_configuration(part.config, staging, tokenizer=tokenizer)
-        write_json(staging / STATE, asdict(state))
+        write_json(staging / STATE, values)
         write_json(staging / MANIFEST, manifest)
         digests = {name: digest for each in written for name, digest in each.items()}
         described = describe_files(staging, digests)
@@ -177,8 +179,9 @@ def _begin(folder: Path, staging: Path, *, needed: int) -> None:
     (staging / TRAINING).mkdir(parents=True)
 
 
-def read_state(path: Path) -> tuple[TrainingState, dict]:
+def read_state(path: Path | str) -> tuple[TrainingState, dict]:
     """Return the training state and the manifest of a checkpoint."""
+    path = Path(path)
     if not (path / STATE).is_file():
         raise ValueError(f"run.resume={path} is not a checkpoint: it has no {STATE}")
     values = json.loads((path / STATE).read_text(encoding="utf-8"))
@@ -191,7 +194,7 @@ def read_state(path: Path) -> tuple[TrainingState, dict]:
     return TrainingState(**values), json.loads((path / MANIFEST).read_text(encoding="utf-8"))
 
 
-def load_checkpoint(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> None:
+def load_checkpoint(path: Path | str, model: Model, optimizer: torch.optim.Optimizer) -> None:
     """Load model and optimizer from a checkpoint, written by any number of processes.
 
     Each process reads only the shards that it holds. Raises ValueError before anything is loaded if
@@ -199,5 +202,5 @@ def load_checkpoint(path: Path, model: Model, optimizer: torch.optim.Optimizer) 
     """
     model = unwrap(model)
     check_holds(model, optimizer)
-    load_weights(model, path)
-    load_moments(path, model, optimizer)
+    load_weights(model, Path(path))
+    load_moments(Path(path), model, optimizer)
