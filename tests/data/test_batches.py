@@ -165,6 +165,29 @@ def test_the_rank_is_that_of_the_process_group_if_none_is_given(dataset, tmp_pat
         assert_equal([narrow_document_ends(batch) for batch in first], expected[rank][0])
 
 
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ({"rank": -1, "world_size": 2}, "rank=-1 must be a whole number of at least 0"),
+        ({"rank": 2, "world_size": 2}, "rank=2 must be below world_size=2: give both"),
+        ({"rank": 1}, "rank=1 must be below world_size=1: give both, or neither"),
+        ({"rank": 0, "world_size": 0}, "world_size=0 must be a whole number of at least 1"),
+        ({"rank": 0.0, "world_size": 2}, "rank=0.0 must be a whole number"),
+    ],
+)
+def test_a_rank_that_is_none_of_the_world_is_refused(dataset, place, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        rank_micro_batches(dataset, 8, 4, micro_batch=2, **place)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        next(iterate_steps(dataset, [(8, 4)], micro_batch=2, device=CPU, **place))
+
+
+@pytest.mark.parametrize("count", [0, -4])
+def test_a_step_of_no_windows_is_refused(dataset, count):
+    with pytest.raises(ValueError, match=f"a step of {count} windows .* give 4 windows, or a mult"):
+        rank_micro_batches(dataset, 8, count, micro_batch=2, rank=0, world_size=2)
+
+
 def steps_of(sizes, first, last):
     return [(sizes.before(step), sizes.at(step)) for step in range(first, last)]
 

@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import torch
-from torch import distributed
 from torch.utils.data import Dataset
 
 from pretrain_lib.data.tokens.arrays import TokenArray
@@ -15,6 +14,7 @@ from pretrain_lib.data.windows.order import WindowOrder
 from pretrain_lib.data.windows.packing import Windows, fill_planned_window, fill_window
 from pretrain_lib.data.windows.positions import LARGEST_SEED, check_positions
 from pretrain_lib.data.windows.shuffled import Shuffle, order_by_epoch
+from pretrain_lib.data.windows.world import find_place
 from pretrain_lib.values import check_value, show
 
 Batch = dict[str, torch.Tensor]
@@ -142,12 +142,12 @@ def rank_micro_batches(
     tensor, b being `micro_batch`.
     """
     micro_batch = check_value(micro_batch, "micro_batch", int, minimum=1)
-    rank, world_size = _place(rank, world_size)
-    if count % (micro_batch * world_size):
+    rank, world_size = find_place(rank, world_size)
+    if count < 1 or count % (micro_batch * world_size):
         raise ValueError(
             f"a step of {count} windows does not divide into micro-batches of micro_batch="
-            f"{micro_batch} for world_size={world_size}; give windows that are a multiple of "
-            f"{micro_batch * world_size}"
+            f"{micro_batch} for world_size={world_size}; give {micro_batch * world_size} "
+            f"windows, or a multiple of that"
         )
     starts = range(first + rank * micro_batch, first + count, world_size * micro_batch)
     positions = [start + i for start in starts for i in range(micro_batch)]
@@ -156,13 +156,6 @@ def rank_micro_batches(
         {name: rows[i : i + micro_batch] for name, rows in batch.items()}
         for i in range(0, len(positions), micro_batch)
     ]
-
-
-def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Return rank and world size: those given, or of the process group, or of one process alone."""
-    grouped = distributed.is_available() and distributed.is_initialized()
-    own = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
-    return own[0] if rank is None else rank, own[1] if world_size is None else world_size
 
 
 def iterate_steps(
@@ -180,7 +173,7 @@ def iterate_steps(
     Prefetches the next step, into pinned memory for CUDA, while the current one is computed.
     """
     device = torch.device(device)
-    rank, world_size = _place(rank, world_size)
+    rank, world_size = find_place(rank, world_size)
 
     def load(step: tuple[int, int]) -> list[Batch]:
         batches = rank_micro_batches(
