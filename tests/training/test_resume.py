@@ -227,6 +227,39 @@ def test_steps_of_another_size_are_refused(recipe, tmp_path, changes, is_fork):
     assert "run.initial_weights=" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("steps", "tokens", "is_fork", "refused"),
+    [
+        (3, 8, False, "run.max_steps=3 ends the run at step 3"),
+        (3, 8, True, "run.max_steps=3 ends the run at step 3"),
+        (4, 8, True, "run.max_steps=4 ends the run at step 4"),
+        (None, 3, True, "schedule.tokens=768 ends the run at step 3"),
+        (None, 3, False, "schedule.tokens=768 ends the run at step 3"),
+        (4, 8, False, None),
+        (None, 4, False, None),
+        (5, 8, True, None),
+    ],
+)
+def test_an_end_before_the_checkpoint_is_refused(recipe, tmp_path, steps, tokens, is_fork, refused):
+    run(change(recipe, run={"max_steps": 4}))
+    before = read_rows(recipe.run.dir)
+    own = {"max_steps": steps, "allow_changes": ["schedule.tokens"]}
+    if is_fork:
+        own |= {"dir": str(tmp_path / "fork"), "resume": recipe.run.dir}
+    short = change(recipe, run=own, schedule={"tokens": tokens * 256})
+    if refused is None:
+        run(short)
+        assert status(short) == {
+            "state": "done",
+            "step": steps or tokens,
+            "reason": f"step {steps or tokens} is reached",
+        }
+    else:
+        with pytest.raises(ValueError, match=refused):
+            run(short)
+        assert read_rows(recipe.run.dir) == before
+
+
 @pytest.mark.parametrize("length", [32, 16, 8])
 def test_a_fork_with_another_sequence_length_is_as_far_into_the_data(recipe, tmp_path, length):
     begun = change(recipe, run={"max_steps": 4})
@@ -332,7 +365,7 @@ def test_another_shape_of_the_model_is_refused_with_what_helps(recipe, tmp_path,
 
 def test_a_fork_is_not_advised_to_be_one(recipe, tmp_path):
     run(change(recipe, run={"max_steps": 1}))
-    fork = {"dir": str(tmp_path / "fork"), "resume": recipe.run.dir, "max_steps": 1}
+    fork = {"dir": str(tmp_path / "fork"), "resume": recipe.run.dir, "max_steps": 2}
     other = change(recipe, model={"dropout": 0.1}, run=fork)
     with pytest.raises(ValueError, match=r"set them back, or name them in run\.allow_changes$"):
         run(other)

@@ -125,6 +125,7 @@ def _load(
     if refused:
         fits = not _of_model(refused) or _fits(model, path)
         raise _refusal(path, refused, fits=fits)
+    _refuse_earlier_end(config, path, state.step, fork=fork)
     load_checkpoint(path, model, optimizer)
     if DATA in changes:
         state.windows = 0
@@ -160,6 +161,22 @@ def _refuse_other_steps(path: Path, changes: dict[str, tuple]) -> None:
             f"which its schedule is counted; set it back, or begin another run with the weights of "
             f"this one (run.initial_weights={path})"
         )
+
+
+def _refuse_earlier_end(config: Recipe, path: Path, step: int, *, fork: bool) -> None:
+    """Raise ValueError if a run would end before its checkpoint, or a fork at it."""
+    last = config.last_step()
+    if step < last or (step == last and not fork):
+        return
+    which = f"schedule.tokens={config.schedule.tokens}"
+    if last < config.whole_run():
+        which = f"run.max_steps={config.run.max_steps}"
+    remedy = "give more: they count from the start of the run that it came from"
+    if not fork:
+        remedy = "give as much as before or more, or go back by run.resume to an earlier checkpoint"
+    raise ValueError(
+        f"{which} ends the run at step {last:,}, and {path} is of step {step:,}: {remedy}"
+    )
 
 
 def _of_model(changes: dict[str, tuple]) -> dict[str, tuple]:
