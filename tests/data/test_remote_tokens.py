@@ -1,6 +1,7 @@
 """Token files behind URLs: read as local ones are, from a real S3 server on loopback."""
 
 import threading
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -113,6 +114,21 @@ def test_damage_on_the_way_is_found(bucket, prepared, cache, monkeypatch):
     tokens = open_split(open_place("s3://corpus/prepared"), "train")
     with pytest.raises(ValueError, match=r"s3://corpus/prepared/.*bin, block 0 .* differ from"):
         tokens.read(0, 1000)
+
+
+def test_a_block_that_another_deletes_while_it_is_written_is_not_kept(tmp_path, monkeypatch):
+    cache, write = BlockCache(tmp_path, 64_000), Path.write_bytes
+
+    def write_and_lose(path, block):
+        write(path, block)
+        path.unlink()  # as what makes room does
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", write_and_lose)
+        cache.write("a", 0, b"block")
+    assert cache.read("a", 0, 0, 5) is None
+    cache.write("a", 0, b"block")
+    assert cache.read("a", 0, 0, 5) == b"block"
 
 
 def test_the_cache_stays_below_its_limit_and_drops_what_was_read_longest_ago(tmp_path):

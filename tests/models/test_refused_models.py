@@ -100,7 +100,7 @@ def test_rope_scaling_is_taken_as_a_mapping_or_refused_by_field():
             written | {"rope_type": "linear"},
             r"^model\.rope_scaling=.* .*: it has no rope_type",
         ),
-        ({"kind": "linear", "factor": "2"}, r"^model\.rope_scaling\.factor=2 must be "),
+        ({"kind": "linear", "factor": "2"}, r"^model\.rope_scaling\.factor=2 \(str\) must be "),
     ):
         with pytest.raises(ValueError, match=reason):
             pl.LlamaConfig(**shape, rope_scaling=wrong)

@@ -55,6 +55,8 @@ class BlockCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(block)
             temporary.replace(path)
+        except FileNotFoundError:  # deleted by another, which makes room: it is not kept
+            pass
         except OSError as error:
             raise ValueError(
                 f"blocks of remote files cannot be kept in {self.folder} ({error.strerror}); make "
