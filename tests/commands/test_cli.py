@@ -273,6 +273,12 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, cap
     assert "\n" not in error
 
 
+def test_a_run_is_not_taken_for_damaged_data(tmp_path, capsys):
+    (tmp_path / "manifest.json").write_text('{"config": {}, "run_id": "0123"}')
+    assert call("verify", tmp_path) == 2
+    assert "is the folder of a run, not of prepared data" in capsys.readouterr().err
+
+
 def test_an_abbreviated_flag_is_refused(capsys):
     assert call("prepare", "python-stdlib", "--train", "300", "--out", "x") == 2
     assert "--train" in capsys.readouterr().err

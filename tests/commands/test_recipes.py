@@ -229,3 +229,17 @@ def test_what_a_launcher_left_behind_is_awaited(number, tmp_path, monkeypatch):
     threading.Thread(target=interrupt, args=(started, number), daemon=True).start()
     assert launching.launch([str(recipe), str(started)]) == 75
     assert started.read_text() == number.name
+
+
+def test_flags_of_the_launch_are_not_ignored_where_nothing_is_launched(tmp_path):
+    def said(*flags, code=0):
+        result = run_pretrain("train", "gpt2_124m", *flags)
+        assert result.returncode == code, result.stderr
+        return result.stdout or result.stderr
+
+    planned = said("--gpus", "6", "--batch.micro_batch", "2", "--batch.tokens", "12288", "--plan")
+    devices = [line.split()[0] for line in planned.splitlines() if line.strip()[:1].isdigit()]
+    assert set(devices) == {"6"}
+    for flags in (["--gpus", "8", "--print_config"], ["--config_file", "nonsense", "--plan"]):
+        assert f"{flags[0]} is for training: leave it out with {flags[2]}" in said(*flags, code=2)
+    assert "--data.path" in said("--gpus", "8", "--help")

@@ -100,6 +100,20 @@ def test_a_run_without_metrics_is_refused_and_nothing_written(tmp_path, content,
     assert not (tmp_path / "plots").exists()
 
 
+def test_a_run_that_has_not_trained_yet_is_left_out_of_several(tmp_path, capsys):
+    for name in ("one", "other", "begun"):
+        (tmp_path / name).mkdir()
+    rows = [write_run(tmp_path / name) for name in ("one", "other")]
+    (tmp_path / "begun" / "metrics.jsonl").write_text("")
+    folders = [tmp_path / name for name in ("one", "begun", "other", "begun")]
+    assert [len(run.rows) for run in open_runs(folders)] == [len(own) for own in rows]
+    assert capsys.readouterr().err.count("left out: ") == 2
+    plot_runs(folders, tmp_path / "all.png")
+    assert (tmp_path / "all.png").is_file()
+    with pytest.raises(ValueError, match="no train row yet"):
+        open_runs([tmp_path / "begun"] * 2)
+
+
 def test_no_run_is_refused():
     with pytest.raises(ValueError, match="at least one run"):
         plot_runs([])

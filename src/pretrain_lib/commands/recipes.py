@@ -29,7 +29,8 @@ RECIPES = {
     "causal_lm": ("pythia_160m.yaml", "smollm2_135m.yaml", "qwen3_0_6b.yaml"),
     "qwen3_124m": (),
 }
-ANSWERED_AT_ONCE = {"--help", "-h", "--print_config", "--plan"}  # they start no processes
+HELP = {"--help", "-h"}
+ANSWERED_AT_ONCE = HELP | {"--print_config", "--plan"}  # they start no processes
 
 
 def run_new(options: argparse.Namespace) -> None:
@@ -55,8 +56,7 @@ def run_train(options: argparse.Namespace) -> int:
     recipe = find_recipe(options.recipe)
     flags = find_overlays(flags, recipe.parent)
     if asked := ANSWERED_AT_ONCE & {flag.partition("=")[0] for flag in flags}:
-        if chosen.budget is not None:
-            raise ValueError(f"--budget is for training: leave it out with {min(asked)}")
+        flags = _as_flags_of_recipe(chosen, asked) + flags
         return subprocess.run([sys.executable, recipe, *flags]).returncode
     words = ["--quiet", *launch_flags(chosen), str(recipe), *flags]
     if chosen.budget is not None:
@@ -69,6 +69,20 @@ def run_train(options: argparse.Namespace) -> int:
             return RESUMABLE
     print(f"accelerate launch {shlex.join(words)}", flush=True)
     return launch(words)
+
+
+def _as_flags_of_recipe(chosen: argparse.Namespace, asked: set[str]) -> list[str]:
+    """Return the recipe's own flags for those of the launch, where no process is started.
+
+    Raises ValueError for one that has no effect there.
+    """
+    if not asked.isdisjoint(HELP):
+        return []
+    planned = chosen.gpus is not None and "--plan" in asked
+    for name in ("budget", "config_file", *(() if planned else ("gpus",))):
+        if getattr(chosen, name) is not None:
+            raise ValueError(f"--{name} is for training: leave it out with {min(asked)}")
+    return ["--system.processes", str(chosen.gpus)] if planned else []
 
 
 def run_completion(options: argparse.Namespace) -> None:

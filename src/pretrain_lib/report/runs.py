@@ -1,5 +1,6 @@
 """Read runs for plots and reports, with the place of each row on the x axis."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from pretrain_lib.files.reading import parse_json
 from pretrain_lib.models.any_model import build_model, read_shape
 from pretrain_lib.models.flops import model_flops
 from pretrain_lib.run_folder.metrics import human
-from pretrain_lib.run_folder.rows import Rows, read_metrics
+from pretrain_lib.run_folder.rows import NothingTrained, Rows, read_metrics
 from pretrain_lib.wording import in_line
 
 Axis = Literal["tokens", "steps", "flops", "hours"]
@@ -51,6 +52,7 @@ def open_runs(
 ) -> list[Run]:
     """Read the rows, up to `last_step`, and manifests of runs.
 
+    Of several, one that has not trained yet is left out with a warning, if not all are.
     Raises ValueError for an empty list, for what `read` refuses, for a broken manifest, and if the
     place of a row on the axis is unknown.
     """
@@ -58,7 +60,13 @@ def open_runs(
         raise ValueError("runs is empty: name at least one run folder")
     runs = []
     for folder, name in zip(folders, names_of(folders), strict=True):
-        rows, manifest = read(folder), read_manifest(folder)
+        try:
+            rows, manifest = read(folder), read_manifest(folder)
+        except NothingTrained as error:
+            if not runs and folder == folders[-1]:
+                raise
+            print(f"left out: {error}", file=sys.stderr)
+            continue
         rows = [row for row in rows if last_step is None or row["step"] <= last_step]
         rate = flops_per_token(manifest.get("config", {})) if axis == "flops" else None
         if axis == "flops" and rate is None:

@@ -15,6 +15,10 @@ NUMBERS = dict.fromkeys(
 )
 
 
+class NothingTrained(ValueError):
+    """A run that has not written a train row yet."""
+
+
 def read_metrics(run: Path) -> Rows:
     """Return every row of a run's `metrics.jsonl`, in order.
 
@@ -25,7 +29,7 @@ def read_metrics(run: Path) -> Rows:
         raise ValueError(f"{run} is not a run folder: it has no {METRICS}")
     rows = read_rows(path)
     if not any(row["kind"] == "train" for row in rows):
-        raise ValueError(f"{path} has no train row yet: run at least one step, then plot")
+        raise NothingTrained(f"{path} has no train row yet: run at least one step, then plot")
     return rows
 
 

@@ -12,14 +12,20 @@ from pretrain_lib.data.tokens.manifests import (
 )
 from pretrain_lib.data.tokens.places import Place
 from pretrain_lib.data.tokens.shards import MASK_HASHES, SHARD_HASHES, read_manifest
+from pretrain_lib.files.reading import read_if_whole
 
 
 def verify_folder(folder: Path | str) -> list[str]:
     """Verify every hash of a prepared folder; return one line per missing or damaged file.
 
-    Raises ValueError for a folder without a manifest.
+    Raises ValueError for a folder without a manifest, and for that of a run.
     """
     folder = Path(folder)
+    if "run_id" in read_if_whole(folder / MANIFEST):
+        raise ValueError(
+            f"{folder} is the folder of a run, not of prepared data: each checkpoint in it is "
+            f"verified whenever it is loaded"
+        )
     try:
         manifest = read_manifest(folder)
     except ValueError as error:
