@@ -105,7 +105,7 @@ def test_a_run_that_has_not_trained_yet_is_left_out_of_several(tmp_path, capsys)
         (tmp_path / name).mkdir()
     rows = [write_run(tmp_path / name) for name in ("one", "other")]
     (tmp_path / "begun" / "metrics.jsonl").write_text("")
-    folders = [tmp_path / name for name in ("one", "begun", "other", "begun")]
+    folders = [tmp_path / name for name in ("begun", "one", "other", "begun")]
     assert [len(run.rows) for run in open_runs(folders)] == [len(own) for own in rows]
     assert capsys.readouterr().err.count("left out: ") == 2
     plot_runs(folders, tmp_path / "all.png")

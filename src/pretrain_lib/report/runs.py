@@ -58,14 +58,12 @@ def open_runs(
     """
     if not folders:
         raise ValueError("runs is empty: name at least one run folder")
-    runs = []
+    runs, left_out = [], []
     for folder, name in zip(folders, names_of(folders), strict=True):
         try:
             rows, manifest = read(folder), read_manifest(folder)
         except NothingTrained as error:
-            if not runs and folder == folders[-1]:
-                raise
-            print(f"left out: {error}", file=sys.stderr)
+            left_out.append(error)
             continue
         rows = [row for row in rows if last_step is None or row["step"] <= last_step]
         rate = flops_per_token(manifest.get("config", {})) if axis == "flops" else None
@@ -77,6 +75,10 @@ def open_runs(
         places = positions(rows, axis, flops_per_token=rate)
         placed = [row | {"x": float(x)} for row, x in zip(rows, places, strict=True)]
         runs.append(Run(folder, name, placed, manifest))
+    if not runs:
+        raise left_out[0]
+    for error in left_out:
+        print(f"left out: {error}", file=sys.stderr)
     return runs
 
 

@@ -127,11 +127,7 @@ def _load(
         raise _refusal(path, refused, fits=fits)
     _refuse_earlier_end(config, path, state.step, fork=fork)
     load_checkpoint(path, model, optimizer)
-    if DATA in changes:
-        state.windows = 0
-    elif WINDOW in changes:  # as many tokens into the data as before
-        old, new = changes[WINDOW]
-        state.windows = state.windows * old // new
+    _find_place_in_data(state, changes)
     _forget_other_bests(state, changes, fork=fork)
     state.evaluated = state.evaluated and not fork
     for key in ("versions", "git"):
@@ -177,6 +173,15 @@ def _refuse_earlier_end(config: Recipe, path: Path, step: int, *, fork: bool) ->
     raise ValueError(
         f"{which} ends the run at step {last:,}, and {path} is of step {step:,}: {remedy}"
     )
+
+
+def _find_place_in_data(state: TrainingState, changes: dict[str, tuple]) -> None:
+    """Begin anew with other data; with other windows be as many tokens into the data as before."""
+    if DATA in changes:
+        state.windows = 0
+    elif WINDOW in changes:
+        old, new = changes[WINDOW]
+        state.windows = state.windows * old // new
 
 
 def _of_model(changes: dict[str, tuple]) -> dict[str, tuple]:
