@@ -45,7 +45,7 @@ pathlib.Path(sys.argv[1]).write_text("yes")
 while not told:
     time.sleep(0.01)
 time.sleep(0.5)
-pathlib.Path(sys.argv[1]).write_text(told[0])
+pathlib.Path(sys.argv[1]).write_text(" ".join(told))
 pathlib.Path(os.environ["PRETRAIN_EXIT_CODE_FILE"]).write_text("75")
 sys.exit(75)
 """
@@ -205,18 +205,20 @@ def test_it_ends_after_the_run_that_a_signal_stops(configuration, number, prepar
     assert read_rows(folder)[-1]["step"] == step + 1
 
 
-def interrupt(started, number):
-    """Signal this process once a recipe has started, and as a terminal does, its launcher too."""
+def interrupt(started, number, from_terminal):
+    """Signal this process once a recipe has started; a terminal signals its launcher, too."""
     while not started.is_file():
         time.sleep(0.01)
-    family = psutil.Process().children(recursive=True) if number == signal.SIGINT else []
-    os.kill(os.getpid(), number)
-    for process in family:
+    family = psutil.Process().children(recursive=True) if from_terminal else []
+    for process in (*family, psutil.Process()):
         process.send_signal(number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_what_a_launcher_left_behind_is_awaited(number, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "from_terminal"),
+    [(signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGINT, True)],
+)
+def test_what_a_launcher_left_behind_is_awaited(number, from_terminal, tmp_path, monkeypatch):
     """The launcher here ends at once; its recipe takes its time, and writes its code at the end."""
     recipe, launcher = tmp_path / "recipe.py", tmp_path / "accelerate" / "commands" / "launch.py"
     launcher.parent.mkdir(parents=True)
@@ -226,9 +228,51 @@ def test_what_a_launcher_left_behind_is_awaited(number, tmp_path, monkeypatch):
     recipe.write_text(SLOW_RECIPE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     started = tmp_path / "started"
-    threading.Thread(target=interrupt, args=(started, number), daemon=True).start()
+    arguments = (started, number, from_terminal)
+    threading.Thread(target=interrupt, args=arguments, daemon=True).start()
     assert launching.launch([str(recipe), str(started)]) == 75
-    assert started.read_text() == number.name
+    # Two of SIGINT would stop a run at once.
+    told = started.read_text().split()
+    assert told.count("SIGINT") == int(from_terminal)
+    assert told.count("SIGTERM") == 1 or from_terminal
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("configuration", ["cpu", "cpu_2proc"])
+def test_a_run_is_saved_when_the_command_that_started_it_is_killed(
+    configuration, prepared, tmp_path
+):
+    folder = tmp_path / "run"
+    words = ["train", "gpt2_124m", "--config_file", configuration]
+    words += [*tiny_flags(prepared, folder), "--schedule.tokens", "100M"]
+    process = subprocess.Popen([PRETRAIN, *words], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while not (folder / "metrics.jsonl").is_file() or len(read_rows(folder)) < 5:
+        assert process.poll() is None
+        time.sleep(0.1)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert not psutil.wait_procs(family, timeout=300)[1]
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("resumable", "signal SIGTERM")
+
+
+def test_a_run_that_is_told_to_stop_before_it_begins_can_be_started_again(prepared, tmp_path):
+    words = ["train", "gpt2_124m", *tiny_flags(prepared, tmp_path / "run")]
+    code = f"""
+import os, signal, sys
+from pretrain_lib.commands import cli, recipes
+def import_torch(chosen):  # where the command spends its first second
+    os.kill(os.getpid(), signal.{{}})
+    raise AssertionError
+recipes.launch_flags = import_torch
+cli.main({words!r})
+"""
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+        result = run_python("-c", code.format(name))
+        assert result.returncode == 75, result.stderr
+        assert "the same command starts it" in result.stdout
+    assert not (tmp_path / "run").exists()
 
 
 def test_flags_of_the_launch_are_not_ignored_where_nothing_is_launched(tmp_path):

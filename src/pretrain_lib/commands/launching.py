@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -56,40 +58,63 @@ def _last_error(text: str) -> str:
     return (errors or lines)[-1].removeprefix("error: ")
 
 
+@contextmanager
+def on_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have signals that stop a run handled by `handler` meanwhile."""
+    before = {number: signal.signal(number, handler) for number in HANDED_ON}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def stop(*_: Any) -> None:
+    """Handle a signal where nothing has to be saved."""
+    raise Stopped
+
+
 def launch(words: list[str], *, output: IO | None = None) -> int:
     """Run `accelerate launch`, handing on signals; return the exit code that the recipe wrote.
 
     A run that is told to stop before it could write one can be started again: it is `RESUMABLE`.
-    `output` is the file that takes what it prints, by default the console.
+    `output` is the file that takes what it prints, by default the console. If this process is
+    killed, the run is told to stop, too.
     """
+    from pretrain_lib.distributed.launched import stop_with  # imports torch, which is slow
+
     command = [sys.executable, "-m", "accelerate.commands.launch", *words]
-    with tempfile.TemporaryDirectory() as folder:
+    recipes: set[psutil.Process] = set()  # that were told to stop
+    launchers: list[subprocess.Popen] = []
+    told: list[int] = []
+
+    def hand_on(number: int, _: FrameType | None) -> None:
+        told.append(number)
+        for launcher in launchers:
+            recipes.update(_recipes_of(launcher, words))
+        # A terminal sends Ctrl-C to all processes: a second one would stop the run without a save.
+        sent = signal.SIGTERM if number == signal.SIGINT else number
+        for target in recipes or launchers:
+            with suppress(psutil.Error):
+                target.send_signal(sent)
+
+    with tempfile.TemporaryDirectory() as folder, on_signals(hand_on):
         file = Path(folder, "code")
-        env = os.environ | {EXIT_CODE_FILE: str(file)}
-        process = subprocess.Popen(command, env=env, stdout=output, stderr=output)
-        recipes: set[psutil.Process] = set()  # that were told to stop
-        stopped = False
-
-        def hand_on(number: int, _: FrameType | None) -> None:
-            nonlocal stopped
-            recipes.update(_recipes_of(process, words))
-            if number == signal.SIGINT:  # a terminal sends Ctrl-C to all of its processes
-                return
-            stopped = True
-            for target in recipes or [process]:
-                with suppress(psutil.Error):
-                    target.send_signal(number)
-
-        before = {number: signal.signal(number, hand_on) for number in HANDED_ON}
-        try:
-            code = process.wait()
-            psutil.wait_procs(recipes)  # Ctrl-C ends a launcher at once, and the run saves first
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        process = subprocess.Popen(
+            command,
+            env=os.environ | {EXIT_CODE_FILE: str(file)},
+            stdout=output,
+            stderr=output,
+            preexec_fn=partial(stop_with, os.getpid()),
+        )
+        launchers.append(process)
+        if told:  # while it was being started
+            process.terminate()
+        code = process.wait()
+        psutil.wait_procs(recipes)  # Ctrl-C ends a launcher at once, and the run saves first
         if file.is_file():
             return int(file.read_text(encoding="utf-8"))
-        return RESUMABLE if stopped else code
+        return RESUMABLE if told else code
 
 
 def _recipes_of(launcher: subprocess.Popen, words: list[str]) -> list[psutil.Process]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pretrain_lib.commands.launching import Stopped, launch, read_settings
+from pretrain_lib.commands.launching import Stopped, launch, on_signals, read_settings, stop
 from pretrain_lib.config.flags import Parser, add_argument
 from pretrain_lib.config.units import Duration
 from pretrain_lib.errors import RESUMABLE
@@ -58,17 +58,18 @@ def run_train(options: argparse.Namespace) -> int:
     if asked := ANSWERED_AT_ONCE & {flag.partition("=")[0] for flag in flags}:
         flags = _as_flags_of_recipe(chosen, asked) + flags
         return subprocess.run([sys.executable, recipe, *flags]).returncode
-    words = ["--quiet", *launch_flags(chosen), str(recipe), *flags]
-    if chosen.budget is not None:
-        from pretrain_lib.commands.budget import within_budget  # imports torch, which is slow
+    try:
+        with on_signals(stop):
+            words = ["--quiet", *launch_flags(chosen), str(recipe), *flags]
+            if chosen.budget is not None:
+                from pretrain_lib.commands.budget import within_budget  # imports torch: slow
 
-        try:
-            words += within_budget(words, read_settings(recipe, flags), chosen.budget)
-        except Stopped:
-            print("stopped: the same command measures again", flush=True)
-            return RESUMABLE
-    print(f"accelerate launch {shlex.join(words)}", flush=True)
-    return launch(words)
+                words += within_budget(words, read_settings(recipe, flags), chosen.budget)
+            print(f"accelerate launch {shlex.join(words)}", flush=True)
+            return launch(words)
+    except Stopped:
+        print("stopped before the run began: the same command starts it", flush=True)
+        return RESUMABLE
 
 
 def _as_flags_of_recipe(chosen: argparse.Namespace, asked: set[str]) -> list[str]:

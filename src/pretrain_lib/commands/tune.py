@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pretrain_lib.commands.budget import folder_to_measure, measure_steps
-from pretrain_lib.commands.launching import Stopped, launch_into, read_settings
+from pretrain_lib.commands.launching import Stopped, launch_into, on_signals, read_settings, stop
 from pretrain_lib.commands.recipes import (
     add_tune_flags,
     find_overlays,
@@ -84,12 +84,12 @@ def run_tune(options: argparse.Namespace) -> int:
     check_searchable(settings)
     width = chosen.width or default_width(settings["model"])
     common = as_flags(common_settings(settings, width))
-    words = ["--quiet", *launch_flags(chosen), str(recipe), *found, *common]
     names = RATES[settings["optimizer"]["kind"]]
     check_folder(out, named="--out ", kind="a search", is_ours=lambda f: (f / PLAN).is_file())
-    tuning = Tuning(options.recipe, flags, words, settings, names, width, out)
     try:
-        with lock_folder(out, setting="out"):
+        with on_signals(stop), lock_folder(out, setting="out"):
+            words = ["--quiet", *launch_flags(chosen), str(recipe), *found, *common]
+            tuning = Tuning(options.recipe, flags, words, settings, names, width, out)
             _tune(tuning, budget=chosen.budget)
     except Stopped:
         print("stopped: the same command goes on", flush=True)

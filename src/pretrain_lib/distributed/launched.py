@@ -127,8 +127,13 @@ def stop_with_launcher() -> None:
     running. Linux only; on other systems, signal the Python process itself.
     """
     launcher = find_launcher()
-    if sys.platform != "linux" or launcher is None or "TORCHELASTIC_RUN_ID" in os.environ:
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
-    if os.getppid() != launcher.pid:  # the launcher had exited before the call
-        os.kill(os.getpid(), signal.SIGTERM)
+    if launcher is not None and "TORCHELASTIC_RUN_ID" not in os.environ:
+        stop_with(launcher.pid)
+
+
+def stop_with(parent: int) -> None:
+    """Make the kernel send SIGTERM to this process when its parent exits, on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        if os.getppid() != parent:  # it had exited before the call
+            os.kill(os.getpid(), signal.SIGTERM)
