@@ -822,7 +822,7 @@ def test_validation_rules_are_read():
 
 @pytest.mark.parametrize("both", [{}, {"tokenizer": "folder", "train_tokenizer": 300}])
 def test_job_needs_exactly_one_tokenizer(both):
-    with pytest.raises(ValueError, match="exactly one of tokenizer"):
+    with pytest.raises(ValueError, match=r"exactly one of data\.tokenizer"):
         Job(("python-stdlib",), **both)
 
 

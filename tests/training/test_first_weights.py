@@ -121,6 +121,10 @@ def test_the_first_loss_is_that_of_transformers(
     assert losses[-1] < losses[0] - 0.1
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000008"
     assert load_pretrained(checkpoint).config == recipe.model
+    again = change(recipe, run={"initial_weights": recipe.run.dir})
+    with pytest.raises(ValueError, match=f"is a run folder, .*: give {checkpoint}$"):
+        check_first_weights(again)
+    check_first_weights(change(recipe, run={"initial_weights": str(checkpoint)}))
     if on_meta and name == "llama":
         assert export_checkpoint(checkpoint, tmp_path / "out") < 1e-5
         card = (tmp_path / "out" / "README.md").read_text()

@@ -94,8 +94,8 @@ def check_free_space(folder: Path, needed: int) -> None:
     if free < needed:
         raise OSError(
             errno.ENOSPC,
-            f"a checkpoint takes {needed / 1e9:.2f} GB but only {free / 1e9:.2f} GB are free: make "
-            f"room, or keep fewer checkpoints (checkpoint.keep_last)",
+            f"a checkpoint takes {needed / 1e6:,.0f} MB but only {free / 1e6:,.0f} MB are free: "
+            f"make room, or keep fewer checkpoints (checkpoint.keep_last)",
             str(folder),
         )
 

@@ -10,8 +10,6 @@ FLAGS = {
         "data.source": "SOURCE",
         "data.tokenizer": "--tokenizer",
         "data.train_tokenizer": "--train_tokenizer",
-        "tokenizer": "--tokenizer",
-        "train_tokenizer": "--train_tokenizer",
         "data.validation": "--validation",
         "data.text_field": "--text_field",
         "data.max_rejected": "--max_rejected",

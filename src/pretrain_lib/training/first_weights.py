@@ -5,12 +5,14 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
+from pretrain_lib.checkpoint.folders import find_newest
 from pretrain_lib.config.settings import Recipe
 from pretrain_lib.models.any_model import load_weights
 from pretrain_lib.models.hf_config import read_config
 from pretrain_lib.models.interface import Model
 from pretrain_lib.models.transformers_config import NOT_THE_SHAPE, CausalLMConfig
 from pretrain_lib.models.weight_files import check_weights
+from pretrain_lib.run_folder.layout import CHECKPOINTS, is_run_folder
 from pretrain_lib.wording import in_line
 
 # Fields that may differ from the folder, because its weights are valid for any value of them.
@@ -40,6 +42,12 @@ def find_weights(name: str) -> Path:
     Raises ValueError if there is neither.
     """
     folder = Path(name).expanduser()
+    if is_run_folder(folder):
+        newest = find_newest(folder / CHECKPOINTS)
+        raise ValueError(
+            f"run.initial_weights={name} is a run folder, whose newest checkpoint changes: give "
+            f"{'a model folder' if newest is None else newest}"
+        )
     if folder.is_dir():
         return folder
     if not HUB_NAME.fullmatch(name):

@@ -72,8 +72,8 @@ class Job:
             object.__setattr__(self, name, number)
         if (self.tokenizer is None) == (self.train_tokenizer is None):
             raise ValueError(
-                "give exactly one of tokenizer=NAME (an existing tokenizer) and "
-                "train_tokenizer=SIZE (train one on the text, with so many ids)"
+                "give exactly one of data.tokenizer=NAME (an existing tokenizer) and "
+                "data.train_tokenizer=SIZE (train one on the text, with so many ids)"
             )
         if self.train_tokenizer is not None:
             check_vocabulary_size(self.train_tokenizer)
