@@ -58,8 +58,10 @@ class StopWatch:
 
     def has_signal(self) -> bool:
         """Return whether a process has a signal to stop; the same on all ranks."""
-        flag = torch.full((1,), self._signal or 0, device=self.accelerator.device)
-        return bool(self.accelerator.gather(flag).any())
+        number, device = self._signal or 0, self.accelerator.device
+        if self.accelerator.num_processes > 1:
+            number = self.accelerator.gather(torch.full((1,), number, device=device)).amax()
+        return bool(number)
 
     def _expected_end(self, evaluation_next: bool) -> float:
         """Return the expected run time in seconds after another step, its evaluation and a save."""
