@@ -12,6 +12,7 @@ import random
 import re
 import tarfile
 import zipfile
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -552,9 +553,18 @@ def test_of_a_cut_text_only_the_part_that_is_not_utf8_is_left_out(tmp_path):
     assert kept == raw[:29] + raw[56:]
     assert parts[place + 1] == Document("", True, False, parts[0].digest)  # begins with the id
     assert all(part.begins == (i in (0, place + 1)) for i, part in enumerate(parts) if i != place)
-    (tmp_path / "b.txt").write_bytes(b"word " * 10 + b"\xff")
-    *_, last = read(tmp_path / "b.txt", 25)
-    assert isinstance(last, Rejected)  # nothing follows
+
+
+@pytest.mark.parametrize("bad", [set(c) for n in range(6) for c in combinations(range(5), n)])
+def test_a_document_of_a_cut_text_ends_before_each_part_that_is_left_out(tmp_path, bad):
+    words = [b"wor\xff " if i in bad else b"word " for i in range(5)]
+    (tmp_path / "a.txt").write_bytes(b"".join(b"word " * 4 + word * 4 for word in words))
+    found = read(tmp_path / "a.txt", 40)
+    kept = [part for part in found if isinstance(part, Document)]
+    assert len(found) - len(kept) == len(bad)
+    runs = "".join(" " if i in bad else "x" for i in range(5)).split()
+    assert [part.begins for part in kept].count(True) == len(runs)
+    assert [part.ends for part in kept] == [part.begins for part in kept[1:]] + [True] * bool(kept)
 
 
 def test_a_parquet_row_that_is_not_utf8_is_named_and_the_others_are_read(tmp_path):

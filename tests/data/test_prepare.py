@@ -650,15 +650,19 @@ def test_a_dataset_that_cannot_be_sent_to_workers_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("validation", ["none", "first:100", "first:2000"])
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("place", [0, 4000, -1])
 @pytest.mark.parametrize("bad", [0, 1])
 def test_a_text_of_which_a_part_is_left_out_keeps_the_others(
-    tmp_path, small_units, validation, bad
+    tmp_path, small_units, small_texts_for_workers, validation, bad, place, workers
 ):
-    """The first part of the first or the second of two texts is not UTF-8."""
+    """A part of the first or the second of two texts is not UTF-8."""
     (tmp_path / "text").mkdir()
     parts, expected = [], []
     for number, text in enumerate((CODE[:8000], CODE[9000:16000])):
-        raw = (b"\xff" if number == bad else b"") + text.encode()
+        raw = bytearray(text.encode())
+        if number == bad:
+            raw[place] = 0xFF
         (tmp_path / "text" / f"{number}.txt").write_bytes(raw)
     source = open_source(str(tmp_path / "text"))
     for unit in source.units():
@@ -669,11 +673,16 @@ def test_a_text_of_which_a_part_is_left_out_keeps_the_others(
             ids = tokenizer.encode(part.text)
             expected += [tokenizer.end_of_text_id, *ids] if part.begins else ids
     options = {"tokenizer": str(tmp_path / "tokenizer"), "validation": validation}
-    manifest = prepare(Job((str(tmp_path / "text"),), **options), tmp_path / "out", quiet=True)
+    job = Job((str(tmp_path / "text"),), **options)
+    manifest = prepare(job, tmp_path / "out", workers=workers, quiet=True)
     assert manifest["left_out"]["rejected"] == 1
-    held_out, _ = read_ids(tmp_path / "out", "validation")
+    written = {split: read_ids(tmp_path / "out", split) for split in ("validation", "train")}
+    held_out, train = (ids for ids, _ in written.values())
     assert held_out == expected[: parse_validation(validation)[1]]
-    assert held_out + read_ids(tmp_path / "out", "train")[0] == expected
+    assert held_out + train == expected
+    for ids, ends in written.values():  # a document ends wherever the next one begins
+        starts = [i for i, id in enumerate(ids) if id == tokenizer.end_of_text_id]
+        assert ends == [*filter(None, starts), *[len(ids)] * bool(ids)]
 
 
 def generate(parts, pids):

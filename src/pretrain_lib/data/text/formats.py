@@ -9,6 +9,7 @@ import codecs
 import hashlib
 import io
 import re
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,6 +120,7 @@ def _text(piece: FileSlice) -> Iterator[Document | Rejected]:
         if len(raw) < stop - start:
             raise shortened(piece)
         is_part = (start, stop) != (0, size)
+        goes_on = _is_next_part_readable(file, piece, stop, size)
         file.seek(0)
         digest = hashlib.blake2b(file.read(DIGEST_BYTES) + str(size).encode()).digest()
     where = f"{show_path(piece.path)}, bytes {start} to {stop}"
@@ -127,11 +129,29 @@ def _text(piece: FileSlice) -> Iterator[Document | Rejected]:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         yield Rejected(where, "the text is not UTF-8", f"{error.reason} at byte {error.start}")
-        if stop < size:  # what follows the gap does not go on where the text before it ended
+        if goes_on:  # what follows the gap does not go on where the text before it ended
             yield Document("", True, False, digest)
         return
     text = text.removeprefix("\ufeff") if start == 0 else text
-    yield Document(text, start == 0, stop == size, digest if is_part else None)
+    yield Document(text, start == 0, not goes_on, digest if is_part else None)
+
+
+def _is_next_part_readable(file: io.BufferedReader, piece: FileSlice, stop: int, size: int) -> bool:
+    """Return whether a part of the text follows the one that ends at `stop`, and is UTF-8.
+
+    The parts are read independently, so that each finds out by itself whether its document ends.
+    """
+    edge, end = piece.stop, stop
+    while end == stop < size:
+        edge += piece.stop - piece.start
+        end = _next_cut(file, edge, size)
+    file.seek(stop)
+    blocks = (file.read(min(BUFFER_BYTES, end - at)) for at in range(stop, end, BUFFER_BYTES))
+    try:
+        deque(codecs.iterdecode(blocks, "utf-8"), maxlen=0)
+    except UnicodeDecodeError:
+        return False
+    return stop < size
 
 
 def _next_cut(file: io.BufferedReader, position: int, size: int) -> int:
