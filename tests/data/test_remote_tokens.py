@@ -100,20 +100,49 @@ def test_best_fit_plans_of_a_remote_folder_are_kept_in_the_cache(bucket, recipe,
     assert list((cache.parent / "packing").iterdir())
 
 
-def test_damage_on_the_way_is_found(bucket, prepared, cache, monkeypatch):
-    tokens = open_split(open_place("s3://corpus/prepared"), "train")
-    expected = tokens.read(0, 1000)
-    (block,) = [
-        p
-        for p in cache.glob("*/*")
-        if p.read_bytes()[:200] == expected[:100].astype("<u2").tobytes()
-    ]
-    raw = bytearray(block.read_bytes())
+def test_a_damaged_block_of_the_cache_is_fetched_again(bucket, prepared, cache):
+    for url, local, read in (
+        ("s3://corpus/prepared", prepared, lambda place: open_split(place, "train")),
+        ("s3://corpus/arrays/plain.bin", bucket / "plain.bin", open_array),
+        ("s3://corpus/arrays/trove.ds", bucket / "trove.ds", open_array),
+    ):
+        expected = read(local).read(0, 1000)
+        for damage in (lambda raw: raw[:7] + b"#" + raw[8:], lambda raw: raw[:-16], lambda _: b""):
+            assert np.array_equal(read(open_place(url)).read(0, 1000), expected)
+            for block in cache.glob("*/*"):
+                block.write_bytes(damage(block.read_bytes()))
+
+
+def open_array(place):
+    return open_foreign(place, vocabulary_size=400)
+
+
+def test_damage_in_the_storage_is_found(s3, prepared):
+    upload(prepared, "damaged")
+    storage, name = fsspec.filesystem("s3"), next(prepared.glob("train-*.bin")).name
+    raw = bytearray(storage.cat_file(f"corpus/damaged/{name}"))
     raw[7] ^= 1
-    block.write_bytes(raw)
-    tokens = open_split(open_place("s3://corpus/prepared"), "train")
-    with pytest.raises(ValueError, match=r"s3://corpus/prepared/.*bin, block 0 .* differ from"):
+    storage.pipe_file(f"corpus/damaged/{name}", bytes(raw))
+    tokens = open_split(open_place("s3://corpus/damaged"), "train")
+    with pytest.raises(ValueError, match=r"s3://corpus/damaged/.*bin, block 0 .* differ from"):
         tokens.read(0, 1000)
+
+
+@pytest.mark.parametrize("name", ["changing.bin", "chang*.bin"])
+def test_a_file_that_changes_while_it_is_read_is_refused_and_not_kept(s3, monkeypatch, name):
+    monkeypatch.setattr(places, "CACHED_BYTES", 2**12)
+    storage, content = fsspec.filesystem("s3"), {7: b"\7\0" * 2**13, 9: b"\t\0" * 2**13}
+    storage.pipe_file("corpus/changing.bin", content[7])
+    tokens = open_foreign(f"s3://corpus/{name}", vocabulary_size=400, dtype="uint16")
+    assert tokens.read(0, 2).tolist() == [7, 7]
+    storage.pipe_file("corpus/changing.bin", content[9])
+    assert tokens.read(0, 2).tolist() == [7, 7]  # what was read before is of one file
+    with pytest.raises(ValueError, match="changing.bin has changed .*; start again with what is"):
+        tokens.read(2**13 - 2, 2)
+    storage.pipe_file("corpus/changing.bin", content[7])  # of the same etag as before
+    again = open_foreign(f"s3://corpus/{name}", vocabulary_size=400, dtype="uint16")
+    for one in (tokens, again):
+        assert (one.read(0, 2**13) == 7).all()
 
 
 def test_a_block_that_another_deletes_while_it_is_written_is_not_kept(tmp_path, monkeypatch):
@@ -138,8 +167,8 @@ def test_the_cache_stays_below_its_limit_and_drops_what_was_read_longest_ago(tmp
         content[number] = draw.bytes(1000)
         cache.write("a", number, content[number])
         assert cache.read("a", 0, 0, 1000) == content[0]  # the one that is always read
-        found = {int(path.name): path.read_bytes() for path in tmp_path.glob("a/*")}
-        assert sum(map(len, found.values())) <= limit
+        found = {int(path.name): path.read_bytes()[:1000] for path in tmp_path.glob("a/*")}
+        assert sum(path.stat().st_size for path in tmp_path.glob("a/*")) <= limit
         assert all(content[key] == value for key, value in found.items())
         assert number in found
     threads = [

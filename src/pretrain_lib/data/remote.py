@@ -193,7 +193,38 @@ def check_part(url: str, data: bytes, size: int, remedy: str, *, setting: str) -
             f"knows no Range); {DOWNLOAD}"
         )
     if len(data) < size:
-        raise Unreachable(f"{setting}: {url} has changed while it was read; {remedy}")
+        raise _changed(url, remedy, setting)
+
+
+def check_version(file: RemoteFile, known: set[str], remedy: str, *, setting: str) -> None:
+    """Raise ValueError, naming `setting`, if a file is no longer what it was when it was opened.
+
+    `known` is what the storage was found to write for its version.
+    """
+    storage, key = storage_of(file.url, setting=setting)
+    storage.invalidate_cache(key)  # or it tells what it was told before
+    info = answer(file.url, partial(storage.info, key), setting=setting)
+    now = describe_file(file.url, info, setting=setting)
+    if now.st_size == file.st_size and now.version in known:
+        return
+    # A listing, which the version may be from, may write the same time or etag in another way.
+    if now.st_size != file.st_size or file.version not in _listed_versions(storage, key):
+        raise _changed(file.url, remedy, setting)
+    known.add(now.version)
+
+
+def _listed_versions(storage: Any, key: str) -> set[str]:
+    """Return the version of a file in the listing of its folder, empty if there is none."""
+    folder, _, name = key.rstrip("/").rpartition("/")
+    try:
+        infos = storage.ls(folder, detail=True)
+    except Exception:  # each storage has its own types
+        return set()
+    return {version_of(info) for info in infos if info["name"].rpartition("/")[2] == name}
+
+
+def _changed(url: str, remedy: str, setting: str) -> Unreachable:
+    return Unreachable(f"{setting}: {url} has changed while it was read; {remedy}")
 
 
 def refuse_secrets(url: str, *, setting: str = "data.source") -> None:

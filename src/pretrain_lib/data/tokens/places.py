@@ -16,6 +16,7 @@ from pretrain_lib.data.remote import (
     Unreachable,
     answer,
     check_part,
+    check_version,
     describe_file,
     is_url,
     refuse_secrets,
@@ -155,6 +156,7 @@ class RemoteHandle:
 
     def __init__(self, path: RemotePath) -> None:
         self.path, self._file = path, path.stat()
+        self._versions = {self._file.version}
         identity = f"{path.url}|{self._file.st_size}|{self._file.version}"
         self._key = hashlib.sha256(identity.encode()).hexdigest()[:32]
 
@@ -182,6 +184,8 @@ class RemoteHandle:
         block = answer(self.path.url, ask, setting=SETTING)
         remedy = "start again with what is there now, or put the file back"
         check_part(self.path.url, block, stop - start, remedy, setting=SETTING)
+        # Before it is kept as a block of the file that was opened.
+        check_version(self._file, self._versions, remedy, setting=SETTING)
         self.path.cache.write(self._key, number, block)
         return block
 
