@@ -1,5 +1,6 @@
 """Best-fit packing: what a plain best-fit decreasing does, on disk, whatever befalls the disk."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from multiprocessing import get_context
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -218,12 +220,13 @@ def test_a_plan_that_is_there_is_used_as_it_is(tmp_path):
     assert stamps() == before
 
 
-def test_a_folder_in_which_another_process_builds_is_refused(tmp_path):
-    with (
-        lock_folder(tmp_path, setting="data.path"),
-        pytest.raises(ValueError, match="data.path=.* in use by another process"),
-    ):
-        make(tmp_path, SOME)
+def test_a_plan_that_another_process_makes_is_waited_for(tmp_path, monkeypatch):
+    """The other releases its lock at the first pause."""
+    with contextlib.ExitStack() as other:
+        other.enter_context(lock_folder(tmp_path, setting="data.path"))
+        monkeypatch.setattr(best_fit, "time", SimpleNamespace(sleep=lambda _: other.close()))
+        waited = make(tmp_path, SOME)
+    assert windows_of(waited) == windows_of(make(tmp_path / "at_once", SOME))
 
 
 def test_plans_of_other_arrays_and_lengths_lie_side_by_side(tmp_path):

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from pretrain_lib.commands.cli import main
+from pretrain_lib.corpus.corpus import open_corpus
 from pretrain_lib.data.inspection import inspect_data
 from pretrain_lib.data.text.tokenizer import load_tokenizer
 from pretrain_lib.data.tokens.arrays import open_split
 from pretrain_lib.data.windows.batches import PackedDataset
+from tests.conftest import change
 
 LENGTH = 48
 
@@ -98,8 +100,21 @@ def test_arrays_of_others_are_shown_as_ids(tmp_path):
     assert "where documents end is not known" in "\n".join(lines)
     shown = [int(number) for number in lines[-1].split()]
     assert shown == list(range(shown[0], shown[0] + LENGTH))
-    with pytest.raises(ValueError, match="best_fit: .*must be a folder of `pretrain prepare`"):
+    with pytest.raises(ValueError, match="best_fit needs document ends, which .*train.bin does no"):
         lines_of(tmp_path / "train.bin", packing="best_fit")
+
+
+def test_the_plan_of_an_array_is_the_one_that_a_run_makes(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (np.arange(2000, dtype="<u2") % 300).tofile(tmp_path / "a.ds")
+    np.arange(50, 2001, 50, dtype="<u8").tofile(tmp_path / "a.ds.index")
+    data = {"path": str(tmp_path / "a.ds"), "validation": "none", "packing": "best_fit"}
+    (plan,) = open_corpus(change(recipe, data=data)).plans
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cache/*/packing/*")}
+    length = recipe.batch.sequence_length
+    lines = lines_of(tmp_path / "a.ds", packing="best_fit", sequence_length=length)
+    assert only(lines, r"best_fit +(\d+) windows")[1] == str(plan.num_windows)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("cache/*/packing/*")} == made
 
 
 def test_the_type_of_bare_ids_is_that_of_the_flag(tmp_path, capsys):

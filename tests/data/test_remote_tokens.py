@@ -7,6 +7,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from pretrain_lib.corpus import autoprepare
 from pretrain_lib.corpus.corpus import open_corpus
 from pretrain_lib.data import remote
 from pretrain_lib.data.block_cache import BlockCache
@@ -98,6 +99,22 @@ def test_best_fit_plans_of_a_remote_folder_are_kept_in_the_cache(bucket, recipe,
     data = {"path": "s3://corpus/prepared", "packing": "best_fit"}
     assert open_corpus(change(recipe, data=data)).plans
     assert list((cache.parent / "packing").iterdir())
+
+
+def test_each_machine_makes_the_plans_that_are_kept_in_its_cache(
+    bucket, recipe, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(autoprepare, "PATIENCE_SECONDS", 0)
+    config = change(recipe, data={"path": "s3://corpus/prepared", "packing": "best_fit"})
+    plans = []
+    for rank, local in ((0, 0), (8, 0), (9, 1)):  # the last two are on one machine
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(local))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"machine_{rank // 8}"))
+        plans += open_corpus(config).plans
+    contents = {plan.pieces_file.path.read_bytes() for plan in plans}
+    paths = {plan.pieces_file.path for plan in plans}
+    assert (len(contents), len(paths)) == (1, 2)
 
 
 def test_a_damaged_block_of_the_cache_is_fetched_again(bucket, prepared, cache):

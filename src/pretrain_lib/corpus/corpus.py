@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,11 +25,10 @@ from pretrain_lib.data.tokens.places import Place, open_place
 from pretrain_lib.data.tokens.shards import read_manifest
 from pretrain_lib.data.tokens.verify import check_tokenizer
 from pretrain_lib.data.windows.batches import PackedDataset
-from pretrain_lib.data.windows.best_fit import BestFitPlan, open_plan, plan_name
+from pretrain_lib.data.windows.best_fit import BestFitPlan, open_plan, plan_folder, plan_name
 from pretrain_lib.data.windows.streaming import StreamingDataset
 from pretrain_lib.ranks import is_local_main_rank, is_main_rank
 
-PACKING_FOLDER = "packing"  # best-fit packing plans, within a prepared folder
 SEGMENT_STEPS = 4  # minimum optimizer steps per stream segment, within which windows are shuffled
 SPOOL_FOLDER = "spool"  # default spool of a stream, within the run folder
 
@@ -139,17 +137,19 @@ def _join_validation(parts: list[Corpus], data: DataConfig) -> tuple[HeldOut, ..
 
 
 def _open_plan(path: Place, part: Corpus, config: Recipe) -> BestFitPlan:
-    """Open the best-fit packing plan of a path; rank 0 makes it if there is none."""
+    """Open the best-fit packing plan of a path; one process makes it if there is none.
+
+    That is rank 0, or one process per machine where plans are in the machine's own cache.
+    """
     (tokens,), length = part.train, config.batch.sequence_length
     if not tokens.has_documents:
         raise ValueError(
             f"data.packing=best_fit needs document ends, which {path} does not have; prepare the "
             f"text with `pretrain prepare`"
         )
-    folder = cache_folder() / PACKING_FOLDER
-    if isinstance(path, Path) and path.is_dir() and os.access(path, os.W_OK):
-        folder = path / PACKING_FOLDER
-    if not is_main_rank():
+    folder = plan_folder(path)
+    is_cached = folder.parent == cache_folder()
+    if not (is_local_main_rank() if is_cached else is_main_rank()):
         await_file(folder / plan_name(part.fingerprint, length), folder)
     return open_plan(
         tokens.iterate_ends,

@@ -1,6 +1,5 @@
 """Open one path of a run's data and check its ids against the model's vocabulary."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from pretrain_lib.data.prepare.spool import Spool
 from pretrain_lib.data.text.tokenizer import Tokenizer, load_tokenizer
 from pretrain_lib.data.tokens.arrays import ASSUMED, TokenArray, open_split
 from pretrain_lib.data.tokens.foreign import (
+    fingerprint_array,
     is_foreign,
     names_tokens,
     open_foreign,
@@ -174,7 +174,7 @@ def _open_array(path: Place, data: DataConfig, vocabulary_size: int) -> Corpus:
         train=(train,),
         validation=validation,
         tokenizer=tokenizer,
-        fingerprint=_fingerprint(train, with_ends=_uses_ends(data)),
+        fingerprint=fingerprint_array(train, with_ends=_uses_ends(data)),
         id_range=(lowest, highest),
         dtype=train.files[0].dtype.name,
     )
@@ -234,22 +234,3 @@ def _id_range(tokens: TokenArray) -> tuple[int, int]:
 def _uses_ends(data: DataConfig) -> bool:
     """Return whether the windows of a run depend on where documents end."""
     return data.document_masking or data.packing != "concat" or data.shuffle == "documents"
-
-
-def _fingerprint(tokens: TokenArray, *, with_ends: bool) -> str:
-    """Return a hash of the sizes of files and masks, and of 64 evenly spaced samples of each.
-
-    `with_ends` says whether it covers the document ends.
-    """
-    stretch, digest = 2**16, hashlib.sha256()
-    masks = [file.mask.path for file in tokens.files if file.mask is not None]
-    for path in [*(file.path for file in tokens.files), *masks]:
-        size = path.stat().st_size
-        digest.update(str(size).encode())
-        with path.open("rb") as content:
-            for i in range(64):
-                content.seek(i * max(0, size - stretch) // 63)
-                digest.update(content.read(stretch))
-    for ends in tokens.iterate_ends() if with_ends and tokens.has_documents else ():
-        digest.update(ends.tobytes())
-    return digest.hexdigest()

@@ -6,17 +6,21 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain_lib.data.block_cache import cache_folder
 from pretrain_lib.data.prepare.job import load_prepared_tokenizer
 from pretrain_lib.data.prepare.left_out import describe_left_out
 from pretrain_lib.data.text.tokenizer import Tokenizer
 from pretrain_lib.data.tokens.arrays import TokenArray, open_split
-from pretrain_lib.data.tokens.foreign import is_foreign, open_foreign, refuse_litdata_folder
+from pretrain_lib.data.tokens.foreign import (
+    fingerprint_array,
+    is_foreign,
+    open_foreign,
+    refuse_litdata_folder,
+)
 from pretrain_lib.data.tokens.headerless import IdType
 from pretrain_lib.data.tokens.places import Place, open_place
 from pretrain_lib.data.tokens.shards import read_manifest
 from pretrain_lib.data.windows.batches import PackedDataset
-from pretrain_lib.data.windows.best_fit import BestFitPlan, open_plan
+from pretrain_lib.data.windows.best_fit import BestFitPlan, open_plan, plan_folder
 from pretrain_lib.data.windows.shuffled import Shuffle
 from pretrain_lib.wording import plural
 
@@ -91,19 +95,19 @@ def _open(path: Place, dtype: IdType | None) -> Inspected:
 
 
 def _plan(one: Inspected, sequence_length: int, folder: Path | None) -> BestFitPlan:
-    if not one.train.has_documents or one.manifest is None:
-        raise ValueError(f"--packing best_fit: {one.path} must be a folder of `pretrain prepare`")
+    if not one.train.has_documents:
+        raise ValueError(
+            f"--packing best_fit needs document ends, which {one.path} does not have; prepare the "
+            f"text with `pretrain prepare`"
+        )
+    fingerprint = one.manifest["fingerprint"] if one.manifest else None
     return open_plan(
         one.train.iterate_ends,
         len(one.train),
-        folder or _plan_folder(one.path),
-        fingerprint=one.manifest["fingerprint"],
+        folder or plan_folder(one.path),
+        fingerprint=fingerprint or fingerprint_array(one.train, with_ends=True),
         sequence_length=sequence_length,
     )
-
-
-def _plan_folder(path: Place) -> Path:
-    return (path if isinstance(path, Path) else cache_folder()) / "packing"
 
 
 def _describe(one: Inspected) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Token arrays of other projects: NumPy, nanoGPT, llm.c, datatrove, Megatron-LM, litdata, OLMo."""
 
 import glob
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -225,3 +226,22 @@ def _check_masks(files: list[TokenFile]) -> None:
             f"{without[0]} has no loss mask ({without[0].name}.loss), but other files of the array "
             f"do; add it, or give the files without one as a path of their own"
         )
+
+
+def fingerprint_array(tokens: TokenArray, *, with_ends: bool) -> str:
+    """Return a hash of the sizes of files and masks, and of 64 evenly spaced samples of each.
+
+    `with_ends` says whether it covers the document ends.
+    """
+    stretch, digest = 2**16, hashlib.sha256()
+    masks = [file.mask.path for file in tokens.files if file.mask is not None]
+    for path in [*(file.path for file in tokens.files), *masks]:
+        size = path.stat().st_size
+        digest.update(str(size).encode())
+        with path.open("rb") as content:
+            for i in range(64):
+                content.seek(i * max(0, size - stretch) // 63)
+                digest.update(content.read(stretch))
+    for ends in tokens.iterate_ends() if with_ends and tokens.has_documents else ():
+        digest.update(ends.tobytes())
+    return digest.hexdigest()

@@ -9,6 +9,7 @@ once and kept on disk as two arrays: the pieces in window order, and the end of 
 import hashlib
 import json
 import os
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -18,12 +19,16 @@ from typing import Literal
 
 import numpy as np
 
+from pretrain_lib.data.block_cache import cache_folder
 from pretrain_lib.data.tokens.handle import Handle
-from pretrain_lib.files.locks import lock_folder
+from pretrain_lib.data.tokens.places import Place
+from pretrain_lib.files.locks import is_locked, lock_folder
 from pretrain_lib.files.writes import staged, write_json
 
 Packing = Literal["concat", "best_fit"]
 FORMAT_VERSION = 1
+PACKING_FOLDER = "packing"  # where plans are kept
+POLL_SECONDS = 0.5
 GROUP_PIECES = 2**20  # packed at a time, to bound memory; changing it changes the plans
 PIECE = np.dtype([("start", "<u8"), ("length", "<u4")])
 BIN_END = np.dtype("<u8")
@@ -125,6 +130,13 @@ class BestFitPlan:
         return np.frombuffer(raw, PIECE)
 
 
+def plan_folder(place: Place) -> Path:
+    """Return where the plans of a path are kept: in its folder, or in the cache of the machine."""
+    if isinstance(place, Path) and place.is_dir() and os.access(place, os.W_OK):
+        return place / PACKING_FOLDER
+    return cache_folder() / PACKING_FOLDER
+
+
 def plan_name(fingerprint: str, sequence_length: int) -> str:
     """Return the name of the file that commits a plan."""
     return f"best_fit-T{sequence_length}-{fingerprint[:12]}.json"
@@ -143,7 +155,8 @@ def open_plan(
     `document_ends()` yields integer arrays of ascending indices, each after a document's last
     token; tokens after the last end are one more document. `fingerprint` identifies the array. A
     plan in `folder` for this fingerprint and `sequence_length` is verified by its hashes and
-    reused. Raises ValueError if there are no tokens, or if a plan in `folder` is damaged.
+    reused; one that another process is making is waited for. Raises ValueError if there are no
+    tokens, or if a plan in `folder` is damaged.
     """
     if num_tokens == 0:
         raise ValueError("data.packing=best_fit needs documents with tokens: data.path has none")
@@ -156,10 +169,15 @@ def open_plan(
         "sequence_length": sequence_length,
         "tokens": num_tokens,
     }
-    if not all(path.is_file() for path in paths):
-        with lock_folder(folder, setting="data.path"):
-            if not all(path.is_file() for path in paths):  # not made by another process meanwhile
-                _build(document_ends(), *paths, identity)
+    while not all(path.is_file() for path in paths):
+        try:
+            with lock_folder(folder, setting="data.path"):
+                if not all(path.is_file() for path in paths):  # not made by another meanwhile
+                    _build(document_ends(), *paths, identity)
+        except ValueError:
+            if not is_locked(folder):
+                raise
+            time.sleep(POLL_SECONDS)
     return _open_checked(*paths, identity)
 
 
