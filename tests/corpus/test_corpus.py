@@ -323,6 +323,43 @@ def test_the_type_of_bare_ids_is_that_of_the_setting(recipe, tmp_path):
         assert tokens.read(0, 4000).tolist() == ids.tolist()
 
 
+def test_a_type_is_for_the_files_that_do_not_state_theirs(recipe, tmp_path):
+    ids = np.random.default_rng(0).integers(0, 300, (3, 4000))
+    ids[0].astype("<u2").tofile(tmp_path / "bare.npy")
+    for name, own in zip(("train", "held_out"), ids[1:], strict=True):
+        np.save(tmp_path / f"{name}.npy", own.astype("<u4"))
+    bare, train, held_out = (f"{tmp_path}/{name}.npy" for name in ("bare", "train", "held_out"))
+    data = {"path": [bare, train], "validation": held_out, "dtype": "uint16"}
+    corpus = open_corpus(change(recipe, data=data))
+    found = [*corpus.train, corpus.validation[0].tokens]
+    assert [tokens.read(0, 4000).tolist() for tokens in found] == ids.tolist()
+    assert open_corpus(change(recipe, data=data | {"path": held_out, "validation": bare})).train
+    with pytest.raises(ValueError, match=r"dtype=uint16, but .*train.npy holds uint32 .*leave"):
+        open_corpus(change(recipe, data=data | {"path": train}))
+
+
+def test_the_text_that_is_trained_on_is_known_by_any_name(recipe, tmp_path, monkeypatch):
+    for name in ("big", "big_val", "other"):
+        np.save(tmp_path / f"{name}.npy", np.arange(3000, dtype=np.uint16) % 300)
+    (tmp_path / "link.npy").symlink_to("big.npy")
+    (tmp_path / "text.txt").write_text("some text of a folder that holds out none " * 50)
+    job = Job((str(tmp_path / "text.txt"),), train_tokenizer=300, validation="none")
+    prepare(job, tmp_path / "all", quiet=True)
+    monkeypatch.chdir(tmp_path)
+    for path, validation, name in (
+        ("all", str(tmp_path / "all"), "all"),
+        (f"{tmp_path}/all/", "./all", "all"),
+        ("big.npy", str(tmp_path / "big.npy"), "big.npy"),
+        ("big.npy", "link.npy", "link.npy"),
+        ("big*.npy", "big_val.npy", "big_val.npy"),
+        (["other.npy", "big_val.npy"], "*_val.npy", "big_val.npy"),
+    ):
+        with pytest.raises(ValueError, match=rf"data.validation: \S*{name} is the text that is t"):
+            open_corpus(change(recipe, data={"path": path, "validation": validation}))
+    data = {"path": "big*.npy", "validation": "other.npy"}
+    assert open_corpus(change(recipe, data=data)).validation
+
+
 def test_the_text_that_is_trained_on_validates_nothing(recipe, tmp_path):
     array = tmp_path / "ids.npy"
     np.save(array, np.arange(3000, dtype=np.uint16) % 300)

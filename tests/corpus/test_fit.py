@@ -3,8 +3,9 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
-from pretrain_lib import open_corpus
+from pretrain_lib import open_corpus, open_foreign
 from pretrain_lib.corpus.fit import PROMPT_TOKENS, first_words
 from pretrain_lib.data.tokens.arrays import open_split
 from tests.conftest import change
@@ -37,3 +38,20 @@ def test_an_array_without_documents_or_tokenizer_has_some_or_none(recipe, prepar
     assert first_words(corpus) == []
     corpus = dataclasses.replace(corpus, tokenizer=open_corpus(recipe).tokenizer)
     assert len(first_words(corpus)) == 2
+
+
+@pytest.mark.parametrize("at_end", [False, True], ids=["prepared", "datatrove"])
+def test_prompts_stay_within_documents_wherever_the_mark_is(recipe, tmp_path, at_end):
+    """The end-of-text token stands before each document, or as datatrove writes it, behind it."""
+    known = open_corpus(recipe)
+    tokenizer = known.tokenizer
+    texts = ["", "def a", "class number(one): return a number and another", "x"]
+    mark, parts = [tokenizer.end_of_text_id], [tokenizer.encode(text) for text in texts]
+    assert len(parts[2]) > PROMPT_TOKENS > len(parts[1])
+    parts = [part + mark if at_end else mark + part for part in parts]
+    np.concatenate(parts).astype("<u2").tofile(tmp_path / "a.ds")
+    np.cumsum([len(part) for part in parts]).astype("<u8").tofile(tmp_path / "a.ds.index")
+    tokens = open_foreign(tmp_path / "a.ds", vocabulary_size=None, dtype="uint16")
+    corpus = dataclasses.replace(known, train=(tokens,), validation=())
+    expected = [texts[1], tokenizer.decode(tokenizer.encode(texts[2])[:PROMPT_TOKENS])]
+    assert first_words(corpus) == expected

@@ -117,6 +117,16 @@ def test_the_plan_of_an_array_is_the_one_that_a_run_makes(recipe, tmp_path, monk
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("cache/*/packing/*")} == made
 
 
+def test_a_type_is_for_the_files_that_do_not_state_theirs(tmp_path):
+    np.arange(500, dtype="<u2").tofile(tmp_path / "bare.npy")
+    np.save(tmp_path / "stated.npy", np.arange(500, dtype="<u4") + 500)
+    paths = [tmp_path / "bare.npy", tmp_path / "stated.npy"]
+    text = "\n".join(lines_of(*paths, dtype="uint16"))
+    assert "500 tokens in 1 file, uint16" in text and "500 tokens in 1 file, uint32" in text
+    with pytest.raises(ValueError, match=r"data.dtype=uint16, but .*stated.npy holds uint32"):
+        lines_of(tmp_path / "stated.npy", dtype="uint16")
+
+
 def test_the_type_of_bare_ids_is_that_of_the_flag(tmp_path, capsys):
     ids = np.arange(60_000, 60_100, dtype=np.uint32)
     ids.tofile(tmp_path / "train.bin")

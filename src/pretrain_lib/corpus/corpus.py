@@ -14,7 +14,14 @@ from pretrain_lib.corpus.autoprepare import (
     open_stream,
     prepare_source,
 )
-from pretrain_lib.corpus.paths import Corpus, HeldOut, check_ids, open_path, open_validation
+from pretrain_lib.corpus.paths import (
+    Corpus,
+    HeldOut,
+    check_ids,
+    check_together,
+    open_path,
+    open_validation,
+)
 from pretrain_lib.corpus.stretches import choose_stretches
 from pretrain_lib.data.block_cache import cache_folder
 from pretrain_lib.data.prepare.job import TOKENIZER_FOLDER
@@ -92,6 +99,7 @@ def _open_paths(config: Recipe) -> Corpus:
     places = [open_place(path, cache_gib=data.remote_cache_gib) for path in paths]
     parts = [open_path(place, data, vocabulary_size) for place in places]
     corpus = _join(parts, data)
+    check_together(corpus, data)
     if data.packing == "best_fit":
         plans = (_open_plan(p, part, config) for p, part in zip(places, parts, strict=True))
         return replace(corpus, plans=tuple(plans))
@@ -181,7 +189,7 @@ def _open_stream(config: Recipe) -> Corpus:
     check_tokenizer(folder, manifest)
     check_ids(manifest["vocabulary_size"] - 1, None, vocabulary_size, folder)
     names = ", ".join(manifest["sources"])
-    return Corpus(
+    corpus = Corpus(
         name=f"{names}, streamed and shuffled within {spool.segment_tokens:,} tokens at a time",
         train=(),
         validation=open_validation(folder, data, manifest, vocabulary_size),
@@ -191,3 +199,5 @@ def _open_stream(config: Recipe) -> Corpus:
         dtype=np.dtype(manifest["dtype"]).name,
         spool=spool,
     )
+    check_together(corpus, data)
+    return corpus

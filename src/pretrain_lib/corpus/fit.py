@@ -1,6 +1,9 @@
 """Fill in the settings that are null until the text of a run is known."""
 
 import dataclasses
+from itertools import islice
+
+import numpy as np
 
 from pretrain_lib.config.settings import Recipe
 from pretrain_lib.corpus.paths import Corpus
@@ -44,11 +47,17 @@ def first_words(corpus: Corpus) -> list[str]:
     texts = [*(held_out.tokens for held_out in corpus.validation), *corpus.train]
     if corpus.tokenizer is None or not texts:
         return []
-    tokens = texts[0]
+    tokens, tokenizer = texts[0], corpus.tokenizer
     searched = min(len(tokens), SEARCHED_TOKENS)
     ids = tokens.read(0, searched)
-    # A document begins with the end-of-text token, which is no part of the prompt.
     ends = tokens.document_ends(0, searched) if tokens.has_documents else [searched // DOCUMENTS]
-    starts = [start + 1 for start in (0, *ends) if start + PROMPT_TOKENS < searched]
-    prompts = [corpus.tokenizer.decode(ids[s : s + PROMPT_TOKENS]) for s in starts[:DOCUMENTS]]
+    starts = (_first_ids(own, tokenizer.end_of_text_id) for own in np.split(ids, ends))
+    prompts = map(tokenizer.decode, islice(filter(len, starts), DOCUMENTS))
     return [prompt.rstrip("\ufffd") for prompt in prompts]  # a character may have been cut
+
+
+def _first_ids(document: np.ndarray, end_of_text: int) -> np.ndarray:
+    """Return the first ids of a document without the end-of-text token before or behind it."""
+    marks = np.flatnonzero(document == end_of_text).tolist()
+    first = 1 if marks[:1] == [0] else 0
+    return document[first : min([first + PROMPT_TOKENS, *marks[first:]])]

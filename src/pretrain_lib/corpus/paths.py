@@ -1,22 +1,23 @@
 """Open one path of a run's data and check its ids against the model's vocabulary."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pretrain_lib.config.derived_defaults import listed
 from pretrain_lib.config.settings import DataConfig
 from pretrain_lib.data.prepare.holdout import parse_validation
 from pretrain_lib.data.prepare.job import TOKENIZER_FOLDER, load_prepared_tokenizer
 from pretrain_lib.data.prepare.spool import Spool
 from pretrain_lib.data.text.tokenizer import Tokenizer, load_tokenizer
-from pretrain_lib.data.tokens.arrays import ASSUMED, TokenArray, open_split
+from pretrain_lib.data.tokens.arrays import ASSUMED, TokenArray, TokenFile, open_split
 from pretrain_lib.data.tokens.foreign import (
+    check_dtype,
     fingerprint_array,
     is_foreign,
     names_tokens,
-    open_foreign,
+    open_array,
     refuse_litdata_folder,
 )
 from pretrain_lib.data.tokens.headerless import IdType
@@ -116,13 +117,26 @@ def open_validation(
     return (HeldOut(folder.name, open_split(folder, "validation"), there),)
 
 
-def _refuse_trained(path: Place, data: DataConfig) -> None:
-    """Raise ValueError for a held-out text that is trained on."""
-    if str(path) in {str(open_place(trained)) for trained in listed(data.path)}:
-        raise ValueError(
-            f"data.validation={path} is the text that is trained on (data.path): give other "
-            f"tokens, or none"
-        )
+def check_together(corpus: Corpus, data: DataConfig) -> None:
+    """Raise ValueError if held-out text is trained on, or if `data.dtype` is of no file."""
+    held_out = [text.tokens for text in corpus.validation]
+    trained = {_resolve(file.path) for file in _files(corpus.train)}
+    for file in _files(held_out):
+        if _resolve(file.path) in trained:
+            raise ValueError(
+                f"data.validation: {file.path.parent if file.is_shard else file.path} is the text "
+                f"that is trained on (data.path): give other tokens there or here, or "
+                f"data.validation=none"
+            )
+    check_dtype([*corpus.train, *held_out], data.dtype)
+
+
+def _files(arrays: Iterable[TokenArray]) -> list[TokenFile]:
+    return [file for tokens in arrays for file in tokens.files]
+
+
+def _resolve(path: Place) -> Place:
+    return path.resolve() if isinstance(path, Path) else path
 
 
 def _open_validation_path(
@@ -130,8 +144,7 @@ def _open_validation_path(
 ) -> HeldOut:
     """Open a token array, or the held-out set of a prepared folder, all of it if it has none."""
     if is_foreign(path):
-        _refuse_trained(path, data)
-        tokens = open_foreign(path, vocabulary_size=vocabulary_size, dtype=data.dtype)
+        tokens = open_array(path, vocabulary_size=vocabulary_size, dtype=data.dtype)
         _check_array(tokens, data.dtype, vocabulary_size, path)
         return HeldOut(path.name, tokens, str(path))
     refuse_litdata_folder(path, setting="data.validation")
@@ -144,13 +157,12 @@ def _open_validation_path(
     check_ids(manifest["vocabulary_size"] - 1, None, vocabulary_size, path)
     split = "validation"
     if not manifest["splits"][split]["tokens"]:
-        _refuse_trained(path, data)
         split = "train"
     return HeldOut(path.name, open_split(path, split), f"{split} of {path}")
 
 
 def _open_array(path: Place, data: DataConfig, vocabulary_size: int) -> Corpus:
-    train = open_foreign(path, vocabulary_size=vocabulary_size, dtype=data.dtype)
+    train = open_array(path, vocabulary_size=vocabulary_size, dtype=data.dtype)
     if not names_tokens(data.validation) and data.validation != "none":
         raise ValueError(
             f"data.validation={data.validation} cannot hold out text of data.path={path}, which is "
@@ -203,7 +215,7 @@ def _check_array(
     """Return the lowest and highest id of an array; raises ValueError if the model lacks one."""
     lowest, highest = _id_range(tokens)
     given = f"if data.dtype={dtype} is not their type, give the one that is; otherwise "
-    doubt = "" if dtype is None else given
+    doubt = given if dtype in {file.dtype.name for file in tokens.files} else ""
     if lowest < 0:
         raise ValueError(
             f"{path}: its ids go down to {lowest}, but no id is below 0; {doubt}write them again, "

@@ -11,9 +11,10 @@ from pretrain_lib.data.prepare.left_out import describe_left_out
 from pretrain_lib.data.text.tokenizer import Tokenizer
 from pretrain_lib.data.tokens.arrays import TokenArray, open_split
 from pretrain_lib.data.tokens.foreign import (
+    check_dtype,
     fingerprint_array,
     is_foreign,
-    open_foreign,
+    open_array,
     refuse_litdata_folder,
 )
 from pretrain_lib.data.tokens.headerless import IdType
@@ -58,6 +59,7 @@ def inspect_data(
     best-fit packing plans are kept, `dtype` the type of ids in arrays without a header.
     """
     opened = [_open(open_place(path), dtype) for path in paths]
+    check_dtype([one.train for one in opened], dtype)
     plans = None
     for one in opened:
         yield from _describe(one)
@@ -87,7 +89,7 @@ def inspect_data(
 
 def _open(path: Place, dtype: IdType | None) -> Inspected:
     if is_foreign(path):
-        return Inspected(path, open_foreign(path, vocabulary_size=None, dtype=dtype), None, None)
+        return Inspected(path, open_array(path, vocabulary_size=None, dtype=dtype), None, None)
     refuse_litdata_folder(path)
     manifest = read_manifest(path)
     tokenizer = load_prepared_tokenizer(path, manifest)

@@ -7,7 +7,7 @@ import torch
 from pretrain_lib.config.derived_defaults import listed
 from pretrain_lib.config.rules import check_division, check_together
 from pretrain_lib.config.settings import Recipe
-from pretrain_lib.data.tokens.foreign import is_foreign, open_foreign
+from pretrain_lib.data.tokens.foreign import is_foreign, open_array
 from pretrain_lib.data.tokens.headerless import IdType
 from pretrain_lib.data.tokens.places import open_place
 from pretrain_lib.data.tokens.shards import MANIFEST, read_manifest
@@ -181,6 +181,6 @@ def _tokens_on_disk(path: str, dtype: IdType | None) -> int | None:
     folder = open_place(path)
     if is_foreign(path):
         there = any(folder.parent.glob(folder.name))
-        return len(open_foreign(folder, vocabulary_size=None, dtype=dtype)) if there else None
+        return len(open_array(folder, vocabulary_size=None, dtype=dtype)) if there else None
     there = (folder / MANIFEST).is_file()
     return read_manifest(folder)["splits"]["train"]["tokens"] if there else None

@@ -16,7 +16,7 @@ def open_datatrove(path: Place, dtype: IdType | None) -> TokenFile:
     """Open a datatrove file with its index of document ends, and its loss mask if there is one.
 
     The last document end is the number of tokens, which tells 2-byte ids from 4-byte ids. Where
-    neither metadata nor `dtype` confirm it, the values must allow it: an index may lack its end.
+    neither metadata nor `dtype` confirms it, the values must allow it: an index may lack its end.
     """
     index, size = path.with_name(f"{path.name}.index"), path.stat().st_size
     if not index.is_file():
@@ -32,7 +32,8 @@ def open_datatrove(path: Place, dtype: IdType | None) -> TokenFile:
             f"{path}: {size} bytes are {bytes_per_id} for each of the {last} ids that {index.name} "
             f"lists, but {path.name}.metadata says {stated}; copy or write the files again"
         )
-    if stated is dtype is None and not _allow(path, size, bytes_per_id):
+    is_stated = stated is not None or dtype == f"uint{8 * bytes_per_id}"
+    if not is_stated and not _allow(path, size, bytes_per_id):
         raise ValueError(
             f"{path}: {size} bytes are {bytes_per_id} for each of the {last} ids that {index.name} "
             f"lists, but the values are those of {6 - bytes_per_id}-byte ids; copy or write both "

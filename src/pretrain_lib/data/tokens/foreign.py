@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,9 +67,18 @@ def open_foreign(
     Megatron-LM (with its `.idx`) and litdata (with its `index.json`, which also names all chunks),
     `.ds` of datatrove, and arrays without a header of the given `dtype`. Those of Megatron-LM and
     datatrove have document ends, those of datatrove also loss masks. Raises ValueError for any
-    other file, a missing one, one whose size does not fit its tokens, and if `dtype` is not the one
-    that a header or index states.
+    other file, a missing one, one whose size does not fit its tokens, and if the headers or indexes
+    of all files state another type than `dtype`.
     """
+    tokens = open_array(path, vocabulary_size=vocabulary_size, dtype=dtype)
+    check_dtype([tokens], dtype)
+    return tokens
+
+
+def open_array(
+    path: str | Place, *, vocabulary_size: int | None, dtype: IdType | None
+) -> TokenArray:
+    """Open one of several arrays, of which only some may need `dtype`, as `open_foreign` does."""
     if not is_foreign(path):
         raise ValueError(
             f"{path}: a token array must end in {', '.join(FOREIGN_SUFFIXES)} or be litdata's "
@@ -85,9 +95,22 @@ def open_foreign(
     for each in paths:
         _check_name(each)
         files.append(open_chunk(each, index) if index else _open_file(each, dtype))
-        _check_file(files[-1], dtype)
+        _check_file(files[-1])
     _check_masks(files)
     return TokenArray(files, vocabulary_size=vocabulary_size)
+
+
+def check_dtype(arrays: Sequence[TokenArray], dtype: IdType | None) -> None:
+    """Raise ValueError if `dtype` is given and no file of these arrays is of it.
+
+    What a header or index states counts; prepared folders need no `dtype`.
+    """
+    files = [file for tokens in arrays for file in tokens.files if not file.is_shard]
+    if dtype is not None and files and all(file.dtype.name != dtype for file in files):
+        raise ValueError(
+            f"data.dtype={dtype}, but {files[0].path} holds {files[0].dtype.name} by its header or "
+            f"index, and no other file needs it; leave data.dtype out"
+        )
 
 
 def _find(path: Place) -> list[Place]:
@@ -135,13 +158,8 @@ def _refuse_shard(path: Place) -> None:
         raise ValueError(f"{path} is a shard of a prepared folder: give the folder {path.parent}")
 
 
-def _check_file(file: TokenFile, dtype: IdType | None) -> None:
-    """Raise ValueError unless the file holds its tokens and nothing else, and they are `dtype`."""
-    if dtype not in (None, file.dtype.name):
-        raise ValueError(
-            f"data.dtype={dtype}, but {file.path} holds {file.dtype.name} by its header or index; "
-            f"leave data.dtype out"
-        )
+def _check_file(file: TokenFile) -> None:
+    """Raise ValueError unless the file holds its tokens and nothing else."""
     size = file.path.stat().st_size
     needed = file.header_bytes + file.num_tokens * file.dtype.itemsize
     if size != needed or not file.num_tokens:
