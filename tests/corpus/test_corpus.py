@@ -10,6 +10,7 @@ from pretrain_lib import Job, open_corpus, open_foreign, prepare
 from pretrain_lib.commands.cli import main
 from pretrain_lib.corpus import autoprepare
 from pretrain_lib.corpus.corpus import build_dataset
+from pretrain_lib.data.inspection import inspect_data
 from pretrain_lib.data.tokens.arrays import open_split
 from pretrain_lib.data.tokens.shards import read_manifest
 from tests.conftest import change
@@ -185,6 +186,45 @@ def test_lengths_are_checked_before_anything_starts(recipe, tmp_path, changes):
         changes = {"data": {"path": f"{tmp_path}/short.npy", "validation": "none"}}
     with pytest.raises(ValueError, match=r"validation\.tokens=10|20 tokens is too short"):
         open_corpus(change(recipe, **changes))
+
+
+def test_a_source_of_a_mixture_that_gives_no_window_is_named(recipe, prepared, tmp_path):
+    (np.arange(2_000_000) % 300).astype("<u2").tofile(tmp_path / "big.bin")
+    for size, message in (
+        (20, "tiny.bin: a source of 20 tokens is too short.*leave it out"),
+        (40, "tiny.bin: its 40 of 2,000,040 tokens are less .* leave it out, or give data.weights"),
+    ):
+        (np.arange(size) % 300).astype("<u2").tofile(tmp_path / "tiny.bin")
+        paths = [f"{tmp_path}/big.bin", f"{tmp_path}/tiny.bin"]
+        config = change(recipe, data={"path": paths, "validation": "none"})
+        with pytest.raises(ValueError, match=f"^data.path={tmp_path}/{message}"):
+            open_corpus(config)
+        with pytest.raises(ValueError, match=f"^data.path={tmp_path}/{message}"):
+            list(inspect_data(paths, sequence_length=32, window=0))
+    assert open_corpus(change(config, data={"weights": [0.9, 0.1]})).train
+
+
+def test_a_mistyped_folder_of_held_out_text_is_not_there(recipe, tmp_path):
+    np.save(tmp_path / "ids.npy", np.arange(3000) % 300)
+    for path in (recipe.data.path, f"{tmp_path}/ids.npy"):
+        data = {"path": path, "validation": "no/such"}
+        with pytest.raises(ValueError, match="data.validation=no/such must .* no folder no/such"):
+            open_corpus(change(recipe, data=data))
+
+
+def test_best_fit_packs_a_text_shorter_than_a_window(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (np.arange(20) % 300).astype("<u2").tofile(tmp_path / "a.ds")
+    np.array([7, 20], "<u8").tofile(tmp_path / "a.ds.index")
+    data = {"path": f"{tmp_path}/a.ds", "validation": "none", "dtype": "uint16"}
+    config = change(recipe, data=data | {"packing": "best_fit"})
+    corpus = open_corpus(config)
+    window = build_dataset(config, corpus)[0]
+    assert window["input_ids"].tolist() == [*range(20), *[0] * 12]
+    options = {"sequence_length": 32, "window": 0, "dtype": "uint16"}
+    assert any(
+        "1 window" in line for line in inspect_data([data["path"]], packing="best_fit", **options)
+    )
 
 
 @pytest.fixture

@@ -208,8 +208,17 @@ def test_weights_of_another_length_are_refused():
 
 def test_source_shorter_than_a_window_is_refused():
     assert WindowOrder((11,), 10, 0).windows_per_epoch(0) == 1
-    with pytest.raises(ValueError, match="10 tokens is too short.*at most 9"):
+    with pytest.raises(ValueError, match="^a source of 10 tokens is too short.*at most 9"):
         WindowOrder((11, 10), 10, 0)
+    with pytest.raises(ValueError, match="^data.path=b: a source of 1 tokens is too .*mixture$"):
+        WindowOrder((11, 1), 10, 0, names=("a", "b"))
+    assert WindowOrder((1,), 10, 0, planned_windows=(1,)).locate(np.array([0]))[2] == [0]
+
+
+def test_a_source_of_too_few_tokens_for_its_share_is_named():
+    with pytest.raises(ValueError, match="^data.path=b: its 100 of 1,000,100 tokens are .* leave"):
+        WindowOrder((10**6, 100), 10, 0, names=("a", "b"))
+    WindowOrder((10**6, 100), 10, 0, (0.9, 0.1), names=("a", "b"))
 
 
 @pytest.mark.slow

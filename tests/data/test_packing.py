@@ -88,11 +88,10 @@ def test_validation_reads_whole_windows_within_the_set_and_the_limit(tmp_path):
         assert len(read_window(tokens, (windows - 1) * length, length)["targets"]) == length
 
 
-@pytest.mark.parametrize(("length", "limit"), [(101, 10**9), (50, 49)])
-def test_validation_set_shorter_than_a_window_is_refused(tmp_path, length, limit):
+def test_validation_set_shorter_than_a_window_is_refused(tmp_path):
     tokens = write_shards(tmp_path, [[101]])
-    with pytest.raises(ValueError, match=f"{length + 1} tokens: the set has 101, .*={limit}"):
-        validation_windows(tokens, length, max_tokens=limit)
+    with pytest.raises(ValueError, match="102 tokens: the set has 101; hold out more"):
+        validation_windows(tokens, 101, max_tokens=10**9)
 
 
 def plan_of(tokens, folder, length):

@@ -150,5 +150,13 @@ def test_windows_are_of_the_length_for_which_they_were_chosen(tokens):
 
 
 def test_too_little_text_is_refused(tokens):
-    with pytest.raises(ValueError, match=r"needs one window .* validation\.tokens=8"):
-        choose_stretches([HeldOut("all", tokens, "")], 16, max_tokens=8)
+    text = HeldOut("all", tokens, "")
+    with pytest.raises(ValueError, match=r"^validation\.tokens=8 is less than .*length=16; raise"):
+        choose_stretches([text], 16, max_tokens=8)
+    with pytest.raises(
+        ValueError, match=r"^validation\.tokens=30: the share of all is 15 tokens, l"
+    ):
+        choose_stretches([text, text], 16, max_tokens=30)
+    length = len(tokens)
+    with pytest.raises(ValueError, match=f"^validation needs .*the set has {length}; hold out mo"):
+        choose_stretches([text], length, max_tokens=10**6)

@@ -164,6 +164,7 @@ def _open_validation_path(
 def _open_array(path: Place, data: DataConfig, vocabulary_size: int) -> Corpus:
     train = open_array(path, vocabulary_size=vocabulary_size, dtype=data.dtype)
     if not names_tokens(data.validation) and data.validation != "none":
+        parse_validation(data.validation)  # raises for what is no rule, such as a mistyped path
         raise ValueError(
             f"data.validation={data.validation} cannot hold out text of data.path={path}, which is "
             f"a token array: set data.validation=PATH of another array (.npy, .bin, .ds) or "

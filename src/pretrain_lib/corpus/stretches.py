@@ -44,13 +44,16 @@ def choose_stretches(
     found = []
     for text in held_out:
         share = None if max_tokens is None else int(max_tokens * text.weight / total)
-        if len(held_out) > 1 and share is not None and share < sequence_length:
-            raise ValueError(
-                f"validation.tokens={max_tokens}: the share of {text.name} is {share} tokens, "
-                f"less than batch.sequence_length={sequence_length}; raise validation.tokens, or "
-                f"set it to null to read all held-out text"
-            )
         windows = validation_windows(text.tokens, sequence_length, max_tokens=share)
+        if not windows:
+            share_of = (
+                f": the share of {text.name} is {share} tokens," if total > text.weight else " is"
+            )
+            raise ValueError(
+                f"validation.tokens={max_tokens}{share_of} less than batch.sequence_length="
+                f"{sequence_length}; raise validation.tokens, or set it to null to read all "
+                f"held-out text"
+            )
         size = None
         counts = text.tokens.counts(1, windows * sequence_length)
         if counts is not None and not counts.any():

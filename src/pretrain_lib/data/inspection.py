@@ -63,7 +63,8 @@ def inspect_data(
     plans = None
     for one in opened:
         yield from _describe(one)
-        yield from _describe_concat(one, sequence_length, seed)
+        if packing == "concat" or len(one.train) > sequence_length:
+            yield from _describe_concat(one, sequence_length, seed)
     if packing == "best_fit":
         plans = [_plan(one, sequence_length, plan_folder) for one in opened]
         for plan in plans:

@@ -152,7 +152,10 @@ def _data_warnings(config: Recipe) -> Iterator[str]:
         return
     length = config.batch.sequence_length
     weights = tuple(data.weights) if data.weights else None
-    order = WindowOrder(tuple(tokens), length, config.run.seed, weights)
+    # Of a plan it is known that it has at least as many windows as the tokens fill.
+    planned = tuple(-(-n // length) for n in tokens) if data.packing == "best_fit" else None
+    names = tuple(map(str, paths))
+    order = WindowOrder(tuple(tokens), length, config.run.seed, weights, planned, names)
     windows = config.batch_sizes().before(config.whole_run())
     for path, count, epochs in zip(paths, tokens, order.planned_epochs(windows), strict=True):
         if round(epochs, 2) > 1:

@@ -32,9 +32,11 @@ def parse_validation(rule: str) -> tuple[str, float]:
             return kind, tokens
         if rule == "none":
             return kind, 0
+    is_path = kind not in ("hash", "first", "none") and not Path(rule).expanduser().is_dir()
     raise ValueError(
-        f"data.validation={rule} must be hash, hash:SHARE, first:TOKENS or none (or, beside an "
-        f"array of tokens as the data of a run, the path of another)"
+        f"data.validation={rule} must be hash, hash:SHARE, first:TOKENS or none (or, for a run on "
+        f"tokens, the path of an array or a prepared folder"
+        + (f"; there is no folder {rule})" if is_path else ")")
     )
 
 

@@ -14,6 +14,7 @@ from pretrain_lib.data.windows.order import WindowOrder
 from pretrain_lib.data.windows.packing import Windows, fill_planned_window, fill_window
 from pretrain_lib.data.windows.positions import LARGEST_SEED, check_positions
 from pretrain_lib.data.windows.shuffled import Shuffle, order_by_epoch
+from pretrain_lib.data.windows.sources import name_source
 from pretrain_lib.data.windows.world import find_place
 from pretrain_lib.values import check_value, show
 
@@ -84,6 +85,7 @@ class PackedDataset(Dataset):
             seed=seed,
             weights=tuple(weights) if weights else None,
             planned_windows=tuple(plan.num_windows for plan in plans) if plans else None,
+            names=tuple(map(name_source, self.sources)),
         )
 
     def __len__(self) -> int:

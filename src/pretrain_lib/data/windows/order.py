@@ -11,13 +11,19 @@ from functools import lru_cache
 import numpy as np
 
 from pretrain_lib.data.permutation import derive_keys, permute
+from pretrain_lib.data.windows.sources import too_rare, too_short
 
 BLOCK_WINDOWS = 4096  # every block of this many windows has exactly the mixture's proportions
 CHUNK_WINDOWS = 512  # located at a time: a few windows cost as much as hundreds
 
 
-def block_quotas(weights: tuple[float, ...]) -> tuple[int, ...]:
-    """Apportion `BLOCK_WINDOWS` windows to `weights` by the largest-remainder method."""
+def block_quotas(
+    weights: tuple[float, ...], names: tuple[str, ...] | None = None
+) -> tuple[int, ...]:
+    """Apportion `BLOCK_WINDOWS` windows to `weights` by the largest-remainder method.
+
+    `names` says that the weights are the token counts of sources, by their names.
+    """
     if not weights or not 0 < sum(weights) < math.inf or min(weights) < 0:
         raise ValueError(f"data.weights={list(weights)} must be non-negative with a positive sum")
     shares = [weight / sum(weights) * BLOCK_WINDOWS for weight in weights]
@@ -25,13 +31,9 @@ def block_quotas(weights: tuple[float, ...]) -> tuple[int, ...]:
     by_remainder = sorted(range(len(shares)), key=lambda i: (quotas[i] - shares[i], i))
     for i in by_remainder[: BLOCK_WINDOWS - sum(quotas)]:
         quotas[i] += 1
-    for weight, quota in zip(weights, quotas, strict=True):
-        if weight > 0 and quota == 0:
-            raise ValueError(
-                f"data.weights={list(weights)}: {weight} is less than one window in "
-                f"{BLOCK_WINDOWS}; raise it above {sum(weights) / BLOCK_WINDOWS:.3g}, or leave its "
-                f"path out"
-            )
+    for i, quota in enumerate(quotas):
+        if weights[i] > 0 and quota == 0:
+            raise too_rare(weights, i, BLOCK_WINDOWS, names and names[i])
     return tuple(quotas)
 
 
@@ -50,21 +52,19 @@ class WindowOrder:
     seed: int
     weights: tuple[float, ...] | None = None  # mixture weights; default: proportional to num_tokens
     planned_windows: tuple[int, ...] | None = None  # per source, with best-fit packing
+    names: tuple[str, ...] | None = None  # per source, for errors
 
     def __post_init__(self) -> None:
-        for tokens in self.num_tokens:
-            if tokens <= self.sequence_length:
-                raise ValueError(
-                    f"a source of {tokens} tokens is too short: a window needs "
-                    f"batch.sequence_length + 1 = {self.sequence_length + 1}; add text or set "
-                    f"batch.sequence_length to at most {tokens - 1}"
-                )
+        names = self.names or ("",) * len(self.num_tokens)
+        for tokens, name in zip(self.num_tokens, names, strict=True):
+            if tokens <= self.sequence_length and self.planned_windows is None:
+                raise too_short(tokens, self.sequence_length, name)
         if self.weights is not None and len(self.weights) != len(self.num_tokens):
             raise ValueError(
                 f"data.weights={list(self.weights)} needs one weight for each of the "
                 f"{len(self.num_tokens)} sources"
             )
-        block_quotas(self.weights or self.num_tokens)
+        block_quotas(self.weights or self.num_tokens, None if self.weights else names)
 
     def windows_per_epoch(self, source: int) -> int:
         """Return the number of windows in an epoch of `source`, the same for every epoch."""

@@ -97,12 +97,10 @@ def _ends_at(tokens: TokenArray, position: int) -> bool:
 def validation_windows(tokens: TokenArray, sequence_length: int, *, max_tokens: int | None) -> int:
     """Return the number of whole windows in the first `max_tokens` (None: all) of `tokens`."""
     windows = (len(tokens) - 1) // sequence_length
-    if max_tokens is not None:
-        windows = min(windows, max_tokens // sequence_length)
     if windows < 1:
         raise ValueError(
             f"validation needs one window of batch.sequence_length + 1 = {sequence_length + 1} "
-            f"tokens: the set has {len(tokens)}, validation.tokens={max_tokens}; hold out more "
-            f"(data.validation) or lower batch.sequence_length"
+            f"tokens: the set has {len(tokens)}; hold out more (data.validation) or lower "
+            f"batch.sequence_length"
         )
-    return windows
+    return windows if max_tokens is None else min(windows, max_tokens // sequence_length)
