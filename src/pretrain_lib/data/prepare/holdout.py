@@ -32,7 +32,7 @@ def parse_validation(rule: str) -> tuple[str, float]:
             return kind, tokens
         if rule == "none":
             return kind, 0
-    is_path = kind not in ("hash", "first", "none") and not Path(rule).expanduser().is_dir()
+    is_path = kind not in ("hash", "first", "none") and not Path(str(rule)).expanduser().is_dir()
     raise ValueError(
         f"data.validation={rule} must be hash, hash:SHARE, first:TOKENS or none (or, for a run on "
         f"tokens, the path of an array or a prepared folder"
