@@ -1,6 +1,7 @@
 """Rows and lines: what is written, cut and shown."""
 
 import io
+import itertools
 import json
 import math
 
@@ -15,11 +16,12 @@ from pretrain_lib.run_folder.metrics import (
     human_time,
     perplexity,
 )
+from pretrain_lib.run_folder.rows import read_rows
 
 
 def test_rows_after_the_checkpoint_and_torn_lines_go(tmp_path):
     file = tmp_path / "metrics.jsonl"
-    rows = [{"kind": "train", "step": step, "loss": 1 / (step + 1)} for step in range(6)]
+    rows = [{"kind": "train", "step": s, "tokens": s, "loss": 1 / (s + 1)} for s in range(6)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"kind": "tra')
     drop_rows_after(file, 3)
     assert [json.loads(line) for line in file.read_text().splitlines()] == rows[:4]
@@ -33,13 +35,37 @@ DAMAGED = (b"\xff\xfe", b"null", b"[1]", b'{"kind": "train"}', b'{"step": null}'
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_a_damaged_row_is_named_and_the_others_stay(tmp_path, damage):
     file = tmp_path / "metrics.jsonl"
-    rows = [json.dumps({"kind": "train", "step": step, "text": "\u2028"}) for step in range(4)]
+    row = {"kind": "train", "tokens": 1, "text": "\u2028"}
+    rows = [json.dumps(row | {"step": step}) for step in range(4)]
     lines = [row.encode() for row in rows]
     file.write_bytes(b"\n".join([*lines[:2], damage, *lines[2:], b""]))
     with pytest.warns(UserWarning, match="metrics.jsonl, line 3 is damaged") as caught:
         drop_rows_after(file, 2)
     assert len(caught) == 1
     assert file.read_bytes() == b"".join(line + b"\n" for line in lines[:3])
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("metrics.jsonl", {"kind": "train", "step": 1, "tokens": 8, "loss": 2.5, "mfu": None}),
+        ("metrics.jsonl", {"kind": "event", "step": 1, "tokens": 8, "event": "skipped"}),
+        ("samples.jsonl", {"step": 1, "prompt": "a", "text": "b"}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*is damaged and is dropped")
+def test_what_a_resume_keeps_of_a_row_with_a_flipped_bit_can_be_read(tmp_path, name, row):
+    file, line = tmp_path / name, json.dumps(row).encode()
+    dropped = 0
+    for place, bit in itertools.product(range(len(line)), range(8)):
+        damaged = bytearray(line)
+        damaged[place] ^= 1 << bit
+        file.write_bytes(bytes(damaged) + b"\n" + line + b"\n")
+        drop_rows_after(file, 2)
+        kept = read_rows(file)
+        assert kept[-1] == row or b"\n" in damaged
+        dropped += len(kept) == 1
+    assert dropped > 4 * len(line)
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 40, b"null", b"[]", b"\xff", b'{"state": "run'])

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from pretrain_lib import GPT2, open_corpus
 from pretrain_lib.config.units import TokenCount
 from pretrain_lib.corpus.corpus import build_dataset
-from pretrain_lib.run_folder.folder import SCORES
+from pretrain_lib.run_folder.folder import SCORES, read_status
 from pretrain_lib.training import summary
 from pretrain_lib.training.banner import banner
 from pretrain_lib.training.failures import remark_on
@@ -50,6 +50,27 @@ def test_a_run_ends_with_what_it_cost_and_where_all_lies(recipe, capsys):
     assert max(map(len, own)) <= 100
     for riddle in ("eta", "ppl", "1 x 1", "+256", "TFLOP/s taken", "1 steps", "1 tokens"):
         assert riddle not in output
+
+
+def test_damaged_rows_leave_a_run_done_that_is_done(recipe, capsys):
+    run(recipe)
+    path, folder = Path(recipe.run.dir) / "metrics.jsonl", Path(recipe.run.dir)
+    rows = path.read_bytes()
+    path.write_bytes(rows.replace(b'"tokens"', b'"tokenr"', 1))
+    with pytest.warns(UserWarning, match="metrics.jsonl, line 1 is damaged and is dropped"):
+        run(recipe)
+    assert read_status(folder)["state"] == "done"
+    assert path.read_bytes() == b"".join(rows.splitlines(keepends=True)[1:])
+
+    score = {"kind": "evaluation", "step": 8, "tokens": 2048, "task/acc": "high"}
+    path.write_bytes(path.read_bytes() + json.dumps(score).encode() + b"\n")
+    capsys.readouterr()
+    run(recipe)
+    assert read_status(folder)["state"] == "done"
+    remarks = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert [remark.partition(":")[2][:29] for remark in remarks] == [
+        " no summary of the run: Value"
+    ]
 
 
 def test_a_run_that_is_cut_short_says_how_it_goes_on(recipe, capsys):

@@ -24,11 +24,16 @@ from pretrain_lib.files.outputs import foreign_files
 from pretrain_lib.files.reading import read_if_whole
 from pretrain_lib.files.writes import make_folder, write_atomically, write_json
 from pretrain_lib.run_folder.cut import drop_rows_after
-from pretrain_lib.run_folder.layout import CHECKPOINTS, MANIFEST, RECIPE, check_run_folder
+from pretrain_lib.run_folder.layout import (
+    CHECKPOINTS,
+    MANIFEST,
+    METRICS,
+    RECIPE,
+    SAMPLES,
+    check_run_folder,
+)
 from pretrain_lib.run_folder.status import STATUS, read_status, write_status
 
-METRICS = "metrics.jsonl"
-SAMPLES = "samples.jsonl"
 SCORES = "scores"  # lm-eval results, one file per evaluated step
 PACKAGES = ("pretrain_lib", "torch", "accelerate", "transformers", "tokenizers", "safetensors")
 # What Accelerate's names of precisions mean.

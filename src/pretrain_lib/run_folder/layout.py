@@ -14,6 +14,7 @@ from pretrain_lib.run_folder.status import STATES, STATUS
 CHECKPOINTS = "checkpoints"
 RECIPE = "recipe.yaml"  # the settings of the recipe itself, before presets, overlays and flags
 MANIFEST = "manifest.json"
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 ERRORS = "error.log"  # the tracebacks of errors that nobody expected
 # What there may be before the manifest.
 EARLY = {CHECKPOINTS, RECIPE, STATUS, SPOOL_FOLDER, ERRORS}

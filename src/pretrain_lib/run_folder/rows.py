@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from pretrain_lib.files.reading import parse_json
-from pretrain_lib.run_folder.folder import METRICS, SAMPLES
+from pretrain_lib.run_folder.layout import METRICS, SAMPLES
 
 Rows = list[dict]
 COMMON = {"kind": str, "step": int, "tokens": int}  # the fields of every row, with their types
+FIELDS = {METRICS: COMMON, SAMPLES: {"step": int, "prompt": str, "text": str}}
+TIMED = ("tokens_per_second", "seconds", "mfu", "peak_memory_bytes")
 NUMBERS = dict.fromkeys(
-    ("loss", "lr", "grad_norm", "tokens_per_second", "seconds"), float | int | None
+    ("loss", "lr", "grad_norm", "targets", "bits_per_byte", *TIMED), float | int | None
 )
 
 
@@ -33,36 +35,43 @@ def read_metrics(run: Path) -> Rows:
     return rows
 
 
-def read_rows(path: Path, *, fields: Iterable[str] = COMMON) -> Rows:
-    """Return the rows of a file, ignoring an incomplete last line.
+def read_rows(path: Path) -> Rows:
+    """Return the rows of `metrics.jsonl` or `samples.jsonl`, without an incomplete last line.
 
-    Raises ValueError for a line that is not a row with all of `fields`.
+    Raises ValueError for a line that is not a row.
     """
     *lines, _ = path.read_bytes().split(b"\n")
-    return [
-        _read_row(line, f"{path}, line {number}", fields)
-        for number, line in enumerate(lines, start=1)
-    ]
+    return [_read_row(line, path, number) for number, line in enumerate(lines, start=1)]
 
 
 def read_samples(run: Path) -> list[dict]:
     """Return the rows of a run's `samples.jsonl`: step, prompt, text; none without the file."""
     path = run / SAMPLES
-    return read_rows(path, fields=("step", "prompt", "text")) if path.is_file() else []
+    return read_rows(path) if path.is_file() else []
 
 
-def _read_row(line: bytes, where: str, fields: Iterable[str]) -> dict:
-    shown = ascii(line[:60].decode(errors="replace"))
+def _read_row(line: bytes, path: Path, number: int) -> dict:
+    try:
+        return parse_row(line, path.name)
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number} {error}") from error
+
+
+def parse_row(line: bytes, name: str) -> dict:
+    """Return the row in a line of the file `name`; raises ValueError, saying why, without one."""
+    shown, fields = ascii(line[:60].decode(errors="replace")), FIELDS[name]
     try:
         row = parse_json(line)
     except ValueError as error:
-        raise ValueError(f"{where} is not JSON: {shown}") from error
-    if not isinstance(row, dict) or not row.keys() >= set(fields):
-        raise ValueError(f"{where} is not a row with {', '.join(fields)}: {shown}")
-    kinds = {name: COMMON.get(name, str) for name in fields} | NUMBERS
-    for name, value in row.items():
-        if not isinstance(value, kinds.get(name, object)):
-            raise ValueError(f"{where} is not a row, for its {name} is {value!r}")
+        raise ValueError(f"is not JSON: {shown}") from error
+    if isinstance(row, dict) and row.get("kind") == "event":
+        fields = fields | {"event": str}
+    if not isinstance(row, dict) or not row.keys() >= fields.keys():
+        raise ValueError(f"is not a row with {', '.join(fields)}: {shown}")
+    kinds = fields | NUMBERS
+    for field, value in row.items():
+        if not isinstance(value, kinds.get(field, object)):
+            raise ValueError(f"is not a row, for its {field} is {value!r}")
     return row
 
 

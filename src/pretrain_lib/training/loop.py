@@ -15,8 +15,7 @@ from pretrain_lib.errors import LocalFault, is_of_disk, raised_here
 from pretrain_lib.models.flops import has_data_sheet, model_flops
 from pretrain_lib.models.interface import Model, unwrap
 from pretrain_lib.optim.spikes import Limits, spike_limits
-from pretrain_lib.run_folder.folder import METRICS, read_status, write_status
-from pretrain_lib.run_folder.rows import read_rows
+from pretrain_lib.run_folder.folder import read_status, write_status
 from pretrain_lib.training.console_lines import format_step
 from pretrain_lib.training.evaluation import estimate_left, evaluate_if_due, is_due
 from pretrain_lib.training.measurements import peak_memory
@@ -193,8 +192,7 @@ def _finish(run: Run, stopped_by: str | None) -> str:
     if run.accelerator.is_main_process:
         step = read_status(run.folder).get("step") if failed else run.state.step
         write_status(run.folder, state, step=step, reason=reason)
-        rows = read_rows(run.folder / METRICS) if (run.folder / METRICS).is_file() else []
-        for line in summary(run, rows, state=state, reason=reason):
+        for line in summary(run, state=state, reason=reason):
             run.metrics.say(line)
     return state
 

@@ -10,22 +10,30 @@ from pretrain_lib.files.reading import read_if_whole
 from pretrain_lib.models.flops import count_parameters, has_data_sheet
 from pretrain_lib.run_folder.folder import CHECKPOINTS, METRICS, SAMPLES, SCORES
 from pretrain_lib.run_folder.metrics import human, human_time
-from pretrain_lib.run_folder.rows import COMMON, Rows
+from pretrain_lib.run_folder.rows import COMMON, Rows, read_rows
 from pretrain_lib.training.console_lines import WIDTH, fill
 from pretrain_lib.training.measurements import Memory, peak_memory
 from pretrain_lib.training.run import Run
-from pretrain_lib.wording import plural
+from pretrain_lib.wording import in_line, plural
 
 LABEL = 18  # characters of the first column
 MEMORY = {"GPU": "of tensors on the GPU", "RAM": "of RAM"}
 FAMILY = "GPT-"  # the published models that scores are compared with
 
 
-def summary(run: Run, rows: Rows, *, state: str, reason: str) -> list[str]:
+def summary(run: Run, *, state: str, reason: str) -> list[str]:
     """Return the lines about a run that has ended; `state` and `reason` are those of its status.
 
-    `rows` are all rows of its metrics. Call it on the main process.
+    Call it on the main process. A summary that fails is remarked, for the run has ended well.
     """
+    try:
+        return _lines(run, state=state, reason=reason)
+    except Exception as error:  # whatever has become of the files of the run
+        return [f"warning: no summary of the run: {in_line(f'{type(error).__name__}: {error}')}"]
+
+
+def _lines(run: Run, *, state: str, reason: str) -> list[str]:
+    rows = read_rows(run.folder / METRICS) if (run.folder / METRICS).is_file() else []
     newest = find_newest(run.folder / CHECKPOINTS)
     pairs = [
         *_cost(run, rows),
