@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lm_eval.api import metrics
 from lm_eval.api.metrics import bootstrap_stderr, perplexity
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from pretrain_lib.data.text.tokenizer import Tokenizer, load_tokenizer
+from pretrain_lib.evaluate.error_bars import safe_perplexities
 from pretrain_lib.evaluate.harness import evaluate_folder, is_ours
 from pretrain_lib.evaluate.results import format_line, format_table, write_results
 from pretrain_lib.evaluate.tasks import open_tasks
@@ -216,6 +218,21 @@ metric_list: [{{metric: perplexity, aggregation: perplexity, higher_is_better: f
     assert scores["perplexity_stderr,none"] == pytest.approx(expected, rel=1e-9)
     value, error = scores["perplexity,none"], scores["perplexity_stderr,none"]
     assert format_line(results) == f"words/perplexity {value:,.0f} +- {error:,.0f}"
+
+
+def test_a_perplexity_that_overflows_is_infinite():
+    nats = [-300.0, -1200.0]
+    with safe_perplexities():
+        assert metrics.perplexity(nats) == metrics.weighted_perplexity([(-1e6, 3)]) == math.inf
+        assert metrics.perplexity([-1.0, -4.0]) == math.exp(2.5)
+        assert metrics.weighted_perplexity([(-6.0, 3), (-1.0, 1)]) == math.exp(7 / 4)
+        error = metrics.bootstrap_stderr(metrics.perplexity, nats, iters=1000)
+    assert not math.isfinite(error)
+    scores = {"perplexity,none": math.inf, "perplexity_stderr,none": error}
+    results = {"results": {"words": scores | {"acc,none": 0.5, "acc_stderr,none": 0.25}}}
+    assert format_line(results) == "words/perplexity inf, words/acc 0.5000 +- 0.2500"
+    with pytest.raises(OverflowError):
+        metrics.perplexity(nats)  # without it, as before
 
 
 def test_bfloat16_is_scored_with_a_float32_softmax(workplace, results):

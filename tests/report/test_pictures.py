@@ -305,6 +305,18 @@ def test_a_run_of_one_step_or_without_values_is_drawn(tmp_path, changes):
     assert all(path.stat().st_size > 10_000 for path in plot_runs([tmp_path]))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [1e160, 1e250, 1e300, None])
+def test_a_perplexity_of_any_size_is_drawn(tmp_path, value):
+    rows = write_run(tmp_path, steps=60)
+    name = "wikitext/word_perplexity"
+    first = next(row for row in rows if row["kind"] == "evaluation")
+    first |= {name: value, f"{name}_stderr": value}
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert all(path.stat().st_size > 10_000 for path in plot_runs([tmp_path]))
+
+
 def test_importing_it_does_not_import_matplotlib():
     code = "import sys, pretrain_lib.report.pictures; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

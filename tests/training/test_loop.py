@@ -1,5 +1,6 @@
 """The loop: what it writes, when it stops, and that a resumed run is the run."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -20,8 +21,10 @@ from pretrain_lib import (
 )
 from pretrain_lib.checkpoint.state import read_state
 from pretrain_lib.config.units import TokenCount
+from pretrain_lib.data.text.tokenizer import load_tokenizer
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
 from pretrain_lib.run_folder.status import write_status
+from pretrain_lib.training import evaluation
 from tests.conftest import change, read_rows
 
 pytestmark = pytest.mark.moderate
@@ -380,6 +383,46 @@ def test_the_checkpoint_of_the_best_score_is_kept(recipe, metric, best_of, prepa
     assert checkpoints(recipe) == sorted({f"step-{s:08d}" for s in (best, 8) if s})
     state, _ = read_state(Path(recipe.run.dir, "checkpoints", "step-00000008"))
     assert state.best_scores == {f"{task}/{metric}": [values[best], best]}
+
+
+def test_a_first_validation_that_is_not_finite_is_not_the_best(recipe, monkeypatch):
+    losses, real = [], evaluation.validate
+
+    def first_is_nan(*arguments, **options):
+        result = real(*arguments, **options)
+        losses.append(result.loss if losses else math.nan)
+        return dataclasses.replace(result, loss=losses[-1])
+
+    monkeypatch.setattr(evaluation, "validate", first_is_nan)
+    run(change(recipe, checkpoint={"every": None, "keep_best": "loss"}))
+    state, _ = read_state(Path(recipe.run.dir, "checkpoints", "step-00000008"))
+    assert math.isnan(losses[0])
+    assert (state.best_loss, state.best_step) == (
+        min(losses[1:]),
+        4 * losses.index(min(losses[1:])),
+    )
+
+
+@pytest.mark.slow
+def test_a_perplexity_that_overflows_is_null_and_not_the_best(recipe, prepared, tmp_path, capsys):
+    """A word of 118 tokens has 736 nats at first, and fewer than the 709 of a float64 soon."""
+    text, tokenizer = "self.", load_tokenizer(prepared / "tokenizer")
+    while len(tokenizer.encode(text)) < 118:
+        text += "self."
+    sizes = {"context_characters": 60, "ending_characters": 20, "document_characters": 200}
+    write_local_tasks(prepared, tmp_path / "tasks", items=4, **sizes)
+    (tmp_path / "tasks" / "heldout_perplexity.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    scores = {"tasks": ["heldout_perplexity"], "include_path": str(tmp_path / "tasks"), "every": 4}
+    name = "heldout_perplexity/word_perplexity"
+    run(change(recipe, scores=scores, checkpoint={"every": None, "keep_best": name}))
+    assert "scores at step 0, in " in (output := capsys.readouterr().out)
+    assert f"{name} inf,\n" in output
+    rows = [row for row in read_rows(recipe.run.dir) if row["kind"] == "evaluation"]
+    values = [row[name] for row in rows]
+    assert values[0] is None and rows[0]["heldout_perplexity/bits_per_byte"] > 0
+    assert values[2] < values[1] < 1e308
+    state, _ = read_state(Path(recipe.run.dir, "checkpoints", "step-00000008"))
+    assert state.best_scores == {name: [values[2], 8]}
 
 
 @pytest.mark.slow

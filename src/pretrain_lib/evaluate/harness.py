@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import patch_environment
 
 from pretrain_lib.data.text.tokenizer import Tokenizer
-from pretrain_lib.evaluate.error_bars import drawn_by_numpy
+from pretrain_lib.evaluate.error_bars import safe_perplexities
 from pretrain_lib.evaluate.per_token import add_per_token
 from pretrain_lib.evaluate.tasks import Tasks, open_tasks
 from pretrain_lib.models.any_model import is_ours, load_pretrained
@@ -195,7 +195,7 @@ def _run(
     # Avoid that in a process with threads and a GPU.
     quietly = patch.object(lm_eval.evaluator, "get_git_commit_hash", _git_revision)
     multi = patch_environment(DISABLE_MULTIPROC="1")
-    with multi, quietly, drawn_by_numpy(), contextlib.redirect_stdout(io.StringIO()):
+    with multi, quietly, safe_perplexities(), contextlib.redirect_stdout(io.StringIO()):
         results = lm_eval.simple_evaluate(
             tasks=tasks.names,
             task_manager=tasks.manager,

@@ -1,6 +1,7 @@
 """Write lm-eval results to disk and format them as a table."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,14 +68,19 @@ def format_line(results: dict) -> str:
 
 
 def iterate_scores(results: dict) -> Iterator[tuple[str, str, float, float | str | None]]:
-    """Yield `(task, metric, value, stderr)` of lm-eval's results; `metric` includes a filter."""
+    """Yield `(task, metric, value, stderr)` of lm-eval's results; `metric` includes a filter.
+
+    The stderr of an infinite perplexity, which is no number, is None.
+    """
     for task, scores in (results["results"] | results.get("groups", {})).items():
         for key, value in scores.items():
             metric, comma, kind = key.partition(",")
             if not comma or metric.endswith("_stderr"):
                 continue
             label = metric if kind == "none" else f"{metric} ({kind})"
-            yield task, label, value, scores.get(f"{metric}_stderr,{kind}")
+            error = scores.get(f"{metric}_stderr,{kind}")
+            known = not isinstance(error, float) or math.isfinite(error)
+            yield task, label, value, error if known else None
 
 
 def find_score(results: dict, name: str) -> tuple[float, bool]:

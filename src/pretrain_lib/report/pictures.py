@@ -40,6 +40,7 @@ WIDTH, LOSS_HEIGHT, ROW_HEIGHT = 10, 4.4, 2.6  # inches
 COLUMNS = 3
 HEADROOM = 1.2
 LOG_TICKS = (1, 2, 5)
+LARGEST = 1e250  # that is drawn: beyond it, matplotlib's ticks would overflow
 LOSS_TITLE = "Loss (nats per token)"
 TITLES = {
     "lr": "Learning rate",
@@ -210,7 +211,9 @@ def _fill_score(panel: "Axes", score: Panel, runs: list[Rows], looks: list[Look]
     name, curves, bounds = f"{score.task}/{score.metric}", [], []
     for rows, look in zip(runs, looks, strict=True):
         x, values = column(rows, "evaluation", name, x="x")
-        errors = np.nan_to_num(column(rows, "evaluation", f"{name}_stderr")[1])
+        values[values > LARGEST] = np.nan
+        errors = column(rows, "evaluation", f"{name}_stderr")[1]
+        errors = np.where(errors < LARGEST, errors, 0.0)
         draw_measured(panel, x, values, look, errors=errors)
         curves.append((x, values))
         bounds += [(x, values - errors), (x, values + errors)]

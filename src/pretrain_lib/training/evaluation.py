@@ -1,6 +1,7 @@
 """Evaluation during training: validation loss, lm-eval scores and samples."""
 
 import json
+import math
 import os
 import time
 from operator import itemgetter
@@ -104,7 +105,7 @@ def _validate(run: Run) -> None:
     state.validated = run.validated
     row = {"kind": "validation", "step": state.step, "tokens": state.tokens}
     run.metrics.write(row | result.to_row())
-    if state.best_loss is None or result.loss < state.best_loss:
+    if _is_better(result.loss, state.best_loss, higher=False):
         state.best_loss, state.best_step = result.loss, state.step
     run.metrics.say(fill(f"validation at step {state.step:,}: {result.format()}"))
 
@@ -116,8 +117,15 @@ def _score(run: Run) -> None:
         return
     value, higher = on_main(run.accelerator, lambda: find_score(results, kept))
     best, _ = state.best_scores.get(kept, (None, 0))
-    if best is None or (value > best if higher else value < best):
+    if _is_better(value, best, higher=higher):
         state.best_scores = {kept: [value, state.step]}
+
+
+def _is_better(value: float, best: float | None, *, higher: bool) -> bool:
+    """Return whether a value is the best so far; what is not finite is none."""
+    if best is None or not math.isfinite(best):
+        return math.isfinite(value)
+    return math.isfinite(value) and (value > best if higher else value < best)
 
 
 def _score_together(run: Run) -> dict:
