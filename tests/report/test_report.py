@@ -13,10 +13,11 @@ import pytest
 from pretrain_lib import GPT2, open_corpus, start_accelerator, train
 from pretrain_lib.report.changes import changed_settings, differences, format_value
 from pretrain_lib.report.charts import thin
-from pretrain_lib.report.facts import device_hours, state_of
+from pretrain_lib.report.facts import cost_facts, device_hours, state_of
 from pretrain_lib.report.report import write_report
 from pretrain_lib.report.runs import open_runs
 from pretrain_lib.run_folder.folder import open_run_folder, write_recipe
+from pretrain_lib.run_folder.rows import mean_mfu
 from tests.conftest import change
 from tests.report.test_pictures import write_run
 
@@ -121,6 +122,60 @@ def test_a_stretch_counts_with_its_own_number_of_devices(tmp_path):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run,) = open_runs([folder])
     assert device_hours(run) == pytest.approx(0.5 * 8 + 0.5 * 1)
+
+
+def timed_run(folder, steps, *, starts, parent=None, begun=0.0):
+    """Write a run of `(tokens, seconds, peak share per token/s)` steps, and open it."""
+    rows, tokens, seconds = [], 1000 * starts[0][0], begun
+    for number, (size, took, share) in enumerate(steps, start=starts[0][0] + 1):
+        tokens, seconds = tokens + size, seconds + took
+        row = {"kind": "train", "step": number, "tokens": tokens, "loss": 1.0, "lr": 1e-3}
+        row |= {"tokens_per_second": size / took, "mfu": share * size / took, "targets": size}
+        rows.append(row | {"grad_norm": 1.0, "seconds": seconds, "peak_memory_bytes": 1})
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    started = [{"step": step, "processes": n, "time": ""} for step, n in starts]
+    world = {"processes": starts[-1][1]}
+    manifest = {"config": {}, "world": world, "starts": started, "parent": parent}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (run,) = open_runs([folder])
+    return run
+
+
+@pytest.mark.parametrize("parent", [None, "parent"])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [(1000, 99.0, 4e-4)] + 9 * [(1000, 1.0, 4e-4)],  # compiled in the first
+        5 * [(100, 1.0, 2e-4)] + 5 * [(10_000, 5.0, 2e-4)],  # a batch that grows
+    ],
+)
+def test_the_mfu_is_that_of_all_tokens_in_all_the_time(tmp_path, steps, parent):
+    starts = [(0 if parent is None else 50, 1)]
+    run = timed_run(tmp_path / "run", steps, starts=starts, parent=parent, begun=7.0)
+    tokens, seconds, share = sum(s[0] for s in steps), sum(s[1] for s in steps), steps[0][2]
+    assert mean_mfu(run.rows, forked=parent is not None) == pytest.approx(share * tokens / seconds)
+    told = cost_facts(run, watts=None)["FLOPs utilization (MFU)"]
+    assert told == f"{share * tokens / seconds:.1%}"
+
+
+@pytest.mark.parametrize(
+    ("starts", "parent", "devices_of_steps"),
+    [
+        ([(0, 1), (40, 8)], None, 40 * [1] + 60 * [8]),
+        ([(0, 1), (90, 8), (50, 2)], None, 50 * [1] + 50 * [2]),  # went back to step 50
+        ([(0, 1), (30, 4), (90, 8), (50, 2)], None, 30 * [1] + 20 * [4] + 50 * [2]),
+        ([(200, 8)], "parent", 100 * [8]),
+        ([(200, 8), (240, 1)], "parent", 40 * [8] + 60 * [1]),
+    ],
+)
+def test_device_hours_are_those_of_the_run_itself(tmp_path, starts, parent, devices_of_steps):
+    begun = 0.0 if parent is None else 7200.0
+    steps = 100 * [(1000, 36.0, 1e-4)]
+    run = timed_run(tmp_path / "run", steps, starts=starts, parent=parent, begun=begun)
+    expected = 36.0 * sum(devices_of_steps) / 3600
+    assert device_hours(run) == pytest.approx(expected)
+    assert cost_facts(run, watts=700)["Energy"].startswith(f"{expected * 0.7:,.3g} kWh")
 
 
 def test_a_run_that_was_killed_is_told_from_one_that_is_running(tmp_path):

@@ -9,7 +9,7 @@ from pretrain_lib.report.blocks import Table, count
 from pretrain_lib.report.runs import Run, flops_per_token
 from pretrain_lib.run_folder.folder import PRECISIONS, read_status
 from pretrain_lib.run_folder.metrics import human, human_time, perplexity
-from pretrain_lib.run_folder.rows import Rows
+from pretrain_lib.run_folder.rows import Rows, mean_mfu, row_seconds
 
 SHOWN_EVENTS = 100
 EVENT_NOUNS = {
@@ -82,22 +82,31 @@ def training_seconds(rows: Rows) -> float:
 def device_hours(run: Run) -> float | None:
     """Return the time spent in steps times the number of devices; None if that is unknown.
 
-    A run that was resumed with another number of processes counts each stretch with its own.
+    A run that was resumed with another number of processes counts each stretch with its own, up to
+    the step of a later start. The steps that a fork has from its parent are not its own.
     """
     world = run.manifest.get("world", {})
     if not world.get("processes"):
         return None
+    trained = [row for row in run.rows if row["kind"] == "train" and row.get("seconds") is not None]
+    if not trained:
+        return 0.0
     starts = run.manifest.get("starts") or [{"step": 0, "processes": world["processes"]}]
-    known = [(0, 0.0)]
-    known += [
-        (row["step"], row["seconds"])
-        for row in run.rows
-        if row["kind"] == "train" and row.get("seconds") is not None
-    ]
-    steps, seconds = np.array(sorted(known), dtype=np.float64).T
-    begins = np.interp([start["step"] for start in starts[1:]], steps, seconds)
-    lengths = np.diff([0.0, *begins, seconds[-1]])
-    return float(sum(n * s["processes"] for n, s in zip(lengths, starts, strict=True))) / 3600
+    of_parent = 0.0
+    if _is_fork(run):
+        first = np.nan_to_num(row_seconds(trained, forked=True)[0])
+        of_parent = trained[0]["seconds"] - first
+    known = [(row["step"], row["seconds"]) for row in trained]
+    steps, seconds = np.array([(starts[0]["step"], of_parent), *known]).T
+    begins = [start["step"] for start in starts]
+    ends = [min(begins[number:]) for number in range(1, len(begins))] + [steps[-1]]
+    lengths = np.interp(ends, steps, seconds) - np.interp(begins, steps, seconds)
+    devices = [start["processes"] for start in starts]
+    return float(np.maximum(lengths, 0.0) @ devices) / 3600
+
+
+def _is_fork(run: Run) -> bool:
+    return bool(run.manifest.get("parent"))
 
 
 def cost_facts(run: Run, *, watts: float | None) -> dict[str, str]:
@@ -105,14 +114,14 @@ def cost_facts(run: Run, *, watts: float | None) -> dict[str, str]:
     seconds, hours = training_seconds(run.rows), device_hours(run)
     tokens = last_row(run.rows, "train").get("tokens", 0)
     rate = flops_per_token(run.settings)
-    used = [r["mfu"] for r in run.rows if r["kind"] == "train" and r.get("mfu") is not None]
+    mfu = mean_mfu(run.rows, forked=_is_fork(run))
     facts = {
         "Time in training steps": human_time(seconds),
         "Device hours": "" if hours is None else f"{hours:,.3g} h",
         "Energy": "",
         "Speed": f"{human(tokens / seconds)} tokens per second" if seconds else "",
         "Model FLOPs": f"{rate * tokens:.3g}".replace("e+", "e") if rate and tokens else "",
-        "FLOPs utilization (MFU)": f"{np.mean(used):.1%}" if used else "",
+        "FLOPs utilization (MFU)": "" if mfu is None else f"{mfu:.1%}",
     }
     if watts is not None and hours is not None:
         facts["Energy"] = f"{hours * watts / 1000:,.3g} kWh at {watts:g} W per device"

@@ -88,6 +88,28 @@ def column(rows: Rows, kind: str, name: str, *, x: str = "tokens") -> tuple[np.n
     return places, np.array(values, dtype=np.float64)
 
 
+def row_seconds(trained: Rows, *, forked: bool) -> np.ndarray:
+    """Return the time in steps of each train row since the one before; NaN if that is unknown.
+
+    Steps that a rollback has undone are not in it. The rows of a run that is `forked` go on with
+    the tokens of its parent.
+    """
+    first, speeds = trained[0], [row.get("tokens_per_second") or np.nan for row in trained]
+    begin = first["tokens"] - (first.get("targets") or 0) if forked else 0
+    return np.diff([begin, *(row["tokens"] for row in trained)]) / np.array(speeds)
+
+
+def mean_mfu(rows: Rows, *, forked: bool) -> float | None:
+    """Return the MFU over all steps of a run, None if it is unknown; see `row_seconds`."""
+    if not (trained := [row for row in rows if row["kind"] == "train"]):
+        return None
+    shares = np.array([row.get("mfu") for row in trained], dtype=np.float64)
+    seconds = row_seconds(trained, forked=forked)
+    known = np.isfinite(shares * seconds)
+    total = seconds[known].sum()
+    return float((shares * seconds)[known].sum() / total) if total else None
+
+
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
     """Return the centered moving average over `window` values, ignoring NaN.
 

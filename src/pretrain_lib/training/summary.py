@@ -10,7 +10,7 @@ from pretrain_lib.files.reading import read_if_whole
 from pretrain_lib.models.flops import count_parameters, has_data_sheet
 from pretrain_lib.run_folder.folder import CHECKPOINTS, METRICS, SAMPLES, SCORES
 from pretrain_lib.run_folder.metrics import human, human_time
-from pretrain_lib.run_folder.rows import COMMON, Rows, read_rows
+from pretrain_lib.run_folder.rows import COMMON, Rows, mean_mfu, read_rows
 from pretrain_lib.training.console_lines import WIDTH, fill
 from pretrain_lib.training.measurements import Memory, peak_memory
 from pretrain_lib.training.run import Run
@@ -73,20 +73,13 @@ def _cost(run: Run, rows: Rows) -> Iterator[tuple[str, str]]:
     speed = state.tokens / state.seconds
     yield "training time", f"{human_time(state.seconds)}, not counting evaluation"
     yield "speed", f"{human(speed, digits=3)} tokens/s"
-    if (mfu := _mean_mfu(trained)) is not None:
+    if (mfu := mean_mfu(rows, forked=bool(run.manifest["parent"]))) is not None:
         yield "MFU", f"{mfu:.1%} of {_describe_peak(run)}"
     memory = peak_memory(run.accelerator.device)
     largest = max([memory.peak_bytes, *(row.get("peak_memory_bytes") or 0 for row in trained)])
     several = run.accelerator.num_processes > 1
     what = MEMORY[memory.kind] + (", in the first process" if several else "")
     yield "peak memory", f"{Memory(memory.kind, largest).gigabytes()} GB {what}"
-
-
-def _mean_mfu(trained: Rows) -> float | None:
-    """Return the MFU over all steps; rows of equal length weigh by their time."""
-    known = [row for row in trained if row.get("mfu") and row.get("tokens_per_second")]
-    seconds = sum(1 / row["tokens_per_second"] for row in known)
-    return sum(row["mfu"] / row["tokens_per_second"] for row in known) / seconds if known else None
 
 
 def _describe_peak(run: Run) -> str:
