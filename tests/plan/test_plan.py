@@ -3,14 +3,19 @@
 import math
 import sys
 from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
 
+from pretrain_lib import GPT2, open_corpus, start_accelerator, train
+from pretrain_lib.checkpoint.folders import prune, remove_leftovers
 from pretrain_lib.config.arguments import parse_recipe
 from pretrain_lib.data.tokens.shards import read_manifest
 from pretrain_lib.models.any_model import build_model
 from pretrain_lib.models.flops import MEMORY_GB, PEAK_TFLOPS, Hardware
+from pretrain_lib.plan.disk import most_checkpoints
 from pretrain_lib.plan.micro_batch import Planned
 from pretrain_lib.plan.network import World
 from pretrain_lib.plan.plan import documents_per_token, format_plan
@@ -166,24 +171,79 @@ def test_data_that_is_read_more_than_once_is_warned_of(recipe, prepared):
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "expected"),
+    ("checkpoint", "expected"),  # of those at steps 5,000, 10,000, 15,000, and at the end
     [
-        (
-            {"keep_last": 0},
-            "4 (checkpoint.keep_last)",
-        ),  # at steps 5,000, 10,000, 15,000, and at the end
+        ({"keep_last": 0}, "4 (checkpoint.keep_last)"),
         ({"keep_last": 8}, "4 (checkpoint.keep_last)"),
         ({"every": None}, "1 (checkpoint.keep_last)"),
+        ({}, "3 (checkpoint.keep_last) and one more while saving"),
         (
             {"keep_last": 2, "keep_every": 5000},
-            "2 (checkpoint.keep_last) and 3 (checkpoint.keep_every)",
+            "2 (checkpoint.keep_last), 1 (checkpoint.keep_every) and one more while saving",
         ),
-        ({"every": None, "every_tokens": 10**9}, "3 (checkpoint.keep_last)"),
+        (
+            {"keep_last": 2, "keep_best": "loss"},
+            "2 (checkpoint.keep_last), 1 (checkpoint.keep_best) and one more while saving",
+        ),
+        (
+            {"every": None, "every_tokens": 10**9, "keep_last": 8},
+            "8 (checkpoint.keep_last) and one more while saving",
+        ),
     ],
 )
 def test_checkpoints_on_disk_are_counted(checkpoint, expected):
     facts, _, _ = plan(gpt2_124m.RECIPE, checkpoint=checkpoint)
-    assert f"of 1.49 GB, {expected} and one more while saving" in facts["disk"]
+    assert facts["disk"].endswith(f" GB: checkpoints of 1.49 GB, {expected}")
+
+
+def most_at_once(config, folder, improved):
+    """Return the most checkpoints that a run has at once; validations at `improved` are best."""
+    best, most, tokens = 0, 0, 0
+    for step in range(1, config.whole_run() + 1):
+        tokens += config.batch_sizes().at(step - 1) * config.batch.sequence_length
+        best = step if step in improved else best
+        if step in (best, config.whole_run()) or config.save_is_due(step, tokens):
+            (newest := folder / f"step-{step:08d}").mkdir(parents=True)
+            most = max(most, len(list(folder.glob("step-*"))))
+            keep = {name: getattr(config.checkpoint, name) for name in ("keep_last", "keep_every")}
+            prune(folder, newest, **keep, best=best)
+            remove_leftovers(folder)
+    return most
+
+
+@pytest.mark.parametrize("keep_last", [0, 1, 2, 9])
+@pytest.mark.parametrize("keep_every", [None, 2, 6])
+@pytest.mark.parametrize("intervals", [{"every": 3}, {"every": None}, {"every_tokens": 600}])
+def test_the_checkpoints_on_disk_are_those_that_pruning_leaves(
+    recipe, tmp_path, keep_last, keep_every, intervals
+):
+    kept = {"keep_last": keep_last, "keep_every": keep_every, **intervals}
+    ramp = {"ramp_from": 128, "ramp_increment": 64, "ramp_tokens": 512}
+    config = change(recipe, checkpoint=kept, schedule={"tokens": 3400}, batch=ramp)
+    expected = most_at_once(config, tmp_path / "plain", ())
+    assert sum(most_checkpoints(config).values()) == expected
+
+    config = change(config, checkpoint={"keep_best": "loss"}, validation={"every": 4})
+    validated = [step for step in range(1, config.whole_run()) if step % 4 == 0]
+    patterns = [c for n in range(len(validated) + 1) for c in combinations(validated, n)]
+    expected = max(
+        most_at_once(config, tmp_path / str(number), improved)
+        for number, improved in enumerate(patterns)
+    )
+    found = sum(most_checkpoints(config).values())
+    # One more where the best is the newest as well, in every order of losses.
+    assert found in (expected, expected + (0 < keep_last < 9))
+
+
+@pytest.mark.moderate
+def test_a_run_has_as_many_checkpoints_as_its_plan_says(recipe):
+    checkpoint = {"every": 1, "keep_last": 2, "keep_every": 3}
+    config = change(recipe, checkpoint=checkpoint, samples={"prompts": []})
+    train(config, GPT2(config.model).initialize(0), open_corpus(config), start_accelerator(config))
+    left = [int(path.name[5:]) for path in Path(config.run.dir, "checkpoints").iterdir()]
+    assert sorted(left) == [3, 6, 7, 8]
+    counts = most_checkpoints(config)  # while 8 is saved: 3, 6, 7, and 8
+    assert counts == {"checkpoint.keep_last": 2, "checkpoint.keep_every": 1, "being saved": 1}
 
 
 def test_every_size_has_a_plan():

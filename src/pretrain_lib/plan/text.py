@@ -9,6 +9,7 @@ from pretrain_lib.models.blocks import ActivationCheckpointing
 from pretrain_lib.models.flops import MEMORY_GB, Hardware, count_parameters, model_flops
 from pretrain_lib.models.interface import Model
 from pretrain_lib.models.transformers_config import CausalLMConfig
+from pretrain_lib.plan.disk import SAVING, most_checkpoints
 from pretrain_lib.plan.memory import Memory, moment_bytes
 from pretrain_lib.plan.muon import muon_cost
 from pretrain_lib.plan.network import FP32, World
@@ -84,24 +85,14 @@ def _muon_lines(config: Recipe, model: Model) -> list[str]:
 
 
 def _disk_text(config: Recipe, model: Model) -> str:
-    """Return the disk space of the checkpoints, each with fp32 weights and the moments."""
-    checkpoint, steps = config.checkpoint, config.whole_run()
+    """Return the disk space of the checkpoints at most, each with fp32 weights and the moments."""
     is_muon = config.optimizer.kind == "muon"
     step = Step(sequences=1, length=1, moments=config.optimizer.moments, muon=is_muon)
     size = FP32 * count_parameters(model) + moment_bytes(model, step)
-    saves = 1
-    saves += steps // checkpoint.every if checkpoint.every else 0
-    saves += planned_tokens(config) // checkpoint.every_tokens if checkpoint.every_tokens else 0
-    kept = min(saves, checkpoint.keep_last or saves)
-    for_ever = (
-        steps // checkpoint.keep_every if checkpoint.keep_every and checkpoint.keep_last else 0
-    )
-    more = f" and {for_ever:,} (checkpoint.keep_every)" if for_ever else ""
-    total = (kept + for_ever + 1) * size
-    return (
-        f"{_gb(total)} GB: checkpoints of {_gb(size)} GB, {kept:,} (checkpoint.keep_last){more} "
-        f"and one more while saving"
-    )
+    counts = most_checkpoints(config)
+    kept = ", ".join(f"{count:,} ({name})" for name, count in counts.items() if name != SAVING)
+    more = " and one more while saving" if SAVING in counts else ""
+    return f"{_gb(sum(counts.values()) * size)} GB: checkpoints of {_gb(size)} GB, {kept}{more}"
 
 
 def kept_lines(config: Recipe, memory: dict[str, Memory]) -> list[str]:
