@@ -40,6 +40,7 @@ from pretrain_lib import (
     train,
     train_tokenizer,
 )
+from pretrain_lib.checkpoint.state import read_state
 from pretrain_lib.config.arguments import parse_recipe
 from pretrain_lib.config.units import TokenCount
 from pretrain_lib.data.pool import run_tasks
@@ -697,6 +698,25 @@ def test_a_run_stopped_and_resumed_is_bit_equal_with_its_spool_and_without(strea
     assert [row for row in rows if is_due(row)] == rows
     # Where it stopped it validated too.
     assert [row for row in read_rows(again.run.dir) if is_due(row)] == rows
+
+
+@pytest.mark.slow
+def test_a_fork_whose_sequences_divide_the_spool_otherwise_goes_on_in_the_stream(
+    streamed, tmp_path, capsys
+):
+    """Of 1,040 tokens, a segment has 1,024 for sequences of 32, and all for those of 16."""
+    streamed = change(streamed, data={"spool_tokens": TokenCount(1040)})
+    short = change(streamed, batch={"sequence_length": 16})
+    run(change(short, run={"dir": str(tmp_path / "whole")}))
+    run(change(streamed, run={"max_steps": 13}))
+    capsys.readouterr()
+    own = {"dir": str(tmp_path / "fork"), "resume": streamed.run.dir}
+    run(change(short, run=own))
+    assert "changed since the checkpoint: data was" not in capsys.readouterr().out
+    path = "checkpoints/step-00000020"
+    whole, fork = (read_state(tmp_path / name / path)[0] for name in ("whole", "fork"))
+    assert fork.windows == whole.windows == 20 * 256 // 16
+    assert fork.stream == whole.stream and fork.stream["segment"] == 20 * 256 // 1040
 
 
 @pytest.mark.slow

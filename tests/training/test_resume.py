@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import yaml
 
+from pretrain_lib import open_corpus
 from pretrain_lib.checkpoint.folders import FILES, MANIFEST, STATE, describe_files
 from pretrain_lib.checkpoint.state import read_state
+from pretrain_lib.data.tokens.arrays import open_split
 from pretrain_lib.distributed.engine import start_accelerator
 from pretrain_lib.run_folder.folder import MANIFEST as MANIFEST_OF_RUN
 from pretrain_lib.run_folder.folder import build_manifest, unsafe_changes
 from pretrain_lib.training import loop
-from tests.conftest import change, read_rows
+from tests.conftest import VOCABULARY, change, read_rows
 from tests.training.test_loop import elsewhere, run, status
 
 pytestmark = pytest.mark.moderate
@@ -273,6 +275,62 @@ def test_a_fork_with_another_sequence_length_is_as_far_into_the_data(recipe, tmp
     assert after.windows * length == after.tokens
 
 
+@pytest.fixture
+def array(recipe, prepared, tmp_path):
+    """The recipe with its text as an array of datatrove, beside which the ends of documents are."""
+    tokens = open_split(prepared, "train")
+    tokens.read(0, len(tokens)).astype("<u2").tofile(tmp_path / "a.ds")
+    np.concatenate(list(tokens.iterate_ends())).astype("<u8").tofile(tmp_path / "a.ds.index")
+    return change(recipe, data={"path": str(tmp_path / "a.ds"), "validation": "none"})
+
+
+@pytest.mark.parametrize(
+    ("data", "windows"),
+    [
+        ({"document_masking": True}, 64),
+        ({"shuffle": "documents"}, 64),
+        ({"packing": "best_fit"}, 64),
+        ({}, 64),
+        ({"path": "other.bin"}, 32),
+    ],
+)
+def test_a_fork_that_reads_the_same_tokens_otherwise_goes_on_in_them(
+    array, tmp_path, data, windows
+):
+    (np.arange(9000, dtype="<u2") % VOCABULARY).tofile(tmp_path / "other.bin")
+    data = {name: str(tmp_path / "other.bin") if name == "path" else data[name] for name in data}
+    run(change(array, run={"max_steps": 4}))
+    fork = change(array, run={"dir": str(tmp_path / "fork"), "resume": array.run.dir}, data=data)
+    run(fork)
+    assert last_state(fork).windows == windows
+
+
+def test_documents_that_end_elsewhere_are_refused_on_resume(array, tmp_path):
+    masked = change(array, data={"document_masking": True})
+    run(change(masked, run={"max_steps": 4}))
+    tokens = (tmp_path / "a.ds").stat().st_size // 2
+    np.array([10, tokens], dtype="<u8").tofile(tmp_path / "a.ds.index")
+    with pytest.raises(ValueError, match=r"made with other settings \(data was "):
+        run(masked)
+
+
+def test_a_run_that_was_begun_without_an_identity_of_its_data_is_resumed(array, tmp_path):
+    masked = change(array, data={"document_masking": True})
+    run(masked)
+    expected = read_rows(masked.run.dir)
+    old = change(masked, run={"dir": str(tmp_path / "old")})
+    run(change(old, run={"max_steps": 4}))
+    (checkpoint,) = Path(old.run.dir, "checkpoints").glob("step-*4")
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    del manifest["data_identity"]
+    (checkpoint / MANIFEST).write_text(json.dumps(manifest))
+    (checkpoint / FILES).write_text(json.dumps(describe_files(checkpoint)))
+    run(old)
+    assert [r for r in read_rows(old.run.dir) if r["kind"] == "train"] == [
+        r for r in expected if r["kind"] == "train"
+    ]
+
+
 def validated(config):
     rows = read_rows(config.run.dir)
     return {row["step"]: row["loss"] for row in rows if row["kind"] == "validation"}
@@ -407,12 +465,13 @@ def test_the_revision_is_that_of_the_recipe_and_not_of_the_working_directory(
         (tmp_path / name / "recipe.py").write_text(name)
         git(tmp_path / name, "add", ".")
         git(tmp_path / name, "commit", "-qm", name)
+    corpus = open_corpus(recipe)
     monkeypatch.chdir(tmp_path / "elsewhere")
     revision = git(tmp_path / "mine", "rev-parse", "HEAD").strip()
 
     def recorded(file):
         monkeypatch.setattr(sys.modules["__main__"], "__file__", str(file), raising=False)
-        return build_manifest(recipe, "", start_accelerator(recipe))["git"]
+        return build_manifest(recipe, corpus, start_accelerator(recipe))["git"]
 
     mine = tmp_path / "mine" / "recipe.py"
     assert recorded(mine) == {"revision": revision, "dirty": False}

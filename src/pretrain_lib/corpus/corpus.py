@@ -24,7 +24,7 @@ from pretrain_lib.corpus.paths import (
 )
 from pretrain_lib.corpus.stretches import choose_stretches
 from pretrain_lib.data.block_cache import cache_folder
-from pretrain_lib.data.prepare.job import TOKENIZER_FOLDER
+from pretrain_lib.data.prepare.job import JOB, TOKENIZER_FOLDER
 from pretrain_lib.data.remote import is_url
 from pretrain_lib.data.text.tokenizer import load_tokenizer
 from pretrain_lib.data.tokens.foreign import is_foreign, names_tokens
@@ -34,6 +34,7 @@ from pretrain_lib.data.tokens.verify import check_tokenizer
 from pretrain_lib.data.windows.batches import PackedDataset
 from pretrain_lib.data.windows.best_fit import BestFitPlan, open_plan, plan_folder, plan_name
 from pretrain_lib.data.windows.streaming import StreamingDataset
+from pretrain_lib.files.reading import read_object
 from pretrain_lib.ranks import is_local_main_rank, is_main_rank
 
 SEGMENT_STEPS = 4  # minimum optimizer steps per stream segment, within which windows are shuffled
@@ -116,16 +117,20 @@ def _join(parts: list[Corpus], data: DataConfig) -> Corpus:
         raise ValueError(
             f"data.path: {names} were prepared with different tokenizers; prepare all with the same"
         )
-    fingerprints = json.dumps([part.fingerprint for part in parts])
     return Corpus(
         name=" + ".join(part.name for part in parts),
         train=tuple(tokens for part in parts for tokens in part.train),
         validation=_join_validation(parts, data),
         tokenizer=next((part.tokenizer for part in tokenizers.values()), None),
-        fingerprint=hashlib.sha256(fingerprints.encode()).hexdigest(),
+        fingerprint=_hash([part.fingerprint for part in parts]),
+        identity=_hash([part.identity for part in parts]),
         id_range=(min(p.id_range[0] for p in parts), max(p.id_range[1] for p in parts)),
         dtype=", ".join(sorted({part.dtype for part in parts})),
     )
+
+
+def _hash(value: list) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _join_validation(parts: list[Corpus], data: DataConfig) -> tuple[HeldOut, ...]:
@@ -189,12 +194,15 @@ def _open_stream(config: Recipe) -> Corpus:
     check_tokenizer(folder, manifest)
     check_ids(manifest["vocabulary_size"] - 1, None, vocabulary_size, folder)
     names = ", ".join(manifest["sources"])
+    job = read_object(folder / JOB)
+    del job["segment_tokens"]
     corpus = Corpus(
         name=f"{names}, streamed and shuffled within {spool.segment_tokens:,} tokens at a time",
         train=(),
         validation=open_validation(folder, data, manifest, vocabulary_size),
         tokenizer=load_tokenizer(folder / TOKENIZER_FOLDER),
         fingerprint=manifest["fingerprint"],
+        identity=_hash([job, manifest["tokenizer_sha256"]]),
         id_range=(0, manifest["vocabulary_size"] - 1),
         dtype=np.dtype(manifest["dtype"]).name,
         spool=spool,

@@ -54,6 +54,9 @@ class Corpus:
     """One per path with a held-out set; empty without validation."""
     tokenizer: Tokenizer | None
     fingerprint: str
+    """Identifies the data and how they are cut: segments of a stream, the ends of documents."""
+    identity: str
+    """Identifies the data however they are cut."""
     id_range: tuple[int, int]
     dtype: str
     plans: tuple[BestFitPlan, ...] | None = None
@@ -85,6 +88,7 @@ def _open_prepared(folder: Place, data: DataConfig, vocabulary_size: int) -> Cor
         validation=open_validation(folder, data, manifest, vocabulary_size),
         tokenizer=tokenizer,
         fingerprint=manifest["fingerprint"],
+        identity=manifest["fingerprint"],
         id_range=(train["lowest_id"], train["highest_id"]),
         dtype=np.dtype(manifest["dtype"]).name,
     )
@@ -182,12 +186,14 @@ def _open_array(path: Place, data: DataConfig, vocabulary_size: int) -> Corpus:
         held_out = open_place(data.validation, cache_gib=data.remote_cache_gib)
         sha256 = tokenizer and tokenizer.sha256
         validation = (_open_validation_path(held_out, data, sha256, vocabulary_size),)
+    fingerprint, identity = fingerprint_array(train, with_ends=_uses_ends(data))
     return Corpus(
         name=str(path),
         train=(train,),
         validation=validation,
         tokenizer=tokenizer,
-        fingerprint=fingerprint_array(train, with_ends=_uses_ends(data)),
+        fingerprint=fingerprint,
+        identity=identity,
         id_range=(lowest, highest),
         dtype=train.files[0].dtype.name,
     )

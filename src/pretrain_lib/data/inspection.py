@@ -108,7 +108,7 @@ def _plan(one: Inspected, sequence_length: int, folder: Path | None) -> BestFitP
         one.train.iterate_ends,
         len(one.train),
         folder or plan_folder(one.path),
-        fingerprint=fingerprint or fingerprint_array(one.train, with_ends=True),
+        fingerprint=fingerprint or fingerprint_array(one.train, with_ends=True)[0],
         sequence_length=sequence_length,
     )
 

@@ -17,6 +17,7 @@ import yaml
 from accelerate import Accelerator
 
 from pretrain_lib.config.settings import Recipe
+from pretrain_lib.corpus.paths import Corpus
 from pretrain_lib.distributed.launch_file import launch_configuration
 from pretrain_lib.distributed.launched import is_restart
 from pretrain_lib.files.locks import is_locked, lock_folder
@@ -178,11 +179,12 @@ def _earlier_starts(folder: Path, manifest: dict) -> list[dict]:
     return before.get("starts", []) if is_same else []
 
 
-def build_manifest(config: Recipe, fingerprint: str, accelerator: Accelerator) -> dict:
+def build_manifest(config: Recipe, corpus: Corpus, accelerator: Accelerator) -> dict:
     """Return everything that a run depends on: settings, data, versions, git revision, machine."""
     return {
         "config": config.to_dict(),
-        "data_fingerprint": fingerprint,
+        "data_fingerprint": corpus.fingerprint,
+        "data_identity": corpus.identity,
         # torch.__version__ includes the build (+cpu, +cu126), unlike the package metadata.
         "versions": {name: version(name) for name in PACKAGES}
         | {"torch": torch.__version__, "python": platform.python_version()},

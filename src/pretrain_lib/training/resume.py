@@ -115,7 +115,9 @@ def _load(
     now = manifest["config"]
     changes = setting_changes(with_new_names(before["config"], now=now), now)
     fingerprints = [m["data_fingerprint"][:12] for m in (before, manifest)]
-    if fingerprints[0] != fingerprints[1]:
+    is_cut_anew = before["data_fingerprint"] != manifest["data_fingerprint"]
+    is_other = is_cut_anew and before.get("data_identity") != manifest["data_identity"]
+    if is_other or (is_cut_anew and not fork):
         changes[DATA] = tuple(fingerprints)
     if state.step:
         _refuse_other_steps(path, changes)
@@ -127,7 +129,8 @@ def _load(
         raise _refusal(path, refused, fits=fits)
     _refuse_earlier_end(config, path, state.step, fork=fork)
     load_checkpoint(path, model, optimizer)
-    _find_place_in_data(state, changes)
+    state.stream = None if is_cut_anew else state.stream
+    _find_place_in_data(state, changes, is_other=is_other)
     _forget_other_bests(state, changes, fork=fork)
     state.evaluated = state.evaluated and not fork
     for key in ("versions", "git"):
@@ -175,9 +178,9 @@ def _refuse_earlier_end(config: Recipe, path: Path, step: int, *, fork: bool) ->
     )
 
 
-def _find_place_in_data(state: TrainingState, changes: dict[str, tuple]) -> None:
+def _find_place_in_data(state: TrainingState, changes: dict[str, tuple], *, is_other: bool) -> None:
     """Begin anew with other data; with other windows be as many tokens into the data as before."""
-    if DATA in changes:
+    if is_other:
         state.windows = 0
     elif WINDOW in changes:
         old, new = changes[WINDOW]

@@ -88,7 +88,7 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
     stretches = choose_stretches(corpus.validation, config.batch.sequence_length, **options)
     has_weights = not next(model.parameters()).is_meta
     prepared_model, optimizer = _place_model(config, model, accelerator)
-    manifest = build_manifest(config, corpus.fingerprint, accelerator)
+    manifest = build_manifest(config, corpus, accelerator)
     start = resume(config, model, optimizer, accelerator, manifest=manifest)
     if start.is_new:
         set_first_weights(config, model, has_weights=has_weights)

@@ -246,10 +246,10 @@ def _check_masks(files: list[TokenFile]) -> None:
         )
 
 
-def fingerprint_array(tokens: TokenArray, *, with_ends: bool) -> str:
-    """Return a hash of the sizes of files and masks, and of 64 evenly spaced samples of each.
+def fingerprint_array(tokens: TokenArray, *, with_ends: bool) -> tuple[str, str]:
+    """Return a hash with the document ends, if `with_ends`, and one without them.
 
-    `with_ends` says whether it covers the document ends.
+    Both cover the sizes of files and masks, and 64 evenly spaced samples of each.
     """
     stretch, digest = 2**16, hashlib.sha256()
     masks = [file.mask.path for file in tokens.files if file.mask is not None]
@@ -260,6 +260,7 @@ def fingerprint_array(tokens: TokenArray, *, with_ends: bool) -> str:
             for i in range(64):
                 content.seek(i * max(0, size - stretch) // 63)
                 digest.update(content.read(stretch))
+    identity = digest.hexdigest()
     for ends in tokens.iterate_ends() if with_ends and tokens.has_documents else ():
         digest.update(ends.tobytes())
-    return digest.hexdigest()
+    return digest.hexdigest(), identity
