@@ -276,8 +276,9 @@ def test_a_fork_with_another_sequence_length_is_as_far_into_the_data(recipe, tmp
 
 
 @pytest.fixture
-def array(recipe, prepared, tmp_path):
+def array(recipe, prepared, tmp_path, monkeypatch):
     """The recipe with its text as an array of datatrove, beside which the ends of documents are."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     tokens = open_split(prepared, "train")
     tokens.read(0, len(tokens)).astype("<u2").tofile(tmp_path / "a.ds")
     np.concatenate(list(tokens.iterate_ends())).astype("<u8").tofile(tmp_path / "a.ds.index")

@@ -21,13 +21,20 @@ def fit_to_text(config: Recipe, corpus: Corpus) -> Recipe:
     `data.validation` becomes the rule by which the text was held out when it was prepared. Raises
     ValueError if the run would be shorter than a step.
     """
-    config = config.with_text(sum(map(len, corpus.train)))
+    config = config.with_text(_tokens_of_epoch(config, corpus))
     if (rule := _rule_of(config, corpus)) is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, validation=rule))
     if config.samples.prompts is None:
         samples = dataclasses.replace(config.samples, prompts=first_words(corpus))
         config = dataclasses.replace(config, samples=samples)
     return config
+
+
+def _tokens_of_epoch(config: Recipe, corpus: Corpus) -> int:
+    """Return the tokens of all windows of an epoch: those of the text, and best fit's padding."""
+    if corpus.plans is None:
+        return sum(map(len, corpus.train))
+    return sum(plan.num_windows for plan in corpus.plans) * config.batch.sequence_length
 
 
 def _rule_of(config: Recipe, corpus: Corpus) -> str | None:
