@@ -22,7 +22,7 @@ DISK_ERRORS = (*DISK_FULL, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, er
 
 
 class LocalFault(ValueError):
-    """An error that may occur on a single process, such as a damaged file; any rank prints it."""
+    """An error that has ended a training, perhaps on one process only, such as a damaged file."""
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ from pretrain_lib.data.tokens import places
 from pretrain_lib.data.tokens.arrays import open_split
 from pretrain_lib.data.tokens.foreign import open_foreign
 from pretrain_lib.data.tokens.places import open_place
-from pretrain_lib.errors import BAD_INPUT
+from pretrain_lib.errors import FAILED
 from tests.conftest import change, launch, read_rows, tiny_flags
 from tests.data.s3 import SECRETS, upload
 from tests.data.test_loss_masks import write_masked
@@ -244,7 +244,7 @@ def test_a_run_on_tokens_behind_a_url_survives_the_server_and_is_bit_equal(
     s3.failures = s3.passing = 0
     # The launcher shows its own traceback behind the line of the run.
     assert broken.stderr.count("Traceback") == 1, broken.stderr
-    assert f"returned non-zero exit status {BAD_INPUT}" in broken.stderr
+    assert f"returned non-zero exit status {FAILED}" in broken.stderr
     line = broken.stderr.splitlines()[0]
     assert line.startswith("error: data.path: s3://corpus/prepared/train-"), line
     assert "cannot be read" in line and "start the same command again to continue" in line

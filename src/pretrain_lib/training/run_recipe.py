@@ -23,7 +23,6 @@ from pretrain_lib.errors import (
     EXIT_CODE_FILE,
     FAILED,
     RESUMABLE,
-    LocalFault,
     is_disk_full,
     raised_here,
     report_errors,
@@ -56,9 +55,10 @@ def run_recipe(
 ) -> None:
     """Run a recipe as a program: parse flags, lock the run folder, and exit with the exit code.
 
-    `main` returns the result of `train`. Exit codes: 0 done, 2 bad input, 3 diverged, 75 stopped
-    but resumable. An elastic launcher restarts the program after any nonzero code, so under one,
-    what would come again and requested stops exit with 0 too; `status.json` tells them apart.
+    `main` returns the result of `train`. Exit codes: 0 done, 1 failed, 2 bad input, 3 diverged,
+    75 stopped but resumable. An elastic launcher restarts the program after any nonzero code, so
+    under one, what would come again and requested stops exit with 0 too; `status.json` tells them
+    apart.
     """
     open_console(lasting=True)
     os.environ.setdefault(STARTED, str(launch_time()))
@@ -114,8 +114,6 @@ def _run_in_folder(main: Callable[[Recipe], str], config: Recipe, defaults: Reci
             if state == "resumable":
                 # By the time an elastic launcher restarts, there may be space on the disk again.
                 return FAILED if is_elastic() and is_disk_full(error) else RESUMABLE
-            if isinstance(error, LocalFault):
-                return FAILED if is_elastic() else BAD_INPUT
             if not isinstance(error, Exception) or state == "refused":
                 raise
             if remark is None:
