@@ -195,23 +195,21 @@ def test_two_processes_compute_what_one_computes(prepared, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("split", ["train", "validation"])
-def test_a_damaged_file_is_bad_input_until_training_has_begun(prepared, tmp_path, split):
-    """A code of 2 promises that nothing was trained, and leaves no status of a failed run."""
+@pytest.mark.parametrize(
+    ("split", "code", "state"),
+    [("train", 1, "failed"), ("validation", 2, None)],  # whose first tokens are read at the start
+)
+def test_a_damaged_file_is_bad_input_until_training_has_begun(
+    prepared, tmp_path, split, code, state
+):
     data, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(prepared, data)
     (shard,) = data.glob(f"{split}-*.bin")
-    whole = shard.read_bytes()
-    shard.write_bytes(bytes(100) + whole[100:])
+    shard.write_bytes(bytes(100) + shard.read_bytes()[100:])
     result = run_recipe_script(*tiny_flags(data, run))
-    state = json.loads((run / "status.json").read_text())["state"]
-    assert (result.returncode, state) == (1, "failed")
     assert result.stderr.startswith("error: ") and shard.name in result.stderr
-    shutil.rmtree(run)
-    shard.write_bytes(whole[:-100])
-    refused = run_recipe_script(*tiny_flags(data, run))
-    assert refused.returncode == 2 and shard.name in refused.stderr
-    assert not run.exists()
+    status = json.loads((run / "status.json").read_text()) if run.exists() else {}
+    assert (result.returncode, status.get("state")) == (code, state)
 
 
 def test_a_world_that_was_not_asked_for_is_refused(prepared, tmp_path):

@@ -6,6 +6,7 @@ command has a `Rule` of its own. Help, documentation and checks are derived from
 
 import dataclasses
 import difflib
+import json
 import math
 import os
 from collections.abc import Iterable
@@ -208,6 +209,11 @@ def show(written: Any) -> str:
     text = text if len(text) <= 60 else f"{text[:57]}..."
     plain = text.isprintable() and text.strip() == text and text
     return text if plain else repr(text)
+
+
+def as_written(value: Any) -> str:
+    """Return the value of a setting as users write it, such as null, false or ["a", "b"]."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _read(kind: Any, written: Any) -> Any:

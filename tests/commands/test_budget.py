@@ -48,9 +48,12 @@ def test_what_is_trained_at_the_floor_counts():
     settings = SETTINGS | {"schedule": schedule}
     assert tokens_within(settings, measured(1000.0, validated=0), 200) == 120_000
     own = {"kind": "wsd", "warmup_fraction": 0.1, "warmup_tokens": None, "decay_fraction": 0.5}
-    shorter = shorter_schedule({"schedule": schedule | own}, 120_000)
+    settings |= {"schedule": schedule | own}
+    shorter = shorter_schedule(settings, 120_000)
     assert shorter["schedule.continue_at_floor"] == 60_000
     assert shorter["schedule.decay_tokens"] == 60_000
+    settings["schedule"] = schedule | own | {"continue_at_floor": 10**9 // 200}
+    assert shorter_schedule(settings, 120_000)["schedule.continue_at_floor"] is None  # no step
 
 
 def test_a_budget_for_hardly_a_step_names_the_one_that_would_do():

@@ -184,7 +184,12 @@ def test_a_fraction_of_decay_is_as_many_tokens(recipe, length, fraction):
     ("changes", "named"),
     [
         ({"tokens": TokenCount(4096), "epochs": 2.0}, "one of the two must be set"),
-        ({"tokens": None, "epochs": None}, "one of the two must be set"),
+        (
+            {"tokens": None, "epochs": None},
+            "schedule.tokens=null and schedule.epochs=null: one of the two must be set",
+        ),
+        ({"tokens": TokenCount(255), "warmup_tokens": 0}, "tokens=255 is less than one step"),
+        ({"continue_at_floor": TokenCount(255)}, "continue_at_floor=255 is less than one step"),
         ({"warmup_tokens": None, "warmup_fraction": None}, "are both null"),
     ],
 )

@@ -116,7 +116,7 @@ def test_a_default_file_stands_in_the_manifest_and_is_said_at_the_start(prepared
     result = run_command(*command, environment=environment)
     assert result.returncode == 0, result.stderr
     changed = [line for line in result.stdout.splitlines() if line.startswith("changed since")]
-    assert changed == ["changed since the checkpoint: run.max_steps was 2, is None"]
+    assert changed == ["changed since the checkpoint: run.max_steps was 2, is null"]
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["world"]["configuration"]["file"] == "accelerate_configs/single_gpu.yaml"
     assert "launched without" not in result.stdout

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,12 @@ from pretrain_lib.checkpoint.state import read_state
 from pretrain_lib.data.tokens.arrays import open_split
 from pretrain_lib.distributed.engine import start_accelerator
 from pretrain_lib.run_folder.folder import MANIFEST as MANIFEST_OF_RUN
-from pretrain_lib.run_folder.folder import build_manifest, unsafe_changes
+from pretrain_lib.run_folder.folder import (
+    build_manifest,
+    describe_changes,
+    setting_changes,
+    unsafe_changes,
+)
 from pretrain_lib.training import loop
 from tests.conftest import VOCABULARY, change, read_rows
 from tests.training.test_loop import elsewhere, run, status
@@ -91,7 +97,7 @@ def test_what_was_fixed_stays_so_under_its_new_name(recipe, tmp_path):
     run(change(recipe, run={"max_steps": 3}))
     write_as_before(Path(recipe.run.dir))
     stricter = change(recipe, stability={"spike_sigma": 6.0})
-    with pytest.raises(ValueError, match=r"stability\.spike_sigma was None, is 6\.0"):
+    with pytest.raises(ValueError, match=r"stability\.spike_sigma was null, is 6\.0"):
         run(stricter)
     run(change(stricter, run={"allow_changes": ["stability.spike_sigma"]}))
     assert status(recipe)["step"] == 8
@@ -260,6 +266,17 @@ def test_an_end_before_the_checkpoint_is_refused(recipe, tmp_path, steps, tokens
         with pytest.raises(ValueError, match=refused):
             run(short)
         assert read_rows(recipe.run.dir) == before
+
+
+def test_changes_are_told_as_users_write_them():
+    before = {"a": None, "b": True, "c": ["x", "é"], "d": "text", "e": 0.5, "f": {"g": None}}
+    now = {"a": 6.0, "b": False, "c": [], "d": None, "e": 3, "f": {"g": "x"}}
+    told = describe_changes(setting_changes(before, now))
+    assert len(told) == 6
+    for line, (name, old) in zip(told, [*list(before.items())[:5], ("f.g", None)], strict=True):
+        written = re.fullmatch(rf"{name} was (.*), is (.*)", line)
+        new = now["f"]["g"] if name == "f.g" else now[name]
+        assert [yaml.safe_load(text) for text in written.groups()] == [old, new]
 
 
 @pytest.mark.parametrize("length", [32, 16, 8])

@@ -79,7 +79,7 @@ def test_a_run_that_is_cut_short_says_how_it_goes_on(recipe, capsys):
     run(recipe)
     output = capsys.readouterr().out
     assert "resumed at step 7 of 8, from the checkpoint\n" in output
-    assert "changed since the checkpoint: run.max_steps was 7, is None" in output
+    assert "changed since the checkpoint: run.max_steps was 7, is null" in output
     assert table(output)["tokens"] == "2,048 in 8 steps"  # of both parts
     run(recipe)
     assert "nothing left to do" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from typing import Any
 from pretrain_lib.config.renamed import now_called
 from pretrain_lib.measures import VALIDATION_LOSS, check_measure
 from pretrain_lib.optim.arguments import check_moments, check_rates
-from pretrain_lib.values import did_you_mean, show
+from pretrain_lib.values import as_written, did_you_mean, show
 from pretrain_lib.wording import plural
 
 DATA = "data"  # in `run.allow_changes`, allows a run to resume with other data
@@ -28,8 +28,9 @@ def check_together(config: Any) -> None:
     schedule = config.schedule
     if (schedule.tokens is None) == (schedule.epochs is None):
         raise ValueError(
-            f"schedule.tokens={show(schedule.tokens)} and schedule.epochs={show(schedule.epochs)}: "
-            f"one of the two must be set, the other null"
+            f"schedule.tokens={as_written(schedule.tokens)} and "
+            f"schedule.epochs={as_written(schedule.epochs)}: one of the two must be set, the other "
+            f"null"
         )
     if schedule.warmup_tokens is None and schedule.warmup_fraction is None:
         raise ValueError(

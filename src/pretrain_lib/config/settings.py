@@ -138,6 +138,11 @@ class Recipe:
                 f"schedule.tokens={self.schedule.tokens} is less than one step of "
                 f"batch.tokens={self.batch.tokens}"
             )
+        if self.schedule.continue_at_floor and self.whole_run() == schedule.total_steps:
+            raise ValueError(
+                f"schedule.continue_at_floor={self.schedule.continue_at_floor} is less than one "
+                f"step of batch.tokens={self.batch.tokens}; null stops after schedule.tokens"
+            )
         if schedule.kind == "wsd" and not schedule.decay_steps:
             raise ValueError(
                 f"schedule.decay_tokens={self.schedule.decay_tokens}: with schedule.kind=wsd the "

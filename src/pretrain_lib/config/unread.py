@@ -4,7 +4,6 @@ Only flags: an overlay may be the whole `config.yaml` of a run, and what a recip
 text stays true beside a folder that a flag names.
 """
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from pretrain_lib.config.derived_defaults import Given, listed, manifest_of
 from pretrain_lib.config.settings import DataConfig, Recipe, plain
 from pretrain_lib.data.prepare.holdout import parse_validation
 from pretrain_lib.data.tokens.foreign import is_foreign, names_tokens
-from pretrain_lib.values import show
+from pretrain_lib.values import as_written, show
 
 AGAIN = "prepare the text again, into another folder"
 PREPARING = ("train_tokenizer", "text_field", "document_separator")  # what only `source` needs
@@ -86,8 +85,7 @@ def _unread(name: str, given: Given, reason: str, remedy: str) -> ValueError:
 
 
 def _written(value: Any) -> str:
-    """Return a value as a user writes it, such as null or false."""
-    return show(value if isinstance(value, str) else json.dumps(plain(value)))
+    return show(as_written(plain(value)))
 
 
 def _value(config: Recipe, name: str) -> Any:

@@ -34,6 +34,7 @@ from pretrain_lib.run_folder.layout import (
     check_run_folder,
 )
 from pretrain_lib.run_folder.status import STATUS, read_status, write_status
+from pretrain_lib.values import as_written
 
 SCORES = "scores"  # lm-eval results, one file per evaluated step
 PACKAGES = ("pretrain_lib", "torch", "accelerate", "transformers", "tokenizers", "safetensors")
@@ -253,6 +254,14 @@ def setting_changes(before: dict, now: dict, prefix: str = "") -> dict[str, tupl
         elif old != new:
             changes[prefix + key] = (old, new)
     return changes
+
+
+def describe_changes(changes: dict[str, tuple]) -> list[str]:
+    """Return a line for each change, by name, with the values as users write them."""
+    return [
+        f"{name} was {as_written(old)}, is {as_written(new)}"
+        for name, (old, new) in sorted(changes.items())
+    ]
 
 
 def unsafe_changes(changes: dict[str, tuple], *, allowed: list[str]) -> dict[str, tuple]:

@@ -29,6 +29,7 @@ from pretrain_lib.models.interface import Model
 from pretrain_lib.run_folder.folder import (
     CHECKPOINTS,
     MANIFEST,
+    describe_changes,
     read_status,
     setting_changes,
     unsafe_changes,
@@ -142,7 +143,7 @@ def _load(
         continues=not fork,
         parent=str(path) if fork else before["parent"],
         run_id=run_id if fork else before["run_id"],
-        changes=tuple(f"{n} was {old}, is {new}" for n, (old, new) in sorted(changes.items())),
+        changes=tuple(describe_changes(changes)),
     )
 
 
@@ -153,12 +154,11 @@ def _with_shares(allowed: Sequence[str]) -> list[str]:
 
 def _refuse_other_steps(path: Path, changes: dict[str, tuple]) -> None:
     """Raise ValueError for steps of another size: the schedule is a function of their number."""
-    for name in STEP_SIZES & changes.keys():
-        old, new = changes[name]
+    if sizes := {name: changes[name] for name in STEP_SIZES & changes.keys()}:
         raise ValueError(
-            f"{name} was {old}, is {new}: the steps of a run, and of a fork, keep their size, in "
-            f"which its schedule is counted; set it back, or begin another run with the weights of "
-            f"this one (run.initial_weights={path})"
+            f"{'; '.join(describe_changes(sizes))}: the steps of a run, and of a fork, keep their "
+            f"size, in which its schedule is counted; set it back, or begin another run with the "
+            f"weights of this one (run.initial_weights={path})"
         )
 
 
@@ -202,7 +202,7 @@ def _fits(model: Model, path: Path) -> bool:
 
 def _refusal(path: Path, refused: dict[str, tuple], *, fits: bool) -> ValueError:
     """Return the error for changed settings; a fork may have any that are not the model's."""
-    text = "; ".join(f"{name} was {old}, is {new}" for name, (old, new) in refused.items())
+    text = "; ".join(describe_changes(refused))
     remedy = "set them back, or name them in run.allow_changes"
     if not fits:
         remedy = (

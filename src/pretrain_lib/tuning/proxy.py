@@ -126,7 +126,7 @@ def shorter_schedule(settings: Settings, tokens: int) -> dict[str, Any]:
     `check_shortened` has passed.
     """
     schedule, whole = settings["schedule"], settings["schedule"]["tokens"]
-    rest = schedule["continue_at_floor"]
+    rest = round((schedule["continue_at_floor"] or 0) / whole * tokens)
     warmup = schedule["warmup_fraction"]
     if schedule["warmup_tokens"] is not None:
         warmup = schedule["warmup_tokens"] / whole
@@ -136,7 +136,7 @@ def shorter_schedule(settings: Settings, tokens: int) -> dict[str, Any]:
         "schedule.warmup_tokens": None,
         "schedule.warmup_fraction": warmup,
         **_shorter_decay(schedule, tokens),
-        "schedule.continue_at_floor": rest and max(1, round(rest / whole * tokens)),
+        "schedule.continue_at_floor": rest if rest >= settings["batch"]["tokens"] else None,
     }
 
 
