@@ -22,7 +22,12 @@ from pretrain_lib.models.transformers_family import (
     check_documents,
     find_blocks,
 )
-from pretrain_lib.models.transformers_head import TransformersHead, chunked_loss, is_plain_head
+from pretrain_lib.models.transformers_head import (
+    TransformersHead,
+    chunked_loss,
+    find_body,
+    is_plain_head,
+)
 from pretrain_lib.tensors.pieces import fill
 
 if TYPE_CHECKING:
@@ -58,6 +63,11 @@ class CausalLMAdapter(nn.Module):
         return self.model.get_output_embeddings().weight
 
     @property
+    def body(self) -> nn.Module:
+        """The model without its output head."""
+        return find_body(self.model)[1]
+
+    @property
     def blocks(self) -> list[nn.Module]:
         """The transformer blocks."""
         return find_blocks(self.model)
@@ -71,8 +81,8 @@ class CausalLMAdapter(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
         """As `GPT2.forward`; document masking is by positions that restart, as in transformers.
 
-        In training, the load-balancing loss of a mixture of experts is added, times the number of
-        targets, if its configuration says so (output_router_logits).
+        In training, the gradient of the load-balancing loss of a mixture of experts, times the
+        number of targets, is added if its configuration says so (output_router_logits).
         """
         output = self._run_body(input_ids, document_ends, cache)
         hidden = output.last_hidden_state
@@ -90,7 +100,8 @@ class CausalLMAdapter(nn.Module):
             )
         if self._adds_router_loss():
             router_loss = self._head.router_loss(output)
-            loss = loss + self.config.hf.router_aux_loss_coef * router_loss * count
+            more = self.config.hf.router_aux_loss_coef * router_loss * count
+            loss = loss + (more - more.detach())  # in the gradient alone, as the z-loss
         return loss, count
 
     def hidden_states(
@@ -163,11 +174,10 @@ class CausalLMAdapter(nn.Module):
             options["position_ids"] = document_positions(document_ends, input_ids.shape[1])
         if self._adds_router_loss():
             options["output_router_logits"] = True
-        body = self.model.base_model
         if cache is not None:
-            return cache.run(body, input_ids, **options)
+            return cache.run(self.body, input_ids, **options)
         # No attention mask: given one, transformers ignores document boundaries in the positions.
-        return body(input_ids=input_ids, use_cache=False, **options)
+        return self.body(input_ids=input_ids, use_cache=False, **options)
 
     def _adds_router_loss(self) -> bool:
         return self.training and getattr(self.config.hf, "output_router_logits", False)

@@ -17,9 +17,9 @@ from pretrain_lib.models.gpt2 import GPT2Config
 from pretrain_lib.models.hf_config import read_config, read_hf_config
 from pretrain_lib.models.interface import Model, saved_tensors, unwrap
 from pretrain_lib.models.llama import LlamaConfig
-from pretrain_lib.models.transformers_cache import TransformersCache, cache_name
+from pretrain_lib.models.transformers_cache import TransformersCache
 from pretrain_lib.models.transformers_config import CausalLMConfig
-from pretrain_lib.models.transformers_family import check_causal, check_documents
+from pretrain_lib.models.transformers_family import check_causal, check_documents, runs_with_cache
 from pretrain_lib.models.weight_files import (
     WEIGHT_DTYPES,
     replacing_model,
@@ -198,10 +198,10 @@ def write_configuration(
 
 
 def new_cache(model: Model, *, rows: int, slots: int) -> KeyValueCache | TransformersCache | None:
-    """Return an empty cache for generation, None for a family that has none."""
+    """Return an empty cache for generation, None for a family without a working one."""
     if not isinstance(model, CausalLMAdapter):
         return KeyValueCache(model.config, rows=rows, slots=slots)
-    if cache_name(model.model.base_model) is None:
+    if not runs_with_cache(model.config):
         return None
     return TransformersCache(rows=rows, slots=slots)
 

@@ -86,7 +86,8 @@ class CausalLMConfig:
     def hf(self) -> "PreTrainedConfig":
         """The configuration of transformers; ids of special tokens beyond the vocabulary are unset.
 
-        There is no id for padding: transformers would not train the embedding of that id.
+        There is no id for padding: transformers would not train the embedding of that id. Raises
+        ValueError for a family that needs one.
         """
         from huggingface_hub.errors import StrictDataclassError
         from transformers import CONFIG_MAPPING
@@ -101,7 +102,7 @@ class CausalLMConfig:
             id_ = getattr(hf, name, None)
             known = isinstance(id_, int) and 0 <= id_ < hf.get_text_config().vocab_size
             if name == "pad_token_id" or not known:
-                setattr(hf, name, None)
+                unset_token(hf, name)
         return hf
 
     @property
@@ -152,6 +153,28 @@ class CausalLMConfig:
     def with_vocabulary_size(self, size: int) -> "CausalLMConfig":
         """Return the same model for another vocabulary."""
         return replace(self, changes=self.changes | {"vocab_size": size})
+
+
+def unset_token(hf: "PreTrainedConfig", name: str) -> None:
+    """Unset the id of a special token; one that begins or ends a text stays where it must be set.
+
+    Raises ValueError if it is that of padding and must be set.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        setattr(hf, name, None)
+    except StrictDataclassError as error:
+        if name == "pad_token_id":
+            raise needs_padding(hf.model_type) from error
+
+
+def needs_padding(model_type: str) -> ValueError:
+    """Return the error for a family that cannot do without an id for padding."""
+    return ValueError(
+        f"model.config: model_type={model_type} needs a pad_token_id, and transformers would not "
+        f"train the embedding of that id; choose a family that needs none"
+    )
 
 
 def describe_hf(hf: "PreTrainedConfig") -> CausalLMConfig:

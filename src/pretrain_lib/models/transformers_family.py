@@ -5,13 +5,16 @@ layers than it has kinds of them.
 """
 
 import copy
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from pretrain_lib.models.transformers_config import CausalLMConfig
+from pretrain_lib.models.transformers_cache import TransformersCache, cache_name
+from pretrain_lib.models.transformers_config import CausalLMConfig, needs_padding, unset_token
+from pretrain_lib.models.transformers_head import find_body
 from pretrain_lib.wording import in_line
 
 if TYPE_CHECKING:
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 IDS, TOKENS = 16, 8  # vocabulary and sequence of the small copy
 FEWEST_LAYERS = 2
+# What a class of transformers raises for a shape or an argument that does not fit it.
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError, LookupError)
 TOLERANCE = 1e-5  # relative, of hidden states that must not depend on a token
 
 
@@ -30,16 +35,7 @@ def find_blocks(model: "PreTrainedModel") -> list[nn.Module]:
 
 def check_causal(config: CausalLMConfig) -> None:
     """Raise ValueError if transformers cannot run the model, or a token attends to later ones."""
-    try:
-        with torch.device("cpu"):  # also where a model is built on the meta device
-            is_causal = _is_causal(config.key)
-    except (RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
-        reason = in_line(error) or type(error).__name__
-        raise ValueError(
-            f"model.config: transformers cannot run this {config.model_type} ({reason}); see "
-            f"whether its numbers of heads and widths divide"
-        ) from error
-    if not is_causal:
+    if not _answer(_is_causal, config):
         raise ValueError(
             f"model.config: tokens of {config.model_type} attend to later ones, so it cannot learn "
             f"to predict them; where it has one, set its option (--model.changes "
@@ -61,13 +57,57 @@ def check_class(model: nn.Module, config: CausalLMConfig) -> None:
 
 def check_documents(config: CausalLMConfig) -> None:
     """Raise ValueError if tokens attend beyond a document whose positions restart."""
-    with torch.device("cpu"):
-        apart = _keeps_documents_apart(config.key)
-    if not apart:
+    if not _answer(_keeps_documents_apart, config):
         raise ValueError(
             f"{config.model_type} does not keep documents apart: its tokens attend beyond a "
             f"document whose positions restart; train it with data.document_masking=false"
         )
+
+
+def runs_with_cache(config: CausalLMConfig) -> bool:
+    """Return whether the tokens of a family can be read one after another, with its cache."""
+    with torch.device("cpu"):
+        return _runs_with_cache(config.key)
+
+
+def _answer(question: Callable[[str], bool], config: CausalLMConfig) -> bool:
+    """Return what a small copy of a model tells; ValueError if transformers cannot run it."""
+    with torch.device("cpu"):  # also where a model is built on the meta device
+        try:
+            return question(config.key)
+        except FAILURES as error:
+            if _runs(config.key, padding=0):
+                raise needs_padding(config.model_type) from error
+            reason = in_line(error) or type(error).__name__
+            raise ValueError(
+                f"model.config: transformers cannot run this {config.model_type} ({reason}); see "
+                f"whether its numbers of heads and widths divide"
+            ) from error
+
+
+def _runs(key: str, *, padding: int) -> bool:
+    """Return whether transformers runs a small copy of a model that has an id for padding."""
+    try:
+        _hidden(_small_copy(key, padding=padding), torch.arange(TOKENS)[None])
+    except FAILURES:
+        return False
+    return True
+
+
+@cache
+@torch.no_grad()
+def _runs_with_cache(key: str) -> bool:
+    _, body = find_body(_small_copy(key))
+    if cache_name(body) is None:
+        return False
+    kept, ids = TransformersCache(rows=1, slots=TOKENS), torch.arange(TOKENS)[None]
+    try:
+        for some in (ids[:, :-1], ids[:, -1:]):
+            kept.run(body, some)
+            kept.advance(some.shape[1])
+    except FAILURES:  # as where no layer has attention, whose cache counts the tokens
+        return False
+    return True
 
 
 @cache
@@ -95,28 +135,30 @@ def _keeps_documents_apart(key: str) -> bool:
 
 @torch.no_grad()
 def _hidden(model: "PreTrainedModel", ids: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
-    return model.base_model(input_ids=ids, use_cache=False, **options).last_hidden_state
+    _, body = find_body(model)
+    return body(input_ids=ids, use_cache=False, **options).last_hidden_state
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return float((one - other).abs().max()) <= TOLERANCE * float(one.abs().max())
 
 
-def _small_copy(key: str) -> "PreTrainedModel":
+def _small_copy(key: str, *, padding: int | None = None) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     hf = CausalLMConfig.from_key(key).hf
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(_reduce(hf), dtype=torch.float32).eval()
+        return AutoModelForCausalLM.from_config(_reduce(hf, padding), dtype=torch.float32).eval()
 
 
-def _reduce(hf: "PreTrainedConfig") -> "PreTrainedConfig":
+def _reduce(hf: "PreTrainedConfig", padding: int | None) -> "PreTrainedConfig":
     """Return a configuration with few ids, and with fewer layers where all layers are alike."""
     small = copy.deepcopy(hf)
     small.vocab_size = IDS
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(small, name, None)
+    for name in ("bos_token_id", "eos_token_id"):
+        unset_token(small, name)
+    small.pad_token_id = padding
     if (layers := _layers_needed(hf)) < hf.num_hidden_layers:
         small.num_hidden_layers = layers
         if getattr(hf, "layer_types", None):

@@ -20,7 +20,7 @@ from pretrain_lib.models.token_ids import flatten_checked
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PROBE = (-1e3, 1e3)  # range of the logits by which scaling and capping are found
+PROBE = (-1e3, 1e3)  # range of the numbers by which scaling and capping are found
 
 
 class TransformersHead:
@@ -30,8 +30,9 @@ class TransformersHead:
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
-        self._body = _Given()
-        self._head = _replaced(model, {model.base_model_prefix: self._body})
+        name, body = find_body(model)
+        self._body = _Given(body)
+        self._head = _replaced(model, {name: self._body})
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits (1, N, V) of hidden states (1, N, D)."""
@@ -71,6 +72,16 @@ class _Given(nn.Module):
 
     output: _Output | None = None
 
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        vars(self)["body"] = body  # not as a submodule: it belongs to its model
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the body, such as a scale that the model applies to its logits."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(vars(self)["body"], name)
+
     @property
     def decoder(self) -> "_Given":
         """OPT calls its body by that name."""
@@ -81,15 +92,20 @@ class _Given(nn.Module):
 
 
 class _GivenLogits(nn.Module):
-    """Stands for the output projection of a model, and returns the logits that it was given."""
+    """Stands for the output projection of a model, and returns the logits that it was given.
 
-    def __init__(self, logits: torch.Tensor) -> None:
+    They are not a number if the projection is called on other hidden states than those of the body.
+    """
+
+    def __init__(self, hidden: torch.Tensor, logits: torch.Tensor) -> None:
         super().__init__()
+        self.hidden = hidden
         self.given = logits
         self.weight = logits.new_zeros(1)  # some families ask for its dtype
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.given
+        is_as_given = torch.equal(hidden, self.hidden)
+        return self.given if is_as_given else torch.full_like(self.given, torch.nan)
 
 
 def is_plain_head(model: "PreTrainedModel") -> bool:
@@ -98,18 +114,35 @@ def is_plain_head(model: "PreTrainedModel") -> bool:
     Neither weights nor arithmetic are needed for it, so `model` may be on the meta device.
     """
     head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or head.bias is not None:
+    # A subclass of nn.Linear, too, may do more than to multiply.
+    if getattr(type(head), "forward", None) is not nn.Linear.forward or head.bias is not None:
         return False
     names = [name for name, module in model._modules.items() if module is head]
     if len(names) != 1:
         return False
     with torch.no_grad(), torch.device("cpu"):
-        given = torch.linspace(*PROBE, 4 * head.out_features).view(1, 4, -1)
-        body = _Given()
-        body.output = _Output(last_hidden_state=torch.zeros(1, 4, 1))
-        probe = _replaced(model, {names[0]: _GivenLogits(given), model.base_model_prefix: body})
+        hidden, given = (
+            torch.linspace(*PROBE, 4 * width).view(1, 4, width)
+            for width in (head.in_features, head.out_features)
+        )
+        body_name, body = find_body(model)
+        stand_in = _Given(body)
+        stand_in.output = _Output(last_hidden_state=hidden)
+        probe = _replaced(model, {names[0]: _GivenLogits(hidden, given), body_name: stand_in})
         logits = probe(input_ids=torch.zeros(1, 4, dtype=torch.int64), use_cache=False).logits
         return logits.shape == given.shape and torch.equal(logits.float(), given)
+
+
+def find_body(model: "PreTrainedModel") -> tuple[str, nn.Module]:
+    """Return the name and the submodule of a causal language model that makes hidden states."""
+    from transformers import PreTrainedModel
+
+    name = model.base_model_prefix
+    if name in model._modules:
+        return name, model._modules[name]
+    # A family whose prefix is that of a larger model; without a body it has no last hidden state.
+    own = ((n, m) for n, m in model.named_children() if isinstance(m, PreTrainedModel))
+    return next(own, ("", model))
 
 
 def _replaced(model: nn.Module, modules: dict[str, nn.Module]) -> nn.Module:

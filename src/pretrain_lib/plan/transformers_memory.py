@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pretrain_lib.models.transformers_config import CausalLMConfig
 from pretrain_lib.models.transformers_flops import count_experts
+from pretrain_lib.models.transformers_head import find_body
 
 FP32 = 4  # bytes
 
@@ -52,7 +53,7 @@ def _saved_bytes(model: nn.Module, ids: torch.Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model.base_model(input_ids=ids, use_cache=False)
+        output = find_body(model)[1](input_ids=ids, use_cache=False)
     assert output.last_hidden_state.requires_grad, "nothing is kept without gradients"
     return sum(storage.nbytes() for storage in storages.values())
 
