@@ -90,6 +90,34 @@ WITH_BUFFERS = {
     "apertus": GROUPED | {"model_type": "apertus"},
     "deepseek_v4": ROUTED | {"model_type": "deepseek_v4"},
 }
+# Those whose heads, bodies or special tokens are unlike those of other families.
+UNCOMMON = {
+    # divides its hidden states before the head
+    "minicpm3": SMALL
+    | {"model_type": "minicpm3", "dim_model_base": 8, "v_head_dim": 8}
+    | {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8},
+    "inkling": GROUPED
+    | {"model_type": "inkling_text", "head_dim": 8, "moe_intermediate_size": 16}
+    | {"n_routed_experts": 4, "num_experts_per_tok": 2, "logits_mup_width_multiplier": 3.0},
+    # has a subclass of nn.Linear as its head
+    "dory": GROUPED | {"model_type": "dory", "head_dim": 8},
+    # asks its body for a scale of the logits
+    "falcon_h1": GROUPED
+    | {"model_type": "falcon_h1", "lm_head_multiplier": 0.5, "mamba_d_ssm": 32}
+    | {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
+    # names its body otherwise than its prefix
+    "llama4": GROUPED
+    | {"model_type": "llama4_text", "head_dim": 8, "intermediate_size_mlp": 48}
+    | {"num_local_experts": 2},
+    # has a bos_token_id that cannot be unset
+    "cwm": GROUPED | {"model_type": "cwm", "head_dim": 8},
+    # without a layer of attention, which their caches need
+    "qwen3_next": GROUPED
+    | EXPERTS
+    | {"model_type": "qwen3_next", "head_dim": 8, "moe_intermediate_size": 16}
+    | {"shared_expert_intermediate_size": 16, "linear_num_value_heads": 4}
+    | {"linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+}
 # Those whose tokens attend beyond a document although its positions restart.
 MIX_DOCUMENTS = ("opt", "mamba2")
 # Those that do more to the logits than to multiply hidden states by a matrix.
@@ -98,4 +126,4 @@ OWN_LOGITS = ("granite", "gemma2")
 
 def family(name, **changes):
     """Return the configuration of a family, with some fields changed."""
-    return CausalLMConfig(config=FAMILIES[name], changes=changes)
+    return CausalLMConfig(config=(FAMILIES | UNCOMMON)[name], changes=changes)

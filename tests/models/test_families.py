@@ -74,7 +74,10 @@ def train_ours(config, micro_batches):
 
 
 def train_theirs(config):
-    """Yield the losses of a plain loop over transformers' model and its own loss."""
+    """Yield the losses of a plain loop over transformers' model and its own loss.
+
+    A load-balancing loss is in what is minimized, and not in what is yielded.
+    """
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config.hf, dtype=torch.float32).train()
     decayed = [p for p in model.parameters() if p.dim() >= 2]
@@ -85,12 +88,14 @@ def train_theirs(config):
     ]
     optimizer = torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.95), eps=1e-8)
     for ids, targets in batches():
-        loss = model(input_ids=ids, labels=targets, shift_labels=targets).loss
-        loss.backward()
+        output = model(input_ids=ids, labels=targets, shift_labels=targets)
+        output.loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        yield loss.item()
+        router_loss = getattr(output, "aux_loss", None)
+        more = 0.0 if router_loss is None else config.hf.router_aux_loss_coef * router_loss.item()
+        yield output.loss.item() - more
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -76,7 +76,7 @@ def _answer(question: Callable[[str], bool], config: CausalLMConfig) -> bool:
         try:
             return question(config.key)
         except FAILURES as error:
-            if _runs(config.key, padding=0):
+            if _runs(config.key, padding=0) and not _runs(config.key, padding=None):
                 raise needs_padding(config.model_type) from error
             reason = in_line(error) or type(error).__name__
             raise ValueError(
@@ -85,8 +85,8 @@ def _answer(question: Callable[[str], bool], config: CausalLMConfig) -> bool:
             ) from error
 
 
-def _runs(key: str, *, padding: int) -> bool:
-    """Return whether transformers runs a small copy of a model that has an id for padding."""
+def _runs(key: str, *, padding: int | None) -> bool:
+    """Return whether transformers runs a small copy of a model with this id for padding."""
     try:
         _hidden(_small_copy(key, padding=padding), torch.arange(TOKENS)[None])
     except FAILURES:
