@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from pretrain_lib import GPT2, GPT2Config, build_adamw, load_checkpoint, save_checkpoint
 from pretrain_lib.checkpoint.state import TrainingState
 from pretrain_lib.optim import adamw_bf16
-from pretrain_lib.optim.adamw_bf16 import AdamWBf16
+from pretrain_lib.optim.adamw_bf16 import MOMENTS, AdamWBf16
 
 OPTIONS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "fused": True}
 SHAPE = GPT2Config(vocabulary_size=31, context_length=8, num_layers=1, num_heads=2, width=8)
@@ -47,6 +47,42 @@ def test_a_step_is_torchs_but_for_the_rounding_of_the_moments(monkeypatch, chunk
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
             with torch.no_grad():
                 b.copy_(a)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_weights_are_updated_in_fp32_as_by_torch(dtype):
+    ours, theirs = parameters(), parameters()
+    for tensor in (*ours, *theirs):
+        tensor.data = tensor.data.to(dtype)
+    optimizers = AdamWBf16(ours, **OPTIONS), torch.optim.AdamW(theirs, **OPTIONS)
+    for step in range(4):
+        for tensors, optimizer in zip((ours, theirs), optimizers, strict=True):
+            generator = torch.Generator().manual_seed(step)
+            for tensor in tensors:
+                tensor.grad = torch.randn(tensor.shape, generator=generator).to(dtype)
+            optimizer.step()
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.dtype == dtype
+            torch.testing.assert_close(a, b)
+            with torch.no_grad():
+                b.copy_(a)
+
+
+def test_weights_and_gradients_of_any_strides_are_updated_alike():
+    generator = torch.Generator().manual_seed(0)
+    weight, gradient = (torch.randn(6, 4, generator=generator) for _ in range(2))
+    results = []
+    for weights_first, gradients_first in ((False, False), (True, False), (False, True)):
+        own = weight.t().contiguous().t() if weights_first else weight.clone()
+        tensor = torch.nn.Parameter(own)
+        assert tensor.is_contiguous() is not weights_first
+        tensor.grad = gradient.t().contiguous().t() if gradients_first else gradient.clone()
+        optimizer = AdamWBf16([tensor], **OPTIONS)
+        for _ in range(2):
+            optimizer.step()
+        results.append((tensor.detach(), *map(optimizer.state[tensor].get, MOMENTS)))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 def test_a_step_that_is_left_out_changes_nothing():

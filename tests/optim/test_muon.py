@@ -256,3 +256,14 @@ def test_a_checkpoint_gives_back_every_bit(tmp_path):
         assert (MOMENTUM in resumed.state[new]) == (len(resumed.state[new]) == 1)
         for key, value in optimizer.state[old].items():
             assert torch.equal(resumed.state[new][key], value)
+
+
+@pytest.mark.parametrize("moments", ["fp32", "bf16"])
+def test_a_group_that_is_added_later_is_updated_by_adamw(moments):
+    model, more = MODELS["gpt2"](), nn.Parameter(torch.ones(4, 3))
+    optimizer = build_muon(model, learning_rate=1e-2, moments=moments)
+    optimizer.add_param_group({"params": [more], "weight_decay": 0.0})
+    more.grad = torch.full_like(more, 0.5)
+    optimizer.step()
+    assert set(optimizer.state[more]) == {"exp_avg", "exp_avg_sq", "step"}
+    torch.testing.assert_close(more.detach(), torch.full_like(more, 1 - 1e-2))

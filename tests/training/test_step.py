@@ -93,6 +93,33 @@ def test_the_gradient_is_clipped_to_the_norm_and_the_norm_before_is_reported(acc
     assert moves[1][1] == pytest.approx(0.01, rel=1e-2)
 
 
+KINDS = {
+    "sgd": lambda p, fused: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=fused),
+    "adagrad": lambda p, fused: torch.optim.Adagrad(p, lr=0.1, fused=fused),
+    "adam": lambda p, fused: torch.optim.Adam(p, lr=0.1, fused=fused),
+    "adamw": lambda p, fused: torch.optim.AdamW(p, lr=0.1, fused=fused),
+}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_first_update_that_is_left_out_leaves_nothing_behind(
+    accelerator, monkeypatch, kind, fused
+):
+    # What a tensor may hold that was made but never written.
+    monkeypatch.setattr(torch, "empty_like", lambda x, **_: torch.full_like(x, torch.nan))
+    weights = []
+    for skips in (True, False):
+        model = GPT2(CONFIG).initialize(0)
+        optimizer = KINDS[kind](model.parameters(), fused)
+        if skips:
+            nothing = [make_batch(1, ignored=[12])]  # a mean over no targets
+            assert step(accelerator, model, optimizer, nothing).skipped
+        step(accelerator, model, optimizer, [make_batch(2, ignored=[])])
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*weights)
+
+
 @pytest.mark.parametrize("fused", [True, False])
 def test_an_update_that_is_not_finite_is_left_out(accelerator, fused):
     model = GPT2(CONFIG).initialize(0)
@@ -213,6 +240,34 @@ def test_a_model_of_transformers_that_is_not_wrapped_is_refused_with_the_remedy(
     optimizer = build_adamw(model, learning_rate=1e-2)
     with pytest.raises(ValueError, match="^model.* must return .* not CausalLM.* CausalLMAdapter$"):
         step(accelerator, model, optimizer, [make_batch(2, ignored=[])])
+
+
+WRONG_BATCHES = {
+    "micro_batches is empty": [],
+    "micro_batches must be a list .* put it into a list": make_batch(1, ignored=[]),
+    r"micro_batches\[1\] has input_ids, labels; .*'targets'": [
+        make_batch(1, ignored=[]),
+        {"input_ids": torch.zeros(1, 12), "labels": torch.zeros(1, 12)},
+    ],
+    r"micro_batches\[0\] is Tensor; ": torch.zeros(2, 12, dtype=torch.int64),
+}
+
+
+@pytest.mark.parametrize("message", WRONG_BATCHES)
+def test_micro_batches_of_another_kind_are_refused_with_the_remedy(accelerator, message):
+    model = GPT2(CONFIG).initialize(0)
+    optimizer = build_adamw(model, learning_rate=1e-2)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        step(accelerator, model, optimizer, WRONG_BATCHES[message])
+
+
+def test_micro_batches_may_come_from_a_generator(accelerator):
+    results, batch = [], cut(make_batch(4, ignored=[1, 2, 3, 4]), 2)
+    for micro_batches in (batch, (part for part in batch)):
+        model = GPT2(CONFIG).initialize(0)
+        optimizer = build_adamw(model, learning_rate=1e-2)
+        results.append(step(accelerator, model, optimizer, micro_batches))
+    assert results[0] == results[1]
 
 
 WRONG_OUTPUTS = {

@@ -46,13 +46,17 @@ class AdamWBf16(torch.optim.AdamW):
             for moment in MOMENTS:
                 state[moment] = torch.zeros_like(parameter, dtype=torch.bfloat16)
         tensors = (parameter, parameter.grad, *(state[name] for name in MOMENTS))
-        flat = (local_piece(tensor).tensor.view(-1) for tensor in tensors)
+        held = [local_piece(tensor).tensor for tensor in tensors]
+        flat = [tensor.contiguous().view(-1) for tensor in held]
         for chunks in zip(
             *(tensor.split(CHUNK[parameter.device.type]) for tensor in flat), strict=True
         ):
             step = state["step"].clone()
             self._update_chunk(*chunks, step, group)
         state["step"].copy_(step)
+        for tensor, updated in zip(held, flat, strict=True):
+            if not tensor.is_contiguous():
+                tensor.copy_(updated.view(tensor.shape))
 
     def _update_chunk(
         self,
@@ -63,11 +67,10 @@ class AdamWBf16(torch.optim.AdamW):
         step: torch.Tensor,
         group: dict,
     ) -> None:
-        moments = first.float(), second.float()
+        stored = weights, gradient, first, second
+        exact = [tensor.float() for tensor in stored]
         adamw(
-            [weights],
-            [gradient],
-            *([moment] for moment in moments),
+            *([tensor] for tensor in exact),
             [],
             [step],
             fused=True,
@@ -81,5 +84,5 @@ class AdamWBf16(torch.optim.AdamW):
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
         )
-        first.copy_(moments[0])
-        second.copy_(moments[1])
+        for tensor, updated in zip(stored, exact, strict=True):
+            tensor.copy_(updated)  # nothing to do for one in fp32, which is itself

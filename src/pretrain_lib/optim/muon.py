@@ -51,7 +51,7 @@ class _MatrixUpdates(torch.optim.AdamW):
         """
         assert closure is None, "closures are not supported"
         for group in self.param_groups:
-            if group["parts"]:
+            if group.get("parts"):  # a group that was added later has none
                 for parameters, sharing in _batches(group["params"]):
                     self._update_matrices(parameters, group, sharing)
         super().step()

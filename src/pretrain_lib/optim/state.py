@@ -98,6 +98,15 @@ def moment_bytes(optimizer: torch.optim.Optimizer) -> int:
     return moment_dtype(optimizer).itemsize * elements
 
 
+def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether `found_inf` on the device makes the next update of an optimizer do nothing.
+
+    torch's fused SGD, too, reads it, but keeps the momentum of a first update without writing it.
+    """
+    is_known = isinstance(optimizer, torch.optim.Adam | torch.optim.Adagrad)  # and so AdamW, Muon
+    return is_known and all(group.get("fused") for group in optimizer.param_groups)
+
+
 def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Return an optimizer without Accelerate's wrapper."""
     return getattr(optimizer, "optimizer", optimizer)

@@ -7,6 +7,6 @@ place and initialize the model, `compilation` configures compilation and activat
 handles loss spikes, `early_stop` signals and the time limit, `failures` errors.
 
 `banner` describes the run at its start, `console_lines` its steps, `summary` its end;
-`measurements` has its time left and peak memory, `profiler` profiles steps. `trainer_collator`
-feeds windows to transformers' Trainer.
+`measurements` has its time left and peak memory, `profiler` profiles steps. `micro_batches` counts
+the targets of a step, `trainer_collator` feeds windows to transformers' Trainer.
 """

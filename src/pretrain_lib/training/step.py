@@ -1,16 +1,16 @@
 """One optimizer step over micro-batches and ranks, in which every target has the same weight."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from pretrain_lib.data.windows.packing import IGNORED_TARGET
-from pretrain_lib.optim.state import unwrapped
+from pretrain_lib.optim.state import skips_on_device, unwrapped
 from pretrain_lib.tensors.pieces import whole_tensor
+from pretrain_lib.training.micro_batches import count_targets
 from pretrain_lib.values import check_value
 
 COUNT_PART = 2**20  # of a count of tokens, which has two parts that fp32 holds exactly
@@ -44,7 +44,7 @@ def train_step(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    micro_batches: Sequence[dict[str, torch.Tensor]],
+    micro_batches: Iterable[dict[str, torch.Tensor]],
     *,
     learning_rate: float,
     max_grad_norm: float,
@@ -68,7 +68,7 @@ def train_step(
 def accumulate_gradients(
     accelerator: Accelerator,
     model: nn.Module,
-    micro_batches: Sequence[dict[str, torch.Tensor]],
+    micro_batches: Iterable[dict[str, torch.Tensor]],
     *,
     seed: int,
     step: int,
@@ -79,7 +79,7 @@ def accumulate_gradients(
     number of targets.
     The dropout seed is derived from `(seed, step, micro-batch)`, so no random state needs saving.
     """
-    targets = sum((batch["targets"] != IGNORED_TARGET).sum() for batch in micro_batches)
+    micro_batches, targets = count_targets(micro_batches)
     targets = accelerator.reduce(targets, "sum")
     loss_sum = torch.zeros((), device=accelerator.device)
     accelerator.gradient_accumulation_steps = len(micro_batches)
@@ -143,12 +143,12 @@ def apply_update(
 def _update(optimizer: torch.optim.Optimizer, learning_rate: float, *, skip: torch.Tensor) -> None:
     """Step the optimizer unless `skip`, a boolean tensor.
 
-    A fused optimizer reads it on the device, without a synchronization.
+    A fused optimizer that can reads it on the device, without a synchronization.
     """
     inner = unwrapped(optimizer)
     for group in inner.param_groups:
         group["lr"] = learning_rate * group.get("lr_factor", 1.0)
-    if all(group.get("fused") for group in inner.param_groups):
+    if skips_on_device(inner):
         inner.grad_scale, inner.found_inf = None, skip.float()
         optimizer.step()
         for name in ("grad_scale", "found_inf"):  # or the steps of another loop would be skipped
