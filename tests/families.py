@@ -109,6 +109,10 @@ UNCOMMON = {
     "llama4": GROUPED
     | {"model_type": "llama4_text", "head_dim": 8, "intermediate_size_mlp": 48}
     | {"num_local_experts": 2},
+    # has layers of different widths of heads
+    "gemma4": GROUPED
+    | {"model_type": "gemma4_text", "head_dim": 8, "global_head_dim": 16}
+    | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 61},
     # has a bos_token_id that cannot be unset
     "cwm": GROUPED | {"model_type": "cwm", "head_dim": 8},
     # without a layer of attention, which their caches need

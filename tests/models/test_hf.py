@@ -405,6 +405,23 @@ def test_variants_of_gpt2_that_we_do_not_compute_are_refused(gpt2_folder, change
         load_pretrained(gpt2_folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope_scaling": "linear"}, "another type .* rope_scaling='linear' must be an object"),
+        ({"rope_scaling": [1]}, r"another type .* rope_scaling=\[1\] must be an object"),
+        ({"rope_parameters": 5, "rope_scaling": None}, "rope_parameters=5 must be an object"),
+        ({"num_attention_heads": 0}, "num_heads=0 must be a whole number of at least 1"),
+    ],
+    ids=str,
+)
+def test_a_field_of_another_type_or_size_is_refused_by_name(llama_folder, change, message):
+    edit_config(llama_folder, **change)
+    with pytest.raises(ValueError, match=message) as error:
+        load_pretrained(llama_folder)
+    assert "\n" not in str(error.value)
+
+
 def test_a_folder_with_pickled_weights_alone_is_refused(llama_folder):
     torch.save(load_file(llama_folder / "model.safetensors"), llama_folder / "pytorch_model.bin")
     (llama_folder / "model.safetensors").unlink()

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain_lib import CausalLMConfig, GPT2Config, LlamaConfig, build_model
 from pretrain_lib.config.arguments import parse_recipe
@@ -13,7 +15,7 @@ from pretrain_lib.models.flops import count_parameters, model_flops
 from pretrain_lib.models.transformers_config import ConfigFields
 from pretrain_lib.models.transformers_family import check_causal
 from tests.conftest import ROOT
-from tests.families import FAMILIES, family
+from tests.families import FAMILIES, UNCOMMON, WITH_BUFFERS, family
 
 sys.path.insert(0, str(ROOT / "recipes"))
 import causal_lm  # noqa: E402
@@ -134,6 +136,49 @@ def test_flops_are_those_of_the_same_model_of_this_library(name):
         ours, theirs = build_model(pair[0]), build_model(CausalLMConfig(config=pair[1]))
     assert count_parameters(ours) == count_parameters(theirs)
     assert model_flops(ours, sequence_length=48) == model_flops(theirs, sequence_length=48)
+
+
+# Those of which torch's counter sees every product of attention, as no window is shorter.
+COUNTED = ("qwen3", "smollm3", "gpt_neox", "granite", "qwen3_moe", "minicpm3", "llama4", "gemma4")
+
+
+@pytest.mark.parametrize("name", [*COUNTED, "deepseek_v3"])
+def test_flops_of_attention_are_three_times_those_that_torch_counts_in_a_forward(name):
+    config = CausalLMConfig(config=(FAMILIES | UNCOMMON | WITH_BUFFERS)[name])
+    model = build_model(config).initialize(0).eval()
+    counted, own = [], []
+    for length in (16, 32):
+        ids = torch.zeros(1, length, dtype=torch.int64)
+        math = sdpa_kernel(SDPBackend.MATH)  # shows attention as two full products
+        with torch.no_grad(), math, FlopCounterMode(display=False) as counter:
+            model(ids)
+        counted.append(counter.get_total_flops() / length)
+        own.append(model_flops(model, sequence_length=length).attention)
+    # Nothing but attention grows with the length.
+    assert own[1] - own[0] == 3 * (counted[1] - counted[0]) > 0
+
+
+WIDTH = 12 * 32  # FLOPs of a layer for each token that is seen
+KINDS = {
+    "a window in all layers": ("mistral", {}, 2 * 12),
+    "chunks": ("llama4", {"attention_chunk_size": 8}, 2 * 8),
+    "a state space beside attention": ("falcon_h1", {}, 2 * 32),
+    "a window beside a state": ("inkling", {"sliding_window_size": 8}, 2 * 8),
+    "states alone": ("qwen3_next", {}, 0),
+    "one layer of attention": (
+        "qwen3_next",
+        {"layer_types": ["linear_attention", "full_attention"]},
+        32,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_attend_to_the_tokens_of_their_kind(kind):
+    name, changes, tokens = KINDS[kind]
+    with torch.device("meta"):
+        model = build_model(family(name, **changes))
+    assert model_flops(model, sequence_length=32).attention == WIDTH * tokens
 
 
 def test_flops_of_windows_states_and_experts():

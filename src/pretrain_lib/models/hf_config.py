@@ -125,7 +125,10 @@ def _rope_to_hf(config: LlamaConfig) -> dict:
 
 def _rope_from_hf(hf: dict, path: Path) -> tuple[float, RopeScaling | None]:
     # If both are present, `rope_scaling` takes precedence, as in transformers 5.
-    rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    name = "rope_scaling" if hf.get("rope_scaling") else "rope_parameters"
+    rope = hf.get(name) or {}
+    if not isinstance(rope, dict):
+        raise TypeError(f"{name}={rope!r} must be an object, such as {{'rope_type': 'default'}}")
     rope = {key: value for key, value in rope.items() if value is not None}
     theta = rope.pop("rope_theta", hf.get("rope_theta", 10_000.0))
     kind = rope.pop("rope_type", rope.get("type", "default"))
@@ -203,7 +206,7 @@ def _blocks_from_hf(
     expected = {"hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0}
     _require(hf, path, expected)
     theta, scaling = _rope_from_hf(hf, path)
-    usual = hf["hidden_size"] / hf["num_attention_heads"]
+    is_usual = head_width and head_width * hf["num_attention_heads"] == hf["hidden_size"]
     return LlamaConfig(
         vocabulary_size=hf["vocab_size"],
         context_length=hf["max_position_embeddings"],
@@ -211,7 +214,7 @@ def _blocks_from_hf(
         num_heads=hf["num_attention_heads"],
         num_key_value_heads=hf.get("num_key_value_heads") or hf["num_attention_heads"],
         width=hf["hidden_size"],
-        head_width=None if head_width == usual else head_width,
+        head_width=None if is_usual else head_width,
         qk_norm=qk_norm,
         mlp_width=hf["intermediate_size"],
         rope_theta=theta,

@@ -13,6 +13,14 @@ if TYPE_CHECKING:
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 CHOSEN_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k")
 
+# Kinds of layers that have no attention, and what limits the attention of others.
+WITHOUT_ATTENTION = ("linear_attention", "mamba", "conv", "moe", "mlp")
+LIMITS = {
+    "sliding_attention": "sliding_window",
+    "hybrid_sliding": "sliding_window",
+    "chunked_attention": "attention_chunk_size",
+}
+
 
 def count_active_weights(model: "CausalLMAdapter") -> float:
     """Return the number of parameters used for each token, without those of untied embeddings.
@@ -29,22 +37,42 @@ def count_active_weights(model: "CausalLMAdapter") -> float:
     )
 
 
-def attended_width(hf: "PreTrainedConfig", sequence_length: int) -> int:
+def attended_width(hf: "PreTrainedConfig", sequence_length: int) -> float:
     """Return the sum over all layers of attention width times the tokens that a token may see.
 
-    Layers of other kinds, such as state spaces, attend to none; a sliding window limits the tokens.
+    Those of linear attention, state spaces and convolutions attend to none; a sliding window, and a
+    chunk, limit the tokens. All other kinds, such as sparse attention, count as full attention.
     """
-    heads = getattr(hf, "num_attention_heads", None)
-    if heads is None:
+    if getattr(hf, "is_heterogeneous", False):
+        layers = list(hf.per_layer_config)
+    else:
+        layers = [hf] * hf.num_hidden_layers
+    # Any configuration may hold a field that its family does not know.
+    has_window = hasattr(type(hf), "sliding_window")
+    alike = ["sliding_attention" if has_window else "full_attention"] * len(layers)
+    kinds = getattr(hf, "layer_types", None) or alike
+    return sum(
+        _attention_width(layer) * _visible_tokens(layer, kind, sequence_length)
+        for layer, kind in zip(layers, kinds, strict=True)
+    )
+
+
+def _attention_width(layer: "PreTrainedConfig") -> float:
+    """Return the width of all heads, the mean of that of the keys and that of the values."""
+    heads = getattr(layer, "num_attention_heads", None)
+    if not heads:
         return 0
-    width = heads * (getattr(hf, "head_dim", None) or hf.hidden_size // heads)
-    kinds = getattr(hf, "layer_types", None) or ["full_attention"] * hf.num_hidden_layers
-    window = getattr(hf, "sliding_window", None) or sequence_length
-    lengths = {
-        "full_attention": sequence_length,
-        "sliding_attention": min(window, sequence_length),
-    }
-    return width * sum(lengths.get(kind, 0) for kind in kinds)
+    width = getattr(layer, "head_dim", None) or layer.hidden_size // heads
+    if hasattr(layer, "qk_nope_head_dim"):  # latent attention, whose `head_dim` is of a part
+        width = layer.qk_nope_head_dim + layer.qk_rope_head_dim
+    return heads * (width + (getattr(layer, "v_head_dim", None) or width)) / 2
+
+
+def _visible_tokens(layer: "PreTrainedConfig", kind: str, sequence_length: int) -> int:
+    if kind in WITHOUT_ATTENTION:
+        return 0
+    limit = LIMITS.get(kind)
+    return min((limit and getattr(layer, limit, None)) or sequence_length, sequence_length)
 
 
 def count_experts(hf: "PreTrainedConfig") -> tuple[int, float] | None:
