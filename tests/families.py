@@ -114,7 +114,7 @@ UNCOMMON = {
     | {"model_type": "gemma4_text", "head_dim": 8, "global_head_dim": 16}
     | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 61},
     # has a bos_token_id that cannot be unset
-    "cwm": GROUPED | {"model_type": "cwm", "head_dim": 8},
+    "cwm": GROUPED | {"model_type": "cwm", "head_dim": 8, "eos_token_id": 0},
     # without a layer of attention, which their caches need
     "qwen3_next": GROUPED
     | EXPERTS

@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain_lib import IGNORED_TARGET, CausalLMConfig, build_model, generate
+from pretrain_lib import IGNORED_TARGET, CausalLMConfig, build_model, generate, save_pretrained
+from pretrain_lib.export.check import write_expected
+from pretrain_lib.export.reload import find_problems
 from pretrain_lib.models.any_model import check_model, new_cache
 from tests.families import FAMILIES, UNCOMMON, family
 
@@ -45,6 +47,16 @@ def test_logits_loss_and_gradient_are_those_of_transformers(model):
     assert ours.keys() == theirs.keys()
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
+
+
+def test_an_export_is_the_model_under_transformers(model, tmp_path):
+    folder, expected = tmp_path / "folder", tmp_path / "expected"
+    save_pretrained(model, folder, tokenizer=None)
+    expected.mkdir()
+    write_expected(model, expected, tokenizer=None, dtype=torch.float32)
+    problems, difference = find_problems(folder, expected)
+    assert problems == []
+    assert difference <= 1e-5
 
 
 def test_a_family_whose_cache_does_not_work_is_generated_without():
