@@ -133,16 +133,13 @@ class Recipe:
     def check_length(self) -> None:
         """Raise ValueError for a run that is shorter than one step, or than its phases."""
         schedule = self.learning_rate()
-        if schedule.total_steps < 1:
-            raise ValueError(
-                f"schedule.tokens={self.schedule.tokens} is less than one step of "
-                f"batch.tokens={self.batch.tokens}"
-            )
-        if self.schedule.continue_at_floor and self.whole_run() == schedule.total_steps:
-            raise ValueError(
-                f"schedule.continue_at_floor={self.schedule.continue_at_floor} is less than one "
-                f"step of batch.tokens={self.batch.tokens}; null stops after schedule.tokens"
-            )
+        rest = self.whole_run() - schedule.total_steps
+        for name, steps in (("tokens", schedule.total_steps), ("continue_at_floor", rest)):
+            if (tokens := getattr(self.schedule, name)) is not None and steps < 1:
+                raise ValueError(
+                    f"schedule.{name}={tokens} is less than one step of "
+                    f"batch.tokens={self.batch.tokens}"
+                )
         if schedule.kind == "wsd" and not schedule.decay_steps:
             raise ValueError(
                 f"schedule.decay_tokens={self.schedule.decay_tokens}: with schedule.kind=wsd the "
