@@ -275,6 +275,18 @@ cli.main({words!r})
     assert not (tmp_path / "run").exists()
 
 
+def test_what_nohup_has_ignored_is_left_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with launching.on_signals(launching.stop):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # which a process inherits
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with pytest.raises(launching.Stopped), launching.on_signals(launching.stop):
+        os.kill(os.getpid(), signal.SIGHUP)
+
+
 def test_flags_of_the_launch_are_not_ignored_where_nothing_is_launched(tmp_path):
     def said(*flags, code=0):
         result = run_pretrain("train", "gpt2_124m", *flags)

@@ -8,7 +8,7 @@ from pretrain_lib import IGNORED_TARGET, CausalLMConfig, build_model, generate, 
 from pretrain_lib.export.check import write_expected
 from pretrain_lib.export.reload import find_problems
 from pretrain_lib.models.any_model import check_model, new_cache
-from tests.families import FAMILIES, UNCOMMON, family
+from tests.families import FAMILIES, SMALL, UNCOMMON, family
 
 pytestmark = pytest.mark.moderate
 
@@ -47,6 +47,25 @@ def test_logits_loss_and_gradient_are_those_of_transformers(model):
     assert ours.keys() == theirs.keys()
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
+
+
+DERIVED = {  # families that derive the kinds of their layers from their number
+    "mamba": {"num_attention_heads": None},
+    "jamba": {"num_key_value_heads": 2, "num_experts": 2},
+    "bamba": {"num_key_value_heads": 2, "attn_layer_indices": [1, 6]}
+    | {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8},
+    "recurrent_gemma": {"num_key_value_heads": 1},
+}
+
+
+@pytest.mark.parametrize("name", [*UNCOMMON, *FAMILIES, *DERIVED])
+def test_a_family_is_known_from_its_first_layers_however_many_it_has(name):
+    fields = DERIVED[name] | SMALL if name in DERIVED else (FAMILIES | UNCOMMON)[name]
+    fields = {"model_type": name} | fields | {"num_hidden_layers": 8}
+    for key, value in fields.items():
+        if isinstance(value, list) and len(value) == 2 and key != "attn_layer_indices":
+            fields[key] = 4 * value
+    check_model(CausalLMConfig(config=fields), document_masking=False)  # or it is refused
 
 
 def test_an_export_is_the_model_under_transformers(model, tmp_path):

@@ -61,7 +61,10 @@ def _last_error(text: str) -> str:
 @contextmanager
 def on_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Have signals that stop a run handled by `handler` meanwhile."""
-    before = {number: signal.signal(number, handler) for number in HANDED_ON}
+    # `nohup` has a run ignore that its terminal is closed.
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    heard = [number for number in HANDED_ON if not (ignored and number == signal.SIGHUP)]
+    before = {number: signal.signal(number, handler) for number in heard}
     try:
         yield
     finally:

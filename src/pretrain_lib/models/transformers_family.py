@@ -6,6 +6,7 @@ layers than it has kinds of them.
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -160,9 +161,13 @@ def _reduce(hf: "PreTrainedConfig", padding: int | None) -> "PreTrainedConfig":
         unset_token(small, name)
     small.pad_token_id = padding
     if (layers := _layers_needed(hf)) < hf.num_hidden_layers:
-        small.num_hidden_layers = layers
-        if getattr(hf, "layer_types", None):
-            small.layer_types = hf.layer_types[:layers]
+        kinds = (getattr(hf, "layer_types", None) or [])[:layers]
+        fewer = copy.deepcopy(small)
+        fewer.num_hidden_layers = layers
+        if kinds:
+            with suppress(AttributeError):  # some families derive them from the number of layers
+                fewer.layer_types = kinds
+        return fewer if (getattr(fewer, "layer_types", None) or []) == kinds else small
     return small
 
 
