@@ -281,10 +281,11 @@ def test_what_nohup_has_ignored_is_left_so():
         with launching.on_signals(launching.stop):
             os.kill(os.getpid(), signal.SIGHUP)
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # which a process inherits
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with pytest.raises(launching.Stopped), launching.on_signals(launching.stop):
+            os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
-    with pytest.raises(launching.Stopped), launching.on_signals(launching.stop):
-        os.kill(os.getpid(), signal.SIGHUP)
 
 
 def test_flags_of_the_launch_are_not_ignored_where_nothing_is_launched(tmp_path):

@@ -173,6 +173,15 @@ KINDS = {
 }
 
 
+def test_every_other_layer_of_gpt_neo_attends_to_a_window():
+    kinds = [[["global", "local"], 2]]
+    fields = {"model_type": "gpt_neo", "attention_types": kinds, "window_size": 8}
+    fields |= {"hidden_size": 32, "num_layers": 4, "num_heads": 4, "vocab_size": 61}
+    with torch.device("meta"):
+        model = build_model(CausalLMConfig(config=fields))
+    assert model_flops(model, sequence_length=32).attention == WIDTH * 2 * (32 + 8)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_attend_to_the_tokens_of_their_kind(kind):
     name, changes, tokens = KINDS[kind]

@@ -127,14 +127,16 @@ def test_a_stretch_counts_with_its_own_number_of_devices(tmp_path):
 def timed_run(folder, steps, *, starts, parent=None, begun=0.0):
     """Write a run of `(tokens, seconds, peak share per token/s)` steps, and open it."""
     rows, tokens, seconds = [], 1000 * starts[0][0], begun
+    first = {"tokens": tokens, "seconds": seconds}
     for number, (size, took, share) in enumerate(steps, start=starts[0][0] + 1):
         tokens, seconds = tokens + size, seconds + took
         row = {"kind": "train", "step": number, "tokens": tokens, "loss": 1.0, "lr": 1e-3}
-        row |= {"tokens_per_second": size / took, "mfu": share * size / took, "targets": size}
+        row |= {"tokens_per_second": size / took, "mfu": share * size / took, "targets": 1}
         rows.append(row | {"grad_norm": 1.0, "seconds": seconds, "peak_memory_bytes": 1})
     folder.mkdir()
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     started = [{"step": step, "processes": n, "time": ""} for step, n in starts]
+    started[0] |= first
     world = {"processes": starts[-1][1]}
     manifest = {"config": {}, "world": world, "starts": started, "parent": parent}
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -154,7 +156,7 @@ def test_the_mfu_is_that_of_all_tokens_in_all_the_time(tmp_path, steps, parent):
     starts = [(0 if parent is None else 50, 1)]
     run = timed_run(tmp_path / "run", steps, starts=starts, parent=parent, begun=7.0)
     tokens, seconds, share = sum(s[0] for s in steps), sum(s[1] for s in steps), steps[0][2]
-    assert mean_mfu(run.rows, forked=parent is not None) == pytest.approx(share * tokens / seconds)
+    assert mean_mfu(run.rows, run.manifest) == pytest.approx(share * tokens / seconds)
     told = cost_facts(run, watts=None)["FLOPs utilization (MFU)"]
     assert told == f"{share * tokens / seconds:.1%}"
 

@@ -19,6 +19,7 @@ LIMITS = {
     "sliding_attention": "sliding_window",
     "hybrid_sliding": "sliding_window",
     "chunked_attention": "attention_chunk_size",
+    "local": "window_size",  # of GPT-Neo, which has its kinds in `attention_layers`
 }
 
 
@@ -50,7 +51,7 @@ def attended_width(hf: "PreTrainedConfig", sequence_length: int) -> float:
     # Any configuration may hold a field that its family does not know.
     has_window = hasattr(type(hf), "sliding_window")
     alike = ["sliding_attention" if has_window else "full_attention"] * len(layers)
-    kinds = getattr(hf, "layer_types", None) or alike
+    kinds = getattr(hf, "layer_types", None) or getattr(hf, "attention_layers", None) or alike
     return sum(
         _attention_width(layer) * _visible_tokens(layer, kind, sequence_length)
         for layer, kind in zip(layers, kinds, strict=True)

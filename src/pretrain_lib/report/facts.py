@@ -9,7 +9,7 @@ from pretrain_lib.report.blocks import Table, count
 from pretrain_lib.report.runs import Run, flops_per_token
 from pretrain_lib.run_folder.folder import PRECISIONS, read_status
 from pretrain_lib.run_folder.metrics import human, human_time, perplexity
-from pretrain_lib.run_folder.rows import Rows, mean_mfu, row_seconds
+from pretrain_lib.run_folder.rows import Rows, begun_at, mean_mfu
 
 SHOWN_EVENTS = 100
 EVENT_NOUNS = {
@@ -92,10 +92,9 @@ def device_hours(run: Run) -> float | None:
     if not trained:
         return 0.0
     starts = run.manifest.get("starts") or [{"step": 0, "processes": world["processes"]}]
-    of_parent = 0.0
-    if _is_fork(run):
-        first = np.nan_to_num(row_seconds(trained, forked=True)[0])
-        of_parent = trained[0]["seconds"] - first
+    of_parent = begun_at(run.manifest)[1]
+    if np.isnan(of_parent):  # the first row, of which a part is the parent's, is left out
+        of_parent = trained[0]["seconds"]
     known = [(row["step"], row["seconds"]) for row in trained]
     steps, seconds = np.array([(starts[0]["step"], of_parent), *known]).T
     begins = [start["step"] for start in starts]
@@ -105,16 +104,12 @@ def device_hours(run: Run) -> float | None:
     return float(np.maximum(lengths, 0.0) @ devices) / 3600
 
 
-def _is_fork(run: Run) -> bool:
-    return bool(run.manifest.get("parent"))
-
-
 def cost_facts(run: Run, *, watts: float | None) -> dict[str, str]:
     """Return time, device hours, energy (with `watts` per device) and FLOPs of a run."""
     seconds, hours = training_seconds(run.rows), device_hours(run)
     tokens = last_row(run.rows, "train").get("tokens", 0)
     rate = flops_per_token(run.settings)
-    mfu = mean_mfu(run.rows, forked=_is_fork(run))
+    mfu = mean_mfu(run.rows, run.manifest)
     facts = {
         "Time in training steps": human_time(seconds),
         "Device hours": "" if hours is None else f"{hours:,.3g} h",

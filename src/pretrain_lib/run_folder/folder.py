@@ -16,6 +16,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 
+from pretrain_lib.checkpoint.state import TrainingState
 from pretrain_lib.config.settings import Recipe
 from pretrain_lib.corpus.paths import Corpus
 from pretrain_lib.distributed.launch_file import launch_configuration
@@ -135,28 +136,28 @@ def begin_run(
     folder: Path,
     config: Recipe,
     manifest: dict,
+    state: TrainingState,
     *,
-    step: int,
     last_row: int,
-    evaluated: bool = True,
 ) -> None:
     """Write `config.yaml`, `manifest.json` and the status; drop the rows after step `last_row`.
 
-    `evaluated` is that of `drop_rows_after`.
-    The manifest lists the starts of the run: this one, and those before it if it was resumed.
+    `state` is that in which the run begins, or goes on. The manifest lists the starts of the run:
+    this one, and those before it if it was resumed.
     """
     if not is_locked(folder):  # by this run, which has then looked at the folder
         check_run_folder(folder)
     make_folder(folder / CHECKPOINTS)
     _write_settings(folder / "config.yaml", config)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    start = {"step": step, "time": now, "processes": manifest["world"]["processes"]}
+    start = {"step": state.step, "tokens": state.tokens, "seconds": state.seconds, "time": now}
+    start["processes"] = manifest["world"]["processes"]
     starts = [*_earlier_starts(folder, manifest), start]
     write_json(folder / MANIFEST, manifest | {"starts": starts})
     # The step of its newest checkpoint: a fork has none of its own yet.
-    write_status(folder, "running", step=step if last_row == step else 0)
+    write_status(folder, "running", step=state.step if last_row == state.step else 0)
     for rows in (METRICS, SAMPLES):
-        drop_rows_after(folder / rows, last_row, evaluated=evaluated)
+        drop_rows_after(folder / rows, last_row, evaluated=state.evaluated)
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:

@@ -88,23 +88,24 @@ def column(rows: Rows, kind: str, name: str, *, x: str = "tokens") -> tuple[np.n
     return places, np.array(values, dtype=np.float64)
 
 
-def row_seconds(trained: Rows, *, forked: bool) -> np.ndarray:
-    """Return the time in steps of each train row since the one before; NaN if that is unknown.
+def begun_at(manifest: dict) -> tuple[float, float]:
+    """Return the tokens and the seconds that a run began with, of its parent; NaN if unknown."""
+    first = (manifest.get("starts") or [{"step": 0}])[0]
+    unknown = np.nan if first["step"] else 0.0
+    return first.get("tokens", unknown), first.get("seconds", unknown)
 
-    Steps that a rollback has undone are not in it. The rows of a run that is `forked` go on with
-    the tokens of its parent.
+
+def mean_mfu(rows: Rows, manifest: dict) -> float | None:
+    """Return the MFU over all steps of a run, each weighed by its time; None if it is unknown.
+
+    The time of a row is its tokens over their speed; steps that a rollback has undone are not in
+    it.
     """
-    first, speeds = trained[0], [row.get("tokens_per_second") or np.nan for row in trained]
-    begin = first["tokens"] - (first.get("targets") or 0) if forked else 0
-    return np.diff([begin, *(row["tokens"] for row in trained)]) / np.array(speeds)
-
-
-def mean_mfu(rows: Rows, *, forked: bool) -> float | None:
-    """Return the MFU over all steps of a run, None if it is unknown; see `row_seconds`."""
     if not (trained := [row for row in rows if row["kind"] == "train"]):
         return None
+    counts = np.diff([begun_at(manifest)[0], *(row["tokens"] for row in trained)])
+    seconds = counts / np.array([row.get("tokens_per_second") or np.nan for row in trained])
     shares = np.array([row.get("mfu") for row in trained], dtype=np.float64)
-    seconds = row_seconds(trained, forked=forked)
     known = np.isfinite(shares * seconds)
     total = seconds[known].sum()
     return float((shares * seconds)[known].sum() / total) if total else None

@@ -150,8 +150,7 @@ def _start_metrics(
         drop_later_checkpoints(config, start)  # before the rows of their steps
         # A resumed run has the rows of this step already; a new run or a fork has not.
         last_row = step if start.continues else step - 1
-        evaluated = start.state.evaluated
-        begin_run(folder, config, manifest, step=step, last_row=last_row, evaluated=evaluated)
+        begin_run(folder, config, manifest, start.state, last_row=last_row)
     on_all(accelerator, lambda: await_run_folder(folder, run_id=start.run_id))
     start_trackers(accelerator, config.to_dict(), run_id=start.run_id)
     return Metrics(folder / METRICS, accelerator, total_steps=config.last_step(), step=step)

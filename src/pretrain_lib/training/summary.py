@@ -8,7 +8,7 @@ from pretrain_lib.checkpoint.folders import find_newest, step_of
 from pretrain_lib.evaluate.references import find_figure, models_near
 from pretrain_lib.files.reading import read_if_whole
 from pretrain_lib.models.flops import count_parameters, has_data_sheet
-from pretrain_lib.run_folder.folder import CHECKPOINTS, METRICS, SAMPLES, SCORES
+from pretrain_lib.run_folder.folder import CHECKPOINTS, MANIFEST, METRICS, SAMPLES, SCORES
 from pretrain_lib.run_folder.metrics import human, human_time
 from pretrain_lib.run_folder.rows import COMMON, Rows, mean_mfu, read_rows
 from pretrain_lib.training.console_lines import WIDTH, fill
@@ -73,7 +73,7 @@ def _cost(run: Run, rows: Rows) -> Iterator[tuple[str, str]]:
     speed = state.tokens / state.seconds
     yield "training time", f"{human_time(state.seconds)}, not counting evaluation"
     yield "speed", f"{human(speed, digits=3)} tokens/s"
-    if (mfu := mean_mfu(rows, forked=bool(run.manifest["parent"]))) is not None:
+    if (mfu := mean_mfu(rows, read_if_whole(run.folder / MANIFEST))) is not None:
         yield "MFU", f"{mfu:.1%} of {_describe_peak(run)}"
     memory = peak_memory(run.accelerator.device)
     largest = max([memory.peak_bytes, *(row.get("peak_memory_bytes") or 0 for row in trained)])
