@@ -108,9 +108,8 @@ def collect_part(
 
 
 def checkpoint_bytes(model: Model, optimizer: torch.optim.Optimizer) -> int:
-    """Return the disk space of a checkpoint in bytes: fp32 weights and the optimizer's moments."""
-    weights = sum(tensor.numel() * 4 for tensor in saved_tensors(model).values())
-    return weights + moment_bytes(optimizer) + SPARE_BYTES
+    """Return the disk space of a checkpoint in bytes: weights, moments, and an allowance."""
+    return _weight_bytes(model) + moment_bytes(optimizer) + SPARE_BYTES
 
 
 def _weight_bytes(model: Model) -> int:

@@ -205,8 +205,8 @@ class StabilityConfig:
     )
     spike_action: SpikeAction = setting(
         "skip",
-        "skip the update, or rollback: go back to the newest checkpoint and on with the data "
-        "behind the spike.",
+        "skip the update, or rollback: go back to the newest checkpoint and continue with the data "
+        "after the spike.",
     )
 
 

@@ -23,8 +23,8 @@ class DataConfig:
 
     source: str | list[str] | None = setting(
         None,
-        "The text: python-stdlib (the embedded corpus), files, folders, URLs (s3://...), or "
-        "OWNER/NAME[:CONFIG] on the hub. Prepared once into `path`.",
+        "The text: python-stdlib (the sources of Python's standard library), files, folders, URLs "
+        "(s3://...), or OWNER/NAME[:CONFIG] on the hub. Prepared once into `path`.",
     )
     path: str | list[str] | None = setting(
         None,
@@ -52,8 +52,8 @@ class DataConfig:
     )
     validation: str = setting(
         "hash",
-        "Held-out text: hash[:SHARE] of the documents, first:TOKENS of the source, the path of an "
-        "array of tokens, or none.",
+        "Held-out text: hash[:SHARE] of the documents, first:TOKENS of the source, the path of a "
+        "prepared folder or an array of tokens, or none.",
     )
     tokenizer: str | None = setting(None, "A folder, a tokenizer.json, or a name on the hub.")
     train_tokenizer: int | None = setting(
@@ -208,14 +208,14 @@ class ScheduleConfig:
     )
     decay_tokens: TokenCount = setting(
         TokenCount(0),
-        "Length of the last phase of wsd, which needs one, where `decay_fraction` is null.",
+        "Length of the decay phase of wsd, where `decay_fraction` is null; wsd must have one.",
         unit="tokens",
         minimum=0,
     )
     decay_fraction: float | None = setting(
-        None, "Length of the last phase of wsd as a fraction of the run.", minimum=0, maximum=1
+        None, "Length of the decay phase of wsd as a fraction of the run.", minimum=0, maximum=1
     )
-    decay_shape: DecayShape = setting("linear", "The shape of the last phase of wsd.")
+    decay_shape: DecayShape = setting("linear", "The shape of the decay phase of wsd.")
     continue_at_floor: TokenCount | None = setting(
         None,
         "Train on for this long at the final rate, after `tokens`; null: stop there.",
@@ -233,7 +233,7 @@ class ScheduleConfig:
         return self._share(self.warmup_fraction)
 
     def count_decay_tokens(self) -> TokenCount:
-        """Return the length of the last phase of wsd in tokens; `tokens` must be set."""
+        """Return the length of the decay phase of wsd in tokens; `tokens` must be set."""
         if self.decay_fraction is None:
             return self.decay_tokens
         return self._share(self.decay_fraction)

@@ -101,7 +101,7 @@ def on_main(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
     return result
 
 
-def on_all(accelerator: Accelerator, function: Callable[[], Any]) -> Any:
+def on_all(function: Callable[[], Any]) -> Any:
     """Call `function` on all processes; a ValueError on one of them is raised on all."""
     result, problem = None, None
     try:

@@ -28,7 +28,8 @@ def linear_cross_entropy(
     """Return the summed next-token loss in nats and the number of targets that are not ignored.
 
     `hidden` (..., D), `weight` (V_padded, D), `targets` (...) int64 in [0, V) or IGNORED_TARGET.
-    Another shape is a ValueError; so is another target on a CPU. On a GPU it makes the loss NaN.
+    Raises ValueError for other shapes, and on a CPU for a target outside of that range; on a GPU
+    such a target makes the loss NaN.
     Rows of `weight` from `vocabulary_size` on are padding: they are excluded from the softmax and
     get a zero gradient. `z_loss` is the coefficient of the squared log-sum-exp of each target that
     is not ignored (Chowdhery et al. 2022, section 5): the gradients are those of the loss with it,

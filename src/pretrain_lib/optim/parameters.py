@@ -21,12 +21,12 @@ def parameter_groups(
 ) -> list[dict]:
     """Return the parameter groups of an optimizer.
 
-    Tensors of two or more dimensions decay, biases and norms (1-d) do not. By `lr_factor` of a
-    group, `train_step` multiplies the scheduled learning rate: by `matrix_factor` for the matrices
-    of the layers, by `embedding_factor` for embedding tables (a tied output head is one), by 1 for
-    all else. `parts` of a group is 0 if AdamW updates it. With `muon`, it is the number of matrices
-    that are stacked in each matrix of a layer: 3 in GPT-2's joint projection for queries, keys and
-    values, else 1.
+    Tensors of two or more dimensions decay, biases and norms (1-d) do not. `train_step` multiplies
+    the scheduled learning rate by the `lr_factor` of a group: `matrix_factor` for the matrices of
+    the layers, `embedding_factor` for embedding tables (a tied output head is one), 1 for all else.
+    `parts` of a group is 0 if AdamW updates it. With `muon`, it is the number of matrices that are
+    stacked in each matrix of a layer: 3 in GPT-2's joint projection for queries, keys and values,
+    else 1.
     """
     check_value(weight_decay, "weight_decay", float, minimum=0)
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}

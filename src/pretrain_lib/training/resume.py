@@ -84,13 +84,13 @@ def resume(
 
     `manifest` describes the current launch. Raises ValueError if a setting that affects the results
     differs from the checkpoint's, unless `run.allow_changes` names it. A fork, which starts from a
-    checkpoint in another run's folder, may change everything except the model.
+    checkpoint in another run's folder, may change all but the model and, after step 0, its steps.
     """
     (path, fork), run_id = on_main(accelerator, lambda: (_choose(config), secrets.token_hex(4)))
     if path is None:
         return Start(TrainingState(), run_id=run_id)
     parts = config, path, model, optimizer
-    return on_all(accelerator, lambda: _load(*parts, fork=fork, run_id=run_id, manifest=manifest))
+    return on_all(lambda: _load(*parts, fork=fork, run_id=run_id, manifest=manifest))
 
 
 def _load(
@@ -116,9 +116,9 @@ def _load(
     now = manifest["config"]
     changes = setting_changes(with_new_names(before["config"], now=now), now)
     fingerprints = [m["data_fingerprint"][:12] for m in (before, manifest)]
-    is_cut_anew = before["data_fingerprint"] != manifest["data_fingerprint"]
-    is_other = is_cut_anew and before.get("data_identity") != manifest["data_identity"]
-    if is_other or (is_cut_anew and not fork):
+    fingerprint_differs = before["data_fingerprint"] != manifest["data_fingerprint"]
+    is_other = fingerprint_differs and before.get("data_identity") != manifest["data_identity"]
+    if is_other or (fingerprint_differs and not fork):
         changes[DATA] = tuple(fingerprints)
     if state.step:
         _refuse_other_steps(path, changes)
@@ -130,7 +130,7 @@ def _load(
         raise _refusal(path, refused, fits=fits)
     _refuse_earlier_end(config, path, state.step, fork=fork)
     load_checkpoint(path, model, optimizer)
-    state.stream = None if is_cut_anew else state.stream
+    state.stream = None if fingerprint_differs else state.stream
     _find_place_in_data(state, changes, is_other=is_other)
     _forget_other_bests(state, changes, fork=fork)
     state.evaluated = state.evaluated and not fork
@@ -201,7 +201,7 @@ def _fits(model: Model, path: Path) -> bool:
 
 
 def _refusal(path: Path, refused: dict[str, tuple], *, fits: bool) -> ValueError:
-    """Return the error for changed settings; a fork may have any that are not the model's."""
+    """Return the error for changed settings."""
     text = "; ".join(describe_changes(refused))
     remedy = "set them back, or name them in run.allow_changes"
     if not fits:

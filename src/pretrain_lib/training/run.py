@@ -151,7 +151,7 @@ def _start_metrics(
         # A resumed run has the rows of this step already; a new run or a fork has not.
         last_row = step if start.continues else step - 1
         begin_run(folder, config, manifest, start.state, last_row=last_row)
-    on_all(accelerator, lambda: await_run_folder(folder, run_id=start.run_id))
+    on_all(lambda: await_run_folder(folder, run_id=start.run_id))
     start_trackers(accelerator, config.to_dict(), run_id=start.run_id)
     return Metrics(folder / METRICS, accelerator, total_steps=config.last_step(), step=step)
 
@@ -187,7 +187,7 @@ def _announce(run: Run, start: Start) -> None:
 def open_batches(run: Run) -> Iterator[list[Batch]]:
     """Iterate over the remaining steps, each a list of this rank's micro-batches."""
     config, sizes, first = run.config, run.config.batch_sizes(), run.state.step
-    # Nonzero after a rollback, and in a fork with other batch sizes.
+    # Nonzero after a rollback, and in a fork with other data.
     offset = run.state.windows - sizes.before(first)
     return iterate_steps(
         run.dataset,

@@ -57,8 +57,8 @@ def run_recipe(
 
     `main` returns the result of `train`. Exit codes: 0 done, 1 failed, 2 bad input, 3 diverged,
     75 stopped but resumable. An elastic launcher restarts the program after any nonzero code, so
-    under one, what would come again and requested stops exit with 0 too; `status.json` tells them
-    apart.
+    under one, bad input, divergence and resumable stops exit with 0 instead; `status.json` tells
+    them apart.
     """
     open_console(lasting=True)
     os.environ.setdefault(STARTED, str(launch_time()))

@@ -40,8 +40,8 @@ class DatasetSource:
     rows, and documents and windows are shuffled by this library anyway.
 
     The source is identified by its name only, since `datasets` has no fingerprint that is the same
-    after a restart: give a dataset with other rows another name or another folder, or what was
-    prepared from the first is taken for it.
+    after a restart. If the rows change, change the name or the folder too: otherwise the data that
+    was prepared from the old rows is used for the new ones.
     """
 
     dataset: Any
@@ -236,7 +236,7 @@ def _load_from_hub(name: str, text_field: str) -> DatasetSource:
         raise ValueError(
             f"data.source={name} could not be loaded from the Hugging Face Hub ({reason}). Without "
             f"a network, use local files (--data.source corpus.jsonl), a folder that `pretrain "
-            f"prepare` made elsewhere (--data.path FOLDER), or the embedded corpus "
+            f"prepare` made elsewhere (--data.path FOLDER), or python-stdlib "
             f"(--data.source {EMBEDDED_CORPUS})"
         ) from error
     return DatasetSource(rows, name, text_field)

@@ -1,4 +1,4 @@
-"""Open a source of text by its name: the embedded corpus, files, a URL, or a Hub dataset."""
+"""Open a source of text by its name: python-stdlib, files, a URL, or a Hub dataset."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def open_source(
     document_separator: str | None = None,
     loss_spans: str | None = None,
 ) -> Source:
-    """Open the source `name`: the embedded corpus, a file, a folder, a URL, or a Hub dataset.
+    """Open the source `name`: python-stdlib, a file, a folder, a URL, or a Hub dataset.
 
     `document_separator` is a line that separates the documents of `.txt` files. Raises ValueError
     for a missing path, an unsupported file type, or a source without text.

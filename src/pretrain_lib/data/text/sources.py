@@ -1,4 +1,4 @@
-"""Sources of text: the embedded corpus, local files, the rows of a dataset (`dataset_rows`).
+"""Sources of text: Python's standard library, local files, the rows of a dataset (`dataset_rows`).
 
 A source is divided into units of work before any work starts, so the output does not depend on the
 number of processes.
