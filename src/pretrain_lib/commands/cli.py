@@ -205,7 +205,7 @@ def _add_model_commands(command: AddCommand) -> None:
     temperature = Rule(float, minimum=1e-3, also=0, help="0 takes the likeliest token")
     add("--temperature", temperature, default=1.0)
     add("--top_k", Rule(int, minimum=1, help="draw from this many of the likeliest tokens"))
-    top_p = Rule(float, above=0, maximum=1, help="draw from the fewest tokens that have this probability")
+    top_p = Rule(float, above=0, maximum=1, help="draw from the fewest tokens that reach it")
     add("--top_p", top_p)
     add("--seed", SEED, default=0)
 
