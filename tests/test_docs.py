@@ -222,11 +222,11 @@ def test_the_tutorials_run(workplace):
             done.add(tuple(words))
             result = start(words, workplace)
             assert result.returncode == 0, f"{block.page}: {shlex.join(words)}\n{result.stderr}"
-    script = next(b for b in BLOCKS if b.page == "docs/metrics.md" and b.language == "python")
-    result = run_command(
-        sys.executable, "-c", f"import os\nos.chdir({str(workplace)!r})\n{script.text}"
-    )
-    assert result.returncode == 0 and "rows, loss" in result.stdout, result.stderr
+    for page, printed in (("docs/metrics.md", "rows, loss"), ("docs/evaluation.md", "Once upon")):
+        (script,) = (b.text for b in BLOCKS if b.page == page and b.language == "python")
+        code = f"import os\nos.chdir({str(workplace)!r})\n{script}"
+        result = run_command(sys.executable, "-c", code)
+        assert result.returncode == 0 and printed in result.stdout, result.stderr
 
 
 def test_pretrain_train_knows_its_flags():
