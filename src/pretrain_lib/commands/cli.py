@@ -126,6 +126,14 @@ def _add_tune(command: AddCommand) -> None:
 
 
 def _add_data_commands(command: AddCommand) -> None:
+    _add_prepare(command)
+    add = command("verify", "Check every hash of prepared folders.")
+    add("folders", Rule(Path, help="prepared folders"), nargs="+", metavar="FOLDER")
+    _add_inspect(command)
+    _add_overlap(command)
+
+
+def _add_prepare(command: AddCommand) -> None:
     add = command("prepare", "Turn text into shards of tokens.")
     add("sources", SOURCE, nargs="+", metavar="SOURCE")
     add("--tokenizer", Rule(str, help="a folder, a tokenizer.json, or a hub name"))
@@ -141,9 +149,8 @@ def _add_data_commands(command: AddCommand) -> None:
     spans = Rule(str, help="a field of JSON lines: the [start, end] in characters to train on")
     add("--loss_spans", spans, metavar="FIELD")
 
-    add = command("verify", "Check every hash of prepared folders.")
-    add("folders", Rule(Path, help="prepared folders"), nargs="+", metavar="FOLDER")
 
+def _add_inspect(command: AddCommand) -> None:
     text = "Show what lies in prepared folders or arrays, and what a run makes of it."
     add = command("inspect", text)
     add(
@@ -165,6 +172,8 @@ def _add_data_commands(command: AddCommand) -> None:
     add("--window", window, default=0)
     add("--seed", SEED, default=0)
 
+
+def _add_overlap(command: AddCommand) -> None:
     add = command("overlap", "Find evaluation items whose n-grams of words occur in a text.")
     add("sources", SOURCE, nargs="+", metavar="SOURCE")
     items = Rule(Path, help=".jsonl files, an item a line")

@@ -4,6 +4,7 @@ One dataclass per concern, as in `training_sections`.
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,13 +52,17 @@ class SampleConfig:
         1.0, "Factor of each interval over the one before.", minimum=1, maximum=1000
     )
 
+    def due_steps(self) -> Iterator[int]:
+        """Yield the steps at which samples are due, in order and without end."""
+        interval = step = float(self.every)
+        while True:
+            yield round(step)
+            interval *= self.growth
+            step += interval
+
     def is_due(self, step: int) -> bool:
         """Return whether samples are due at `step`."""
-        interval = end = float(self.every)
-        while round(end) < step:
-            interval *= self.growth
-            end += interval
-        return round(end) == step
+        return next(due for due in self.due_steps() if due >= step) == step
 
 
 @dataclass(frozen=True, kw_only=True)

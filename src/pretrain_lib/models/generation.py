@@ -45,11 +45,7 @@ def generate(
     """
     model = unwrap(model)
     _check(prompts, temperature, top_k, top_p)
-    if context_length < 1 or new_tokens < 0:
-        raise ValueError(
-            f"context_length={context_length}, new_tokens={new_tokens}: at least one token of "
-            f"context is needed, and no fewer than 0 new ones"
-        )
+    _check_lengths(context_length, new_tokens)
     numbers = range(len(prompts)) if row_numbers is None else row_numbers
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     choosers = [
@@ -127,6 +123,14 @@ def _check(
         raise ValueError(
             f"temperature={temperature}, top_k={top_k}, top_p={top_p}: none may be negative "
             f"or no number, and of top_k and top_p none may be 0"
+        )
+
+
+def _check_lengths(context_length: int, new_tokens: int) -> None:
+    if context_length < 1 or new_tokens < 0:
+        raise ValueError(
+            f"context_length={context_length}, new_tokens={new_tokens}: at least one token of "
+            f"context is needed, and no fewer than 0 new ones"
         )
 
 

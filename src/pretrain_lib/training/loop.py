@@ -20,7 +20,7 @@ from pretrain_lib.training.console_lines import format_step
 from pretrain_lib.training.evaluation import estimate_left, evaluate_if_due, is_due
 from pretrain_lib.training.measurements import peak_memory
 from pretrain_lib.training.rollback import turn_back_or_go_on
-from pretrain_lib.training.run import Run, open_batches, start_run, tell
+from pretrain_lib.training.run import Run, open_batches, report_event, start_run
 from pretrain_lib.training.step import StepResult, accumulate_gradients, apply_update
 from pretrain_lib.training.summary import summary
 
@@ -175,7 +175,7 @@ def _note_saved(run: Run) -> Saved | None:
             write_status(run.folder, "running", step=saved.step)
         run.metrics.say(f"saved {saved.path} in {saved.seconds:.1f} s")
     else:
-        tell(run, "not_saved", f"the checkpoint could not be written: {saved.error}")
+        report_event(run, "not_saved", f"the checkpoint could not be written: {saved.error}")
     return saved
 
 

@@ -5,6 +5,7 @@ import sys
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from accelerate import Accelerator
@@ -108,12 +109,7 @@ def _samples_between(config: Recipe, first: int, end: int) -> int:
     settings = config.samples
     if settings.growth == 1:
         return _multiples(settings.every, first, end)
-    number, interval, due = 0, float(settings.every), float(settings.every)
-    while round(due) < end:
-        number += round(due) >= first
-        interval *= settings.growth
-        due += interval
-    return number
+    return sum(due >= first for due in takewhile(lambda due: due < end, settings.due_steps()))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pretrain_lib.distributed.launched import on_main
 from pretrain_lib.optim.spikes import Limits, describe_skip
 from pretrain_lib.run_folder.cut import drop_rows_after
 from pretrain_lib.run_folder.folder import CHECKPOINTS, SAMPLES
-from pretrain_lib.training.run import Run, note, tell
+from pretrain_lib.training.run import Run, report_event, write_event
 from pretrain_lib.training.step import StepResult
 from pretrain_lib.wording import plural
 
@@ -29,7 +29,7 @@ def turn_back_or_go_on(run: Run, result: StepResult, limits: Limits) -> bool:
     if settings.spike_action == "rollback" and finite and _roll_back(run, reason):
         return True
     numbers = {"loss": result.loss, "grad_norm": result.grad_norm}
-    tell(run, "skipped", f"{reason}: update left out", **numbers)
+    report_event(run, "skipped", f"{reason}: update left out", **numbers)
     if (number := state.skipped_in_a_row) >= settings.max_skipped:
         there_is = on_main(run.accelerator, lambda: find_newest(run.folder / CHECKPOINTS))
         resume = "resume from a checkpoint before it" if there_is else "start anew: there is none"
@@ -75,6 +75,6 @@ def _roll_back(run: Run, reason: str) -> bool:
     # drops them, and reports a repeated rollback only once. The rewind above has dropped those of
     # earlier rollbacks to this checkpoint, so they are written again.
     for earlier in before:
-        note(run, "rollback", step=state.step + 1, **earlier)
-    tell(run, "rollback", step=state.step + 1, **left_out)
+        write_event(run, "rollback", step=state.step + 1, **earlier)
+    report_event(run, "rollback", step=state.step + 1, **left_out)
     return True

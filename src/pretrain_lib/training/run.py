@@ -199,14 +199,16 @@ def open_batches(run: Run) -> Iterator[list[Batch]]:
     )
 
 
-def tell(run: Run, event: str, message: str, *, step: int | None = None, **numbers: float) -> None:
+def report_event(
+    run: Run, event: str, message: str, *, step: int | None = None, **numbers: float
+) -> None:
     """Write an event row to the metrics, and print the message."""
     step = run.state.step if step is None else step
-    note(run, event, message, step=step, **numbers)
+    write_event(run, event, message, step=step, **numbers)
     run.metrics.say(fill(f"step {step:,}: {message}"))
 
 
-def note(run: Run, event: str, message: str, *, step: int, **numbers: float) -> None:
+def write_event(run: Run, event: str, message: str, *, step: int, **numbers: float) -> None:
     """Write an event row to the metrics."""
     row = {"kind": "event", "step": step, "tokens": run.state.tokens, "event": event}
     run.metrics.write(row | numbers | {"message": message})
