@@ -168,6 +168,18 @@ def test_a_run_that_ended_after_it_turned_back_tells_it_once(recipe, tmp_path, c
     assert read_rows(parts.run.dir) == read_rows(whole.run.dir)
 
 
+@pytest.mark.parametrize("stops", [(6,), (6, 7), (5, 7), (3,), (6, 13)])
+def test_a_run_that_was_stopped_turns_back_as_one_that_was_not(recipe, tmp_path, stops):
+    whole = spiking_recipe(recipe, tmp_path / "whole", spike_action="rollback")
+    run(whole, steps=[7, 15])
+    parts = spiking_recipe(recipe, tmp_path / "parts", spike_action="rollback")
+    for last in (*stops, None):
+        _, model = run(change(parts, run={"max_steps": last}), steps=[7, 15])
+    assert [event["to_step"] for event in events(whole)] == [5, 10]
+    assert events(parts) == events(whole)
+    assert rows_of_steps(parts) == rows_of_steps(whole)
+
+
 def test_without_a_checkpoint_a_spike_is_left_out(recipe, tmp_path):
     config = spiking_recipe(recipe, tmp_path / "run", spike_action="rollback", every=None)
     end, _ = run(config, steps=[9])

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,12 +32,18 @@ def staging_path(folder: Path, step: int) -> Path:
     return folder / f".{checkpoint_path(folder, step).name}.tmp"
 
 
-def find_newest(folder: Path | str) -> Path | None:
-    """Return the newest intact checkpoint, skipping damaged and unreadable ones with a warning."""
+def find_newest(
+    folder: Path | str, *, accept: Callable[[Path], bool] = lambda _: True
+) -> Path | None:
+    """Return the newest intact checkpoint that `accept` takes, None if there is none.
+
+    Damaged and unreadable ones are skipped with a warning.
+    """
     for path in reversed(_by_age(Path(folder))):
-        if not (problems := verify_checkpoint(path)):
+        if problems := verify_checkpoint(path):
+            warnings.warn(f"skipping a damaged checkpoint: {'; '.join(problems)}", stacklevel=2)
+        elif accept(path):
             return path
-        warnings.warn(f"skipping a damaged checkpoint: {'; '.join(problems)}", stacklevel=2)
     return None
 
 

@@ -1,9 +1,12 @@
 """Handle skipped updates: continue, roll back to a checkpoint, or stop the run."""
 
 import math
+from functools import partial
+from pathlib import Path
 
-from pretrain_lib.checkpoint.folders import find_newest
+from pretrain_lib.checkpoint.folders import find_newest, prune
 from pretrain_lib.checkpoint.state import load_checkpoint, read_state
+from pretrain_lib.config.settings import Recipe
 from pretrain_lib.distributed.launched import on_main
 from pretrain_lib.optim.spikes import Limits, describe_skip
 from pretrain_lib.run_folder.cut import drop_rows_after
@@ -42,12 +45,14 @@ def turn_back_or_go_on(run: Run, result: StepResult, limits: Limits) -> bool:
 
 
 def _roll_back(run: Run, reason: str) -> bool:
-    """Load the newest checkpoint, and continue with the data after that of the current step.
+    """Load a checkpoint, and continue with the data after that of the current step.
 
-    Returns False if there is no checkpoint yet.
+    It is the newest that the settings made. Those of a stop do not count: a run that was not
+    stopped has none. Returns False if there is no checkpoint yet.
     """
     spike, folder = run.state, run.folder / CHECKPOINTS
-    path = on_main(run.accelerator, lambda: find_newest(folder))
+    is_regular = partial(_is_regular, run.config)
+    path = on_main(run.accelerator, lambda: find_newest(folder, accept=is_regular))
     if path is None:
         return False
     state, _ = read_state(path)
@@ -71,6 +76,7 @@ def _roll_back(run: Run, reason: str) -> bool:
     run.metrics.rewind(state.step)
     if run.accelerator.is_main_process:
         drop_rows_after(run.folder / SAMPLES, state.step)
+        prune(folder, path, keep_last=0, keep_every=None)  # what was saved later, at a stop
     # The events get the step after the checkpoint's. A run that resumes from the checkpoint then
     # drops them, and reports a repeated rollback only once. The rewind above has dropped those of
     # earlier rollbacks to this checkpoint, so they are written again.
@@ -78,3 +84,10 @@ def _roll_back(run: Run, reason: str) -> bool:
         write_event(run, "rollback", step=state.step + 1, **earlier)
     report_event(run, "rollback", step=state.step + 1, **left_out)
     return True
+
+
+def _is_regular(config: Recipe, path: Path) -> bool:
+    """Return whether a checkpoint was due by an interval, or holds what is kept as the best."""
+    state, _ = read_state(path)
+    best = 0 < state.step == state.step_of_best(config.checkpoint.keep_best)
+    return best or config.save_is_due(state.step, state.tokens)
