@@ -12,7 +12,7 @@ from pretrain_lib import GPT2, open_corpus, start_accelerator, train
 from pretrain_lib.checkpoint.folders import find_newest
 from pretrain_lib.run_folder.status import read_status, write_status
 from pretrain_lib.training.run_recipe import run_recipe
-from tests.conftest import change, read_rows
+from tests.conftest import change, read_rows, run_pretrain
 
 
 @pytest.fixture
@@ -85,3 +85,27 @@ def test_a_status_is_replaced_in_its_place_on_a_full_disk(disk):
     assert read_status(disk) == {"state": "failed", "step": 3, "reason": ""}
     assert {path.name for path in disk.iterdir()} == {"status.json", "filler"}
     filler.unlink()
+
+
+def test_what_else_writes_names_the_place_and_leaves_nothing(recipe, tmp_path, disk):
+    config = change(recipe, run={"dir": str(disk / "run"), "max_steps": 2})
+    model = GPT2(config.model).initialize(0)
+    assert train(config, model, open_corpus(config), start_accelerator(config)) == "done"
+    filler = fill(disk)
+    there = {path.name for path in disk.iterdir()}
+    for words in (
+        ["export", str(disk / "run"), "--out", str(disk / "exported")],
+        ["plot", str(disk / "run"), "--out", str(disk / "picture.png")],
+        ["report", str(disk / "run"), "--out", str(disk / "report.html")],
+        ["new", "gpt2_124m", str(disk / "new")],
+    ):
+        if words[0] == "new":  # for a part of its files
+            os.truncate(filler, filler.stat().st_size - 8192)
+        result = run_pretrain(*words)
+        assert result.returncode == 2, words
+        (line,) = result.stderr.strip().splitlines()
+        assert "No space left on device" in line and Path(words[-1]).name in line, line
+    left = {path.name for path in disk.iterdir()} - there - {"new"}
+    assert not left and not any((disk / "new").iterdir())
+    filler.unlink()
+    assert run_pretrain("new", "gpt2_124m", str(disk / "new")).returncode == 0

@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pretrain_lib.config.flags import Parser, add_argument
 from pretrain_lib.config.units import Duration
 from pretrain_lib.errors import RESUMABLE
 from pretrain_lib.files.outputs import check_folder
+from pretrain_lib.files.writes import write_files
 from pretrain_lib.values import Rule, did_you_mean
 
 # The recipes of this package, each with the files that lie beside it: overlays and size tables.
@@ -42,8 +42,7 @@ def run_new(options: argparse.Namespace) -> None:
     if there := [file for file in files if (out / file).exists()]:
         raise ValueError(f"{out / there[0]} is there already: give another folder, or delete it")
     out.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        shutil.copyfile(packaged("recipes") / file, out / file)
+    write_files({out / file: (packaged("recipes") / file).read_bytes() for file in files})
     print(f"{out / files[0]}: the recipe, to be changed")
     if overlays := [file for file in files if file.endswith(".yaml")]:
         print(f"{out}: {', '.join(overlays)}, for --config")

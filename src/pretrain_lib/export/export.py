@@ -12,7 +12,7 @@ from pretrain_lib.data.text.tokenizer import load_tokenizer
 from pretrain_lib.export.card import CARD, gather, run_of, write_card
 from pretrain_lib.export.check import check_export
 from pretrain_lib.files.outputs import check_folder
-from pretrain_lib.files.writes import flush, flush_to_disk, staged
+from pretrain_lib.files.writes import flush, flush_to_disk, naming, staged
 from pretrain_lib.models.any_model import check_saving, load_pretrained, save_pretrained
 from pretrain_lib.models.interface import saved_tensors
 from pretrain_lib.models.weight_files import INDEX
@@ -57,14 +57,19 @@ def export_checkpoint(
     for tensor in saved_tensors(model).values():
         tensor.copy_(tensor.to(stored_dtype(tensor, dtype)))
     files = {"dtype": dtype, "tokenizer": tokenizer}
-    save_pretrained(model, staging, max_shard_bytes=max_shard_bytes, **files)
     run = run_of(checkpoint)
-    if picture is not None:
-        shutil.copyfile(picture, staging / PICTURE)
     shown = {} if picture is None else {"picture": PICTURE}
-    write_card(staging, out.name if run is None else run.name, model, known, **shown)
-    difference = check_export(model, staging, **files)
-    flush_to_disk(staging)
+    try:
+        with naming(out):
+            save_pretrained(model, staging, max_shard_bytes=max_shard_bytes, **files)
+            if picture is not None:
+                shutil.copyfile(picture, staging / PICTURE)
+            write_card(staging, out.name if run is None else run.name, model, known, **shown)
+        difference = check_export(model, staging, **files)
+        flush_to_disk(staging)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)  # or a full disk would stay full
+        raise
     if out.exists():
         out.rename(replaced)
     staging.rename(out)

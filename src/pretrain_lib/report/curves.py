@@ -6,16 +6,20 @@ Runs differ by color and, for readers without color, by marker shape.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pretrain_lib.evaluate.references import Figure as Published
+from pretrain_lib.files.writes import write_atomically
 from pretrain_lib.run_folder.metrics import human
 from pretrain_lib.run_folder.rows import Rows, smooth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
 # The color-blind-safe palette of Okabe and Ito (2008), ordered so that neighbors differ in
@@ -67,6 +71,13 @@ class Look:
     marker: str
     marks_noisy: bool
     """Whether training curves have markers too, because there are several runs."""
+
+
+def save_figure(figure: "Figure", path: Path, *, metadata: dict | None = None) -> None:
+    """Write a picture in the format that the ending of its path names, whole or not at all."""
+    content = BytesIO()
+    figure.savefig(content, format=path.suffix.removeprefix("."), dpi=150, metadata=metadata)
+    write_atomically(path, content.getbuffer())
 
 
 def looks_of(number: int) -> list[Look]:

@@ -22,6 +22,7 @@ from pretrain_lib.report.curves import (
     event_entries,
     looks_of,
     robust_limits,
+    save_figure,
     tick,
 )
 from pretrain_lib.report.runs import AXIS_TITLES, Axis, Run, format_tick, open_runs
@@ -96,7 +97,7 @@ def plot_runs(
         paths = [stem.with_name(stem.name + suffix) for suffix in suffixes]
         stem.parent.mkdir(parents=True, exist_ok=True)
         for path in paths:
-            figure.savefig(path, dpi=150, metadata=FORMATS[path.suffix])
+            save_figure(figure, path, metadata=FORMATS[path.suffix])
     return paths
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from pretrain_lib.report.curves import COLORS, MARKERS, STYLE
+from pretrain_lib.report.curves import COLORS, MARKERS, STYLE, save_figure
 from pretrain_lib.run_folder.metrics import human
 from pretrain_lib.tuning.search import Trial
 
@@ -35,7 +35,7 @@ def draw_search(
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(labels)))
         figure.suptitle(title + (f"; {diverged} runs diverged" if diverged else ""))
-        figure.savefig(path, dpi=150)
+        save_figure(figure, path)
 
 
 def _fill(panel: "object", losses: Mapping[Trial, float], index: int) -> None:
