@@ -214,6 +214,14 @@ def sample_texts(
             seed=seed,
         )
     return [
-        {"prompt": prompt, "text": tokenizer.decode(ids)}
+        {"prompt": prompt, "text": _decode_after(tokenizer, prompt, ids)}
         for prompt, ids in zip(chosen, texts, strict=True)
     ]
+
+
+def _decode_after(tokenizer: Tokenizer, prompt: str, ids: list[int]) -> str:
+    """Return the text of `ids` after a prompt."""
+    # Many decoders drop a space that begins their text, so the new ids are decoded with the prompt.
+    prompt_ids = tokenizer.encode(prompt)
+    start, whole = tokenizer.decode(prompt_ids), tokenizer.decode([*prompt_ids, *ids])
+    return whole[len(start) :] if whole.startswith(start) else tokenizer.decode(ids)
