@@ -7,7 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2LMHeadModel,
+    LogitsProcessorList,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from pretrain_lib import (
     GPT2,
@@ -26,6 +32,7 @@ from pretrain_lib import (
 )
 from pretrain_lib.export.check import write_expected
 from pretrain_lib.models.generation import _choose
+from tests.data.test_round_trip import VARIANTS
 
 CONTEXT = 24
 SHAPE = {"vocabulary_size": 61, "context_length": CONTEXT, "num_layers": 2, "width": 16}
@@ -156,6 +163,19 @@ def test_draws_follow_the_probabilities_of_what_is_kept(options, kept):
         assert draws[token] / 4000 == pytest.approx(share, abs=0.03)
 
 
+@pytest.mark.parametrize("top_k", [1, 3, 5, None])
+@pytest.mark.parametrize("top_p", [0.5, 0.9, 1.0, None])
+def test_what_top_k_and_top_p_keep_is_what_transformers_keeps(top_k, top_p):
+    warpers = [] if top_k is None else [TopKLogitsWarper(top_k)]
+    warpers += [] if top_p is None else [TopPLogitsWarper(top_p)]
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        logits = torch.randn(6, generator=generator)
+        kept = LogitsProcessorList(warpers)(None, logits[None])[0].isfinite().nonzero()
+        draws = {_choose(logits, 1.0, top_k, top_p, generator) for _ in range(1000)}
+        assert draws == set(kept.flatten().tolist())
+
+
 def test_temperature_sharpens_as_the_softmax_says():
     logits, generator = torch.tensor([0.0, 1.0]), torch.Generator().manual_seed(0)
     draws = [_choose(logits, 0.5, None, None, generator) for _ in range(4000)]
@@ -212,3 +232,20 @@ def test_samples_leave_mode_and_random_state_alone(prepared):
     for rows in shares:
         some = sample_texts(model, tokenizer, ["def", "x ="], seed=1, rows=rows, **options)
         assert some == first[rows]
+
+
+@pytest.mark.parametrize("name", [name for name, (_, keeps) in VARIANTS.items() if keeps])
+def test_prompt_and_text_of_a_sample_are_the_text_of_all_its_ids(name):
+    tokenizer, _ = VARIANTS[name]
+    size = {**SHAPE, "vocabulary_size": tokenizer.vocabulary_size}
+    model = GPT2(GPT2Config(**size, num_heads=2)).initialize(0)
+    options = {"new_tokens": 4, "context_length": CONTEXT, "seed": 0}
+    prompts = ["to be", "Größe", "not  ", ""]
+    found = sample_texts(model, tokenizer, prompts, per_prompt=60, **options)
+    texts = [sample["prompt"] + sample["text"] for sample in found]
+    ids = [tokenizer.encode(sample["prompt"]) for sample in found]
+    end = tokenizer.end_of_text_id
+    new = generate(model, [[end, *row] for row in ids], end_of_text_id=end, **options)
+    assert texts == [tokenizer.decode(row + more) for row, more in zip(ids, new, strict=True)]
+    assert any(text.startswith("to be ") for text in texts)
+    assert found[-1]["text"] == tokenizer.decode(new[-1])

@@ -35,10 +35,10 @@ def generate(
     """Generate up to `new_tokens` token ids after each prompt, stopping at `end_of_text_id`.
 
     Temperature 0 is greedy decoding. `top_k` samples from the k most likely tokens, `top_p` from
-    the smallest set of tokens whose probability reaches p (Holtzman et al. 2020). Row i uses a
-    random generator seeded with (`seed`, i), or with (`seed`, `row_numbers[i]`), so its samples do
-    not depend on the other prompts. A row also stops when `is_done`, called with its new ids,
-    returns True.
+    the smallest set of tokens whose probability reaches p (Holtzman et al. 2020); with both, the
+    probabilities are those among the k tokens. Row i uses a random generator seeded with (`seed`,
+    i), or with (`seed`, `row_numbers[i]`), so its samples do not depend on the other prompts. A row
+    also stops when `is_done`, called with its new ids, returns True.
 
     A key-value cache is used until the longest row exceeds `context_length`. From then on, each new
     token is computed without a cache, from the last `context_length` ids of its row.
@@ -172,7 +172,7 @@ def _choose(
         return int(logits.argmax())
     probabilities, ids = (logits / temperature).softmax(dim=0).sort(descending=True)
     if top_k is not None:
-        probabilities, ids = probabilities[:top_k], ids[:top_k]
+        probabilities = probabilities[:top_k] / probabilities[:top_k].sum()
     if top_p is not None:
         before = probabilities.cumsum(dim=0) - probabilities
         probabilities = probabilities[before < top_p]
