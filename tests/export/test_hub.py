@@ -110,6 +110,9 @@ def test_an_upload_that_fails_says_what_to_do(reachable, message, folder, hub, t
     if reachable:
         _, (created,) = hub.calls["/api/repos/create"]
         assert created == {"name": "name", "organization": "owner"}  # as the owner's default is
+    assert error.endswith(f"`hf upload owner/name {folder}`")
+    private = call(code.replace("False", "True"), home=tmp_path, **variables).strip()
+    assert private.endswith(f"`hf upload owner/name {folder} --private`")
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,10 @@ def push_to_hub(folder: Path, name: str, *, private: bool) -> str:
             repo_id=created.repo_id, folder_path=folder, commit_message="Upload by pretrain_lib"
         )
     except Exception as error:  # huggingface_hub and its HTTP library raise many types
-        text = in_line(error)
+        text, flag = in_line(error), " --private" * private
         raise ValueError(
             f"push_to_hub={name}: the upload of {folder} failed ({text}); the folder is complete: "
-            f"check the network and the token's permissions, then run `hf upload {name} {folder}`"
+            f"check the network and the token's permissions, then run "
+            f"`hf upload {name} {folder}{flag}`"
         ) from error
     return str(created)
