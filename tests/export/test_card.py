@@ -11,10 +11,11 @@ import yaml
 from huggingface_hub import ModelCard
 
 from pretrain_lib import GPT2, GPT2Config, open_corpus, save_pretrained, start_accelerator, train
-from pretrain_lib.export.card import gather, write_card
+from pretrain_lib.export.card import Known, gather, write_card
 from pretrain_lib.export.export import export_checkpoint
 from pretrain_lib.models.hf import load_pretrained
 from tests.conftest import change, read_rows
+from tests.data.test_round_trip import VARIANTS
 
 # What is read back is not the point here (tests/export/test_check.py).
 pytestmark = pytest.mark.usefixtures("forked_reload")
@@ -69,7 +70,7 @@ def test_the_card_of_a_run_tells_what_its_rows_tell(recipe, tmp_path):
         row for line in (folder / "samples.jsonl").open() if (row := json.loads(line))["step"] == 8
     ]
     said = f'at step 8, after the prompt `"def "`:\n\n```text\ndef {sample["text"]}\n```'
-    used = 'tokenizer(tokenizer.bos_token + "def ", return_tensors'
+    used = '[tokenizer.bos_token_id] + tokenizer("def ")["input_ids"]'
     assert said in card.content and used in card.content
 
     rows, told = read_rows(folder, clock=True), table(card.content)
@@ -152,6 +153,35 @@ def test_a_bare_folder_has_a_card_that_says_less(bare, tmp_path):
         (out / name).unlink()
     with pytest.raises(ValueError, match="neither empty nor an export"):
         export_checkpoint(bare, out)  # a README alone is somebody's own
+
+
+def use_as_shown(folder, tokenizer, monkeypatch):
+    """Write a small model with its card, run the card's code in its folder, return the names."""
+    size = 50 if tokenizer is None else tokenizer.vocabulary_size
+    shape = {"context_length": 96, "num_layers": 1, "num_heads": 2, "width": 8}
+    model = GPT2(GPT2Config(vocabulary_size=size, **shape)).initialize(0)
+    save_pretrained(model, folder, tokenizer=tokenizer)
+    write_card(folder, "name", model, Known())
+    monkeypatch.chdir(folder)
+    names = {}
+    exec((folder / "README.md").read_text().split("```python\n")[1].split("```")[0], names)
+    return names
+
+
+@pytest.mark.parametrize("name", [name for name, (_, keeps) in VARIANTS.items() if keeps])
+def test_the_code_of_a_card_gives_the_ids_of_training(name, tmp_path, monkeypatch, capsys):
+    tokenizer, prompt = VARIANTS[name][0], "Once upon a time"
+    names = use_as_shown(tmp_path, tokenizer, monkeypatch)
+    (expected,) = tokenizer.encode_documents([prompt])
+    assert names["ids"].tolist() == [expected.tolist()]
+    assert prompt in capsys.readouterr().out
+
+
+def test_the_card_of_a_model_without_a_tokenizer_needs_none(tmp_path, monkeypatch, capsys):
+    use_as_shown(tmp_path, None, monkeypatch)
+    assert len(json.loads(capsys.readouterr().out)) == 51
+    card = (tmp_path / "README.md").read_text()
+    assert "AutoTokenizer" not in card and "lm_eval" not in card and "pretrain eval" not in card
 
 
 def test_scores_of_a_file_are_shown_with_their_errors(bare, tmp_path):

@@ -53,7 +53,7 @@ def write_card(
         _training_section(known, picture),
         _score_section(known),
         _sample_section(known),
-        _use_section(known),
+        _use_section(known, has_tokenizer=(folder / "tokenizer.json").is_file()),
         LICENSE,
     ]
     text = "\n\n".join(section for section in sections if section)
@@ -251,7 +251,9 @@ def _sample_section(known: Known) -> str:
     return f"## Sample\n\n{intro}\n\n{fenced(sample['prompt'] + sample['text'])}"
 
 
-def _use_section(known: Known) -> str:
+def _use_section(known: Known, *, has_tokenizer: bool) -> str:
+    if not has_tokenizer:
+        return USE_IDS
     prompt = next((s["prompt"] for s in known.samples if s["prompt"].strip()), PROMPT)
     return USE.replace("PROMPT", json.dumps(prompt, ensure_ascii=False))
 
@@ -260,19 +262,33 @@ PROMPT = "Once upon a time"
 USE = """## Use
 
 ```python
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "."  # the folder of this file, or the model's name on the Hub
 model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 # Every document of the training text began with this token.
-ids = tokenizer(tokenizer.bos_token + PROMPT, return_tensors="pt")
-print(tokenizer.decode(model.generate(**ids, max_new_tokens=50, do_sample=True)[0]))
+ids = torch.tensor([[tokenizer.bos_token_id] + tokenizer(PROMPT)["input_ids"]])
+print(tokenizer.decode(model.generate(ids, max_new_tokens=50, do_sample=True)[0]))
 ```
 
 Score it with `pretrain eval FOLDER --tasks hellaswag`, or with lm-evaluation-harness itself:
 
     lm_eval --model hf --model_args pretrained=FOLDER,dtype=float32 --tasks hellaswag"""
+USE_IDS = """## Use
+
+The model has no tokenizer: it reads and writes the token ids of its training data.
+
+```python
+import torch
+from transformers import AutoModelForCausalLM
+
+folder = "."  # the folder of this file, or the model's name on the Hub
+model = AutoModelForCausalLM.from_pretrained(folder)
+ids = torch.tensor([[0]])  # the ids to continue
+print(model.generate(ids, max_new_tokens=50, do_sample=True)[0].tolist())
+```"""
 LICENSE = """## License and language
 
 Neither is stated: whoever publishes the model adds them, as `license:` and `language:` at the top
