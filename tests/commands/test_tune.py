@@ -131,6 +131,25 @@ def test_a_budget_that_is_too_short_leaves_nothing_that_a_longer_one_meets(comma
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.slow
+def test_a_search_whose_overlay_was_edited_is_refused(command, tmp_path):
+    overlay, plan = tmp_path / "mine.yaml", tmp_path / "search" / "plan.json"
+    overlay.write_text("optimizer: {weight_decay: 0.1}")
+    words = [*command, "--config", overlay]
+    running = subprocess.Popen(
+        [sys.executable, *map(str, words)], env={**os.environ, **forked_launchers()}, cwd=ROOT
+    )
+    wait_for(plan.is_file, running)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait() == 75
+    overlay.write_text("optimizer: {weight_decay: 0.7}")
+    before = plan.read_bytes(), finished(tmp_path / "search")
+    result = run_python(*words, environment=forked_launchers())
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "optimizer.weight_decay was 0.1, is 0.7" in result.stderr
+    assert (plan.read_bytes(), finished(tmp_path / "search")) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

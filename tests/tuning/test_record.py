@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from threading import Timer
@@ -99,6 +100,35 @@ def test_another_search_is_refused_by_what_differs(tmp_path, changed, there, giv
     with pytest.raises(ValueError, match="holds a search with ") as refused:
         read_plan(tmp_path, plan | changed)
     assert f"{tmp_path} holds a search with {there}, not {given}: give" in str(refused.value)
+
+
+def test_a_search_goes_on_with_the_settings_that_decide_its_losses(recipe, tmp_path):
+    plan = {"recipe": "mine.py", "flags": [], "width": 16, "budget": 60.0}
+    asked = plan | {"settings": json.loads(json.dumps(recipe.to_dict()))}
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(asked | {"tokens": 9}))
+    for section, name, is_decisive in (
+        ("optimizer", "weight_decay", True),
+        ("model", "num_layers", True),
+        ("schedule", "warmup_tokens", True),
+        ("data", "path", True),
+        ("validation", "tokens", True),
+        ("run", "seed", True),
+        ("run", "dir", False),
+        ("log", "trackers", False),
+        ("system", "compile", False),
+        ("data", "workers", False),
+    ):
+        old = asked["settings"][section][name]
+        settings = asked["settings"] | {section: asked["settings"][section] | {name: 7}}
+        if not is_decisive:
+            assert read_plan(tmp_path, asked | {"settings": settings})["tokens"] == 9
+            continue
+        told = f"{tmp_path} was begun with other settings ({section}.{name} was {old}, is 7); set"
+        with pytest.raises(ValueError, match=re.escape(told)):
+            read_plan(tmp_path, asked | {"settings": settings})
+    path.write_text(json.dumps(plan | {"tokens": 9}))  # as earlier versions wrote it
+    assert read_plan(tmp_path, asked)["tokens"] == 9
 
 
 def test_the_result_is_json_without_infinities(tmp_path):

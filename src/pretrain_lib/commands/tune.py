@@ -69,6 +69,9 @@ class Tuning:
     words: list[str]
     """What `accelerate launch` is given before the settings of a run."""
     settings: Settings
+    """Of the recipe."""
+    shared: Settings
+    """Of all runs, before the rates and the schedule of each."""
     names: tuple[str, ...]
     width: int
     out: Path
@@ -84,12 +87,13 @@ def run_tune(options: argparse.Namespace) -> int:
     check_searchable(settings)
     width = chosen.width or default_width(settings["model"])
     common = as_flags(common_settings(settings, width))
+    shared = read_settings(recipe, [*found, *common])
     names = RATES[settings["optimizer"]["kind"]]
     check_folder(out, named="--out ", kind="a search", is_ours=lambda f: (f / PLAN).is_file())
     try:
         with on_signals(stop), lock_folder(out, setting="out"):
             words = ["--quiet", *launch_flags(chosen), str(recipe), *found, *common]
-            tuning = Tuning(options.recipe, flags, words, settings, names, width, out)
+            tuning = Tuning(options.recipe, flags, words, settings, shared, names, width, out)
             _tune(tuning, budget=chosen.budget)
     except Stopped:
         print("stopped: the same command goes on", flush=True)
@@ -99,7 +103,8 @@ def run_tune(options: argparse.Namespace) -> int:
 
 def _tune(tuning: Tuning, *, budget: float) -> None:
     asked = {"recipe": tuning.recipe, "flags": tuning.flags, "width": tuning.width}
-    plan = read_plan(tuning.out, asked | {"budget": budget})
+    asked |= {"budget": budget, "settings": tuning.shared}
+    plan = read_plan(tuning.out, asked)
     if "tokens" not in plan:
         cost = _measure(tuning, budget)
         tokens = choose_tokens(tuning.settings, tuning.names, cost, budget)

@@ -9,11 +9,19 @@ from pathlib import Path
 from statistics import median
 
 from pretrain_lib.checkpoint.folders import NAME as CHECKPOINT_NAME
+from pretrain_lib.config.renamed import with_new_names
 from pretrain_lib.config.units import show_duration
 from pretrain_lib.files.locks import PAUSE_SECONDS, is_locked
 from pretrain_lib.files.reading import read_object
 from pretrain_lib.files.writes import write_json
-from pretrain_lib.run_folder.folder import CHECKPOINTS, METRICS, read_status
+from pretrain_lib.run_folder.folder import (
+    CHECKPOINTS,
+    METRICS,
+    describe_changes,
+    read_status,
+    setting_changes,
+    unsafe_changes,
+)
 from pretrain_lib.run_folder.rows import read_metrics, read_rows
 from pretrain_lib.tuning.proxy import flag_values
 from pretrain_lib.tuning.search import Trial
@@ -22,6 +30,17 @@ RUNS = "runs"  # in the folder of a search: the run folders, and beside each wha
 PLAN = "plan.json"
 RESULT = "result.json"
 MEASURED_STEPS = 8  # from which a speed is taken, the first one left out
+# A run that is resumed may change these, but runs are compared by their loss on this text.
+COMPARED_ON = (
+    "validation.",
+    "data.source",
+    "data.path",
+    "data.text_field",
+    "data.document_separator",
+    "data.validation",
+    "data.tokenizer",
+    "data.train_tokenizer",
+)
 DIVERGED = "FloatingPointError"  # the reason of a run that stopped after updates left out
 
 
@@ -74,7 +93,24 @@ def read_plan(out: Path, asked: dict) -> dict:
             f"out={out} holds a search with {there}, not {given}: give the same command to go on "
             f"with it, or another folder"
         )
+    if "settings" in before:  # not in a plan of an earlier version
+        _check_settings(out, before["settings"], asked["settings"])
     return asked | before
+
+
+def _check_settings(out: Path, before: dict, now: dict) -> None:
+    """Raise ValueError if settings that decide the losses of a search have changed.
+
+    The same flags give others when an overlay or the recipe was edited.
+    """
+    changes = setting_changes(with_new_names(before, now=now), now)
+    judged = {name: pair for name, pair in changes.items() if name.startswith(COMPARED_ON)}
+    if decisive := unsafe_changes(changes, allowed=[]) | judged:
+        text = "; ".join(describe_changes(decisive))
+        raise ValueError(
+            f"the search in {out} was begun with other settings ({text}); set them back, or give "
+            f"another --out"
+        )
 
 
 def _as_written(plan: dict) -> dict[str, str]:
