@@ -157,6 +157,29 @@ def tiny_flags(prepared, folder):
     ]
 
 
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 40 MB."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(tmp_path)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("a file system cannot be mounted here")
+    yield tmp_path
+    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def fill(disk):
+    """Fill a disk to the last byte; return the file that does."""
+    path = disk / "filler"
+    with path.open("wb", buffering=0) as file:
+        for size in (2**20, 2**12):
+            while True:
+                try:
+                    file.write(b"\0" * size)
+                except OSError:
+                    break
+    return path
+
+
 def write_text_and_tasks(folder, *, items):
     """Write prepared `data` of words in several scripts, and `tasks` from its held-out part."""
     draw = random.Random(0)

@@ -1,7 +1,9 @@
 """`pretrain train --budget`: a schedule that this machine trains in a given time."""
 
 import json
+import os
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +13,7 @@ from pretrain_lib.commands import launching
 from pretrain_lib.commands.budget import START_SECONDS, measure_steps, tokens_within
 from pretrain_lib.tuning.proxy import shorter_schedule
 from pretrain_lib.tuning.record import Measured
-from tests.conftest import ROOT, forked_launchers, read_rows, run_pretrain, tiny_flags
+from tests.conftest import ROOT, fill, forked_launchers, read_rows, run_pretrain, tiny_flags
 from tests.forks import forked_python
 
 SETTINGS = {
@@ -139,6 +141,22 @@ def test_a_run_that_keeps_its_best_score_is_measured_without_scores(prepared, tm
     flags = [*tiny_flags(prepared, tmp_path / "run"), "--schedule.tokens", "1e6"]
     result = train("--budget", "20s", *flags, *tasks)
     assert "tokens a second: 20s are enough for" in result.stdout, result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [2**13, 2**15])  # for less than the metrics, than a checkpoint
+def test_a_measurement_on_a_full_disk_says_so_and_keeps_its_log(prepared, disk, room):
+    filler = fill(disk)
+    os.truncate(filler, filler.stat().st_size - room)
+    flags = [*tiny_flags(prepared, disk / "run"), "--schedule.tokens", "1e6"]
+    result = train("--budget", "20s", *flags)
+    lines = [line for line in result.stderr.splitlines() if "frozen runpy" not in line]
+    assert result.returncode == 2 and len(lines) == 1
+    named = re.fullmatch(r"error: a run stopped, see (\S+\.log): (.*)", lines[0])
+    assert "No space left" in named[2] or "could not be written: make room" in named[2]
+    assert re.search("No space left|could not be written", Path(named[1]).read_text())
+    Path(named[1]).unlink()
+    assert {path.name for path in disk.iterdir()} == {"filler"}
 
 
 @pytest.mark.slow

@@ -230,7 +230,7 @@ def test_what_a_launcher_left_behind_is_awaited(number, from_terminal, tmp_path,
     started = tmp_path / "started"
     arguments = (started, number, from_terminal)
     threading.Thread(target=interrupt, args=arguments, daemon=True).start()
-    assert launching.launch([str(recipe), str(started)]) == 75
+    assert launching.launch([str(recipe), str(started)]) == (75, True)
     # Two of SIGINT would stop a run at once.
     told = started.read_text().split()
     assert told.count("SIGINT") == int(from_terminal)

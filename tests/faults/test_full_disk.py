@@ -1,8 +1,6 @@
 """A disk that is really full: the run is resumable, says so, and goes on when there is room."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,30 +10,7 @@ from pretrain_lib import GPT2, open_corpus, start_accelerator, train
 from pretrain_lib.checkpoint.folders import find_newest
 from pretrain_lib.run_folder.status import read_status, write_status
 from pretrain_lib.training.run_recipe import run_recipe
-from tests.conftest import change, read_rows, run_pretrain
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """A file system of 40 MB."""
-    command = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(tmp_path)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("a file system cannot be mounted here")
-    yield tmp_path
-    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
-
-
-def fill(disk):
-    """Fill a disk to the last byte; return the file that does."""
-    path = disk / "filler"
-    with path.open("wb", buffering=0) as file:
-        for size in (2**20, 2**12):
-            while True:
-                try:
-                    file.write(b"\0" * size)
-                except OSError:
-                    break
-    return path
+from tests.conftest import change, fill, read_rows, run_pretrain
 
 
 def start(recipe, monkeypatch, **flags):

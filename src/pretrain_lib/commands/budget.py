@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from pretrain_lib.commands.launching import Stopped, launch_into
+from pretrain_lib.commands.launching import RunError, Stopped, launch_into
 from pretrain_lib.config.units import show_duration
 from pretrain_lib.files.writes import make_folder
 from pretrain_lib.run_folder.folder import CHECKPOINTS, check_usable
@@ -126,11 +126,15 @@ def folder_to_measure(*, beside: Path) -> Iterator[tuple[Path, Path]]:
     with tempfile.TemporaryDirectory(prefix=".measured-", dir=beside.parent) as name:
         run = Path(name, "run")
         console = Path(tempfile.gettempdir(), f"pretrain-measured-{os.getpid()}.log")
+        has_failed = False
         try:
             yield run, console
+        except RunError:  # its message names the file
+            has_failed = True
+            raise
         finally:
-            if console.is_file() and read_status(run).get("state") != "failed":
-                console.unlink()
+            if not has_failed:
+                console.unlink(missing_ok=True)
 
 
 def measure_steps(console: Path, words: list[str], folder: Path, budget: float) -> Measured:
@@ -139,11 +143,11 @@ def measure_steps(console: Path, words: list[str], folder: Path, budget: float) 
     `words` start the run, which writes to the file `console`. Raises ValueError if it fails or the
     time is over after one step, Stopped if it is told to stop.
     """
-    own = {"run.dir": folder, "run.max_steps": MEASURED_STEPS, "log.every": 1}
+    own = {"run.max_steps": MEASURED_STEPS, "log.every": 1}
     own |= {"run.max_time": f"{budget + START_SECONDS:.1f}s"}
     for _ in range(2):  # the first time may have gone into the preparation of the data
         try:
-            launch_into(console, [*words, *as_flags(own)])
+            launch_into(console, [*words, *as_flags(own)], folder)
             return read_measured(folder)
         except Stopped:
             status = read_status(folder)

@@ -17,11 +17,17 @@ import yaml
 
 from pretrain_lib.errors import BAD_INPUT, DONE, EXIT_CODE_FILE, RESUMABLE
 
+# How the reason of a run begins that was told to stop: a signal, or its time.
+ASKED = ("signal ", "run.max_time=")
 HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stopped(Exception):  # noqa: N818 (no error)
-    """A run was told to stop, and can be resumed."""
+    """A run was told to stop, by a signal or `run.max_time`, and can be resumed."""
+
+
+class RunError(ValueError):
+    """A run ended before it was done, and was not told to; what it printed says more."""
 
 
 def read_settings(recipe: Path, flags: list[str]) -> dict[str, dict[str, Any]]:
@@ -36,19 +42,28 @@ def read_settings(recipe: Path, flags: list[str]) -> dict[str, dict[str, Any]]:
     return yaml.safe_load(result.stdout)
 
 
-def launch_into(console: Path, words: list[str]) -> None:
-    """Run `accelerate launch`, what it prints added to a file.
+def launch_into(console: Path, words: list[str], run: Path) -> None:
+    """Run `accelerate launch` into the folder `run`, what it prints added to a file.
 
-    Raises Stopped for a run that was stopped, ValueError for one that failed.
+    Raises Stopped for a run that was told to stop, ValueError for one that was refused, RunError
+    for one that ended in another way before it was done, as on a full disk.
     """
+    from pretrain_lib.run_folder.status import read_status  # imports torch, which is slow
+
     console.parent.mkdir(parents=True, exist_ok=True)
     with console.open("a", encoding="utf-8") as file:
-        code = launch(words, output=file)
-    if code == RESUMABLE or code < 0:  # negative: the launcher was ended by a signal
+        code, told = launch([*words, "--run.dir", str(run)], output=file)
+    reason = read_status(run).get("reason", "") if code == RESUMABLE else ""
+    # Negative: the launcher was ended by a signal.
+    if code < 0 or (code == RESUMABLE and (told or reason.startswith(ASKED))):
         raise Stopped
-    if code != DONE:
-        reason = _last_error(console.read_text(encoding="utf-8", errors="replace"))
-        raise ValueError(reason if code == BAD_INPUT else f"a run failed, see {console}: {reason}")
+    if code == DONE:
+        return
+    reason = reason or _last_error(console.read_text(encoding="utf-8", errors="replace"))
+    if code == BAD_INPUT:
+        raise ValueError(reason)
+    how = "stopped" if code == RESUMABLE else "failed"
+    raise RunError(f"a run {how}, see {console}: {reason}")
 
 
 def _last_error(text: str) -> str:
@@ -77,12 +92,13 @@ def stop(*_: Any) -> None:
     raise Stopped
 
 
-def launch(words: list[str], *, output: IO | None = None) -> int:
-    """Run `accelerate launch`, handing on signals; return the exit code that the recipe wrote.
+def launch(words: list[str], *, output: IO | None = None) -> tuple[int, bool]:
+    """Run `accelerate launch`, handing on signals.
 
-    A run that is told to stop before it could write one can be started again: it is `RESUMABLE`.
-    `output` is the file that takes what it prints, by default the console. If this process is
-    killed, the run is told to stop, too.
+    Returns the exit code that the recipe wrote, and whether there was a signal to hand on. A run
+    that is told to stop before it could write one can be started again: it is `RESUMABLE`. `output`
+    is the file that takes what it prints, by default the console. If this process is killed, the
+    run is told to stop, too.
     """
     from pretrain_lib.distributed.launched import stop_with  # imports torch, which is slow
 
@@ -116,8 +132,8 @@ def launch(words: list[str], *, output: IO | None = None) -> int:
         code = process.wait()
         psutil.wait_procs(recipes)  # Ctrl-C ends a launcher at once, and the run saves first
         if file.is_file():
-            return int(file.read_text(encoding="utf-8"))
-        return RESUMABLE if told else code
+            return int(file.read_text(encoding="utf-8")), bool(told)
+        return RESUMABLE if told else code, bool(told)
 
 
 def _recipes_of(launcher: subprocess.Popen, words: list[str]) -> list[psutil.Process]:

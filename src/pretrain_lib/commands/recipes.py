@@ -65,7 +65,8 @@ def run_train(options: argparse.Namespace) -> int:
 
                 words += within_budget(words, read_settings(recipe, flags), chosen.budget)
             print(f"accelerate launch {shlex.join(words)}", flush=True)
-            return launch(words)
+            code, _ = launch(words)
+            return code
     except Stopped:
         print("stopped before the run began: the same command starts it", flush=True)
         return RESUMABLE

@@ -135,7 +135,7 @@ def _measure(tuning: Tuning, budget: float) -> Cost:
     with folder_to_measure(beside=tuning.out) as (run, console):
         what = f"measuring {MEASURED_STEPS} steps of width {tuning.width}"
         print(f"{what}; progress is logged to {console}", flush=True)
-        launch_into(console, [*words, *as_flags({"run.dir": run, "run.max_steps": 0})])
+        launch_into(console, [*words, *as_flags({"run.max_steps": 0})], run)
         started = time.monotonic()
         measured = measure_steps(console, words, run, budget)
         seconds = time.monotonic() - started
@@ -158,10 +158,10 @@ def _run(tuning: Tuning, trial: Trial) -> tuple[float, bool]:
 
 def _start(tuning: Tuning, trial: Trial, folder: Path) -> None:
     """Run or resume a trial; raises ValueError if it fails for another reason than its rates."""
-    given = trial_settings(tuning.settings, tuning.names, trial) | {"run.dir": folder}
+    given = trial_settings(tuning.settings, tuning.names, trial)
     console = folder.with_name(f"{folder.name}.log")
     try:
-        launch_into(console, [*tuning.words, *as_flags(given)])
+        launch_into(console, [*tuning.words, *as_flags(given)], folder)
     except ValueError:
         if read_loss(folder) is None:
             raise
