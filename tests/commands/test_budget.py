@@ -165,6 +165,7 @@ def test_a_measurement_takes_hardly_longer_than_the_budget(prepared, tmp_path, m
     config = ROOT / "accelerate_configs" / "cpu.yaml"
     words = ["--quiet", "--config_file", str(config), str(ROOT / "recipes" / "gpt2_124m.py")]
     words += [str(flag) for flag in tiny_flags(prepared, tmp_path / "unused")]
+    words += ["--run.resume", "never"]  # which is said of the user's own folder
     with pytest.raises(ValueError, match="too short to measure 2 steps in"):
         measure_steps(tmp_path / "log", words, tmp_path / "run", 0.1 - START_SECONDS)
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "resumable"

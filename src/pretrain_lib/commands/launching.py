@@ -45,6 +45,7 @@ def read_settings(recipe: Path, flags: list[str]) -> dict[str, dict[str, Any]]:
 def launch_into(console: Path, words: list[str], run: Path) -> None:
     """Run `accelerate launch` into the folder `run`, what it prints added to a file.
 
+    A run that has begun there goes on, whatever the user's `run.resume` says of another folder.
     Raises Stopped for a run that was told to stop, ValueError for one that was refused, RunError
     for one that ended in another way before it was done, as on a full disk.
     """
@@ -52,7 +53,8 @@ def launch_into(console: Path, words: list[str], run: Path) -> None:
 
     console.parent.mkdir(parents=True, exist_ok=True)
     with console.open("a", encoding="utf-8") as file:
-        code, told = launch([*words, "--run.dir", str(run)], output=file)
+        own = ["--run.resume", "auto", "--run.dir", str(run)]
+        code, told = launch([*words, *own], output=file)
     reason = read_status(run).get("reason", "") if code == RESUMABLE else ""
     # Negative: the launcher was ended by a signal.
     if code < 0 or (code == RESUMABLE and (told or reason.startswith(ASKED))):
