@@ -158,6 +158,8 @@ def test_a_search_whose_overlay_was_edited_is_refused(command, tmp_path):
         (["gpt2_124m", "--budget", "soon"], "--budget soon must be a time"),
         (["gpt2_124m", "--width", "100"], "--width 100 must be a multiple of 64"),
         (["gpt2_124m", "--data.validation", "none"], "hold out text"),
+        (["gpt2_124m", "--run.resume", "runs/a"], "run.resume=runs/a: the search trains"),
+        (["gpt2_124m", "--run.initial_weights", "gpt2"], "run.initial_weights=gpt2: the search"),
         (["gpt2_124m", "--batch.tokens", "1.5"], "--batch.tokens 1.5 must be"),
     ],
 )

@@ -124,11 +124,15 @@ def test_rates_that_are_null_are_the_base_rate():
         ("data", "validation", "none", "hold out text"),
         ("batch", "ramp_from", 64, "--batch.ramp_from null"),
         ("optimizer", "learning_rate", 0.0, "optimizer.learning_rate=0"),
+        ("run", "initial_weights", "gpt2", "run.initial_weights=gpt2: .*leave it out"),
+        ("run", "resume", "runs/a", "run.resume=runs/a: .*leave it out"),
     ],
 )
 def test_what_short_runs_cannot_tell_is_refused(recipe, section, name, value, words):
     settings = recipe.to_dict()
-    check_searchable(settings)
+    for resume in ("never", "auto"):
+        settings["run"]["resume"] = resume
+        check_searchable(settings)
     settings[section][name] = value
     with pytest.raises(ValueError, match=words):
         check_searchable(settings)

@@ -189,6 +189,7 @@ def check_searchable(settings: Settings) -> None:
             "model.config: a model of transformers cannot be made narrower, as the search does; "
             "take gpt2_124m, llama_1_3b or a recipe with such a model"
         )
+    _check_begins_anew(settings["run"])
     check_shortened(settings)
     if settings["data"]["validation"] == "none":
         raise ValueError(
@@ -196,6 +197,17 @@ def check_searchable(settings: Settings) -> None:
         )
     if not settings["optimizer"][BASE]:
         raise ValueError(f"optimizer.{BASE}=0: the search begins around the recipe's own rates")
+
+
+def _check_begins_anew(run: dict[str, Any]) -> None:
+    """Raise ValueError for a run that begins with weights that are there."""
+    for name in ("resume", "initial_weights"):
+        value = run[name]
+        if value not in ("auto", "never", None):
+            raise ValueError(
+                f"run.{name}={value}: the search trains a narrower model from the beginning, and "
+                f"weights cannot be made narrower; leave it out"
+            )
 
 
 def as_flags(settings: dict[str, Any]) -> list[str]:
