@@ -1,6 +1,7 @@
 """A disk that is really full: the run is resumable, says so, and goes on when there is room."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
