@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     GPT2LMHeadModel,
@@ -249,3 +251,21 @@ def test_prompt_and_text_of_a_sample_are_the_text_of_all_its_ids(name):
     assert texts == [tokenizer.decode(row + more) for row, more in zip(ids, new, strict=True)]
     assert any(text.startswith("to be ") for text in texts)
     assert found[-1]["text"] == tokenizer.decode(new[-1])
+
+
+def test_a_prompt_that_ends_in_a_space_gets_no_second_one(tmp_path):
+    """WordPiece drops spaces, and its decoder puts one before each word."""
+    words = Backend(models.WordPiece(unk_token="[UNK]"))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
+    special = ["[UNK]", "<|endoftext|>"]
+    trainer = trainers.WordPieceTrainer(vocab_size=60, special_tokens=special, show_progress=False)
+    words.train_from_iterator(["def foo ( x ) : return x", "class Test : pass"], trainer)
+    words.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    size = {**SHAPE, "vocabulary_size": tokenizer.vocabulary_size}
+    model = GPT2(GPT2Config(**size, num_heads=2)).initialize(0)
+    options = {"per_prompt": 20, "new_tokens": 4, "context_length": CONTEXT, "seed": 0}
+    found = sample_texts(model, tokenizer, ["def "], **options)
+    whole = [sample["prompt"] + sample["text"] for sample in found]
+    assert any(text.startswith("def ") and text[4:5].strip() for text in whole)
+    assert not any("def  " in text for text in whole)

@@ -206,7 +206,7 @@ def most_at_once(config, folder, improved):
             (newest := folder / f"step-{step:08d}").mkdir(parents=True)
             most = max(most, len(list(folder.glob("step-*"))))
             keep = {name: getattr(config.checkpoint, name) for name in ("keep_last", "keep_every")}
-            prune(folder, newest, **keep, best=best)
+            prune(folder, newest, **keep, steps={best})
             remove_leftovers(folder)
     return most
 

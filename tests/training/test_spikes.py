@@ -13,6 +13,7 @@ from pretrain_lib import GPT2, open_corpus, start_accelerator, train
 from pretrain_lib.checkpoint.state import read_state
 from pretrain_lib.config.units import TokenCount
 from pretrain_lib.optim.spikes import Limits, describe_skip, spike_limits
+from pretrain_lib.training.resume import check_resume
 from tests.conftest import change, read_rows
 
 pytestmark = pytest.mark.moderate
@@ -217,3 +218,37 @@ def test_bad_settings_are_refused(recipe, stability, text):
     with pytest.raises(ValueError, match=text):
         config.check(processes=1)
     assert not Path(recipe.run.dir).exists()
+
+
+@pytest.mark.parametrize(("keep_last", "stops"), [(1, (6,)), (2, (6, 7)), (3, (6, 7, 8))])
+def test_stops_leave_the_checkpoint_to_turn_back_to(recipe, tmp_path, keep_last, stops):
+    recipe = change(recipe, checkpoint={"keep_last": keep_last})
+    whole = spiking_recipe(recipe, tmp_path / "whole", spike_action="rollback")
+    run(whole, steps=[8])
+    parts = spiking_recipe(recipe, tmp_path / "parts", spike_action="rollback")
+    for last in (*stops, None):
+        run(change(parts, run={"max_steps": last}), steps=[8])
+    assert [event["to_step"] for event in events(whole)] == [5]
+    assert events(parts) == events(whole)
+    assert rows_of_steps(parts) == rows_of_steps(whole)
+
+
+def test_what_is_turned_back_to_was_saved_by_the_settings_of_its_time(recipe, tmp_path):
+    config = spiking_recipe(recipe, tmp_path / "run", spike_action="rollback", every=2)
+    run(change(config, run={"max_steps": 8}), steps=[9])
+    run(change(config, checkpoint={"every": 5}), steps=[9])
+    assert [event["to_step"] for event in events(config)] == [8]
+
+
+def test_a_checkpoint_that_a_rollback_has_dropped_is_no_obstacle(recipe, tmp_path):
+    """The command that names it goes on, and the status names a checkpoint that is there."""
+    config = spiking_recipe(recipe, tmp_path / "run", spike_action="rollback")
+    run(change(config, run={"max_steps": 6}), steps=[7])
+    named = tmp_path / "run" / "checkpoints" / "step-00000006"
+    back = change(config, run={"resume": str(named)})
+    with pytest.raises(KeyboardInterrupt):
+        run(back, steps=[7], calls=10)
+    assert not named.exists()
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["step"] == 5
+    check_resume(back)
+    assert run(back, steps=[7])[0] == "done"

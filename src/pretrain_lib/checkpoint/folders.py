@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
 from pathlib import Path
 
@@ -148,13 +148,13 @@ def prune(
     *,
     keep_last: int,
     keep_every: int | None,
-    best: int | None = None,
+    steps: Container[int] = (),
     later: bool = True,
 ) -> None:
     """Retire the checkpoints that `newest`, just committed, makes obsolete.
 
     Keeps the `keep_last` newest (0: all) and every checkpoint whose step is a multiple of
-    `keep_every`, and that of the step `best`. Checkpoints of `later` steps are obsolete too: they
+    `keep_every`, and those of the `steps`. Checkpoints of `later` steps are obsolete too: they
     precede a rollback.
     """
     obsolete = [path for path in _by_age(folder) if later and path.name > newest.name]
@@ -162,7 +162,7 @@ def prune(
         earlier = [path for path in _by_age(folder) if path.name < newest.name]
         too_old = earlier[: max(0, len(earlier) + 1 - keep_last)]
         kept = [p for p in too_old if keep_every and step_of(p) % keep_every == 0]
-        kept += [path for path in too_old if step_of(path) == best]
+        kept += [path for path in too_old if step_of(path) in steps]
         obsolete += [path for path in too_old if path not in kept]
     for path in obsolete:
         try:

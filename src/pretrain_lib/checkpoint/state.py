@@ -71,6 +71,7 @@ class TrainingState:
     """Loss and gradient norm of the last steps, for spike detection."""
     rollbacks: list[dict] = field(default_factory=list)
     """The steps that the run rolled back to, and the windows it skipped."""
+    turn_back_to: int = 0  # the step of the newest checkpoint that is none of a stop
     row_loss: float = 0.0
     """Loss in nats, summed over the targets since the last metrics row."""
     row_targets: int = 0
@@ -166,8 +167,8 @@ def write_checkpoint(
             remove_leftovers(folder)  # otherwise a full disk would stay full
         raise
     if part.holder.index == 0:
-        best = state.step_of_best(keep_best)
-        prune(folder, target, keep_last=keep_last, keep_every=keep_every, best=best)
+        steps = {state.step_of_best(keep_best), state.turn_back_to}
+        prune(folder, target, keep_last=keep_last, keep_every=keep_every, steps=steps)
         remove_leftovers(folder)
     return target
 

@@ -224,4 +224,8 @@ def _decode_after(tokenizer: Tokenizer, prompt: str, ids: list[int]) -> str:
     # Many decoders drop a space that begins their text, so the new ids are decoded with the prompt.
     prompt_ids = tokenizer.encode(prompt)
     start, whole = tokenizer.decode(prompt_ids), tokenizer.decode([*prompt_ids, *ids])
-    return whole[len(start) :] if whole.startswith(start) else tokenizer.decode(ids)
+    if not whole.startswith(start):
+        return tokenizer.decode(ids)
+    # Others drop the space that ends a prompt, and begin the next word with one.
+    space = prompt[len(prompt.rstrip()) :]
+    return whole[len(start) :].removeprefix("" if start.endswith(space) else space)

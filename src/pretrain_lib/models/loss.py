@@ -28,14 +28,13 @@ def linear_cross_entropy(
     """Return the summed next-token loss in nats and the number of targets that are not ignored.
 
     `hidden` (..., D), `weight` (V_padded, D), `targets` (...) int64 in [0, V) or IGNORED_TARGET.
-    Raises ValueError for other shapes, and on a CPU for a target outside of that range; on a GPU
-    such a target makes the loss NaN.
-    Rows of `weight` from `vocabulary_size` on are padding: they are excluded from the softmax and
-    get a zero gradient. `z_loss` is the coefficient of the squared log-sum-exp of each target that
-    is not ignored (Chowdhery et al. 2022, section 5): the gradients are those of the loss with it,
-    the value returned is the loss without it. Both results have shape (); the
-    loss is in fp32. Under autocast the matrix products run in its dtype, log-sum-exp and sum in
-    fp32. `compiled` fuses the operations on the logits with torch.compile, which is faster on CUDA.
+    Raises ValueError for other shapes, and on a CPU for other targets, which make the loss NaN on a
+    GPU. Rows of `weight` from `vocabulary_size` on are padding: they are excluded from the softmax
+    and get a zero gradient. `z_loss` is the coefficient of the squared log-sum-exp of each target
+    that is not ignored (Chowdhery et al. 2022, section 5): the gradients are those of the loss with
+    it, the value returned is the loss without it. Both results have shape (); the loss is in fp32.
+    Under autocast, products run in its dtype, log-sum-exp and sum in fp32. `compiled` fuses the
+    operations on the logits with torch.compile, which is faster on CUDA.
     """
     vocabulary_size = vocabulary_size or weight.shape[0]
     hidden, targets, factor = flatten_checked(hidden, targets, vocabulary_size)

@@ -77,7 +77,7 @@ def save_figure(figure: "Figure", path: Path, *, metadata: dict | None = None) -
     """Write a picture in the format that the ending of its path names, whole or not at all."""
     content = BytesIO()
     figure.savefig(content, format=path.suffix.removeprefix("."), dpi=150, metadata=metadata)
-    write_atomically(path, content.getbuffer())
+    write_atomically(path.resolve(), content.getbuffer())  # through a link, not in its place
 
 
 def looks_of(number: int) -> list[Look]:

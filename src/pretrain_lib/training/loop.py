@@ -30,8 +30,7 @@ def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator
 
     Returns "done" at the end of the schedule or at `run.max_steps`, and "resumable" after a signal
     or when `run.max_time` is used up. A checkpoint is saved in each case; if that fails, the result
-    is "resumable" too. It is the same on all ranks and is written to `status.json` in the run
-    folder.
+    is "resumable" too. It is the same on all ranks and is written to the run's `status.json`.
     """
     model = unwrap(model)
     config.check(processes=accelerator.num_processes)
@@ -152,8 +151,11 @@ def _save(run: Run, *, due: bool) -> None:
     """Start saving a checkpoint if `due`, or if an interval has ended or what is kept is best."""
     state = run.state
     best = 0 < state.step == state.step_of_best(run.config.checkpoint.keep_best)
-    if not (due or best or run.config.save_is_due(state.step, state.tokens)):
+    is_regular = best or run.config.save_is_due(state.step, state.tokens)
+    if not (due or is_regular):
         return
+    if is_regular and run.config.stability.spike_action == "rollback":
+        state.turn_back_to = state.step
     _note_saved(run)
     started = time.monotonic()
     if run.accelerator.is_main_process:

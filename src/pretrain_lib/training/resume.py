@@ -47,9 +47,7 @@ CHOICES = ("auto", "never")  # special values of `run.resume`; anything else is 
 
 # What a validation loss depends on, besides the model and a path in data.validation. A rule there
 # is that of the prepared folder, of which `DATA` is the fingerprint.
-OF_VALIDATION = {
-    *(DATA, "data.document_masking", "validation.tokens", WINDOW),
-}
+OF_VALIDATION = {DATA, "data.document_masking", "validation.tokens", WINDOW}
 
 
 @dataclass(frozen=True)
@@ -229,12 +227,14 @@ def _forget_other_bests(state: TrainingState, changes: dict, *, fork: bool) -> N
         state.best_loss, state.best_step = None, 0
     if fork or "scores.limit" in changes:
         state.best_scores = {}
+    state.turn_back_to = 0 if fork else state.turn_back_to
 
 
 def check_resume(config: Recipe) -> None:
-    """Raise ValueError if `run.resume` is a path that does not exist."""
-    wanted = config.run.resume
-    if wanted not in CHOICES and not Path(wanted).is_dir():
+    """Raise ValueError if `run.resume` is not there; of the run's own, `_choose` knows more."""
+    wanted, own = config.run.resume, Path(config.run.dir, CHECKPOINTS).resolve()
+    is_known = wanted in CHOICES or Path(wanted).is_dir() or Path(wanted).parent.resolve() == own
+    if not is_known:
         raise ValueError(
             f"run.resume={wanted} is not a whole checkpoint, there is no such folder; give "
             f"{', '.join(CHOICES)}, RUN/checkpoints/step-NNNNNNNN or a run folder"
@@ -257,8 +257,9 @@ def _choose(config: Recipe) -> tuple[Path | None, bool]:
     restore_replaced(own)
     if (newest := find_newest(own)) is not None:  # also for a fork with checkpoints of its own
         kept = {name: getattr(config.checkpoint, name) for name in ("keep_last", "keep_every")}
-        best = read_state(newest)[0].step_of_best(config.checkpoint.keep_best)
-        prune(own, newest, **kept, best=best, later=False)  # a power cut may have brought old back
+        state, _ = read_state(newest)
+        steps = {state.step_of_best(config.checkpoint.keep_best), state.turn_back_to}
+        prune(own, newest, **kept, steps=steps, later=False)  # old ones back after a power cut
         remove_leftovers(own)
         return newest, False
     if broken := [path for path in own.glob("step-*") if path.is_dir()]:
@@ -280,10 +281,7 @@ def _is_same_command(config: Recipe) -> bool:
 
 
 def drop_later_checkpoints(config: Recipe, start: Start) -> None:
-    """Drop the checkpoints behind the one that `run.resume` goes back to within a run.
-
-    They are of steps that are now taken anew, and would else be resumed after a kill.
-    """
+    """Drop the checkpoints of steps taken anew, where `run.resume` goes back within a run."""
     folder = Path(config.run.dir) / CHECKPOINTS
     if start.continues and config.run.resume not in CHOICES:
         newest = checkpoint_path(folder, start.state.step)

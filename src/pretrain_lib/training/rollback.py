@@ -1,16 +1,13 @@
 """Handle skipped updates: continue, roll back to a checkpoint, or stop the run."""
 
 import math
-from functools import partial
-from pathlib import Path
 
-from pretrain_lib.checkpoint.folders import find_newest, prune
+from pretrain_lib.checkpoint.folders import find_newest, prune, step_of
 from pretrain_lib.checkpoint.state import load_checkpoint, read_state
-from pretrain_lib.config.settings import Recipe
 from pretrain_lib.distributed.launched import on_main
 from pretrain_lib.optim.spikes import Limits, describe_skip
 from pretrain_lib.run_folder.cut import drop_rows_after
-from pretrain_lib.run_folder.folder import CHECKPOINTS, SAMPLES
+from pretrain_lib.run_folder.folder import CHECKPOINTS, SAMPLES, write_status
 from pretrain_lib.training.run import Run, report_event, write_event
 from pretrain_lib.training.step import StepResult
 from pretrain_lib.wording import plural
@@ -51,8 +48,10 @@ def _roll_back(run: Run, reason: str) -> bool:
     stopped has none. Returns False if there is no checkpoint yet.
     """
     spike, folder = run.state, run.folder / CHECKPOINTS
-    is_regular = partial(_is_regular, run.config)
-    path = on_main(run.accelerator, lambda: find_newest(folder, accept=is_regular))
+    path = on_main(
+        run.accelerator,
+        lambda: find_newest(folder, accept=lambda path: step_of(path) <= spike.turn_back_to),
+    )
     if path is None:
         return False
     state, _ = read_state(path)
@@ -77,6 +76,7 @@ def _roll_back(run: Run, reason: str) -> bool:
     if run.accelerator.is_main_process:
         drop_rows_after(run.folder / SAMPLES, state.step)
         prune(folder, path, keep_last=0, keep_every=None)  # what was saved later, at a stop
+        write_status(run.folder, "running", step=state.step)
     # The events get the step after the checkpoint's. A run that resumes from the checkpoint then
     # drops them, and reports a repeated rollback only once. The rewind above has dropped those of
     # earlier rollbacks to this checkpoint, so they are written again.
@@ -84,10 +84,3 @@ def _roll_back(run: Run, reason: str) -> bool:
         write_event(run, "rollback", step=state.step + 1, **earlier)
     report_event(run, "rollback", step=state.step + 1, **left_out)
     return True
-
-
-def _is_regular(config: Recipe, path: Path) -> bool:
-    """Return whether a checkpoint was due by an interval, or holds what is kept as the best."""
-    state, _ = read_state(path)
-    best = 0 < state.step == state.step_of_best(config.checkpoint.keep_best)
-    return best or config.save_is_due(state.step, state.tokens)

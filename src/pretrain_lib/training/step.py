@@ -75,9 +75,8 @@ def accumulate_gradients(
 ) -> Accumulated:
     """Run forward and backward over this rank's micro-batches, without updating the parameters.
 
-    The gradient is that of the loss summed over all micro-batches and ranks, divided by the global
-    number of targets.
-    The dropout seed is derived from `(seed, step, micro-batch)`, so no random state needs saving.
+    The gradient is that of the loss summed over all ranks, divided by their number of targets. The
+    dropout seed is derived from `(seed, step, micro-batch)`, so no random state needs saving.
     """
     micro_batches, targets = count_targets(micro_batches)
     targets = accelerator.reduce(targets, "sum")
