@@ -49,10 +49,7 @@ def export_checkpoint(
     has_tokenizer = (checkpoint / "tokenizer.json").is_file()
     tokenizer = load_tokenizer(checkpoint) if has_tokenizer else None
     staging, replaced = staged(out), out.with_name(f".{out.name}.{REPLACED}")
-    if replaced.exists() and not out.exists():  # an export was killed between its renames
-        replaced.rename(out)
-    for path in (staging, replaced):
-        shutil.rmtree(path, ignore_errors=True)
+    _clean_up(out, staging, replaced)
     # Round the weights to the dtype on disk, so that the comparison is with the exported values.
     for tensor in saved_tensors(model).values():
         tensor.copy_(tensor.to(stored_dtype(tensor, dtype)))
@@ -76,6 +73,14 @@ def export_checkpoint(
     flush(out.parent)
     shutil.rmtree(replaced, ignore_errors=True)
     return difference
+
+
+def _clean_up(out: Path, staging: Path, replaced: Path) -> None:
+    """Undo what an export that was killed has left."""
+    if replaced.exists() and not out.exists():  # it was killed between its renames
+        replaced.rename(out)
+    for path in (staging, replaced):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def is_by_transformers(checkpoint: Path) -> bool:

@@ -113,16 +113,13 @@ def _load(
         )
     now = manifest["config"]
     changes = setting_changes(with_new_names(before["config"], now=now), now)
-    fingerprints = [m["data_fingerprint"][:12] for m in (before, manifest)]
-    fingerprint_differs = before["data_fingerprint"] != manifest["data_fingerprint"]
-    is_other = fingerprint_differs and before.get("data_identity") != manifest["data_identity"]
+    fingerprint_differs, is_other = _compare_data(before, manifest)
     if is_other or (fingerprint_differs and not fork):
-        changes[DATA] = tuple(fingerprints)
+        changes[DATA] = tuple(m["data_fingerprint"][:12] for m in (before, manifest))
     if state.step:
         _refuse_other_steps(path, changes)
     refused = unsafe_changes(changes, allowed=_with_shares(config.run.allow_changes))
-    if fork:
-        refused = _of_model(refused)
+    refused = _of_model(refused) if fork else refused
     if refused:
         fits = not _of_model(refused) or _fits(model, path)
         raise _refusal(path, refused, fits=fits)
@@ -143,6 +140,12 @@ def _load(
         run_id=run_id if fork else before["run_id"],
         changes=tuple(describe_changes(changes)),
     )
+
+
+def _compare_data(before: dict, now: dict) -> tuple[bool, bool]:
+    """Return whether two manifests have other data, or cut them otherwise; and whether other."""
+    differs = before["data_fingerprint"] != now["data_fingerprint"]
+    return differs, differs and before.get("data_identity") != now["data_identity"]
 
 
 def _with_shares(allowed: Sequence[str]) -> list[str]:
@@ -233,8 +236,7 @@ def _forget_other_bests(state: TrainingState, changes: dict, *, fork: bool) -> N
 def check_resume(config: Recipe) -> None:
     """Raise ValueError if `run.resume` is not there; of the run's own, `_choose` knows more."""
     wanted, own = config.run.resume, Path(config.run.dir, CHECKPOINTS).resolve()
-    is_known = wanted in CHOICES or Path(wanted).is_dir() or Path(wanted).parent.resolve() == own
-    if not is_known:
+    if not (wanted in CHOICES or Path(wanted).is_dir() or Path(wanted).parent.resolve() == own):
         raise ValueError(
             f"run.resume={wanted} is not a whole checkpoint, there is no such folder; give "
             f"{', '.join(CHOICES)}, RUN/checkpoints/step-NNNNNNNN or a run folder"
