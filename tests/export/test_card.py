@@ -155,10 +155,10 @@ def test_a_bare_folder_has_a_card_that_says_less(bare, tmp_path):
         export_checkpoint(bare, out)  # a README alone is somebody's own
 
 
-def use_as_shown(folder, tokenizer, monkeypatch):
+def use_as_shown(folder, tokenizer, monkeypatch, context_length=24):
     """Write a small model with its card, run the card's code in its folder, return the names."""
     size = 50 if tokenizer is None else tokenizer.vocabulary_size
-    shape = {"context_length": 96, "num_layers": 1, "num_heads": 2, "width": 8}
+    shape = {"num_layers": 1, "num_heads": 2, "width": 8, "context_length": context_length}
     model = GPT2(GPT2Config(vocabulary_size=size, **shape)).initialize(0)
     save_pretrained(model, folder, tokenizer=tokenizer)
     write_card(folder, "name", model, Known())
@@ -178,8 +178,9 @@ def test_the_code_of_a_card_gives_the_ids_of_training(name, tmp_path, monkeypatc
 
 
 def test_the_card_of_a_model_without_a_tokenizer_needs_none(tmp_path, monkeypatch, capsys):
-    use_as_shown(tmp_path, None, monkeypatch)
-    assert len(json.loads(capsys.readouterr().out)) == 51
+    for context_length, length in ((24, 24), (96, 51)):
+        use_as_shown(tmp_path, None, monkeypatch, context_length)
+        assert len(json.loads(capsys.readouterr().out)) == length
     card = (tmp_path / "README.md").read_text()
     assert "AutoTokenizer" not in card and "lm_eval" not in card and "pretrain eval" not in card
 

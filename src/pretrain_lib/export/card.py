@@ -47,13 +47,14 @@ def write_card(
 
     `picture` is the name of a file beside it that shows the curves.
     """
+    has_tokenizer = (folder / "tokenizer.json").is_file()
     sections = [
         _front_matter(name, model, known),
         f"# {name}\n\n{_describe(model, known)}",
         _training_section(known, picture),
         _score_section(known),
         _sample_section(known),
-        _use_section(known, has_tokenizer=(folder / "tokenizer.json").is_file()),
+        _use_section(known, model.config.context_length, has_tokenizer=has_tokenizer),
         LICENSE,
     ]
     text = "\n\n".join(section for section in sections if section)
@@ -251,11 +252,14 @@ def _sample_section(known: Known) -> str:
     return f"## Sample\n\n{intro}\n\n{fenced(sample['prompt'] + sample['text'])}"
 
 
-def _use_section(known: Known, *, has_tokenizer: bool) -> str:
-    if not has_tokenizer:
-        return USE_IDS
-    prompt = next((s["prompt"] for s in known.samples if s["prompt"].strip()), PROMPT)
-    return USE.replace("PROMPT", json.dumps(prompt, ensure_ascii=False))
+def _use_section(known: Known, context_length: int, *, has_tokenizer: bool) -> str:
+    """Return code that continues a prompt within the context: a token has at least one byte."""
+    prompts = [sample["prompt"] for sample in known.samples if sample["prompt"].strip()]
+    prompt = next((p for p in prompts if len(p.encode()) < context_length // 2), PROMPT)
+    room = context_length - 1 - (len(prompt.encode()) if has_tokenizer else 0)
+    text = USE if has_tokenizer else USE_IDS
+    text = text.replace("NEW_TOKENS", str(max(1, min(50, room))))
+    return text.replace("PROMPT", json.dumps(prompt, ensure_ascii=False))
 
 
 PROMPT = "Once upon a time"
@@ -270,7 +274,7 @@ model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 # Every document of the training text began with this token.
 ids = torch.tensor([[tokenizer.bos_token_id] + tokenizer(PROMPT)["input_ids"]])
-print(tokenizer.decode(model.generate(ids, max_new_tokens=50, do_sample=True)[0]))
+print(tokenizer.decode(model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=True)[0]))
 ```
 
 Score it with `pretrain eval FOLDER --tasks hellaswag`, or with lm-evaluation-harness itself:
@@ -287,7 +291,7 @@ from transformers import AutoModelForCausalLM
 folder = "."  # the folder of this file, or the model's name on the Hub
 model = AutoModelForCausalLM.from_pretrained(folder)
 ids = torch.tensor([[0]])  # the ids to continue
-print(model.generate(ids, max_new_tokens=50, do_sample=True)[0].tolist())
+print(model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=True)[0].tolist())
 ```"""
 LICENSE = """## License and language
 
