@@ -36,6 +36,14 @@ try:
 except KeyboardInterrupt:
     sys.exit(1)
 """
+LAST_SECOND = """
+import os, pathlib, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+os.kill(int(sys.argv[1]), int(sys.argv[2]))
+signal.sigwait([signal.SIGTERM])  # as which it is handed on
+pathlib.Path(os.environ["PRETRAIN_EXIT_CODE_FILE"]).write_text("0")
+print("told, and done")
+"""
 SLOW_RECIPE = """
 import os, pathlib, signal, sys, time
 told = []
@@ -214,20 +222,25 @@ def interrupt(started, number, from_terminal):
         process.send_signal(number)
 
 
+def write_launcher(folder, content, monkeypatch):
+    """Put `LAUNCHER` before Accelerate's own, and return the path of a recipe with this content."""
+    recipe, launcher = folder / "recipe.py", folder / "accelerate" / "commands" / "launch.py"
+    launcher.parent.mkdir(parents=True)
+    for package in (launcher.parent, launcher.parent.parent):
+        (package / "__init__.py").write_text("")
+    launcher.write_text(LAUNCHER)
+    recipe.write_text(content)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    return recipe
+
+
 @pytest.mark.parametrize(
     ("number", "from_terminal"),
     [(signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGINT, True)],
 )
 def test_what_a_launcher_left_behind_is_awaited(number, from_terminal, tmp_path, monkeypatch):
     """The launcher here ends at once; its recipe takes its time, and writes its code at the end."""
-    recipe, launcher = tmp_path / "recipe.py", tmp_path / "accelerate" / "commands" / "launch.py"
-    launcher.parent.mkdir(parents=True)
-    for folder in (launcher.parent, launcher.parent.parent):
-        (folder / "__init__.py").write_text("")
-    launcher.write_text(LAUNCHER)
-    recipe.write_text(SLOW_RECIPE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    started = tmp_path / "started"
+    recipe, started = write_launcher(tmp_path, SLOW_RECIPE, monkeypatch), tmp_path / "started"
     arguments = (started, number, from_terminal)
     threading.Thread(target=interrupt, args=arguments, daemon=True).start()
     assert launching.launch([str(recipe), str(started)]) == (75, True)
@@ -235,6 +248,16 @@ def test_what_a_launcher_left_behind_is_awaited(number, from_terminal, tmp_path,
     told = started.read_text().split()
     assert told.count("SIGINT") == int(from_terminal)
     assert told.count("SIGTERM") == 1 or from_terminal
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_a_run_that_is_done_is_not_lost(number, tmp_path, monkeypatch):
+    """A search that was told to stop in the last second of a run does not start the next."""
+    recipe = write_launcher(tmp_path, LAST_SECOND, monkeypatch)
+    words = [str(recipe), str(os.getpid()), str(int(number))]
+    with pytest.raises(launching.Stopped):
+        launching.launch_into(tmp_path / "console", words, tmp_path / "run")
+    assert (tmp_path / "console").read_text() == "told, and done\n"
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Signals, lost processes and restarts under the real `accelerate launch`."""
 
+import errno
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 from pretrain_lib.distributed.launched import launch_time
 from pretrain_lib.files.locks import lock_folder
 from pretrain_lib.run_folder.folder import was_begun_here, write_status
+from pretrain_lib.training.failures import write_last_status
 from tests.conftest import ROOT, forked_launchers, read_rows, run_command
 from tests.test_recipes import tiny_flags
 
@@ -82,6 +84,28 @@ def test_a_restart_is_known_on_a_node_that_did_not_count_it(tmp_path, monkeypatc
     assert not was_begun_here(tmp_path / "none")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert was_begun_here(tmp_path / "none")
+
+
+def test_a_launch_that_has_ended_is_not_the_next_one_of_the_same_id(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "77")
+
+    def goes_on_after(state, error=None, **options):
+        write_status(tmp_path, "running")
+        if error is None:
+            write_status(tmp_path, state, **options)
+        else:
+            write_last_status(tmp_path, state, error)
+        return was_begun_here(tmp_path)
+
+    ends = [("done", None), ("refused", ValueError("bad")), ("failed", FloatingPointError("loss"))]
+    assert not any(goes_on_after(*end) for end in ends)
+    assert not goes_on_after("resumable", is_over=True)  # its time is used up
+    # A launcher sends a signal to all when it has lost one, and starts them again.
+    assert goes_on_after("resumable") and goes_on_after("failed", RuntimeError("peer lost"))
+    assert goes_on_after("resumable", OSError(errno.ENOSPC, "no space"))
+    monkeypatch.setenv("SLURM_JOB_ID", "77")  # a job that is requeued has the same id
+    assert goes_on_after("resumable", is_over=True)
 
 
 def steps_of(folder):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from pretrain_lib.commands.launching import RunError, Stopped, launch_into
+from pretrain_lib.commands.launching import RunError, launch_into
 from pretrain_lib.config.units import show_duration
 from pretrain_lib.files.writes import make_folder
 from pretrain_lib.run_folder.folder import CHECKPOINTS, check_usable
@@ -146,15 +146,9 @@ def measure_steps(console: Path, words: list[str], folder: Path, budget: float) 
     own = {"run.max_steps": MEASURED_STEPS, "log.every": 1}
     own |= {"run.max_time": f"{budget + START_SECONDS:.1f}s"}
     for _ in range(2):  # the first time may have gone into the preparation of the data
-        try:
-            launch_into(console, [*words, *as_flags(own)], folder)
+        is_done = launch_into(console, [*words, *as_flags(own)], folder)
+        if is_done or read_status(folder)["step"] >= FEWEST_MEASURED:
             return read_measured(folder)
-        except Stopped:
-            status = read_status(folder)
-            if "run.max_time" not in status.get("reason", ""):
-                raise
-            if status["step"] >= FEWEST_MEASURED:
-                return read_measured(folder)
     raise ValueError(
         f"budget={show_duration(budget)} is too short to measure {FEWEST_MEASURED} steps in: give "
         f"more, or a smaller --batch.tokens"

@@ -17,13 +17,11 @@ import yaml
 
 from pretrain_lib.errors import BAD_INPUT, DONE, EXIT_CODE_FILE, RESUMABLE
 
-# How the reason of a run begins that was told to stop: a signal, or its time.
-ASKED = ("signal ", "run.max_time=")
 HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stopped(Exception):  # noqa: N818 (no error)
-    """A run was told to stop, by a signal or `run.max_time`, and can be resumed."""
+    """A command was told to stop by a signal; started again, it goes on."""
 
 
 class RunError(ValueError):
@@ -42,12 +40,13 @@ def read_settings(recipe: Path, flags: list[str]) -> dict[str, dict[str, Any]]:
     return yaml.safe_load(result.stdout)
 
 
-def launch_into(console: Path, words: list[str], run: Path) -> None:
+def launch_into(console: Path, words: list[str], run: Path) -> bool:
     """Run `accelerate launch` into the folder `run`, what it prints added to a file.
 
     A run that has begun there goes on, whatever the user's `run.resume` says of another folder.
-    Raises Stopped for a run that was told to stop, ValueError for one that was refused, RunError
-    for one that ended in another way before it was done, as on a full disk.
+    Returns whether it is done; if it is not, its `run.max_time` is used up. Raises Stopped after a
+    signal, even if the run was done by then, ValueError for a run that was refused, RunError for
+    one that ended in another way before it was done, as on a full disk.
     """
     from pretrain_lib.run_folder.status import read_status  # imports torch, which is slow
 
@@ -57,10 +56,10 @@ def launch_into(console: Path, words: list[str], run: Path) -> None:
         code, told = launch([*words, *own], output=file)
     reason = read_status(run).get("reason", "") if code == RESUMABLE else ""
     # Negative: the launcher was ended by a signal.
-    if code < 0 or (code == RESUMABLE and (told or reason.startswith(ASKED))):
+    if code < 0 or (told and code in (DONE, RESUMABLE)) or reason.startswith("signal "):
         raise Stopped
-    if code == DONE:
-        return
+    if code == DONE or reason.startswith("run.max_time="):
+        return code == DONE
     reason = reason or _last_error(console.read_text(encoding="utf-8", errors="replace"))
     if code == BAD_INPUT:
         raise ValueError(reason)

@@ -161,7 +161,8 @@ def _start(tuning: Tuning, trial: Trial, folder: Path) -> None:
     given = trial_settings(tuning.settings, tuning.names, trial)
     console = folder.with_name(f"{folder.name}.log")
     try:
-        launch_into(console, [*tuning.words, *as_flags(given)], folder)
+        if not launch_into(console, [*tuning.words, *as_flags(given)], folder):
+            raise Stopped
     except ValueError:
         if read_loss(folder) is None:
             raise
@@ -193,10 +194,8 @@ class _Progress:
         result = f"loss {loss:.4f}" if math.isfinite(loss) else "diverged"
         rates = ", ".join(f"{n} {r:g}" for n, r in zip(names, trial.rates, strict=True))
         number = max(len(self._expected), self._done)
-        return (
-            f"{self._done}/{number}  {human(trial.tokens)} tokens, {rates}: {result}, "
-            f"{human_time(left)} left"
-        )
+        rest = f", {human_time(left)} left" if left else ""
+        return f"{self._done}/{number}  {human(trial.tokens)} tokens, {rates}: {result}{rest}"
 
 
 def _tell(tuning: Tuning, space: Space, found: Found, losses: dict[Trial, float]) -> None:

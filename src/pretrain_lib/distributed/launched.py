@@ -23,10 +23,16 @@ def is_elastic() -> bool:
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
 
 
-def launch_id() -> str | None:
-    """Return the rendezvous id that all nodes of an elastic launch share, None if it has none."""
+def launch_id(*, is_over: bool) -> str | None:
+    """Return the rendezvous id that all nodes of an elastic launch share, None if it has none.
+
+    One that is over has none: the next may be given the same. Only a Slurm job, which may be
+    requeued, keeps its own.
+    """
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return name if is_elastic() and name != "none" else None
+    if not is_elastic() or name == "none":
+        return None
+    return None if is_over and name != os.environ.get("SLURM_JOB_ID") else name
 
 
 def is_restart(begun_by: str | None) -> bool:
@@ -36,7 +42,7 @@ def is_restart(begun_by: str | None) -> bool:
     recognized by `begun_by`, the `launch_id` stored in its folder.
     """
     counted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    return counted or (begun_by is not None and begun_by == launch_id())
+    return counted or (begun_by is not None and begun_by == launch_id(is_over=False))
 
 
 def launch_time() -> float:

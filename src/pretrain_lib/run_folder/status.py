@@ -12,11 +12,18 @@ STATUS = "status.json"
 STATES = ("running", "done", "resumable", "failed", "refused")
 
 
-def write_status(folder: Path, state: str, *, step: int | None = None, reason: str = "") -> None:
-    """Write `status.json`; `state` is running, done, resumable, failed or refused."""
+def write_status(
+    folder: Path, state: str, *, step: int | None = None, reason: str = "", is_over: bool = False
+) -> None:
+    """Write `status.json`; `state` is running, done, resumable, failed or refused.
+
+    `is_over` says that no launcher restarts the processes, as none does after the states done and
+    refused. One that has lost a process stops the others by a signal, and restarts them.
+    """
     assert state in STATES, state
-    launch = {} if launch_id() is None else {"launch": launch_id()}
-    status = {"state": state, "step": step, "reason": reason} | launch
+    status = {"state": state, "step": step, "reason": reason}
+    launch = launch_id(is_over=is_over or state in ("done", "refused"))
+    status |= {} if launch is None else {"launch": launch}
     try:
         write_json(folder / STATUS, status)
     except OSError as error:

@@ -59,9 +59,10 @@ def write_last_status(folder: Path, state: str, error: BaseException) -> None:
     """Write how a run has ended to `status.json`, or say that it could not be written."""
     if not folder.is_dir():
         return
-    reason = in_line(f"{type(error).__name__}: {error}")
+    step, reason = read_status(folder).get("step"), in_line(f"{type(error).__name__}: {error}")
+    diverged = isinstance(error, FloatingPointError)  # as it would again
     try:
-        write_status(folder, state, step=read_status(folder).get("step"), reason=reason)
+        write_status(folder, state, step=step, reason=reason, is_over=diverged)
     except OSError as problem:
         print(f"error: status.json could not be written either: {problem}", file=sys.stderr)
 

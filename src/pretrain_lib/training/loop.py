@@ -193,7 +193,7 @@ def _finish(run: Run, stopped_by: str | None) -> str:
         reason += ", but its checkpoint could not be written: make room and start again"
     if run.accelerator.is_main_process:
         step = read_status(run.folder).get("step") if failed else run.state.step
-        write_status(run.folder, state, step=step, reason=reason)
+        write_status(run.folder, state, step=step, reason=reason, is_over="signal " not in reason)
         for line in summary(run, state=state, reason=reason):
             run.metrics.say(line)
     return state
