@@ -26,6 +26,7 @@ from pretrain_lib.run_folder.folder import (
     unsafe_changes,
 )
 from pretrain_lib.training import loop
+from pretrain_lib.training.checkpoint_choice import check_resume
 from tests.conftest import VOCABULARY, change, read_rows
 from tests.training.test_loop import elsewhere, run, status
 
@@ -204,7 +205,8 @@ def test_going_back_in_a_run_drops_what_came_after(recipe, tmp_path, failing_ste
     assert read_rows(other.run.dir) == expected
 
 
-def test_the_command_that_went_back_goes_on_when_it_is_repeated(recipe, failing_step, capsys):
+@pytest.mark.parametrize("free", [{}, {"max_time": 1e6}])  # what may change in any resume
+def test_the_command_that_went_back_goes_on_when_it_is_repeated(free, recipe, failing_step, capsys):
     run(recipe)
     folder = Path(recipe.run.dir, "checkpoints")
     slower = change(recipe, optimizer={"learning_rate": 5e-3})
@@ -215,10 +217,35 @@ def test_the_command_that_went_back_goes_on_when_it_is_repeated(recipe, failing_
         run(back)  # in step 8, after a save at step 6
     failing_step(10**6)
     capsys.readouterr()
-    run(back)
+    run(change(back, run=free))
     assert "resumed at step 6" in capsys.readouterr().out
     rates = [row["lr"] for row in read_rows(recipe.run.dir) if row["kind"] == "train"]
     assert rates[3:] == [slower.learning_rate()(step) for step in range(3, 8)]
+
+
+def test_a_run_that_went_back_goes_back_again_with_other_settings(recipe, capsys):
+    run(recipe)
+    back = change(recipe, run={"resume": f"{recipe.run.dir}/checkpoints/step-00000003"})
+    for rate in (5e-3, 1e-3):
+        capsys.readouterr()
+        allowed = {"allow_changes": ["optimizer.learning_rate"]}
+        run(change(back, optimizer={"learning_rate": rate}, run=allowed))
+        assert "resumed at step 3" in capsys.readouterr().out
+
+
+def test_a_fork_goes_on_when_its_parent_has_dropped_the_checkpoint(recipe, tmp_path, capsys):
+    run(change(recipe, run={"max_steps": 3}))
+    parent = Path(recipe.run.dir, "checkpoints", "step-00000003")
+    fork = change(recipe, run={"dir": str(tmp_path / "fork"), "resume": str(parent)})
+    run(change(fork, run={"max_steps": 6}))
+    shutil.rmtree(parent)
+    check_resume(fork)
+    capsys.readouterr()
+    run(fork)
+    assert "resumed at step 6" in capsys.readouterr().out
+    typed = change(fork, run={"resume": f"{parent}-typo"})
+    with pytest.raises(ValueError, match="is not a whole checkpoint, there is no such folder"):
+        check_resume(typed)
 
 
 @pytest.mark.parametrize("is_fork", [False, True])

@@ -13,7 +13,7 @@ from pretrain_lib import GPT2, open_corpus, start_accelerator, train
 from pretrain_lib.checkpoint.state import read_state
 from pretrain_lib.config.units import TokenCount
 from pretrain_lib.optim.spikes import Limits, describe_skip, spike_limits
-from pretrain_lib.training.resume import check_resume
+from pretrain_lib.training.checkpoint_choice import check_resume
 from tests.conftest import change, read_rows
 
 pytestmark = pytest.mark.moderate

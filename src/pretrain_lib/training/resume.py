@@ -1,4 +1,4 @@
-"""Resume: start a run anew, from its newest checkpoint, or from another run's checkpoint."""
+"""Resume: start a run anew, or load a checkpoint of its own or of another run."""
 
 import secrets
 from collections.abc import Sequence
@@ -8,14 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from pretrain_lib.checkpoint.folders import (
-    checkpoint_path,
-    find_newest,
-    prune,
-    remove_leftovers,
-    restore_replaced,
-    verify_checkpoint,
-)
+from pretrain_lib.checkpoint.folders import checkpoint_path, prune, remove_leftovers
 from pretrain_lib.checkpoint.state import TrainingState, load_checkpoint, read_state
 from pretrain_lib.config.renamed import with_new_names
 from pretrain_lib.config.rules import DATA
@@ -23,27 +16,21 @@ from pretrain_lib.config.settings import Recipe
 from pretrain_lib.data.permutation import ORDER_VERSION
 from pretrain_lib.data.tokens.foreign import names_tokens
 from pretrain_lib.distributed.launched import on_all, on_main
-from pretrain_lib.files.reading import read_if_whole
 from pretrain_lib.models.any_model import load_weights
 from pretrain_lib.models.interface import Model
 from pretrain_lib.run_folder.folder import (
     CHECKPOINTS,
-    MANIFEST,
     describe_changes,
-    read_status,
     setting_changes,
     unsafe_changes,
-    was_begun_here,
 )
-from pretrain_lib.values import did_you_mean
-from pretrain_lib.wording import plural
+from pretrain_lib.training.checkpoint_choice import CHOICES, choose_checkpoint
 
 # What is told of a launch when it changes; the manifest has all of it.
 WORLD = ("processes", "device", "device_name", "precision", "threads", "system")
 STEP_SIZES = {f"batch.{name}" for name in ("tokens", "ramp_from", "ramp_increment", "ramp_tokens")}
 LENGTH, SHARES = "schedule.tokens", ("schedule.warmup_tokens", "schedule.decay_tokens")
 WINDOW = "batch.sequence_length"
-CHOICES = ("auto", "never")  # special values of `run.resume`; anything else is a path
 
 # What a validation loss depends on, besides the model and a path in data.validation. A rule there
 # is that of the prepared folder, of which `DATA` is the fingerprint.
@@ -78,13 +65,15 @@ def resume(
     *,
     manifest: dict,
 ) -> Start:
-    """Load the checkpoint selected by `run.resume`, if any, into model and optimizer.
+    """Load the checkpoint chosen by `run.resume`, if any, into model and optimizer.
 
     `manifest` describes the current launch. Raises ValueError if a setting that affects the results
     differs from the checkpoint's, unless `run.allow_changes` names it. A fork, which starts from a
     checkpoint in another run's folder, may change all but the model and, after step 0, its steps.
     """
-    (path, fork), run_id = on_main(accelerator, lambda: (_choose(config), secrets.token_hex(4)))
+    (path, fork), run_id = on_main(
+        accelerator, lambda: (choose_checkpoint(config), secrets.token_hex(4))
+    )
     if path is None:
         return Start(TrainingState(), run_id=run_id)
     parts = config, path, model, optimizer
@@ -233,55 +222,6 @@ def _forget_other_bests(state: TrainingState, changes: dict, *, fork: bool) -> N
     state.turn_back_to = 0 if fork else state.turn_back_to
 
 
-def check_resume(config: Recipe) -> None:
-    """Raise ValueError if `run.resume` is not there; of the run's own, `_choose` knows more."""
-    wanted, own = config.run.resume, Path(config.run.dir, CHECKPOINTS).resolve()
-    if not (wanted in CHOICES or Path(wanted).is_dir() or Path(wanted).parent.resolve() == own):
-        raise ValueError(
-            f"run.resume={wanted} is not a whole checkpoint, there is no such folder; give "
-            f"{', '.join(CHOICES)}, RUN/checkpoints/step-NNNNNNNN or a run folder"
-            f"{did_you_mean(wanted, CHOICES)}"
-        )
-
-
-def _choose(config: Recipe) -> tuple[Path | None, bool]:
-    """Return the checkpoint to load, if any, and whether loading it makes this run a fork."""
-    own, wanted = Path(config.run.dir) / CHECKPOINTS, config.run.resume
-    restarted = was_begun_here(own.parent)
-    if wanted == "never" and not restarted:
-        return None, False
-    named = None if wanted in CHOICES else Path(wanted)
-    if named is not None and (named / CHECKPOINTS).is_dir():
-        named = find_newest(named / CHECKPOINTS) or named
-    is_own = named is not None and named.resolve().parent == own.resolve()
-    if is_own and not restarted and not _is_same_command(config):
-        return _whole(named), False
-    restore_replaced(own)
-    if (newest := find_newest(own)) is not None:  # also for a fork with checkpoints of its own
-        kept = {name: getattr(config.checkpoint, name) for name in ("keep_last", "keep_every")}
-        state, _ = read_state(newest)
-        steps = {state.step_of_best(config.checkpoint.keep_best), state.turn_back_to}
-        prune(own, newest, **kept, steps=steps, later=False)  # old ones back after a power cut
-        remove_leftovers(own)
-        return newest, False
-    if broken := [path for path in own.glob("step-*") if path.is_dir()]:
-        raise ValueError(
-            f"{own} holds {plural(len(broken), 'checkpoint')} and none is whole "
-            f"({verify_checkpoint(max(broken))[0]}): restore one, or delete them to start anew"
-        )
-    if (reached := read_status(own.parent).get("step") or 0) > 0:
-        raise ValueError(
-            f"run.dir={own.parent} had a checkpoint of step {reached} and has none: a start from "
-            f"the beginning would drop its metrics; put the checkpoint back, or give another folder"
-        )
-    return (None, False) if named is None else (_whole(named), True)
-
-
-def _is_same_command(config: Recipe) -> bool:
-    """Return whether the run was last started with these very settings: it then goes on."""
-    return read_if_whole(Path(config.run.dir) / MANIFEST).get("config") == config.to_dict()
-
-
 def drop_later_checkpoints(config: Recipe, start: Start) -> None:
     """Drop the checkpoints of steps taken anew, where `run.resume` goes back within a run."""
     folder = Path(config.run.dir) / CHECKPOINTS
@@ -289,12 +229,3 @@ def drop_later_checkpoints(config: Recipe, start: Start) -> None:
         newest = checkpoint_path(folder, start.state.step)
         prune(folder, newest, keep_last=0, keep_every=None)
         remove_leftovers(folder)
-
-
-def _whole(path: Path) -> Path:
-    if problems := verify_checkpoint(path):
-        raise ValueError(
-            f"run.resume={path} is not a whole checkpoint ({problems[0]}); give "
-            f"RUN/checkpoints/step-NNNNNNNN or a run folder"
-        )
-    return path

@@ -39,6 +39,7 @@ from pretrain_lib.run_folder.folder import (
     write_recipe,
 )
 from pretrain_lib.run_folder.layout import check_run_folder, put_back, remember
+from pretrain_lib.training.checkpoint_choice import check_resume
 from pretrain_lib.training.early_stop import STARTED
 from pretrain_lib.training.failures import (
     error_log,
@@ -47,7 +48,6 @@ from pretrain_lib.training.failures import (
     write_last_status,
 )
 from pretrain_lib.training.first_weights import check_first_weights
-from pretrain_lib.training.resume import check_resume
 
 
 def run_recipe(

@@ -1,0 +1,95 @@
+"""Choose the checkpoint from which a run starts, by `run.resume` and by what the run has."""
+
+from pathlib import Path
+
+from pretrain_lib.checkpoint.folders import (
+    find_newest,
+    prune,
+    remove_leftovers,
+    restore_replaced,
+    verify_checkpoint,
+)
+from pretrain_lib.checkpoint.state import read_state
+from pretrain_lib.config.settings import Recipe
+from pretrain_lib.files.reading import read_if_whole
+from pretrain_lib.run_folder.folder import (
+    CHECKPOINTS,
+    MANIFEST,
+    read_status,
+    setting_changes,
+    unsafe_changes,
+    was_begun_here,
+)
+from pretrain_lib.values import did_you_mean
+from pretrain_lib.wording import plural
+
+CHOICES = ("auto", "never")  # special values of `run.resume`; anything else is a path
+
+
+def check_resume(config: Recipe) -> None:
+    """Raise ValueError if `run.resume` is not there, unless the run has been started from it.
+
+    Of the run's own checkpoints, `choose_checkpoint` knows more.
+    """
+    wanted, own = config.run.resume, Path(config.run.dir, CHECKPOINTS).resolve()
+    known = wanted in CHOICES or wanted == _last_settings(config)["run"]["resume"]
+    if not (known or Path(wanted).is_dir() or Path(wanted).parent.resolve() == own):
+        raise ValueError(
+            f"run.resume={wanted} is not a whole checkpoint, there is no such folder; give "
+            f"{', '.join(CHOICES)}, RUN/checkpoints/step-NNNNNNNN or a run folder"
+            f"{did_you_mean(wanted, CHOICES)}"
+        )
+
+
+def choose_checkpoint(config: Recipe) -> tuple[Path | None, bool]:
+    """Return the checkpoint to load, if any, and whether loading it makes this run a fork."""
+    own, wanted = Path(config.run.dir) / CHECKPOINTS, config.run.resume
+    restarted = was_begun_here(own.parent)
+    if wanted == "never" and not restarted:
+        return None, False
+    named = None if wanted in CHOICES else Path(wanted)
+    if named is not None and (named / CHECKPOINTS).is_dir():
+        named = find_newest(named / CHECKPOINTS) or named
+    is_own = named is not None and named.resolve().parent == own.resolve()
+    if is_own and not restarted and not _went_back(config):
+        return _whole(named), False
+    restore_replaced(own)
+    if (newest := find_newest(own)) is not None:  # also for a fork with checkpoints of its own
+        kept = {name: getattr(config.checkpoint, name) for name in ("keep_last", "keep_every")}
+        state, _ = read_state(newest)
+        steps = {state.step_of_best(config.checkpoint.keep_best), state.turn_back_to}
+        prune(own, newest, **kept, steps=steps, later=False)  # old ones back after a power cut
+        remove_leftovers(own)
+        return newest, False
+    if broken := [path for path in own.glob("step-*") if path.is_dir()]:
+        raise ValueError(
+            f"{own} holds {plural(len(broken), 'checkpoint')} and none is whole "
+            f"({verify_checkpoint(max(broken))[0]}): restore one, or delete them to start anew"
+        )
+    if (reached := read_status(own.parent).get("step") or 0) > 0:
+        raise ValueError(
+            f"run.dir={own.parent} had a checkpoint of step {reached} and has none: a start from "
+            f"the beginning would drop its metrics; put the checkpoint back, or give another folder"
+        )
+    return (None, False) if named is None else (_whole(named), True)
+
+
+def _last_settings(config: Recipe) -> dict:
+    """Return the settings with which the run was last started."""
+    return read_if_whole(Path(config.run.dir) / MANIFEST).get("config") or {"run": {"resume": None}}
+
+
+def _went_back(config: Recipe) -> bool:
+    """Return whether the run has gone back as it is told to, and now goes on."""
+    before, now = _last_settings(config), config.to_dict()
+    is_same = before["run"]["resume"] == config.run.resume
+    return is_same and not unsafe_changes(setting_changes(before, now), allowed=[])
+
+
+def _whole(path: Path) -> Path:
+    if problems := verify_checkpoint(path):
+        raise ValueError(
+            f"run.resume={path} is not a whole checkpoint ({problems[0]}); give "
+            f"RUN/checkpoints/step-NNNNNNNN or a run folder"
+        )
+    return path
