@@ -26,8 +26,6 @@ def test_a_prepared_folder_is_opened_as_it_stands(recipe, prepared):
     assert found.fingerprint == manifest["fingerprint"]
     train = open_split(prepared, "train")
     assert np.array_equal(found.train[0].read(0, len(train)), train.read(0, len(train)))
-    ids = train.read(0, len(train))
-    assert found.id_range == (ids.min(), ids.max())
     assert [text.rule for text in found.validation] == ["hash:0.1"]
 
 
@@ -73,7 +71,10 @@ def test_an_array_is_read_and_validated_on_another(recipe, tmp_path, dtype):
     found = open_corpus(change(recipe, data=data))
     assert np.array_equal(found.train[0].read(0, 500), ids)
     assert np.array_equal(found.validation[0].tokens.read(0, 100), ids[:100])
-    assert (found.id_range, found.dtype) == ((ids.min(), ids.max()), dtype)
+    assert found.dtype == dtype
+    too_small = change(recipe, data=data, model={"vocabulary_size": int(ids.max())})
+    with pytest.raises(ValueError, match=f"train.npy: its ids go up to {ids.max()}; "):
+        open_corpus(too_small)
     assert (found.tokenizer, found.validation[0].rule) == (None, f"{tmp_path}/validation.bin")
 
 
@@ -295,7 +296,8 @@ def test_files_that_a_pattern_matches_are_one_array(recipe, tmp_path):
     data = {"path": f"{tmp_path}/train_*.bin", "validation": "none"}
     found = open_corpus(change(recipe, data=data))
     assert found.train[0].read(0, 300).tolist() == list(range(300))
-    assert found.id_range == (0, 299)
+    with pytest.raises(ValueError, match="its ids go up to 299; "):
+        open_corpus(change(recipe, data=data, model={"vocabulary_size": 299}))
     before = found.fingerprint
     np.arange(1, 101, dtype=np.uint16).tofile(tmp_path / "train_1.bin")
     assert open_corpus(change(recipe, data=data)).fingerprint != before

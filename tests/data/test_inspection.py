@@ -45,8 +45,8 @@ def test_share_of_documents_cut_by_an_edge_is_that_of_the_first_epoch(prepared, 
     assert only(lines, r"concat +([\d,]+) windows")[1] == f"{len(dataset):,}"
 
 
-def test_best_fit_says_what_it_pads_and_cuts(prepared, ends, tmp_path):
-    lines = lines_of(prepared, packing="best_fit", plan_folder=tmp_path)
+def test_best_fit_says_what_it_pads_and_cuts(prepared, ends):
+    lines = lines_of(prepared, packing="best_fit")
     windows, padded, cut = only(
         lines, r"best_fit +([\d,]+) windows of 48: ([\d.]+)% padded, ([\d.]+)% of the documents"
     ).groups()

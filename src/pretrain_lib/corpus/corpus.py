@@ -124,7 +124,6 @@ def _join(parts: list[Corpus], data: DataConfig) -> Corpus:
         tokenizer=next((part.tokenizer for part in tokenizers.values()), None),
         fingerprint=_hash([part.fingerprint for part in parts]),
         identity=_hash([part.identity for part in parts]),
-        id_range=(min(p.id_range[0] for p in parts), max(p.id_range[1] for p in parts)),
         dtype=", ".join(sorted({part.dtype for part in parts})),
     )
 
@@ -203,7 +202,6 @@ def _open_stream(config: Recipe) -> Corpus:
         tokenizer=load_tokenizer(folder / TOKENIZER_FOLDER),
         fingerprint=manifest["fingerprint"],
         identity=_hash([job, manifest["tokenizer_sha256"]]),
-        id_range=(0, manifest["vocabulary_size"] - 1),
         dtype=np.dtype(manifest["dtype"]).name,
         spool=spool,
     )

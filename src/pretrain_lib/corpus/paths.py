@@ -57,7 +57,6 @@ class Corpus:
     """Identifies the data and how they are cut: segments of a stream, the ends of documents."""
     identity: str
     """Identifies the data however they are cut."""
-    id_range: tuple[int, int]
     dtype: str
     plans: tuple[BestFitPlan, ...] | None = None
     spool: Spool | None = None
@@ -80,8 +79,8 @@ def _open_prepared(folder: Place, data: DataConfig, vocabulary_size: int) -> Cor
             f"prepared with ({folder / TOKENIZER_FOLDER}); omit data.tokenizer, or prepare the "
             f"text again"
         )
-    train = manifest["splits"]["train"]
-    check_ids(train["highest_id"], manifest["vocabulary_size"], vocabulary_size, folder)
+    highest = manifest["splits"]["train"]["highest_id"]
+    check_ids(highest, manifest["vocabulary_size"], vocabulary_size, folder)
     return Corpus(
         name=f"{', '.join(manifest['sources'])} in {folder}",
         train=(open_split(folder, "train"),),
@@ -89,7 +88,6 @@ def _open_prepared(folder: Place, data: DataConfig, vocabulary_size: int) -> Cor
         tokenizer=tokenizer,
         fingerprint=manifest["fingerprint"],
         identity=manifest["fingerprint"],
-        id_range=(train["lowest_id"], train["highest_id"]),
         dtype=np.dtype(manifest["dtype"]).name,
     )
 
@@ -174,7 +172,7 @@ def _open_array(path: Place, data: DataConfig, vocabulary_size: int) -> Corpus:
             f"a token array: set data.validation=PATH of another array (.npy, .bin, .ds) or "
             f"prepared folder, or data.validation=none"
         )
-    lowest, highest = _check_array(train, data.dtype, vocabulary_size, path)
+    _check_array(train, data.dtype, vocabulary_size, path)
     if train.has_mask and not any(train.iterate_counted()):
         raise ValueError(
             f"data.path={path}: its loss mask (.ds.loss) leaves out every token, so there is "
@@ -194,7 +192,6 @@ def _open_array(path: Place, data: DataConfig, vocabulary_size: int) -> Corpus:
         tokenizer=tokenizer,
         fingerprint=fingerprint,
         identity=identity,
-        id_range=(lowest, highest),
         dtype=train.files[0].dtype.name,
     )
 
@@ -218,8 +215,8 @@ def check_ids(
 
 def _check_array(
     tokens: TokenArray, dtype: IdType | None, vocabulary_size: int, path: Place
-) -> tuple[int, int]:
-    """Return the lowest and highest id of an array; raises ValueError if the model lacks one."""
+) -> None:
+    """Raise ValueError if the model lacks an id of an array."""
     lowest, highest = _id_range(tokens)
     given = f"if data.dtype={dtype} is not their type, give the one that is; otherwise "
     doubt = given if dtype in {file.dtype.name for file in tokens.files} else ""
@@ -234,7 +231,6 @@ def _check_array(
             f"order is, write them as little-endian; otherwise "
         )
     check_ids(highest, None, vocabulary_size, path, doubt=doubt)
-    return lowest, highest
 
 
 def _id_range(tokens: TokenArray) -> tuple[int, int]:

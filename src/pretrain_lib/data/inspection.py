@@ -36,7 +36,6 @@ class Inspected:
     train: TokenArray
     manifest: dict | None  # of a prepared folder
     tokenizer: Tokenizer | None
-    plan: BestFitPlan | None = None
 
 
 def inspect_data(
@@ -48,15 +47,14 @@ def inspect_data(
     packing: str = "concat",
     shuffle: Shuffle = "windows",
     dtype: IdType | None = None,
-    plan_folder: Path | None = None,
     weights: Sequence[float] | None = None,
     planned_tokens: int | None = None,
 ) -> Iterator[str]:
     """Yield the lines of `pretrain inspect`.
 
     They describe the content of each path, how much packing cuts and pads, the epochs of a run that
-    reads `planned_tokens` tokens, and the decoded window number `window`. `plan_folder` is where
-    best-fit packing plans are kept, `dtype` the type of ids in arrays without a header.
+    reads `planned_tokens` tokens, and the decoded window number `window`. `dtype` is the
+    type of ids in arrays without a header.
     """
     opened = [_open(open_place(path), dtype) for path in paths]
     check_dtype([one.train for one in opened], dtype)
@@ -66,7 +64,7 @@ def inspect_data(
         if packing == "concat" or len(one.train) > sequence_length:
             yield from _describe_concat(one, sequence_length, seed)
     if packing == "best_fit":
-        plans = [_plan(one, sequence_length, plan_folder) for one in opened]
+        plans = [_plan(one, sequence_length) for one in opened]
         for plan in plans:
             report = plan.report
             yield (
@@ -97,7 +95,7 @@ def _open(path: Place, dtype: IdType | None) -> Inspected:
     return Inspected(path, open_split(path, "train"), manifest, tokenizer)
 
 
-def _plan(one: Inspected, sequence_length: int, folder: Path | None) -> BestFitPlan:
+def _plan(one: Inspected, sequence_length: int) -> BestFitPlan:
     if not one.train.has_documents:
         raise ValueError(
             f"--packing best_fit needs document ends, which {one.path} does not have; prepare the "
@@ -107,7 +105,7 @@ def _plan(one: Inspected, sequence_length: int, folder: Path | None) -> BestFitP
     return open_plan(
         one.train.iterate_ends,
         len(one.train),
-        folder or plan_folder(one.path),
+        plan_folder(one.path),
         fingerprint=fingerprint or fingerprint_array(one.train, with_ends=True)[0],
         sequence_length=sequence_length,
     )

@@ -146,12 +146,12 @@ def known_peak(name: str) -> float | None:
     return PEAK_TFLOPS[max(known, key=len)] * 1e12 if known else None
 
 
-def measured_matrix_rate(device: torch.device, dtype: torch.dtype, *, repeats: int = 5) -> float:
-    """Return the FLOP/s of a large square matrix product, the best of some, as of now."""
+def measured_matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the FLOP/s of a large square matrix product, the best of five, as of now."""
     size = MATRIX_SIZE[device.type]
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     best = float("inf")
-    for _ in range(repeats):
+    for _ in range(5):
         start = time.perf_counter()
         (a @ b)[0, 0].item()  # waits for the device
         best = min(best, time.perf_counter() - start)

@@ -19,8 +19,6 @@ class TransformersCache:
     same number of new ones: then no family needs to know about padding.
     """
 
-    needs_equal_lengths = True
-
     def __init__(self, *, rows: int, slots: int) -> None:
         self.slots = slots
         self.lengths = torch.zeros(rows, dtype=torch.int64)

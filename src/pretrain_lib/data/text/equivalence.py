@@ -37,7 +37,7 @@ METASPACES = tuple(
 )
 # Letters and digits to `gigatoken` 0.10 (Unicode 17) but unassigned to `tokenizers` (Unicode 16),
 # so that they split words otherwise. Documents that hold one are left to `tokenizers`.
-_NEW = (
+NEW_CHARACTERS = (  # of a class in a regular expression
     "\u088f\u0c5c\u0cdc\ua7ce-\ua7cf\ua7d2\ua7d4\ua7f1\U00010940-\U00010959"
     "\U00010ec5-\U00010ec7\U00011db0-\U00011ddb\U00011de0-\U00011de9\U00016ea0-\U00016eb8"
     "\U00016ebb-\U00016ed3\U00016ff2-\U00016ff6\U000187f8-\U000187ff\U00018d09-\U00018d1e"
@@ -45,7 +45,6 @@ _NEW = (
     "\U0001e6e7-\U0001e6ed\U0001e6f0-\U0001e6f4\U0001e6fe-\U0001e6ff\U0002b73a-\U0002b73f"
     "\U0002cea2-\U0002cead\U000323b0-\U00033479"
 )
-NEW_CHARACTERS = re.compile(f"[{_NEW}]")
 # Texts on which encoders are compared besides the sample.
 HARD_TEXTS = (
     "",
@@ -76,7 +75,7 @@ def _new_bytes() -> list[re.Pattern[bytes]]:
     byte by byte.
     """
     endings: dict[bytes, bytes] = {}  # the class of the last byte, by the bytes before it
-    for first, last in re.findall("(.)(?:-(.))?", _NEW):
+    for first, last in re.findall("(.)(?:-(.))?", NEW_CHARACTERS):
         low, high = ord(first), ord(last or first)
         for block in range(low // 64, high // 64 + 1):  # characters that differ in the last byte
             ends = max(low, 64 * block), min(high, 64 * block + 63)
