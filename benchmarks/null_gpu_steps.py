@@ -22,7 +22,6 @@ from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.llama import Llama, LlamaConfig
 from pretrain_lib.plan.memory import estimate_memory
 from pretrain_lib.plan.step import Step
-from pretrain_lib.training.compilation import set_up_model
 from pretrain_lib.training.placement import place
 from pretrain_lib.training.step import train_step
 
@@ -104,12 +103,6 @@ def build(recipe: Recipe) -> tuple[Accelerator, torch.nn.Module, torch.optim.Opt
     with torch.device("meta"):
         model = model_type(recipe.model)
     model.to_empty(device=accelerator.device)
-    set_up_model(
-        model,
-        compiled=recipe.system.compile,
-        activation_checkpointing=recipe.system.activation_checkpointing,
-        z_loss=recipe.optimizer.z_loss,
-    )
     return accelerator, *place(recipe, model, accelerator)
 
 

@@ -8,12 +8,22 @@ from pretrain_lib.config.training_sections import OptimizerConfig
 from pretrain_lib.distributed.sharding import is_sharded, shard_by_block, share_weights
 from pretrain_lib.models.interface import Model
 from pretrain_lib.optim.groups import build_adamw, build_muon
+from pretrain_lib.training.compilation import choose_compile, set_up_model
 
 
 def place(
     config: Recipe, model: Model, accelerator: Accelerator
 ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """Place the model on its device, sharded or not; return it and its optimizer, both prepared."""
+    """Set the training options of the model, and prepare it and its optimizer with Accelerate.
+
+    The model is placed on its device, sharded or not.
+    """
+    set_up_model(
+        model,
+        compiled=choose_compile(config.system.compile, accelerator.device),
+        activation_checkpointing=config.system.activation_checkpointing,
+        z_loss=config.optimizer.z_loss,
+    )
     if next(model.parameters()).is_meta:
         # The OS allocates pages on first write only, so the whole model need not fit in memory.
         model.to_empty(device="cpu")

@@ -30,7 +30,6 @@ from pretrain_lib.run_folder.folder import (
 )
 from pretrain_lib.run_folder.metrics import Metrics, start_trackers
 from pretrain_lib.training.banner import banner
-from pretrain_lib.training.compilation import choose_compile, set_up_model
 from pretrain_lib.training.console_lines import fill
 from pretrain_lib.training.early_stop import StopWatch
 from pretrain_lib.training.first_weights import set_first_weights
@@ -87,7 +86,7 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
     options = {"max_tokens": config.validation.tokens, "tokenizer": corpus.tokenizer}
     stretches = choose_stretches(corpus.validation, config.batch.sequence_length, **options)
     has_weights = not next(model.parameters()).is_meta
-    prepared_model, optimizer = _place_model(config, model, accelerator)
+    prepared_model, optimizer = place(config, model, accelerator)
     manifest = build_manifest(config, corpus, accelerator)
     start = resume(config, model, optimizer, accelerator, manifest=manifest)
     if start.is_new:
@@ -126,19 +125,6 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
         _announce(run, start)
         opened.pop_all()
     return run
-
-
-def _place_model(
-    config: Recipe, model: Model, accelerator: Accelerator
-) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """Set the training options of the model, and prepare it and its optimizer with Accelerate."""
-    set_up_model(
-        model,
-        compiled=choose_compile(config.system.compile, accelerator.device),
-        activation_checkpointing=config.system.activation_checkpointing,
-        z_loss=config.optimizer.z_loss,
-    )
-    return place(config, model, accelerator)
 
 
 def _start_metrics(

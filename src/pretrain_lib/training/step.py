@@ -13,8 +13,6 @@ from pretrain_lib.tensors.pieces import whole_tensor
 from pretrain_lib.training.micro_batches import count_targets
 from pretrain_lib.values import check_value
 
-COUNT_PART = 2**20  # of a count of tokens, which has two parts that fp32 holds exactly
-
 
 @dataclass(frozen=True)
 class Accumulated:
@@ -131,12 +129,12 @@ def apply_update(
     finite = torch.isfinite(grad_norm) & torch.isfinite(loss)
     skip = ~finite | (loss > loss_limit) | (grad_norm > norm_limit)
     _update(optimizer, learning_rate, skip=skip)
+    # MPS has no fp64; in fp32, counts of targets above 2^24 are rounded.
+    dtype = torch.float32 if loss.device.type == "mps" else torch.float64
+    values = torch.stack([x.to(dtype) for x in (loss, grad_norm, accumulated.targets, skip)])
     # The only host-device synchronization of a step, after all its work has been queued.
-    # The count goes in two parts: in fp32, one above 2^24 would be rounded.
-    parts = (accumulated.targets // COUNT_PART, accumulated.targets % COUNT_PART)
-    values = torch.stack([loss, grad_norm, *(part.float() for part in parts), skip.float()])
-    loss, norm, high, low, skipped = values.tolist()
-    return StepResult(loss, norm, int(high) * COUNT_PART + int(low), skipped=bool(skipped))
+    loss, norm, targets, skipped = values.tolist()
+    return StepResult(loss, norm, int(targets), skipped=bool(skipped))
 
 
 def _update(optimizer: torch.optim.Optimizer, learning_rate: float, *, skip: torch.Tensor) -> None:
