@@ -23,8 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from pretrain_lib.data.text import formats, separators
-from pretrain_lib.data.text.documents import Fields
+from pretrain_lib.data.text import documents, formats, separators
+from pretrain_lib.data.text.documents import Fields, FileSlice
 from pretrain_lib.data.text.formats import Document, Rejected, cut_file, read_documents
 from pretrain_lib.data.text.opening import open_source
 from pretrain_lib.data.text.other_formats import refuse_other_format
@@ -79,17 +79,17 @@ def test_lines_do_not_depend_on_where_the_file_is_cut(
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"
     path.write_bytes(blank.join(written) + (blank if final else b""))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formats, "LINE_PART_BYTES", part)
+        patch.setattr(documents, "LINE_PART_BYTES", part)
         assert read(path, size) == [Document(text) for text in texts]
 
 
 def test_a_long_line_is_skipped_without_being_read_to_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "LINE_PART_BYTES", 100)
+    monkeypatch.setattr(documents, "LINE_PART_BYTES", 100)
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines(["x" * 100_000, "last"]))
     pieces = cut_file(path, 1000, text_field="text", cut_text=True)
     with path.open("rb", buffering=0) as file:
-        assert list(formats._lines_of_slice(file, pieces[1], "text")) == []
+        assert list(formats._lines_of_slice(file, pieces[1])) == []
         assert file.tell() <= pieces[1].stop + 100
 
 
@@ -355,7 +355,7 @@ def separated(raw, line="<|sep|>"):
         max_size=30,
     ),
     size=st.integers(1, 30),
-    part=st.sampled_from([1, 3, 2**20]),
+    part=st.sampled_from([6, 9, 2**20]),
     mark=st.sampled_from([b"", codecs.BOM_UTF8]),
 )
 def test_documents_between_separator_lines_do_not_depend_on_where_the_file_is_cut(
@@ -365,7 +365,8 @@ def test_documents_between_separator_lines_do_not_depend_on_where_the_file_is_cu
     path = tmp_path_factory.mktemp("separated") / "a.txt"
     path.write_bytes(raw)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(separators, "READ_BYTES", part)
+        patch.setattr(documents, "LINE_PART_BYTES", part)
+        patch.setattr(separators, "LINE_PART_BYTES", part)
         pieces = cut_file(path, size, text_field="", cut_text=False, separator="<|sep|>")
         found = [d for p in pieces for d in read_documents(p, Fields(), separator="<|sep|>")]
         assert found == [Document(text) for text in separated(raw)]
@@ -373,6 +374,16 @@ def test_documents_between_separator_lines_do_not_depend_on_where_the_file_is_cu
     packed.write_bytes(gzip.compress(raw))
     (piece,) = cut_file(packed, size, text_field="", cut_text=False, separator="<|sep|>")
     assert list(read_documents(piece, Fields(), separator="<|sep|>")) == found
+
+
+def test_a_long_line_before_any_separator_of_a_slice_is_not_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(separators, "LINE_PART_BYTES", 100)
+    path = tmp_path / "a.txt"
+    path.write_text("a line\n" + "x" * 100_000 + "\n<|sep|>\nlast\n")
+    with path.open("rb", buffering=0) as file:
+        piece = FileSlice(path, 1, 1000, 999)
+        assert list(separators.read_separated(file, piece, "<|sep|>", to_end=False)) == []
+        assert file.tell() <= 1000 + 100 + len("<|sep|>")
 
 
 @pytest.mark.parametrize("separator", ["<|a|>\n", "<|a|>\r", "a\u2028", "a\x85", "\n", " ", ""])

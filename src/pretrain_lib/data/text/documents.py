@@ -1,11 +1,13 @@
 """What readers of text yield: documents, and remarks about those that could not be read."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from pretrain_lib.wording import show_path
 
+LINE_PART_BYTES = 2**20  # how much of a long line is read at once
 RESTORE = "restore the file, or move it away"  # the remedy for a damaged file
 
 
@@ -62,6 +64,18 @@ class FileSlice:
     start: int
     stop: int
     text_bytes: int  # approximate
+
+
+def skip_to_line(file: io.BufferedIOBase, piece: FileSlice) -> int:
+    """Skip the rest of a line that began before a slice, up to its end; return where `file` is."""
+    if piece.start == 0:
+        return 0
+    offset, part = file.seek(piece.start - 1), b""
+    while offset < piece.stop and not part.endswith(b"\n"):
+        if not (part := file.readline(LINE_PART_BYTES)):
+            break
+        offset += len(part)
+    return offset
 
 
 def is_text(value: object) -> bool:

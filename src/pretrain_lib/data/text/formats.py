@@ -10,7 +10,7 @@ import hashlib
 import io
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pretrain_lib.data.text.compression import (
@@ -25,6 +25,7 @@ from pretrain_lib.data.text.documents import (
     FileSlice,
     Rejected,
     shortened,
+    skip_to_line,
     unreadable,
 )
 from pretrain_lib.data.text.other_formats import START_BYTES, refuse_other_format
@@ -43,7 +44,6 @@ EXPANSION = 4  # assumed ratio of the size of a text to its compressed size
 CUT = re.compile(rb"[A-Za-z0-9](?=[ \n])")
 CUT_SEARCH_BYTES = 2**16
 DIGEST_BYTES = 2**20  # how much of a split file is hashed to identify it
-LINE_PART_BYTES = 2**20  # how much of a skipped line is read at once
 
 
 def is_readable(path: Path) -> bool:
@@ -99,11 +99,12 @@ def read_documents(
             refuse_other_format(piece.path, file.read(START_BYTES), is_unpacked=False)
     if not is_one_document(piece.path):
         with piece.path.open("rb", buffering=BUFFER_BYTES) as file:
-            yield from _lines_of_slice(file, piece, fields)
+            lines = _lines_of_slice(file, piece)
+            yield from _parse_lines(lines, piece, fields, place="line at byte")
     elif separator is None:
         yield from _text(piece)
     else:
-        with piece.path.open("rb") as file:
+        with piece.path.open("rb", buffering=BUFFER_BYTES) as file:
             yield from read_separated(file, piece, separator, to_end=False)
 
 
@@ -196,33 +197,11 @@ def _unpacked(
     """Yield the documents of a compressed file, which `file` reads from `raw`."""
     refuse_other_format(piece.path, raw.start(START_BYTES), is_unpacked=True)
     if not is_one_document(piece.path):
-        yield from _compressed_lines(file, show_path(piece.path), fields)
+        yield from _parse_lines(enumerate(file, start=1), piece, fields, place="line")
     elif separator is None:
         yield from _whole_text(file, show_path(piece.path))
     else:
         yield from read_separated(file, piece, separator, to_end=True)
-
-
-def _compressed_lines(
-    file: io.BufferedReader, where: str, fields: Fields
-) -> Iterator[Document | Rejected]:
-    from pretrain_lib.data.text.json_lines import (
-        is_blank,
-        parse_again,
-        parse_line,
-        refuse_other_json,
-    )
-
-    blank = 0  # lines that begin the file
-    for number, line in enumerate(file, start=1):
-        if (document := parse_line(line, fields)) is not None:
-            yield document
-        elif is_blank(line):
-            blank += number == blank + 1
-        else:
-            if number == blank + 1:
-                refuse_other_json(line, where)
-            yield parse_again(line, f"{where}, line {number}", fields)
 
 
 def _whole_text(file: io.BufferedReader, where: str) -> Iterator[Document | Rejected]:
@@ -234,9 +213,20 @@ def _whole_text(file: io.BufferedReader, where: str) -> Iterator[Document | Reje
         yield Rejected(where, "the text is not UTF-8", f"{error.reason} at byte {error.start}")
 
 
-def _lines_of_slice(
-    file: io.BufferedReader, piece: FileSlice, fields: Fields
+def _lines_of_slice(file: io.BufferedReader, piece: FileSlice) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines that begin in a slice, each with the byte at which it begins."""
+    offset = skip_to_line(file, piece)
+    while offset < piece.stop and (line := file.readline()):
+        yield offset, line
+        offset += len(line)
+    if offset < piece.stop:
+        raise shortened(piece)
+
+
+def _parse_lines(
+    lines: Iterable[tuple[int, bytes]], piece: FileSlice, fields: Fields, *, place: str
 ) -> Iterator[Document | Rejected]:
+    """Yield the documents of JSON lines, each with its number, of which `place` says what it is."""
     from pretrain_lib.data.text.json_lines import (
         is_blank,
         parse_again,
@@ -244,23 +234,14 @@ def _lines_of_slice(
         refuse_other_json,
     )
 
-    offset, blank = piece.start, 0  # `blank`: bytes of the lines that begin the file
-    if piece.start:  # skip the rest of a line that began in the previous slice
-        offset, rest = file.seek(piece.start - 1), b""
-        while offset < piece.stop and not rest.endswith(b"\n"):
-            if not (rest := file.readline(LINE_PART_BYTES)):
-                break
-            offset += len(rest)
-    where = show_path(piece.path)
-    while offset < piece.stop and (line := file.readline()):
+    where, is_first = show_path(piece.path), piece.start == 0
+    for number, line in lines:
         if (document := parse_line(line, fields)) is not None:
             yield document
         elif is_blank(line):
-            blank += len(line) if offset == blank else 0
+            continue
         else:
-            if offset == blank:
+            if is_first:
                 refuse_other_json(line, where)
-            yield parse_again(line, f"{where}, line at byte {offset}", fields)
-        offset += len(line)
-    if offset < piece.stop:
-        raise shortened(piece)
+            yield parse_again(line, f"{where}, {place} {number}", fields)
+        is_first = False

@@ -2,16 +2,23 @@
 
 import codecs
 import io
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
 from pretrain_lib.data.text.compression import FORMATS, CompressedFile, MemberError
-from pretrain_lib.data.text.documents import Document, FileSlice, Rejected, shortened
+from pretrain_lib.data.text.documents import (
+    LINE_PART_BYTES,
+    Document,
+    FileSlice,
+    Rejected,
+    shortened,
+    skip_to_line,
+)
 from pretrain_lib.wording import show_path
 
-READ_BYTES = 2**20
 HINT_BYTES, HINT_FILES = 2**18, 100  # how much is searched for lines that look like separators
 KNOWN_SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 
@@ -25,26 +32,6 @@ def check_separator(separator: str) -> None:
         )
 
 
-def find_separator_line(
-    data: bytes, separator: bytes, start: int, *, is_whole: bool
-) -> tuple[int, int] | None:
-    """Return where the next line equal to `separator` begins and where the line after it does.
-
-    `is_whole` says whether the file ends where `data` does; otherwise a line without its end is
-    left for later.
-    """
-    while (start := data.find(separator, start)) >= 0:
-        end = start + len(separator)
-        if start == 0 or data[start - 1] == ord("\n"):
-            rest = data[end : end + 2]
-            if rest[:1] == b"\n":
-                return start, end + 1
-            if rest == b"\r\n" or (is_whole and rest in (b"", b"\r")):
-                return start, end + len(rest)
-        start += 1
-    return None
-
-
 def read_separated(
     file: io.BufferedIOBase, piece: FileSlice, separator: str, *, to_end: bool
 ) -> Iterator[Document | Rejected]:
@@ -54,48 +41,45 @@ def read_separated(
     the file whatever the slice (a compressed file).
     """
     line = separator.encode()
-    # The byte before tells whether a line begins at `start`; a byte order mark is in no line.
-    begin, data = piece.start - 1, b""
-    if begin < len(codecs.BOM_UTF8):
-        begin, data = 0, file.read(len(codecs.BOM_UTF8))
-        if data == codecs.BOM_UTF8:
-            begin, data = len(data), b""
-    else:
-        file.seek(begin)
-    offset, is_whole = begin, False  # `offset` is the place of `data` in the file
-    file_start = begin  # of the first slice: behind the mark
-    searched, opened = max(piece.start - begin, 0), 0 if piece.start == 0 else None
-    while True:
-        found = find_separator_line(data, line, searched, is_whole=is_whole)
-        if found is None and not is_whole:
-            if opened is None and not to_end and offset + len(data) > piece.stop + len(line) + 2:
-                return  # no document begins here
-            searched = max(searched, len(data) - len(line) - 2)
-            more = file.read(max(READ_BYTES, len(data)))
-            # What lies before an open document is dropped; one byte stays, the line break.
-            kept = max((searched if opened is None else opened) - 1, 0)
-            data, offset, is_whole = data[kept:] + more, offset + kept, not more
-            if is_whole and not to_end and offset + len(data) < piece.stop:
-                raise shortened(piece)
-            searched, opened = searched - kept, None if opened is None else opened - kept
-            continue
-        stop, following = found or (len(data), len(data))
-        at_edge = stop == opened and (offset + stop == file_start or found is None)
-        if opened is not None and not at_edge:
-            raw = data[opened:stop]
-            raw = raw[: -2 if raw.endswith(b"\r\n") else -1] if found and raw else raw
-            yield _decode(raw, piece.path, offset + opened)
-        if found is None or (not to_end and offset + stop >= piece.stop):
-            return
-        opened = searched = following
+    separators = {line + end for end in (b"\n", b"\r\n", b"\r", b"")}  # the last two end a file
+    part_bytes = LINE_PART_BYTES + len(line)  # which cuts long lines, but no separator
+    document, opened = bytearray(), 0 if piece.start == 0 else None
+    offset, file_start, begins_line = 0, 0, True
+    if piece.start > len(codecs.BOM_UTF8):
+        offset = skip_to_line(file, piece)
+    while (opened is not None or offset < piece.stop) and (part := file.readline(part_bytes)):
+        if offset == 0 and part.startswith(codecs.BOM_UTF8):  # a byte order mark is in no line
+            offset = file_start = len(codecs.BOM_UTF8)
+            part, opened = part[offset:], None if opened is None else offset
+        if begins_line and part in separators and offset >= piece.start:
+            if opened is not None and (document or opened > file_start):
+                text = document.removesuffix(b"\n").removesuffix(b"\r")
+                yield _decode(text, piece.path, opened)
+            if not to_end and offset >= piece.stop:
+                return
+            document, opened = bytearray(), offset + len(part)
+        elif opened is not None:
+            document += part
+        offset += len(part)
+        begins_line = part.endswith(b"\n")
+    if not to_end and offset < piece.stop:
+        raise shortened(piece)
+    if document:
+        yield _decode(document, piece.path, opened)
 
 
-def _decode(raw: bytes, path: Path, offset: int) -> Document | Rejected:
+def _decode(raw: bytearray, path: Path, offset: int) -> Document | Rejected:
     try:
         return Document(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         where = f"{show_path(path)}, document at byte {offset}"
         return Rejected(where, "the text is not UTF-8", f"{error.reason} at byte {error.start}")
+
+
+def _has_separator_line(data: bytes, separator: bytes, *, is_whole: bool) -> bool:
+    """Return whether a line equals `separator`; only in a whole file may its line break lack."""
+    end = rb"\r?(?:\n|\Z)" if is_whole else rb"\r?\n"
+    return re.search(b"^" + re.escape(separator) + end, data, re.MULTILINE) is not None
 
 
 def hint_at_separator(files: Sequence[Path], *end_of_text: str) -> str | None:
@@ -106,7 +90,7 @@ def hint_at_separator(files: Sequence[Path], *end_of_text: str) -> str | None:
     for path in files[:HINT_FILES]:
         data = _first_bytes(path)
         for separator in dict.fromkeys([*end_of_text, *KNOWN_SEPARATORS]):
-            if find_separator_line(data, separator.encode(), 0, is_whole=len(data) < HINT_BYTES):
+            if _has_separator_line(data, separator.encode(), is_whole=len(data) < HINT_BYTES):
                 return (
                     f"hint: {show_path(path)} has lines of {separator} but is read as one "
                     f"document; data.document_separator={shlex.quote(separator)} splits it there"
@@ -122,7 +106,7 @@ def hint_at_missed_separator(files: Sequence[Path], separator: str) -> str | Non
         is_whole = len(data) < HINT_BYTES
         # At the edge of what is searched it is not known whether a line ends.
         place = data.find(line, 0, None if is_whole else -len(line) - len(b"\r\n"))
-        if place >= 0 and not find_separator_line(data, line, place, is_whole=is_whole):
+        if place >= 0 and not _has_separator_line(data, line, is_whole=is_whole):
             among = "" if is_whole else f" of its first {HINT_BYTES:,} bytes"
             return (
                 f"hint: {show_path(path)} has {separator} within lines, but no line{among} equals "
