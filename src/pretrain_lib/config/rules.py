@@ -69,19 +69,19 @@ def check_best(config: Any) -> None:
 
 def check_changes(config: Any) -> None:
     """Raise ValueError for an unknown name in `run.allow_changes`."""
-    known = {DATA, *_names(dataclasses.asdict(config))}
+    known = {DATA, *dict(dotted(dataclasses.asdict(config)))}
     for name in config.run.allow_changes:
         if name not in known:
             hint = now_called(name) or f"is no setting{did_you_mean(name, known)}"
             raise ValueError(f"run.allow_changes={show(config.run.allow_changes)}: {name} {hint}")
 
 
-def _names(settings: dict, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted name of each setting."""
+def dotted(settings: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the value of each setting, a dict before what is in it."""
     for key, value in settings.items():
-        yield f"{prefix}{key}"
+        yield f"{prefix}{key}", value
         if isinstance(value, dict):
-            yield from _names(value, f"{prefix}{key}.")
+            yield from dotted(value, f"{prefix}{key}.")
 
 
 def check_division(config: Any, *, processes: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from pretrain_lib.config.renamed import with_new_names
+from pretrain_lib.config.rules import dotted
 from pretrain_lib.config.settings import Recipe, plain
 from pretrain_lib.models.any_model import read_shape
 from pretrain_lib.models.transformers_config import CausalLMConfig
@@ -68,12 +69,8 @@ def _rows_that_differ(things: list[dict], units: dict[str, str]) -> tuple[tuple[
     return tuple(rows)
 
 
-def _flatten(values: dict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        nested = isinstance(value, dict)
-        flat |= _flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return flat
+def _flatten(values: dict) -> dict[str, Any]:
+    return {name: value for name, value in dotted(values) if not isinstance(value, dict)}
 
 
 def _sections(settings: dict) -> dict[str, type]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from pretrain_lib.config.rules import dotted
 from pretrain_lib.files.writes import flush, naming
 from pretrain_lib.run_folder.cut import drop_rows_after
 from pretrain_lib.wording import in_line
@@ -119,23 +120,18 @@ def start_trackers(accelerator: Accelerator, settings: dict, *, run_id: str) -> 
 
     Trackers that identify runs by an id (wandb, trackio) continue the run `run_id`.
     """
-
-    def flatten(values: dict, prefix: str = "") -> dict[str, str | float]:
-        flat = {}
-        for key, value in values.items():
-            if isinstance(value, dict):
-                flat |= flatten(value, f"{prefix}{key}.")
-            else:
-                flat[prefix + key] = value if isinstance(value, int | float) else str(value)
-        return flat
-
     if accelerator.log_with:
         own = {
             # By default wandb writes into the working directory.
             "wandb": {"dir": settings["run"]["dir"], "id": run_id, "resume": "allow"},
             "trackio": {"name": run_id, "resume": "allow"},
         }
-        accelerator.init_trackers("pretrain_lib", config=flatten(settings), init_kwargs=own)
+        flat = {
+            name: value if isinstance(value, int | float) else str(value)
+            for name, value in dotted(settings)
+            if not isinstance(value, dict)
+        }
+        accelerator.init_trackers("pretrain_lib", config=flat, init_kwargs=own)
 
 
 def perplexity(loss: float) -> float:
