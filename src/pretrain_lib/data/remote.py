@@ -76,37 +76,45 @@ class RemoteFile:
     def open(self, mode: str = "rb", buffering: int = -1) -> io.BufferedReader:
         """Open the file for reading at any place, `BLOCK_BYTES` or more at once."""
         assert mode == "rb", "remote files are read only"
-        return io.BufferedReader(_Reader(self), max(BLOCK_BYTES, buffering))
+        storage, key = storage_of(self.url)
+
+        def read(start: int, count: int) -> bytes:
+            ask = partial(storage.cat_file, key, start=start, end=start + count)
+            data = answer(self.url, ask)
+            check_part(self.url, data, count, "prepare it again", setting="data.source")
+            return data
+
+        return io.BufferedReader(RangeReader(read, self.st_size), max(BLOCK_BYTES, buffering))
 
 
-class _Reader(io.RawIOBase):
-    """Reads ranges of a remote file, and says in one line why it cannot."""
+class RangeReader(io.RawIOBase):
+    """A file of `size` bytes as `read(start, count)` returns them."""
 
-    def __init__(self, path: RemoteFile) -> None:
-        self.name, self._path, self._position = path.url, path, 0
-        self._storage, self._key = storage_of(path.url)
+    def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
+        self._read, self._size, self._position = read, size, 0
 
     def readable(self) -> bool:
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
+        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._path.st_size}
+        """Go to a place, and return it."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
         self._position = start[whence] + offset
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:
-        stop = min(self._position + len(buffer), self._path.st_size)
-        if stop <= self._position:
+        """Fill `buffer` and return the number of bytes, 0 at the end."""
+        count = min(len(buffer), self._size - self._position)
+        if count <= 0:
             return 0
-        ask = partial(self._storage.cat_file, self._key, start=self._position, end=stop)
-        data = answer(self._path.url, ask)
-        size, remedy = stop - self._position, "prepare it again"
-        check_part(self._path.url, data, size, remedy, setting="data.source")
+        data = self._read(self._position, count)
         buffer[: len(data)] = data
-        self._position = stop
+        self._position += len(data)
         return len(data)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from pretrain_lib.data.block_cache import GIB, BlockCache, cache_folder
 from pretrain_lib.data.remote import (
+    RangeReader,
     RemoteFile,
     Unreachable,
     answer,
@@ -124,7 +125,7 @@ class RemotePath:
     def open(self, mode: str = "rb") -> io.BufferedReader:
         """Open the file for reading at any place."""
         assert mode == "rb", "remote files are read only"
-        return io.BufferedReader(_Reader(RemoteHandle(self)))
+        return io.BufferedReader(RangeReader(RemoteHandle(self).read, self.stat().st_size))
 
     def read_bytes(self) -> bytes:
         """Return the whole content."""
@@ -193,31 +194,6 @@ class RemoteHandle:
 def open_handle(path: Place) -> Handle | RemoteHandle:
     """Open a file for positioned reads from several threads."""
     return RemoteHandle(path) if isinstance(path, RemotePath) else Handle(path)
-
-
-class _Reader(io.RawIOBase):
-    """A `RemoteHandle` as a file."""
-
-    def __init__(self, handle: RemoteHandle) -> None:
-        self._handle, self._position = handle, 0
-        self._size = handle.path.stat().st_size
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
-        self._position = start[whence] + offset
-        return self._position
-
-    def readinto(self, buffer: memoryview) -> int:
-        data = self._handle.read(self._position, len(buffer))
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
 
 
 @contextmanager
