@@ -1,7 +1,8 @@
-"""Report user errors in one line, and define the exit codes of all commands."""
+"""Report user errors in one line; exit codes of all commands, and signals that stop a run."""
 
 import errno
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -14,6 +15,7 @@ DONE, FAILED, BAD_INPUT, DIVERGED, RESUMABLE, INTERRUPTED = 0, 1, 2, 3, 75, 130
 # The environment variable of a file into which a recipe writes its exit code: `accelerate launch`
 # turns all but 0 into 1.
 EXIT_CODE_FILE = "PRETRAIN_EXIT_CODE_FILE"
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)  # that stop a run
 ISSUES = "https://github.com/pretrain-lib/pretrain_lib/issues"
 OWN_CODE = Path(__file__).parent
 
@@ -23,6 +25,12 @@ DISK_ERRORS = (*DISK_FULL, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, er
 
 class LocalFault(ValueError):
     """An error that has ended a training, perhaps on one process only, such as a damaged file."""
+
+
+def heard_signals() -> list[int]:
+    """Return the signals that stop a run; under `nohup`, that its terminal is closed does not."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pretrain_lib import GPT2, open_corpus, start_accelerator, train
+from pretrain_lib.errors import SIGNALS
 from pretrain_lib.training import run as run_module
-from pretrain_lib.training.early_stop import SIGNALS
 from tests.conftest import change
 
 # In the order of a start.

@@ -42,7 +42,7 @@ def run_prepare(options: argparse.Namespace) -> None:
     check_target(job, options.out)
     sources = job.open_sources()
     for hint in find_hints(job, sources):
-        print(hint.replace("data.document_separator=", "--document_separator "), file=sys.stderr)
+        print(in_terms_of_flags(hint, "prepare"), file=sys.stderr)
     if options.validation != "none" and holds_out_nothing(sources, job.validation):
         print(_nothing_held_out(job.validation), file=sys.stderr)
     manifest = prepare(job, options.out, workers=options.workers)

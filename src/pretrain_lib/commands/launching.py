@@ -15,9 +15,7 @@ from typing import IO, Any
 import psutil
 import yaml
 
-from pretrain_lib.errors import BAD_INPUT, DONE, EXIT_CODE_FILE, RESUMABLE
-
-HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+from pretrain_lib.errors import BAD_INPUT, DONE, EXIT_CODE_FILE, RESUMABLE, heard_signals
 
 
 class Stopped(Exception):  # noqa: N818 (no error)
@@ -77,10 +75,7 @@ def _last_error(text: str) -> str:
 @contextmanager
 def on_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Have signals that stop a run handled by `handler` meanwhile."""
-    # `nohup` has a run ignore that its terminal is closed.
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    heard = [number for number in HANDED_ON if not (ignored and number == signal.SIGHUP)]
-    before = {number: signal.signal(number, handler) for number in heard}
+    before = {number: signal.signal(number, handler) for number in heard_signals()}
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from pretrain_lib.values import show
+from pretrain_lib.wording import in_line
 
 NULLS = ("~", "Null", "NULL")  # what YAML writes null as, besides null
 PREFIX = "tag:yaml.org,2002:"
@@ -91,6 +92,6 @@ def _load(name: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{name}{where}: {' '.join(str(error.problem).split())}") from error
+        raise ValueError(f"{name}{where}: {in_line(error.problem)}") from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{name} is no YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{name} is no YAML: {in_line(error)}") from error

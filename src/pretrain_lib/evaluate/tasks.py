@@ -158,7 +158,7 @@ def _broken_files(include_path: Path | None) -> list[str]:
         try:
             yaml.compose(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-            problems.append(f"{path} is no YAML: {' '.join(str(error).split())[:LONGEST]}")
+            problems.append(f"{path} is no YAML: {in_line(error)[:LONGEST]}")
     return problems
 
 

@@ -19,7 +19,7 @@ from pretrain_lib.models.transformers_config import CausalLMConfig
 from pretrain_lib.run_folder.folder import CHECKPOINTS, METRICS, PRECISIONS
 from pretrain_lib.run_folder.markdown import code, fenced
 from pretrain_lib.run_folder.metrics import human, human_time, perplexity
-from pretrain_lib.run_folder.rows import Rows, read_rows, read_samples
+from pretrain_lib.run_folder.rows import Rows, last_row, read_rows, read_samples
 
 CARD = "README.md"
 RECIPE = ("model", "batch", "optimizer", "schedule")
@@ -90,10 +90,6 @@ def run_of(checkpoint: Path) -> Path | None:
     return run if folder.name == CHECKPOINTS and (run / METRICS).is_file() else None
 
 
-def _last(rows: Rows, kind: str) -> dict:
-    return next((row for row in reversed(rows) if row["kind"] == kind), {})
-
-
 def _front_matter(name: str, model: Model, known: Known) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -155,7 +151,7 @@ def _training_section(known: Known, picture: str | None) -> str:
     if not known.state:
         return ""
     config, state = known.manifest["config"], known.state
-    train, validation = _last(known.rows, "train"), _last(known.rows, "validation")
+    train, validation = last_row(known.rows, "train"), last_row(known.rows, "validation")
     versions, world = known.manifest["versions"], known.manifest["world"]
     names = ("pretrain_lib", "torch", "accelerate", "transformers")
     rows = {

@@ -10,6 +10,7 @@ from torch import nn
 
 from pretrain_lib.models.transformers_config import CausalLMConfig
 from pretrain_lib.models.transformers_flops import attended_width, count_active_weights
+from pretrain_lib.models.weight_files import EMBEDDINGS, TABLES
 
 # From the manufacturers' data sheets: dense bf16 peak with fp32 accumulation in TFLOP/s, and memory
 # in GB of 10^9 bytes. Any memory beyond that is left to the CUDA context, communication buffers and
@@ -60,9 +61,6 @@ PART_OF_A_DEVICE = re.compile(r"\bMIG\b|Laptop|Max-Q")
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}  # large enough to reach the peak rate
 ASSUMED_MFU = 0.4  # until a step has been measured
 
-# Parameters with a row for each token id, padded beyond the vocabulary.
-TABLES = ("wte.weight", "embed_tokens.weight", "lm_head.weight")
-
 
 @dataclass(frozen=True)
 class Hardware:
@@ -104,7 +102,7 @@ def model_flops(model: nn.Module, *, sequence_length: int) -> ModelFlops:
     matrices = sum(
         p.numel()
         for name, p in model.named_parameters()
-        if p is head or not name.endswith(("wpe.weight", "wte.weight", "embed_tokens.weight"))
+        if p is head or not name.endswith(("wpe.weight", *EMBEDDINGS))
     )
     padding = (head.shape[0] - config.vocabulary_size) * head.shape[1]
     width = getattr(config, "attention_width", config.width)

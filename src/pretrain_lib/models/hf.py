@@ -4,11 +4,10 @@ from pathlib import Path
 
 import torch
 
-from pretrain_lib.models.flops import TABLES
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.hf_config import config_to_hf, read_config
 from pretrain_lib.models.llama import Llama, LlamaConfig
-from pretrain_lib.models.weight_files import HEAD, check_tied_head, read_tensors
+from pretrain_lib.models.weight_files import HEAD, TABLES, check_tied_head, read_tensors
 from pretrain_lib.tensors.pieces import fill
 
 OwnModel = GPT2 | Llama

@@ -18,6 +18,7 @@ from pretrain_lib.models.loss import linear_cross_entropy
 from pretrain_lib.models.places import place_tokens
 from pretrain_lib.models.rope import RopeScaling, read_scaling, rotary_angles, rotate
 from pretrain_lib.models.token_ids import check_input_ids
+from pretrain_lib.models.weight_files import TABLES
 from pretrain_lib.tensors.pieces import fill
 from pretrain_lib.values import check_fields, setting
 
@@ -132,8 +133,7 @@ class Llama(nn.Module):
             if parameter.dim() == 2:
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 std = residual_std if residual else INITIAL_STD
-                table = name.endswith(("embed_tokens.weight", "lm_head.weight"))
-                vocabulary = self.config.vocabulary_size if table else None
+                vocabulary = self.config.vocabulary_size if name.endswith(TABLES) else None
                 # Every process draws the whole tensor, so sharding does not change the weights.
                 drawn = torch.empty(parameter.shape, device="cpu")[:vocabulary]
                 fill(parameter, drawn.normal_(0.0, std, generator=generator))

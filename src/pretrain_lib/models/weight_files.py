@@ -20,6 +20,7 @@ INDEX = f"{WEIGHTS}.index.json"
 SHARDS = "model-[0-9]*-of-[0-9]*.safetensors"
 WEIGHT_DTYPES = [dtype for dtype in DTYPES if dtype.is_floating_point]
 HEAD, EMBEDDINGS = "lm_head.weight", ("wte.weight", "embed_tokens.weight")
+TABLES = (HEAD, *EMBEDDINGS)  # what has a row for each token id, padded beyond the vocabulary
 
 
 def split_by_size(sizes: dict[str, int], max_bytes: int | None) -> list[list[str]]:
@@ -160,7 +161,7 @@ def check_tied_head(folder: Path) -> None:
     for path in _weight_files(folder):
         with _open_tensors(path) as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                if name.endswith((HEAD, *EMBEDDINGS)):
+                if name.endswith(TABLES):
                     stored[HEAD if name.endswith(HEAD) else "embeddings"] = path, name
     if len(stored) < 2:
         return

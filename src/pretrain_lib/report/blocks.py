@@ -84,12 +84,6 @@ def side_by_side(
     return Table(header, tuple(row for row in rows if any(row[1:])))
 
 
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun: "1 process", "1,200 processes"."""
-    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
-    return f"{number:,} {noun}{ending}"
-
-
 def singular(unit: str) -> str:
     """Return the singular of a unit: "token", "process"."""
     return unit.removesuffix("es") if unit.endswith("sses") else unit.removesuffix("s")

@@ -10,7 +10,6 @@ from pretrain_lib.report.blocks import (
     Samples,
     Section,
     Table,
-    count,
     side_by_side,
 )
 from pretrain_lib.report.changes import changed_settings, differences
@@ -20,7 +19,6 @@ from pretrain_lib.report.facts import (
     device_hours,
     environment_facts,
     event_blocks,
-    last_row,
     result_facts,
     state_of,
     training_seconds,
@@ -28,7 +26,8 @@ from pretrain_lib.report.facts import (
 from pretrain_lib.report.runs import Run
 from pretrain_lib.report.score_tables import score_table, scored
 from pretrain_lib.run_folder.metrics import human, human_time, perplexity
-from pretrain_lib.run_folder.rows import read_samples
+from pretrain_lib.run_folder.rows import last_row, read_samples
+from pretrain_lib.wording import plural
 
 SHOWN_STEPS = 12  # at which samples are shown
 SHOWN_OF_SEVERAL = 3  # of each of several runs
@@ -48,7 +47,7 @@ def compose(runs: Sequence[Run], *, watts: float | None = None) -> Report:
         _cost_section(runs, watts),
     ]
     title = names[0] if len(runs) == 1 else " · ".join(names)
-    line = _describe(runs[0]) if len(runs) == 1 else f"{count(len(runs), 'run')} side by side"
+    line = _describe(runs[0]) if len(runs) == 1 else f"{plural(len(runs), 'run')} side by side"
     facts = _key_figures(runs[0]) if len(runs) == 1 else ()
     return Report(title, line, facts, tuple(section for section in sections if section.blocks))
 
@@ -74,7 +73,7 @@ def _key_figures(run: Run) -> tuple[tuple[str, str, str], ...]:
     if train.get("loss") is not None:
         figures.append(_loss_figure("Training loss", train))
     if train:
-        figures.append(("Tokens", human(train["tokens"]), count(train["step"], "step")))
+        figures.append(("Tokens", human(train["tokens"]), plural(train["step"], "step")))
         seconds = training_seconds(run.rows)
         remark = "in training steps" if hours is None else f"{hours:,.3g} device hours"
         figures.append(("Time", human_time(seconds), remark))
@@ -150,7 +149,7 @@ def _setting_sections(runs: Sequence[Run]) -> list[Section]:
             blocks.append(f"{whose}The settings are unknown: there is no manifest.json.")
             continue
         source, table = found
-        number = count(len(table.rows), "setting")
+        number = plural(len(table.rows), "setting")
         verb = "differs" if len(table.rows) == 1 else "differ"
         text = (
             f"{number} {verb} from {source}."

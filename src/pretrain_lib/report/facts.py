@@ -5,11 +5,12 @@ from collections import Counter
 import numpy as np
 
 from pretrain_lib.files.locks import LOCK, is_locked
-from pretrain_lib.report.blocks import Table, count
+from pretrain_lib.report.blocks import Table
 from pretrain_lib.report.runs import Run, flops_per_token
 from pretrain_lib.run_folder.folder import PRECISIONS, read_status
 from pretrain_lib.run_folder.metrics import human, human_time, perplexity
-from pretrain_lib.run_folder.rows import Rows, begun_at, mean_mfu
+from pretrain_lib.run_folder.rows import Rows, begun_at, last_row, mean_mfu
+from pretrain_lib.wording import plural
 
 SHOWN_EVENTS = 100
 EVENT_NOUNS = {
@@ -24,11 +25,6 @@ EVENT_PLURALS = {
     "not_saved": "checkpoints not written",
     "resumed": "resumes",
 }
-
-
-def last_row(rows: Rows, kind: str) -> dict:
-    """Return the last row of a kind, empty if there is none."""
-    return next((row for row in reversed(rows) if row["kind"] == kind), {})
 
 
 def state_of(run: Run) -> tuple[str, str]:
@@ -155,7 +151,7 @@ def events_of(run: Run) -> list[tuple[int, str, str]]:
         if row["kind"] == "event"
     ]
     for start in run.manifest.get("starts", [])[1:]:
-        message = f"at {start['time']}, {count(start['processes'], 'device')}"
+        message = f"at {start['time']}, {plural(start['processes'], 'device')}"
         events.append((start["step"], "resumed", message))
     return sorted(events, key=lambda event: event[0])
 

@@ -3,6 +3,8 @@
 import json
 import re
 
+from pretrain_lib.wording import in_line
+
 
 def fenced(text: str) -> str:
     """Return a code block of the text, with a fence longer than any within it."""
@@ -22,4 +24,4 @@ def code(text: str) -> str:
 def escaped(text: str) -> str:
     """Return the text in one line, with the punctuation of Markdown and HTML escaped."""
     punctuation = r"([\\`*{}\[\]<>#|~&$]|(?<!\w)_|_(?!\w))"
-    return re.sub(punctuation, r"\\\1", " ".join(text.split()))
+    return re.sub(punctuation, r"\\\1", in_line(text))

@@ -35,6 +35,11 @@ def read_metrics(run: Path) -> Rows:
     return rows
 
 
+def last_row(rows: Rows, kind: str) -> dict:
+    """Return the last row of a kind, empty if there is none."""
+    return next((row for row in reversed(rows) if row["kind"] == kind), {})
+
+
 def read_rows(path: Path) -> Rows:
     """Return the rows of `metrics.jsonl` or `samples.jsonl`, without an incomplete last line.
 

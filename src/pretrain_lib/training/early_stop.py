@@ -8,7 +8,8 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+from pretrain_lib.errors import heard_signals
+
 STARTED = "PRETRAIN_LIB_STARTED"  # seconds since the epoch, set when the command starts
 
 
@@ -30,10 +31,7 @@ class StopWatch:
         self.longest_step = 0.0
         self.longest_evaluation = 0.0  # seconds, with scores and samples
         self._signal: int | None = None
-        # `nohup` has a run ignore that its terminal is closed.
-        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        numbers = [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
-        self._previous = {number: signal.signal(number, self._note) for number in numbers}
+        self._previous = {number: signal.signal(number, self._note) for number in heard_signals()}
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self._signal == signal.SIGINT:
