@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pretrain_lib.commands.flag_names import in_terms_of_flags
 from pretrain_lib.commands.recipes import RECIPES, add_train_flags, add_tune_flags
@@ -27,7 +27,7 @@ from pretrain_lib.files.console import open_console
 from pretrain_lib.values import Rule
 
 DESCRIPTION = "Pretrain language models: from text to a scored, exported model."
-AddCommand = Callable[..., Callable[..., None]]
+AddCommand = Callable[[str, str], Parser]
 SOURCE = Rule(str, help="python-stdlib, files, folders, URLs, or a hub name")
 SEPARATOR = Rule(str, help="a line between the documents of a .txt file")
 RECIPE = Rule(str, help=f"{', '.join(RECIPES)}, or the path of a .py file")
@@ -79,10 +79,10 @@ def build_parser() -> Parser:
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(metavar="COMMAND")
 
-    def command(module: str, name: str, text: str) -> Callable[..., None]:
+    def command(module: str, name: str, text: str) -> Parser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(module=module, command=name)
-        return partial(add_argument, added)
+        return added
 
     _add_recipe_commands(partial(command, "recipes"))
     _add_tune(partial(command, "tune"))
@@ -100,26 +100,26 @@ def _version() -> str:
 
 
 def _add_recipe_commands(command: AddCommand) -> None:
-    add = command("new", "Copy a recipe and its overlays into a folder, to be changed there.")
+    text = "Copy a recipe and its overlays into a folder, to be changed there."
+    add = partial(add_argument, command("new", text))
     add("recipe", Rule(Literal[tuple(RECIPES)], help="a recipe of this package"), metavar="RECIPE")
     add("out", Rule(Path, help="the folder, which is made"), metavar="FOLDER")
 
     text = "Run a recipe under `accelerate launch`, on all GPUs or on the CPU."
-    add = command("train", text)
-    add("recipe", RECIPE, metavar="RECIPE")
-    (parser,) = add.args
+    parser = command("train", text)
+    add_argument(parser, "recipe", RECIPE, metavar="RECIPE")
     add_train_flags(parser)
     text = "the recipe's own, such as --data.path DATA; `pretrain train RECIPE --help` lists them"
     _add_rest(parser, text)
 
-    add = command("completion", "Print the completion script of a shell.")
+    add = partial(add_argument, command("completion", "Print the completion script of a shell."))
     add("shell", Rule(Literal[SHELLS], help="the shell"), metavar="SHELL")
 
 
 def _add_tune(command: AddCommand) -> None:
-    add = command("tune", "Find the learning rates of a recipe by short runs of a smaller model.")
-    add("recipe", RECIPE, metavar="RECIPE")
-    (parser,) = add.args
+    text = "Find the learning rates of a recipe by short runs of a smaller model."
+    parser = command("tune", text)
+    add_argument(parser, "recipe", RECIPE, metavar="RECIPE")
     add_tune_flags(parser)
     text = "the recipe's own, such as --data.path DATA, which all runs are given"
     _add_rest(parser, text)
@@ -127,14 +127,14 @@ def _add_tune(command: AddCommand) -> None:
 
 def _add_data_commands(command: AddCommand) -> None:
     _add_prepare(command)
-    add = command("verify", "Check every hash of prepared folders.")
+    add = partial(add_argument, command("verify", "Check every hash of prepared folders."))
     add("folders", Rule(Path, help="prepared folders"), nargs="+", metavar="FOLDER")
     _add_inspect(command)
     _add_overlap(command)
 
 
 def _add_prepare(command: AddCommand) -> None:
-    add = command("prepare", "Turn text into shards of tokens.")
+    add = partial(add_argument, command("prepare", "Turn text into shards of tokens."))
     add("sources", SOURCE, nargs="+", metavar="SOURCE")
     add("--tokenizer", Rule(str, help="a folder, a tokenizer.json, or a hub name"))
     vocabulary = Rule(int, minimum=257, unit="ids", help="train a byte-level BPE")
@@ -152,7 +152,7 @@ def _add_prepare(command: AddCommand) -> None:
 
 def _add_inspect(command: AddCommand) -> None:
     text = "Show what lies in prepared folders or arrays, and what a run makes of it."
-    add = command("inspect", text)
+    add = partial(add_argument, command("inspect", text))
     add(
         "paths",
         Rule(str, help="prepared folders, .npy, .bin, .ds, index.json, also behind URLs"),
@@ -174,7 +174,8 @@ def _add_inspect(command: AddCommand) -> None:
 
 
 def _add_overlap(command: AddCommand) -> None:
-    add = command("overlap", "Find evaluation items whose n-grams of words occur in a text.")
+    text = "Find evaluation items whose n-grams of words occur in a text."
+    add = partial(add_argument, command("overlap", text))
     add("sources", SOURCE, nargs="+", metavar="SOURCE")
     items = Rule(Path, help=".jsonl files, an item a line")
     add("--items", items, nargs="+", required=True, metavar="FILE")
@@ -187,12 +188,13 @@ def _add_overlap(command: AddCommand) -> None:
 
 
 def _add_model_commands(command: AddCommand) -> None:
-    add = command("tasks", "Build lm-eval tasks from held-out text.")
+    add = partial(add_argument, command("tasks", "Build lm-eval tasks from held-out text."))
     add("folder", Rule(Path, help="a prepared folder"), metavar="FOLDER")
     add("--out", Rule(Path, help="the folder of the task files"), required=True)
     add("--items", Rule(int, minimum=1, help="items of heldout_choice"), default=200)
 
-    add = command("export", "Write a checkpoint as a plain model folder.")
+    parser = command("export", "Write a checkpoint as a plain model folder.")
+    add = partial(add_argument, parser)
     checkpoint = Rule(Path, help="a checkpoint, or a run folder: its newest")
     add("checkpoint", checkpoint, metavar="CHECKPOINT")
     add("--out", Rule(Path, help="the folder of the export"), required=True)
@@ -203,9 +205,9 @@ def _add_model_commands(command: AddCommand) -> None:
     add("--scores", Rule(Path, help="a JSON of `eval --out`, for the model card"))
     hub = Rule(str, help="upload it to the hub as well")
     add("--push_to_hub", hub, metavar="OWNER/NAME")
-    _add_switch(add, "--private", "for a repository that is made on the hub")
+    _add_switch(parser, "--private", "for a repository that is made on the hub")
 
-    add = command("sample", "Let a model write.")
+    add = partial(add_argument, command("sample", "Let a model write."))
     add("folder", MODEL, metavar="FOLDER")
     prompt = Rule(Text, help="what the text begins with; repeatable")
     add("--prompt", prompt, action="append", required=True)
@@ -220,14 +222,15 @@ def _add_model_commands(command: AddCommand) -> None:
 
 
 def _add_report_commands(command: AddCommand) -> None:
-    add = command("plot", "Draw the curves of runs.")
+    add = partial(add_argument, command("plot", "Draw the curves of runs."))
     add("runs", Rule(Path, help="run folders"), nargs="+", metavar="RUN")
     add("--x", Rule(Literal["tokens", "steps", "flops", "hours"], help="x axis"), default="tokens")
     panels = Rule(str, help="some of loss, lr, grad_norm, speed, scores, separated by commas")
     add("--panels", panels, default="loss,lr,grad_norm,speed,scores")
     add("--out", Rule(Path, help="the picture: .png, .svg or .pdf; else both .png and .svg"))
 
-    add = command("report", "Write an HTML page about runs, and the same as Markdown.")
+    text = "Write an HTML page about runs, and the same as Markdown."
+    add = partial(add_argument, command("report", text))
     add("runs", Rule(Path, help="run folders"), nargs="+", metavar="RUN")
     add("--out", Rule(Path, help="the .html file; for one run by default RUN/report.html"))
     watts = Rule(float, above=0, unit="watts", help="power of a device, for the energy")
@@ -235,9 +238,9 @@ def _add_report_commands(command: AddCommand) -> None:
 
 
 def _add_eval(command: AddCommand) -> None:
-    add = command("eval", "Score a model folder with lm-eval-harness.")
+    parser = command("eval", "Score a model folder with lm-eval-harness.")
+    add = partial(add_argument, parser)
     add("folder", MODEL, metavar="FOLDER")
-    (parser,) = add.args
     tasks = parser.add_mutually_exclusive_group(required=True)
     add_argument(tasks, "--tasks", Rule(str, help="names, separated by commas"))
     suite = Rule(Literal[tuple(SUITES)], help="the tasks of a recipe")
@@ -249,19 +252,18 @@ def _add_eval(command: AddCommand) -> None:
     add("--dtype", dtype, default="float32")
     add("--device", Rule(DeviceName, help="by default CUDA or MPS where there is one"))
     add("--num_fewshot", Rule(int, minimum=0, help="examples in front of each item"))
-    _add_switch(add, "--harness", "score with lm-eval's own model, slower")
-    _add_switch(add, "--log_samples", "write samples_TASK.jsonl files beside --out")
+    _add_switch(parser, "--harness", "score with lm-eval's own model, slower")
+    _add_switch(parser, "--log_samples", "write samples_TASK.jsonl files beside --out")
     add("--out", Rule(Path, help="where lm-eval's JSON goes"))
 
 
-def _add_rest(parser: Any, text: str) -> None:
+def _add_rest(parser: Parser, text: str) -> None:
     """Add all that stands behind RECIPE, which may be nothing."""
     rest = parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="FLAGS", help=text)
     rest.required = False  # argparse would name it among what is missing
 
 
-def _add_switch(add: Any, name: str, text: str) -> None:
-    (parser,) = add.args
+def _add_switch(parser: Parser, name: str, text: str) -> None:
     parser.add_argument(name, action="store_true", help=text)
 
 

@@ -5,7 +5,9 @@ of it occur in the corpus. Words are lower-cased runs of letters and digits, in 
 all else is ignored. The test says little about scripts without spaces.
 """
 
+import re
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice, repeat
@@ -20,12 +22,12 @@ from pretrain_lib.data.pool import run_tasks
 from pretrain_lib.data.text.documents import Rejected
 from pretrain_lib.data.text.opening import open_source
 from pretrain_lib.data.text.sources import FileSource, Source
-from pretrain_lib.data.text.words import GAP, WORD, normalize
 from pretrain_lib.files.writes import write_json
 from pretrain_lib.wording import show_path
 
 PIECE_CHARACTERS, PIECES_AT_ONCE = 2**13, 256  # documents are split and looked up in pieces
 WORST_SHOWN = 10
+WORD, GAP = re.compile(r"[^\W_]+"), re.compile(r"[\W_]")  # in any script
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ def _read_items(
             keys |= dict.fromkeys(record)
             start = len(ids)
             for string in _strings([record.get(key) for key in fields] if fields else record):
-                if len(words := WORD.findall(normalize(string))) >= known.ngram:
+                if len(words := WORD.findall(_normalize(string))) >= known.ngram:
                     ids += [*(known.words.setdefault(w, len(known.words) + 1) for w in words), 0]
             if len(ids) > start:
                 file.tested += 1
@@ -278,10 +280,17 @@ def _read_pieces(
             if isinstance(document, Rejected):
                 rejected.append(document)
                 continue
-            text, start = normalize(document.text), 0
+            text, start = _normalize(document.text), 0
             while start < len(text):
                 gap = GAP.search(text, start + PIECE_CHARACTERS)
                 stop = gap.start() if gap else len(text)
                 yield len(files) - 1, WORD.findall(text, start, stop)
                 start = stop
             yield len(files) - 1, [""]
+
+
+def _normalize(text: str) -> str:
+    """Return a text in lower case and in Unicode's normal form NFC, which most texts have."""
+    if not (text.isascii() or unicodedata.is_normalized("NFC", text)):
+        text = unicodedata.normalize("NFC", text)
+    return text.lower()

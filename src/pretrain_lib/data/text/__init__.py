@@ -13,5 +13,5 @@ Tokenizers: `tokenizer` loads or trains one, from `tokenizer_files`; `tokenizer_
 parts do, `lost_text` and `round_trip` whether its ids keep the text, `same_ids` whether two give
 the same ids, `byte_counts` how many bytes ids stand for. `encoder` tokenizes documents with the
 fastest library that gives the same ids, which `equivalence` tells; `cuts` divides long ones,
-`plain_text` reads special tokens as text. `words` has the words of a text for `pretrain overlap`.
+`plain_text` reads special tokens as text.
 """

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -12,13 +14,13 @@ from pretrain_lib.data.windows.best_fit import BestFitPlan
 from pretrain_lib.data.windows.document_ends import narrow_document_ends
 from pretrain_lib.data.windows.order import WindowOrder
 from pretrain_lib.data.windows.packing import Windows, fill_planned_window, fill_window
-from pretrain_lib.data.windows.positions import LARGEST_SEED, check_positions
 from pretrain_lib.data.windows.shuffled import Shuffle, order_by_epoch
 from pretrain_lib.data.windows.sources import name_source
 from pretrain_lib.data.windows.world import find_place
 from pretrain_lib.values import check_value, show
 
 Batch = dict[str, torch.Tensor]
+LARGEST_SEED = 2**63 - 1  # of the order of windows
 
 
 class WindowSource(Protocol):
@@ -126,6 +128,15 @@ class PackedDataset(Dataset):
 
     def close(self) -> None:
         """Do nothing, since nothing is prefetched."""
+
+
+def check_positions(positions: Sequence[int]) -> np.ndarray:
+    """Return the positions of windows in the run as int64, or say why they are none."""
+    if not all(isinstance(position, Integral) for position in positions):
+        raise ValueError(f"windows {show(positions)} must be whole numbers")
+    if min(positions, default=0) < 0:
+        raise IndexError(f"window {min(positions)}: windows count from 0 at the run's start")
+    return np.array(positions, dtype=np.int64)
 
 
 def rank_micro_batches(

@@ -31,9 +31,8 @@ from pretrain_lib.data.prepare.spool import (
 from pretrain_lib.data.prepare.stream_errors import raise_error
 from pretrain_lib.data.tokens.arrays import TokenArray, TokenFile
 from pretrain_lib.data.tokens.shards import read_manifest
-from pretrain_lib.data.windows.batches import Batch
+from pretrain_lib.data.windows.batches import LARGEST_SEED, Batch, check_positions
 from pretrain_lib.data.windows.packing import Windows, fill_window
-from pretrain_lib.data.windows.positions import LARGEST_SEED, check_positions
 from pretrain_lib.values import check_value, show
 
 KEPT_OPEN = 3  # segments
