@@ -16,7 +16,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, StateDictTy
 
 from pretrain_lib.models.modes import evaluation_mode
 
-BLOCK = "Block"  # class name of a transformer block, in each of our models
+# Class name of a block in each of our models: what is sharded without a call of `shard_by_block`.
+BLOCK = "Block"
 # Settings of `fsdp_config` that are rejected, by Accelerate's names, and the reasons.
 REFUSED = {
     "CPU_RAM_EFFICIENT_LOADING": "it would untie tied weights, and models are created sharded",
