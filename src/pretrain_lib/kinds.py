@@ -1,4 +1,4 @@
-"""Tell of which type a value from Python is, and turn its numbers into Python's own."""
+"""Check the types of Python values, and convert numbers of NumPy to those of Python."""
 
 import types
 from numbers import Integral, Real

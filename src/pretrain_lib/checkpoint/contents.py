@@ -1,4 +1,4 @@
-"""What a checkpoint says in JSON: the progress of a run, and how it was started."""
+"""The JSON files of a checkpoint: the training state, and the manifest of the run."""
 
 import dataclasses
 import json

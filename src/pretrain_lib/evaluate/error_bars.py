@@ -1,4 +1,4 @@
-"""Perplexities as large as they come, and their error bars without 100,000 draws in Python."""
+"""Perplexities that would overflow, and standard errors without 100,000 draws in Python."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""What depends on the kind of a model, of whichever kind it is: building, folders, caches.
+"""Functions for every kind of model: build it, save and load its folder, create its cache.
 
 GPT-2 and LLaMA are read and written by `hf`, all others by transformers (`transformers_folder`).
 """

@@ -1,4 +1,4 @@
-"""Where the tokens of a forward stand: in their document, after cached ones, within the context.
+"""Positions of tokens, in documents and behind cached tokens, and their limit, the context.
 
 Shapes: B sequences, T positions, E ends, N documents.
 """

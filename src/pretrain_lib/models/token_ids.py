@@ -1,4 +1,4 @@
-"""Token ids are those of the vocabulary: what a model reads, and the targets of its loss."""
+"""Check that input ids and targets are within the vocabulary."""
 
 import torch
 

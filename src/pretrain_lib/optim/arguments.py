@@ -1,4 +1,4 @@
-"""Which arguments of an optimizer are refused; recipes refuse the same."""
+"""Check the arguments of the optimizers; the same checks apply to recipes."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Which parameters share a weight decay, a learning rate and an update rule."""
+"""Parameter groups: who shares a weight decay, a learning rate and an update rule."""
 
 import re
 from typing import Any

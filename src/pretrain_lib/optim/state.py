@@ -1,4 +1,4 @@
-"""What an optimizer keeps for each parameter."""
+"""Optimizer state: the tensors and numbers that an optimizer keeps for each parameter."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""How many checkpoints of a run there can be on the disk at once."""
+"""The largest number of checkpoints that a run has on the disk at once."""
 
 from pretrain_lib.config.settings import Recipe
 from pretrain_lib.measures import VALIDATION_LOSS

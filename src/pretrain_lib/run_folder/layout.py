@@ -1,4 +1,4 @@
-"""Tell a run folder from a folder of somebody's own; undo what a refused start has written."""
+"""Tell run folders from other folders, and undo what a refused start has written."""
 
 from contextlib import suppress
 from pathlib import Path

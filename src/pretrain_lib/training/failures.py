@@ -1,4 +1,4 @@
-"""What is said and noted of a run that an error has ended."""
+"""Errors that end a run: what is printed, and what `status.json` records."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The micro-batches of a step, as a loop of one's own may give them."""
+"""Check the micro-batches of a step, and count their targets."""
 
 from collections.abc import Iterable, Mapping
 

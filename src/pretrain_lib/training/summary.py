@@ -1,4 +1,4 @@
-"""The table at the end of a run: what it cost, what came of it, where all lies, what to do next."""
+"""The table printed at the end of a run: result, cost, paths and next steps."""
 
 import shlex
 from collections.abc import Iterator

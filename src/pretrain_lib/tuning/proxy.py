@@ -1,4 +1,4 @@
-"""The smaller model and the shorter runs by which the rates of a recipe are found.
+"""The proxy of a recipe, in which its learning rates are found: a smaller model, shorter runs.
 
 Settings are nested dictionaries, as `--print_config` prints them.
 """

@@ -1,4 +1,4 @@
-"""What came of the runs of a search: their losses and speed, and the file that tells it."""
+"""Results of the trials of a search: their losses and speed, and the file that records them."""
 
 import math
 import shutil

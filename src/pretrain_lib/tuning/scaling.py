@@ -1,4 +1,4 @@
-"""Carry learning rates from one width of a model to another.
+"""Transfer learning rates from one model width to another.
 
 A layer learns features at every width if its weights and each update have the spectral norm
 sqrt(rows / columns) up to a constant (Yang, Simon and Bernstein 2023, "A Spectral Condition for

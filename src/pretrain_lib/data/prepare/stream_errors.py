@@ -1,4 +1,4 @@
-"""What a stream's producer failed of, told to the processes that wait for its segments."""
+"""Errors of a stream's producer, for the processes that wait for its segments."""
 
 import os
 import sys

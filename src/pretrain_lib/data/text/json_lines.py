@@ -1,4 +1,4 @@
-"""Parse JSON lines: quickly those of documents, with a reason those of none.
+"""Parse JSON lines: documents fast, and a reason for each line that holds none.
 
 Imported when lines are read: `orjson` is not needed to train on prepared tokens.
 """

@@ -1,4 +1,4 @@
-"""Refuse tokenizers that would lose text: what no token stands for, they drop without a trace.
+"""Refuse tokenizers that lose text: they drop characters for which they have no token.
 
 A tokenizer with an unknown token replaces such text visibly, which is its own doing.
 """

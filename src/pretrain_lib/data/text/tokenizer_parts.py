@@ -1,4 +1,4 @@
-"""What the parts of a tokenizer make of a text, by their settings."""
+"""The normalizer and pre-tokenizer of a tokenizer: their settings, and what these imply."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Whether the files of a source are still what they were when it was opened."""
+"""Check that the files of a source have not changed since it was opened."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a file without a header of its own holds instead of ids, by its first bytes or its values.
+"""Detect files without a header that hold something other than token ids.
 
 What is found here leaves no doubt: real ids are never taken for it.
 """

@@ -1,4 +1,4 @@
-"""What is said of a source of windows that gives none."""
+"""Error messages for a source that yields no windows."""
 
 from collections.abc import Sequence
 
