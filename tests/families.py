@@ -98,7 +98,9 @@ UNCOMMON = {
     | {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8},
     "inkling": GROUPED
     | {"model_type": "inkling_text", "head_dim": 8, "moe_intermediate_size": 16}
-    | {"n_routed_experts": 4, "num_experts_per_tok": 2, "logits_mup_width_multiplier": 3.0},
+    | {"n_routed_experts": 4, "num_experts_per_tok": 2, "logits_mup_width_multiplier": 3.0}
+    # has wider heads in layers with a window
+    | {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 16},
     # has a subclass of nn.Linear as its head
     "dory": GROUPED | {"model_type": "dory", "head_dim": 8},
     # asks its body for a scale of the logits

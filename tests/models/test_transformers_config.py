@@ -15,7 +15,7 @@ from pretrain_lib.models.flops import count_parameters, model_flops
 from pretrain_lib.models.transformers_config import ConfigFields
 from pretrain_lib.models.transformers_family import check_causal
 from tests.conftest import ROOT
-from tests.families import FAMILIES, UNCOMMON, WITH_BUFFERS, family
+from tests.families import FAMILIES, GROUPED, UNCOMMON, WITH_BUFFERS, family
 
 sys.path.insert(0, str(ROOT / "recipes"))
 import causal_lm  # noqa: E402
@@ -140,6 +140,7 @@ def test_flops_are_those_of_the_same_model_of_this_library(name):
 
 # Those of which torch's counter sees every product of attention, as no window is shorter.
 COUNTED = ("qwen3", "smollm3", "gpt_neox", "granite", "qwen3_moe", "minicpm3", "llama4", "gemma4")
+COUNTED += ("dory", "inkling")
 
 
 @pytest.mark.parametrize("name", [*COUNTED, "deepseek_v3"])
@@ -152,10 +153,42 @@ def test_flops_of_attention_are_three_times_those_that_torch_counts_in_a_forward
         math = sdpa_kernel(SDPBackend.MATH)  # shows attention as two full products
         with torch.no_grad(), math, FlopCounterMode(display=False) as counter:
             model(ids)
-        counted.append(counter.get_total_flops() / length)
+        counted.append(counter.get_flop_counts()["Global"][torch.ops.aten.bmm] / length)
         own.append(model_flops(model, sequence_length=length).attention)
-    # Nothing but attention grows with the length.
+    # Of products in batches, as of heads and experts, those of attention grow with the length.
     assert own[1] - own[0] == 3 * (counted[1] - counted[0]) > 0
+
+
+def counted_in_training(model, length):
+    """Return the FLOPs per token of a forward and a backward pass, of attention and of the rest."""
+    ids = torch.zeros(1, length, dtype=torch.int64)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(ids).sum().backward()
+    attention = counter.get_flop_counts()["Global"][torch.ops.aten.bmm] / length
+    return attention, counter.get_total_flops() / length - attention
+
+
+def test_layers_of_a_loop_count_each_time():
+    own, counted = [], []
+    for loops in (1, 4):
+        changes = {"num_hidden_layers": 4, "n_input_layers": 1, "n_output_layers": 1}
+        model = build_model(family("dory", **changes, n_recurrent_loops=loops)).initialize(0)
+        own.append(model_flops(model, sequence_length=16))
+        counted.append(counted_in_training(model, 16))
+    attention, rest = (more - once for once, more in zip(*counted, strict=True))
+    assert own[1].attention - own[0].attention == attention > 0
+    # By convention vectors count, though they are no matrix products.
+    vectors = sum(p.numel() for b in model.blocks[1:3] for p in b.parameters() if p.dim() == 1)
+    assert own[1].parameters - own[0].parameters == rest + 6 * 3 * vectors
+
+
+def test_loops_without_gradients_count_as_a_forward_alone():
+    config = CausalLMConfig(config=GROUPED | {"model_type": "hrm_text", "head_dim": 8})
+    model = build_model(config).initialize(0)
+    _, rest = counted_in_training(model, 16)
+    vectors = sum(p.numel() for p in model.parameters() if p.dim() == 1)
+    own = model_flops(model, sequence_length=16).parameters
+    assert own == pytest.approx(rest + 6 * vectors, rel=1e-12)
 
 
 WIDTH = 12 * 32  # FLOPs of a layer for each token that is seen
@@ -163,7 +196,7 @@ KINDS = {
     "a window in all layers": ("mistral", {}, 2 * 12),
     "chunks": ("llama4", {"attention_chunk_size": 8}, 2 * 8),
     "a state space beside attention": ("falcon_h1", {}, 2 * 32),
-    "a window beside a state": ("inkling", {"sliding_window_size": 8}, 2 * 8),
+    "a window in layers of twice the width": ("inkling", {"sliding_window_size": 8}, 2 * 2 * 8),
     "states alone": ("qwen3_next", {}, 0),
     "one layer of attention": (
         "qwen3_next",

@@ -11,5 +11,6 @@ operations.
 `hf`, `hf_config` and `weight_files` load and save folders of GPT-2 and LLaMA. `adapter` wraps a
 model of transformers: `transformers_config` describes it, `transformers_family` finds what its
 family does, `transformers_head`, `transformers_cache`, `transformers_folder` and
-`transformers_flops` are its output head, cache, folders and FLOPs.
+`transformers_flops` are its output head, cache, folders and FLOPs, `transformers_fake` runs it
+without numbers.
 """

@@ -96,7 +96,7 @@ def model_flops(model: nn.Module, *, sequence_length: int) -> ModelFlops:
     """Return the training FLOPs per token of a model, which may be on the meta device."""
     config = model.config
     if isinstance(config, CausalLMConfig):
-        attended = attended_width(config.hf, sequence_length)
+        attended = attended_width(model, sequence_length)
         return ModelFlops(parameters=6 * count_active_weights(model), attention=12 * attended)
     head = model.head_weight
     matrices = sum(

@@ -27,11 +27,25 @@ FEWEST_LAYERS = 2
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError, LookupError)
 TOLERANCE = 1e-5  # relative, of hidden states that must not depend on a token
 
+# How the families call the number of their experts, and of those that each token uses.
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+CHOSEN_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k")
+
 
 def find_blocks(model: "PreTrainedModel") -> list[nn.Module]:
     """Return the blocks of a model of transformers: the modules of its longest list of modules."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     return list(max(lists, key=len, default=()))
+
+
+def count_experts(hf: "PreTrainedConfig") -> tuple[int, float] | None:
+    """Return the number of experts and the share that a token uses; None if there are none."""
+    found = [
+        next((number for name in names if (number := getattr(hf, name, None))), None)
+        for names in (EXPERTS, CHOSEN_EXPERTS)
+    ]
+    number, chosen = found
+    return (number, chosen / number) if number and chosen else None
 
 
 def check_causal(config: CausalLMConfig) -> None:

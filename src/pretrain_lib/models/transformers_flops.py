@@ -1,17 +1,17 @@
 """Parameters and lengths that determine the FLOPs of a model of transformers, from its modules."""
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
+
+from pretrain_lib.models.transformers_fake import count_calls
+from pretrain_lib.models.transformers_family import count_experts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from pretrain_lib.models.adapter import CausalLMAdapter
-
-# How the families call the number of their experts, and of those that each token uses.
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-CHOSEN_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k")
 
 # Kinds of layers that have no attention, and what limits the attention of others.
 WITHOUT_ATTENTION = ("linear_attention", "mamba", "conv", "moe", "mlp")
@@ -26,24 +26,32 @@ LIMITS = {
 def count_active_weights(model: "CausalLMAdapter") -> float:
     """Return the number of parameters used for each token, without those of untied embeddings.
 
-    Of a mixture of experts, only the experts that a token uses count.
+    Of a mixture of experts, only the experts that a token uses count. Weights that are used in
+    several passes, as in a loop over layers, count in each.
     """
-    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
-    looked_up = {id(table) for table in tables if table is not model.head_weight}
     experts, share = count_experts(model.config.hf) or (0, 1.0)
+    calls = count_calls(model.config)
+    passes = Counter()  # of each parameter, in all modules that have it
+    for name, module in model.model.named_modules():
+        if not isinstance(module, nn.Embedding):
+            for parameter in module.parameters(recurse=False):
+                passes[parameter] += calls.passes(name)
     return sum(
-        parameter.numel() * (share if parameter.dim() == 3 and len(parameter) == experts else 1)
-        for parameter in model.parameters()
-        if id(parameter) not in looked_up
+        parameter.numel()
+        * (share if parameter.dim() == 3 and len(parameter) == experts else 1)
+        # The weights of modules that are never called are used elsewhere, as those of the head.
+        * (times or 1)
+        for parameter, times in passes.items()
     )
 
 
-def attended_width(hf: "PreTrainedConfig", sequence_length: int) -> float:
+def attended_width(model: "CausalLMAdapter", sequence_length: int) -> float:
     """Return the sum over all layers of attention width times the tokens that a token may see.
 
     Those of linear attention, state spaces and convolutions attend to none; a sliding window, and a
     chunk, limit the tokens. All other kinds, such as sparse attention, count as full attention.
     """
+    hf = model.config.hf
     if getattr(hf, "is_heterogeneous", False):
         layers = list(hf.per_layer_config)
     else:
@@ -53,17 +61,32 @@ def attended_width(hf: "PreTrainedConfig", sequence_length: int) -> float:
     alike = ["sliding_attention" if has_window else "full_attention"] * len(layers)
     kinds = getattr(hf, "layer_types", None) or getattr(hf, "attention_layers", None) or alike
     return sum(
-        _attention_width(layer) * _visible_tokens(layer, kind, sequence_length)
-        for layer, kind in zip(layers, kinds, strict=True)
+        _attention_width(layer, kind) * _visible_tokens(layer, kind, sequence_length) * passes
+        for layer, kind, passes in zip(layers, kinds, _passes(model, len(layers)), strict=True)
     )
 
 
-def _attention_width(layer: "PreTrainedConfig") -> float:
+def _passes(model: "CausalLMAdapter", layers: int) -> list[float]:
+    """Return in how many passes each layer is; 1 if a configuration lists those of a loop."""
+    names = {module: name for name, module in model.model.named_modules()}
+    calls, blocks = count_calls(model.config), model.blocks
+    if len(blocks) != layers:
+        return [1] * layers
+    return [calls.passes(names[block]) or 1 for block in blocks]
+
+
+def _attention_width(layer: "PreTrainedConfig", kind: str) -> float:
     """Return the width of all heads, the mean of that of the keys and that of the values."""
-    heads = getattr(layer, "num_attention_heads", None)
+
+    def shape(name: str) -> Any:
+        """Return a field, which layers with a window may have for themselves."""
+        own = getattr(layer, f"swa_{name}", None) if kind == "hybrid_sliding" else None
+        return own or getattr(layer, name, None)
+
+    heads = shape("num_attention_heads")
     if not heads:
         return 0
-    width = getattr(layer, "head_dim", None) or layer.hidden_size // heads
+    width = shape("head_dim") or layer.hidden_size // heads
     if hasattr(layer, "qk_nope_head_dim"):  # latent attention, whose `head_dim` is of a part
         width = layer.qk_nope_head_dim + layer.qk_rope_head_dim
     return heads * (width + (getattr(layer, "v_head_dim", None) or width)) / 2
@@ -74,13 +97,3 @@ def _visible_tokens(layer: "PreTrainedConfig", kind: str, sequence_length: int) 
         return 0
     limit = LIMITS.get(kind)
     return min((limit and getattr(layer, limit, None)) or sequence_length, sequence_length)
-
-
-def count_experts(hf: "PreTrainedConfig") -> tuple[int, float] | None:
-    """Return the number of experts and the share that a token uses; None if there are none."""
-    found = [
-        next((number for name in names if (number := getattr(hf, name, None))), None)
-        for names in (EXPERTS, CHOSEN_EXPERTS)
-    ]
-    number, chosen = found
-    return (number, chosen / number) if number and chosen else None
