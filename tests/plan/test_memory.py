@@ -12,8 +12,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from pretrain_lib.models.any_model import build_model
 from pretrain_lib.models.gpt2 import GPT2, GPT2Config
 from pretrain_lib.models.llama import Llama, LlamaConfig
+from pretrain_lib.models.loss import CHUNK_BYTES
 from pretrain_lib.optim.groups import build_adamw, build_muon
 from pretrain_lib.plan.layers import document_attention_bytes
 from pretrain_lib.plan.memory import estimate_memory, model_sizes
@@ -21,6 +23,7 @@ from pretrain_lib.plan.muon import muon_cost
 from pretrain_lib.plan.network import World, sent_bytes
 from pretrain_lib.plan.step import Step
 from pretrain_lib.training.compilation import set_up_model
+from tests.families import OWN_LOGITS, family
 
 SHAPE = {"vocabulary_size": 4096, "context_length": 256, "num_layers": 4, "num_heads": 4}
 LLAMA = {"num_key_value_heads": 2, "mlp_width": 704}
@@ -287,6 +290,34 @@ def test_a_step_allocates_what_is_estimated(
     assert estimate_memory(model, step).peak == pytest.approx(measured, rel=0.03)
 
 
+@pytest.mark.moderate
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("name", OWN_LOGITS)
+def test_logits_that_a_model_makes_itself_are_in_the_estimate(
+    name, precision, several, monkeypatch
+):
+    if several:  # chunks
+        monkeypatch.setitem(CHUNK_BYTES, "cpu", 2**20)
+    model = build_model(family(name, vocab_size=4096, hidden_size=64)).initialize(0)
+    step = Step(2, 64, precision=precision, on_cuda=False)
+    measured = allocated_at_most(model, step)
+    estimate = estimate_memory(model, step)
+    assert estimate.peak == pytest.approx(measured, rel=0.05)
+    assert estimate.loss > 0.2 * estimate.peak  # so it is at the height
+
+
+@pytest.mark.moderate
+@pytest.mark.parametrize("kind", ["none", "selective", "full"])
+def test_every_pass_of_a_loop_over_layers_is_in_the_estimate(kind):
+    shape = {"vocab_size": 61, "hidden_size": 64, "head_dim": 16, "num_hidden_layers": 4}
+    loop = {"n_input_layers": 1, "n_output_layers": 1, "n_recurrent_loops": 5}
+    model = build_model(family("dory", **shape, **loop)).initialize(0)
+    step = Step(64, 64, precision="fp32", activation_checkpointing=kind, on_cuda=False)
+    measured = allocated_at_most(model, step)
+    assert estimate_memory(model, step).peak == pytest.approx(measured, rel=0.15)
+
+
 @pytest.mark.parametrize(("length", "moments"), [(8, "fp32"), (8, "bf16"), (256, "fp32")])
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])
 def test_a_step_with_muon_allocates_what_is_estimated(name, length, moments):
@@ -384,7 +415,8 @@ def make_step(model, optimizer, step):
             model.set_requires_gradient_sync(last)
         elif isinstance(model, DistributedDataParallel) and not last:
             silent = model.no_sync()
-        ids = torch.randint(4096, (step.sequences, step.length))
+        size = getattr(model, "module", model).config.vocabulary_size
+        ids = torch.randint(size, (step.sequences, step.length))
         with silent:
             with torch.autocast("cpu", torch.bfloat16, **low):
                 loss, targets = model(ids, ids)

@@ -172,15 +172,16 @@ def chunked_loss(
     for some, own in zip(hidden.split(rows), targets.split(rows), strict=True):
         arguments = head, some, own, z_loss
         if torch.is_grad_enabled():
-            loss = loss + checkpoint(_chunk_loss, *arguments, use_reentrant=False)
+            loss = loss + checkpoint(chunk_loss, *arguments, use_reentrant=False)
         else:
-            loss = loss + _chunk_loss(*arguments)
+            loss = loss + chunk_loss(*arguments)
     return loss * factor, (targets != IGNORED_TARGET).sum()
 
 
-def _chunk_loss(
+def chunk_loss(
     head: TransformersHead, hidden: torch.Tensor, targets: torch.Tensor, z_loss: float
 ) -> torch.Tensor:
+    """Return the summed loss of a chunk, hidden states (N, D) with targets (N,)."""
     logits = head.logits(hidden[None])[0].float()  # (N, V)
     normalizer = logits.logsumexp(dim=1)
     counts = targets != IGNORED_TARGET

@@ -13,7 +13,7 @@ from pretrain_lib.models.llama import LlamaConfig
 from pretrain_lib.models.transformers_config import CausalLMConfig
 from pretrain_lib.plan.network import FP32
 from pretrain_lib.plan.step import COMPUTE_BYTES, Step
-from pretrain_lib.plan.transformers_memory import kept_bytes, token_bytes
+from pretrain_lib.plan.transformers_memory import kept_bytes, loops, token_bytes
 
 DOCUMENT_ROWS = 128  # that FlashAttention's backward reserves for each document
 
@@ -73,11 +73,12 @@ def _transformers_layer_bytes(model: nn.Module, step: Step, *, copies: bool) -> 
     whole = kept_bytes(config, sequences=step.sequences, length=step.length, low=in_bf16)
     everything = whole // len(model.blocks) - low * sum(matrices) * (in_bf16 and not copies)
     selected, working = token_bytes(model.blocks[0], config.width, low)
+    times = loops(model)  # each of which keeps its own, and is computed again by itself
     kept = {"none": everything, "selective": N * selected, "full": N * FP32 * config.width}
-    kept = min(everything, kept[step.activation_checkpointing])
+    kept = min(everything, round(times * kept[step.activation_checkpointing]))
     return Layer(
         kept=kept,
-        computed_again=everything - kept,
+        computed_again=round((everything - kept) / times),
         working=N * working + FP32 * max(matrices),
     )
 

@@ -13,10 +13,12 @@ from torch import nn
 
 from pretrain_lib.models.llama import LlamaConfig
 from pretrain_lib.models.loss import chunk_rows
+from pretrain_lib.models.transformers_config import CausalLMConfig
 from pretrain_lib.plan.layers import Layer, layer_bytes
 from pretrain_lib.plan.muon import muon_cost
 from pretrain_lib.plan.network import FP32, Sizes, World
 from pretrain_lib.plan.step import COMPUTE_BYTES, Step
+from pretrain_lib.plan.transformers_memory import logits_bytes
 
 GATHERED_LAYERS = 2  # of a sharded model, at a time: the current one and the prefetched next one
 
@@ -133,6 +135,8 @@ def _activation_bytes(model: nn.Module, step: Step, layer: Layer) -> int:
 
 def _loss_bytes(model: nn.Module, step: Step) -> int:
     """Return the peak bytes of output projection and loss, whose forward computes gradients too."""
+    if _makes_its_logits(model):
+        return _own_logits_bytes(model, step)
     (V, D), N = model.head_weight.shape, step.tokens
     low, in_bf16 = COMPUTE_BYTES[step.precision], step.precision == "bf16"
     chunk = _chunk_rows(model, step)
@@ -151,14 +155,30 @@ def _loss_bytes(model: nn.Module, step: Step) -> int:
 
 def _head_backward_bytes(model: nn.Module, step: Step) -> int:
     """Return the bytes of both gradients of the output projection, stored and scaled copies."""
+    if _makes_its_logits(model):
+        return _own_logits_bytes(model, step)
     (V, D), N = model.head_weight.shape, step.tokens
     several = _chunk_rows(model, step) < N
     low = COMPUTE_BYTES[step.precision]
     return 2 * low * N * D + (_table_gradient_bytes(step, several) + FP32) * V * D
 
 
+def _makes_its_logits(model: nn.Module) -> bool:
+    return isinstance(model.config, CausalLMConfig) and not model.has_plain_head
+
+
+def _own_logits_bytes(model: nn.Module, step: Step) -> int:
+    """Return the peak bytes of logits that the model makes itself, reached in backward."""
+    (V, D), N = model.head_weight.shape, step.tokens
+    rows, low = _chunk_rows(model, step), step.precision == "bf16"
+    # Hidden states and their gradient, and the sum of the weight gradients of several chunks.
+    whole = 2 * FP32 * N * D + FP32 * V * D * (rows < N)
+    return whole + logits_bytes(model.config, rows=rows, low=low)
+
+
 def _chunk_rows(model: nn.Module, step: Step) -> int:
-    row_bytes = model.head_weight.shape[0] * COMPUTE_BYTES[step.precision]
+    itemsize = FP32 if _makes_its_logits(model) else COMPUTE_BYTES[step.precision]
+    row_bytes = model.head_weight.shape[0] * itemsize
     return chunk_rows(step.tokens, row_bytes, "cuda" if step.on_cuda else "cpu")
 
 

@@ -51,7 +51,10 @@ class Planned:
 
     def memory_line(self, model: Model, world: World, memory_gb: float) -> str:
         """Return what a step is expected to take of a device's memory, and what would fit it."""
-        peak = estimate_memory(model, self.step(world), world).peak / 1e9
+        try:
+            peak = estimate_memory(model, self.step(world), world).peak / 1e9
+        except ValueError as error:  # the run can be made without an estimate
+            return f"unknown; {error}"
         line = f"about {peak:.3g} of {memory_gb:.3g} GB of each device"
         largest = self.largest_micro_batch(model, world, memory_gb)
         if peak > FILLED * memory_gb:
