@@ -20,7 +20,7 @@
 set -uo pipefail
 
 status() { # prints a field of status.json, nothing if there is none
-    python -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' \
+    python -P -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' \
         "$RUN_DIR/status.json" "$1" 2>/dev/null
 }
 
@@ -31,7 +31,7 @@ export CONFIG="${CONFIG:-accelerate_configs/ddp_multi_node.yaml}"
 export PROCESSES=$((SLURM_GPUS_ON_NODE * SLURM_NNODES))
 HEAD_NODE="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 # This script runs on the first node.
-PORT="$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')"
+PORT="$(python -P -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')"
 export HEAD_NODE PORT PET_RDZV_ID="$SLURM_JOB_ID"
 
 before="$(status step)"

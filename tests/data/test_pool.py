@@ -35,6 +35,12 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # else ignored behind a shell
     list(run_tasks(note_and_wait, [Path(sys.argv[1])] * 2, workers=2))
 """
+RUN = """
+from pretrain_lib.data.pool import run_tasks, show_progress
+if __name__ == "__main__":
+    with show_progress("here", total_bytes=1, quiet=True):
+        print(sum(run_tasks(abs, range(12), workers=2)))
+"""
 
 
 def square_late(number):
@@ -101,6 +107,17 @@ def runs(pid):
 def test_results_come_in_the_order_of_the_tasks(workers, ahead):
     found = list(run_tasks(square_late, range(12), workers=workers, ahead=ahead))
     assert found == [number * number for number in range(12)]
+
+
+@pytest.mark.parametrize("name", ["pickle", "selectors", "socket"])
+def test_scripts_in_the_working_directory_are_not_taken_for_modules(tmp_path, name):
+    folder, script = tmp_path / "folder", tmp_path / "run.py"
+    folder.mkdir()
+    (folder / f"{name}.py").write_text("raise SystemExit('a script of the user')")
+    script.write_text(RUN)
+    options = {"cwd": folder, "capture_output": True, "text": True}
+    run = subprocess.run([sys.executable, script], **options, timeout=PATIENCE_SECONDS)
+    assert (run.stdout, run.stderr) == (f"{sum(range(12))}\n", "")
 
 
 @pytest.mark.parametrize(("workers", "ahead", "most"), [(1, None, 1), (2, 0, 1), (2, 3, 4)])

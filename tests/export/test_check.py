@@ -15,6 +15,7 @@ from pretrain_lib.export.export import export_checkpoint
 from pretrain_lib.export.reload import find_problems
 from pretrain_lib.models.hf import build_model
 from pretrain_lib.models.rope import RopeScaling
+from tests.conftest import python_path
 
 pytestmark = pytest.mark.moderate
 
@@ -244,6 +245,14 @@ def test_the_check_runs_in_a_process_of_its_own_and_keeps_the_mode(written, toke
     with pytest.raises(ValueError, match=r"gpt2/model does not load as .* and 7 more differ"):
         check_export(other, folder, tokenizer=tokenizer)
     assert not other.training
+
+
+def test_a_process_that_fails_is_told_by_its_last_line(written, tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise RuntimeError('no room')")
+    monkeypatch.setenv("PYTHONPATH", python_path(tmp_path))
+    folder, model = written / "gpt2" / "model", build_model(CONFIGS["gpt2"])
+    with pytest.raises(ValueError, match="gpt2/model again has failed: RuntimeError: no room$"):
+        check_export(model.initialize(0), folder, tokenizer=None)
 
 
 @pytest.mark.slow

@@ -186,20 +186,23 @@ def become(command: dict, streams: list[int]) -> None:
 def run(arguments: list[str]) -> None:
     """Do what `python ARGUMENTS` does: options, then a script, -m with a module, -c with code."""
     sys.executable = os.environ.get("FORKS_CHILDREN", sys.executable)
-    while arguments[0] in ("-u", "-W"):
+    working_directory = True  # is where imports look first
+    while arguments[0] in ("-u", "-W", "-P"):
         option = arguments.pop(0)
-        if option == "-u":
+        if option == "-P":
+            working_directory = False
+        elif option == "-u":
             sys.stdout.reconfigure(write_through=True)
         else:
             warnings.simplefilter(arguments.pop(0))
     if arguments[0] == "-m":
-        sys.argv, sys.path[0] = arguments[1:], str(Path.cwd())
+        sys.argv, sys.path[:1] = arguments[1:], [str(Path.cwd())] * working_directory
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
         return
     module = sys.modules["__main__"] = types.ModuleType("__main__")
     if arguments[0] == "-c":
-        sys.argv, sys.path[0], code = ["-c", *arguments[2:]], "", arguments[1]
-        name = "<string>"
+        sys.argv, code = ["-c", *arguments[2:]], arguments[1]
+        sys.path[:1], name = [""] * working_directory, "<string>"
     else:
         name = str(Path(arguments[0]).absolute())
         sys.argv, sys.path[0], module.__file__ = arguments, str(Path(name).parent), name

@@ -98,7 +98,8 @@ def launch(words: list[str], *, output: IO | None = None) -> tuple[int, bool]:
     """
     from pretrain_lib.distributed.launched import stop_with  # imports torch, which is slow
 
-    command = [sys.executable, "-m", "accelerate.commands.launch", *words]
+    # -P: without modules from the working directory; recipes have those of their own folder.
+    command = [sys.executable, "-P", "-m", "accelerate.commands.launch", *words]
     recipes: set[psutil.Process] = set()  # that were told to stop
     launchers: list[subprocess.Popen] = []
     told: list[int] = []

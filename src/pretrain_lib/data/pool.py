@@ -23,6 +23,7 @@ from pretrain_lib.wording import plural
 REFRESH_SECONDS, LINE_SECONDS = 0.3, 30
 # Workers are forked from a fork server: a fork of this process would inherit locks held by threads.
 CONTEXT = get_context("forkserver")
+SAFE_PATH = "PYTHONSAFEPATH"
 _counters: Any = None  # shared with workers: source bytes, text bytes, documents, tokens
 
 
@@ -34,7 +35,22 @@ def count_cores() -> int:
 def warm_up(function: Callable) -> None:
     """Start the fork server early, to import the module of `function` in the background."""
     CONTEXT.set_forkserver_preload([function.__module__])
-    forkserver.ensure_running()
+    with safe_imports():
+        forkserver.ensure_running()
+
+
+@contextmanager
+def safe_imports() -> Iterator[None]:
+    """Have the servers that multiprocessing starts import nothing from the working directory.
+
+    They are started with `python -c`, which would take a user's own socket.py there for Python's.
+    """
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(SAFE_PATH) if before is None else os.environ.update({SAFE_PATH: before})
 
 
 def run_tasks(
@@ -150,7 +166,8 @@ def show_progress(label: str, *, total_bytes: int, done_bytes: int = 0, quiet: b
     `LINE_SECONDS` elsewhere.
     """
     global _counters  # handed to the workers when they start
-    _counters = CONTEXT.Array("Q", 4)
+    with safe_imports():
+        _counters = CONTEXT.Array("Q", 4)
     ended = threading.Event()
     terminal = sys.stderr.isatty()
     bar = tqdm(

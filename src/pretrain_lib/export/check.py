@@ -64,13 +64,15 @@ def write_expected(
 
 
 def _reload(folder: Path, expected: Path) -> dict:
-    run = subprocess.run(
-        [sys.executable, "-m", "pretrain_lib.export.reload", folder, expected],
+    run = subprocess.run(  # -P: not with what lies in the working directory
+        [sys.executable, "-P", "-m", "pretrain_lib.export.reload", folder, expected],
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
     )
-    assert run.returncode == 0, f"the process that reloads {folder} failed: {run.stderr}"
+    if run.returncode:
+        reason = (run.stderr.strip() or f"exit code {run.returncode}").splitlines()[-1]
+        raise ValueError(f"the process that loads {folder} again has failed: {reason}")
     return json.loads((expected / RESULT).read_text(encoding="utf-8"))
 
 

@@ -44,7 +44,7 @@ def check_footers(paths: Sequence[Path | RemoteFile]) -> None:
     with TemporaryDirectory() as folder, ThreadPoolExecutor(REQUESTS) as executor:
         places = (Path(folder, str(number)) for number in range(len(new)))
         names = b"\0".join(map(os.fsencode, executor.map(_on_disk, new, places)))
-        command = [sys.executable, "-c", READ]
+        command = [sys.executable, "-P", "-c", READ]  # without what lies in the working directory
         reader = subprocess.run(command, input=names, capture_output=True)
     if reader.returncode < 0:
         path = new[int(reader.stdout.split()[-1])]

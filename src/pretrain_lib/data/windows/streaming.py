@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pretrain_lib.data.permutation import derive_keys, permute
-from pretrain_lib.data.pool import CONTEXT, count_cores
+from pretrain_lib.data.pool import CONTEXT, count_cores, safe_imports, warm_up
 from pretrain_lib.data.prepare.spool import (
     END_SIGNAL,
     POLL_SECONDS,
@@ -84,7 +84,8 @@ class StreamingDataset(IterableDataset):
         self.windows_per_segment = spool.segment_tokens // sequence_length
         self.dtype = np.dtype(read_manifest(spool.folder)["dtype"])
         self.produces, self.workers = produces, workers or count_cores()
-        self._position = CONTEXT.Value("q", 0)  # the segment being read, shared with the producer
+        with safe_imports():
+            self._position = CONTEXT.Value("q", 0)  # the segment being read, for the producer
         self.load_state_dict({"windows": first_window, "cursor": cursor})
         atexit.register(_close, weakref.ref(self))
 
@@ -163,7 +164,7 @@ class StreamingDataset(IterableDataset):
         if self._producer is None and self.produces:
             first = self._position.value
             arguments = (self.spool, first, self._hint, self._position, self.workers)
-            CONTEXT.set_forkserver_preload([produce.__module__])  # imported once for all processes
+            warm_up(produce)  # imported once for all processes
             producer = CONTEXT.Process(target=produce, args=arguments)
             producer.start()
             self._producer = producer
