@@ -24,7 +24,7 @@ NOUNS = {
     float: "a number",
     bool: "true or false",
     str: "text",
-    Path: "a path",
+    Path: "a local path",
     list[str]: "a list such as [a, b]",
     list[float]: "a list of numbers such as [0.7, 0.3]",
     tuple[float, float]: "two numbers such as [0.9, 0.95]",
@@ -122,6 +122,8 @@ class Rule:
         return max((getattr(kind, "largest", LARGEST) for kind in whole), default=math.inf)
 
     def _suggest(self, written: Any) -> str:
+        if Path in kinds_of(self.kind) and "://" in str(written):
+            return "; copy files from or to a URL yourself"
         choices = [c for kind in kinds_of(self.kind) for c in get_args(kind)]
         return did_you_mean(written, [c for c in choices if isinstance(c, str)])
 
@@ -252,7 +254,7 @@ def _read_one(kind: Any, written: Any) -> Any:
     if kind in (str, Path) and not written.strip():
         return UNREADABLE
     if kind is Path:
-        return Path(os.path.expanduser(written))  # noqa: PTH111 (leaves an unknown ~name alone)
+        return UNREADABLE if "://" in written else Path(os.path.expanduser(written))  # noqa: PTH111 (leaves an unknown ~name alone)
     try:
         return kind.parse(written) if hasattr(kind, "parse") else kind(written)
     except ValueError:

@@ -74,14 +74,28 @@ def model(prepared, tmp_path_factory):
             "prepare python-stdlib --tokenizer {m} --validation half --out {m}/o",
             "--validation half must be hash",
         ),
+        ("verify s3://b/p", "FOLDER s3://b/p must be a local path; copy files from or to a URL"),
+        ("tasks s3://b/p --out {m}/o", "FOLDER s3://b/p must be a local path; copy files"),
+        ("sample hf://b/p --prompt a", "FOLDER hf://b/p must be a local path; copy files"),
+        ("eval s3://b/p --tasks x", "FOLDER s3://b/p must be a local path; copy files"),
+        ("export s3://b/p --out {m}/o", "CHECKPOINT s3://b/p must be a local path; copy files"),
+        ("plot {m} s3://b/p", "RUN s3://b/p must be a local path; copy files"),
+        ("report {m} s3://b/p", "RUN s3://b/p must be a local path; copy files"),
+        (
+            "export {m} --out {m}/o --scores {m}/config.json",
+            "--scores {m}/config.json holds no lm-eval results",
+        ),
+        ("export {m} --out {m}", "--out {m} is the folder that is exported: give another one"),
+        ("export {m} --out {m}/../{n}", "--out {m}/../{n} is the folder that is exported"),
         ("prepar x", "did you mean prepare?"),
         ("verify {m}", "FOLDER {m} holds no manifest.json"),
     ],
 )
 def test_it_is_refused_in_one_line(model, capsys, arguments, expected):
     before = entries(model)
-    words = arguments.format(m=model).split()
-    assert expected.format(m=model) in refuse(capsys, *words)
+    names = {"m": model, "n": model.name}
+    words = arguments.format(**names).split()
+    assert expected.format(**names) in refuse(capsys, *words)
     assert entries(model) == before
 
 
@@ -138,7 +152,7 @@ def test_a_run_killed_in_mid_write_is_plotted_without_its_last_row(tmp_path, cap
     ("command", "expected"),
     [
         ("plot x --panels los", "--panels los must be some of loss, lr, grad_norm, speed, scores"),
-        ("plot x --panels loss,", "--panels '' must be some of"),
+        ("plot x --panels loss,", "--panels loss, must be names separated by commas"),
         ("plot x --x token", "--x token must be tokens, steps, flops or hours; did you mean"),
         ("report x y", "a report of 2 runs belongs to none of their folders: give --out"),
         ("report x --out y.htm", "--out y.htm must end in .html"),
@@ -218,7 +232,9 @@ def test_values_that_no_flag_takes(command, flag, capsys, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     (action,) = (a for a in parsers()[command]._actions if flag in a.option_strings)
     wrong = ["", " "]
-    if not any(word in action.help for word in ("(text", "(a path")):
+    if "(a local path" in action.help:
+        wrong += ["s3://bucket/file"]
+    elif not any(word in action.help for word in ("(text", "(names")):
         wrong += ["nan", "inf", "-inf", "1e400", "-1", "x", "null", "[1]", "1" * 5000]
     if "a whole number" in action.help:
         wrong += ["1e30", "1.5", str(2**63)]
@@ -256,6 +272,24 @@ def test_help_tells_rule_and_default_of_each_flag(command, capsys):
 def test_a_number_is_read_as_python_reads_it():
     assert Rule(float).read("1e-4") == 1e-4
     assert Rule(int).read("1_000") == 1000
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"), [("eval", "tasks"), ("overlap", "fields"), ("plot", "panels")]
+)
+def test_spaces_around_commas_do_not_count(command, flag):
+    needed = [word for word in NEEDED[command] if word not in ("--tasks", "t")]
+    for written in ("loss,lr", "loss, lr", " loss ,\tlr "):
+        options = build_parser().parse_args([command, *needed, f"--{flag}", written])
+        assert getattr(options, flag) == ["loss", "lr"]
+
+
+def test_fields_that_no_item_has_are_named_with_their_flag(tmp_path, capsys):
+    text, items = tmp_path / "text.txt", tmp_path / "items.jsonl"
+    text.write_text("one two three")
+    items.write_text(json.dumps({"ctx": "one two", "endings": ["three"]}))
+    words = ["overlap", text, "--items", items, "--ngram", "2", "--fields"]
+    assert "error: --fields context: " in refuse(capsys, *words, "ctx, context")
 
 
 def test_a_value_may_begin_with_dashes():

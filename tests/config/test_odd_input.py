@@ -55,6 +55,12 @@ def test_a_flag_is_refused_by_its_rule(flag, value, expected):
     assert refuse(GPT2_RECIPE, f"--{flag}", value).startswith(f"--{flag} {shown} {expected}")
 
 
+def test_a_run_folder_behind_a_url_is_refused():
+    recipe = change(GPT2_RECIPE, run={"dir": "s3://bucket/run"})
+    with pytest.raises(ValueError, match=r"^run\.dir=s3://bucket/run must be a local path; copy"):
+        recipe.check(processes=1)
+
+
 def test_a_misspelt_name_among_the_allowed_changes_is_refused():
     error = refuse(GPT2_RECIPE, "--run.allow_changes", "[schedule.token]")
     assert error.startswith("run.allow_changes=")

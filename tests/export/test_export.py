@@ -124,7 +124,8 @@ def test_several_files_become_one_and_one_several(workplace, tmp_path, forked_re
     folder, out = workplace / "untied llama", tmp_path / "out"
     export_checkpoint(folder, out, max_shard_bytes=50_000)
     assert len(list(out.glob("model-*.safetensors"))) > 3
-    export_checkpoint(out, out)  # replaced, no file is left over
+    export_checkpoint(out, tmp_path / "one")
+    export_checkpoint(tmp_path / "one", out)  # replaced, no file is left over
     names = {path.name for path in folder.iterdir()} | {"README.md"}
     assert {path.name for path in out.iterdir()} == names
     assert load_pretrained(out).config == load_pretrained(folder).config

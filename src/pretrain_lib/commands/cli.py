@@ -12,7 +12,7 @@ from typing import Literal
 from pretrain_lib.commands.flag_names import in_terms_of_flags
 from pretrain_lib.commands.recipes import RECIPES, add_train_flags, add_tune_flags
 from pretrain_lib.config.flags import Parser, add_argument
-from pretrain_lib.config.units import ByteCount, DeviceName, Text, TokenCount
+from pretrain_lib.config.units import ByteCount, DeviceName, Names, Text, TokenCount
 from pretrain_lib.data.tokens.headerless import IdType
 from pretrain_lib.data.windows.best_fit import Packing
 from pretrain_lib.data.windows.shuffled import Shuffle
@@ -179,7 +179,7 @@ def _add_overlap(command: AddCommand) -> None:
     add("sources", SOURCE, nargs="+", metavar="SOURCE")
     items = Rule(Path, help=".jsonl files, an item a line")
     add("--items", items, nargs="+", required=True, metavar="FILE")
-    add("--fields", Rule(str, help="of the items, separated by commas; by default every text"))
+    add("--fields", Rule(Names, help="of the items; by default every text"))
     add("--ngram", Rule(int, minimum=1, unit="words", help="length of an n-gram"), default=13)
     add("--text_field", TEXT_FIELD, default="text")
     add("--document_separator", SEPARATOR, metavar="TEXT")
@@ -225,7 +225,7 @@ def _add_report_commands(command: AddCommand) -> None:
     add = partial(add_argument, command("plot", "Draw the curves of runs."))
     add("runs", Rule(Path, help="run folders"), nargs="+", metavar="RUN")
     add("--x", Rule(Literal["tokens", "steps", "flops", "hours"], help="x axis"), default="tokens")
-    panels = Rule(str, help="some of loss, lr, grad_norm, speed, scores, separated by commas")
+    panels = Rule(Names, help="some of loss, lr, grad_norm, speed, scores")
     add("--panels", panels, default="loss,lr,grad_norm,speed,scores")
     add("--out", Rule(Path, help="the picture: .png, .svg or .pdf; else both .png and .svg"))
 
@@ -242,7 +242,7 @@ def _add_eval(command: AddCommand) -> None:
     add = partial(add_argument, parser)
     add("folder", MODEL, metavar="FOLDER")
     tasks = parser.add_mutually_exclusive_group(required=True)
-    add_argument(tasks, "--tasks", Rule(str, help="names, separated by commas"))
+    add_argument(tasks, "--tasks", Rule(Names, help="what to score"))
     suite = Rule(Literal[tuple(SUITES)], help="the tasks of a recipe")
     add_argument(tasks, "--suite", suite)
     add("--include_path", INCLUDE_PATH)

@@ -137,7 +137,7 @@ def run_overlap(options: argparse.Namespace) -> None:
         ngram=options.ngram,
         text_field=options.text_field,
         document_separator=options.document_separator,
-        fields=options.fields.split(",") if options.fields else (),
+        fields=options.fields or (),
         workers=options.workers or count_cores(),
     )
     print(format_overlap(report))

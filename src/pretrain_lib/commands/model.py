@@ -39,7 +39,7 @@ def run_export(options: argparse.Namespace) -> None:
     source, name = model_folder(options.checkpoint), options.push_to_hub
     if options.private and name is None:
         raise ValueError("--private is for a repository on the hub: give --push_to_hub OWNER/NAME")
-    check_export_folder(options.out)
+    check_export_folder(options.out, source)
     if name is not None:
         check_hub(name)
     with without_foreign_progress(), TemporaryDirectory() as folder:
@@ -87,7 +87,7 @@ def run_eval(options: argparse.Namespace) -> None:
     with without_foreign_progress():
         results = evaluate_folder(
             folder,
-            options.tasks.split(",") if options.suite is None else SUITES[options.suite],
+            options.tasks if options.suite is None else SUITES[options.suite],
             include_path=options.include_path,
             limit=options.limit,
             batch_size=options.batch_size,

@@ -9,11 +9,10 @@ from pretrain_lib.report.report import check_page, write_report
 
 def run_plot(options: argparse.Namespace) -> None:
     """Plot the metrics of runs."""
-    panels = [name.strip() for name in options.panels.split(",")]
-    check_panels(panels)
+    check_panels(options.panels)
     if options.out is not None or options.runs[0].is_dir():
         check_file(options.out or options.runs[0] / "plots" / "curves.png", named="--out ")
-    for path in plot_runs(options.runs, options.out, x=options.x, panels=panels):
+    for path in plot_runs(options.runs, options.out, x=options.x, panels=options.panels):
         print(path)
 
 

@@ -53,6 +53,10 @@ def check_together(config: Any) -> None:
             f"model.context_length={config.model.context_length}; shorten the one or raise the "
             f"other"
         )
+    if "://" in config.run.dir:
+        raise ValueError(
+            f"run.dir={config.run.dir} must be a local path; copy the folder to a URL yourself"
+        )
     check_best(config)
 
 

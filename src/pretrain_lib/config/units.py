@@ -74,6 +74,20 @@ class Text(str):
             raise ValueError(f"{value!r} is not UTF-8") from None
 
 
+class Names(list):
+    """Names separated by commas; spaces around them do not count."""
+
+    noun = "names separated by commas"
+
+    @classmethod
+    def parse(cls, value: Any) -> "Names":
+        """Parse names from the command line; raises ValueError if one is empty."""
+        names = [name.strip() for name in str(value).split(",")]
+        if not all(names):
+            raise ValueError(f"{value!r} is not {cls.noun}")
+        return cls(names)
+
+
 class DeviceName(str):
     """The name of a torch device."""
 

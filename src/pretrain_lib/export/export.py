@@ -42,7 +42,7 @@ def export_checkpoint(
     fails.
     """
     check_saving(dtype=dtype, max_shard_bytes=max_shard_bytes)
-    check_export_folder(out)
+    check_export_folder(out, checkpoint)
     out = out.resolve()
     model = load_pretrained(checkpoint, by_transformers=is_by_transformers(checkpoint))
     known = gather(checkpoint, model, scores=scores)
@@ -91,10 +91,12 @@ def is_by_transformers(checkpoint: Path) -> bool:
     return "config" in json.loads(path.read_text(encoding="utf-8"))["config"]["model"]
 
 
-def check_export_folder(out: Path) -> None:
-    """Raise ValueError unless `out` is new, empty or an export, which will be replaced."""
+def check_export_folder(out: Path, checkpoint: Path) -> None:
+    """Raise ValueError unless `out` is new, empty or another export, which will be replaced."""
     options = {"is_ours": _is_replaceable, "replaced": True}
     check_folder(out, named="out=", kind="an export", **options)
+    if out.resolve() == checkpoint.resolve():
+        raise ValueError(f"out={out} is the folder that is exported: give another one")
 
 
 def _is_replaceable(out: Path) -> bool:
