@@ -273,10 +273,19 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, cap
     assert "\n" not in error
 
 
-def test_a_run_is_not_taken_for_damaged_data(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        ("verify {run}", "FOLDER"),
+        ("inspect {run}", "PATH"),
+        ("tasks {run} --out {run}/tasks", "FOLDER"),
+    ],
+)
+def test_a_run_is_not_taken_for_data(command, named, tmp_path, capsys):
     (tmp_path / "manifest.json").write_text('{"config": {}, "run_id": "0123"}')
-    assert call("verify", tmp_path) == 2
-    assert "is the folder of a run, not of prepared data" in capsys.readouterr().err
+    assert call(*command.format(run=tmp_path).split()) == 2
+    said = f"error: {named} {tmp_path} is the folder of a run, not of prepared data; give"
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_an_abbreviated_flag_is_refused(capsys):

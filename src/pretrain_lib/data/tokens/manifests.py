@@ -36,6 +36,10 @@ SHARD_FIELDS |= {"tokens": int, "documents": int}
 REMEDY = "restore the file, or prepare the data again, into another folder"
 
 
+class Unprepared(ValueError):
+    """A folder that is not a prepared one."""
+
+
 def manifest_bytes(manifest: dict) -> bytes:
     """Return the content of `manifest.json`, with its own hash as the last field."""
     blank = json_bytes({**manifest, OWN_HASH: ZEROS})
@@ -46,9 +50,15 @@ def manifest_bytes(manifest: dict) -> bytes:
 def parse_manifest(path: Path) -> dict:
     """Return the content of a `manifest.json`; raises ValueError, naming it, if it is damaged.
 
-    Manifests of earlier versions have no hash of their own: of those the structure is checked.
+    Raises Unprepared for the manifest of a run. Manifests of earlier versions have no hash of their
+    own: of those the structure is checked.
     """
     raw, manifest = path.read_bytes(), read_object(path, remedy=REMEDY)
+    if "run_id" in manifest:
+        raise Unprepared(
+            f"data.path={path.parent} is the folder of a run, not of prepared data; give the one "
+            f"that `pretrain prepare` has written"
+        )
     found = LAST_FIELD.search(raw)
     if found is not None:
         blank = raw[: found.start(1)] + ZEROS.encode() + raw[found.end(1) :]

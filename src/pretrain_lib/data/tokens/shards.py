@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from pretrain_lib.data.tokens.manifests import FORMAT_VERSION, MANIFEST, parse_manifest
+from pretrain_lib.data.tokens.manifests import FORMAT_VERSION, MANIFEST, Unprepared, parse_manifest
 from pretrain_lib.data.tokens.unprepared import explain_unprepared
 from pretrain_lib.files.writes import write_files, write_json
 
@@ -80,10 +80,10 @@ def _npy_bytes(array: np.ndarray) -> bytes:
 
 
 def read_manifest(folder: Path) -> dict:
-    """Return the manifest of a prepared folder; raises ValueError if it is missing or damaged."""
+    """Return the manifest of a prepared folder; raises Unprepared for others, or ValueError."""
     path = folder / MANIFEST
     if isinstance(folder, Path) and not folder.exists():
-        raise ValueError(f"data.path={folder}: there is no such folder")
+        raise Unprepared(f"data.path={folder}: there is no such folder")
     if not path.is_file():
-        raise ValueError(f"data.path={folder} holds no {MANIFEST}: {explain_unprepared(folder)}")
+        raise Unprepared(f"data.path={folder} holds no {MANIFEST}: {explain_unprepared(folder)}")
     return parse_manifest(path)

@@ -8,11 +8,11 @@ from pretrain_lib.data.tokens.manifests import (
     FILES,
     MANIFEST,
     TOKENIZER_FOLDER,
+    Unprepared,
     parse_manifest,
 )
 from pretrain_lib.data.tokens.places import Place
 from pretrain_lib.data.tokens.shards import MASK_HASHES, SHARD_HASHES, read_manifest
-from pretrain_lib.files.reading import parse_json
 
 
 def verify_folder(folder: Path | str) -> list[str]:
@@ -23,24 +23,12 @@ def verify_folder(folder: Path | str) -> list[str]:
     folder = Path(folder)
     try:
         manifest = read_manifest(folder)
+    except Unprepared:
+        raise
     except ValueError as error:
-        if not (folder / MANIFEST).is_file():
-            raise
-        if _is_of_run(folder / MANIFEST):
-            raise ValueError(
-                f"{folder} is the folder of a run, not of prepared data: each checkpoint in it is "
-                f"verified whenever it is loaded"
-            ) from error
         return [str(error)]
     problems = {name: _problem(folder / name, sha) for name, sha in _expected(manifest).items()}
     return [f"{folder / name}: {problem}" for name, problem in problems.items() if problem]
-
-
-def _is_of_run(manifest: Path) -> bool:
-    try:
-        return "run_id" in parse_json(manifest.read_bytes())
-    except (ValueError, TypeError):
-        return False
 
 
 def has_own_hash(folder: Path) -> bool:
