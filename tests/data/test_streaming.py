@@ -43,6 +43,7 @@ from pretrain_lib import (
 from pretrain_lib.checkpoint.state import read_state
 from pretrain_lib.config.arguments import parse_recipe
 from pretrain_lib.config.units import TokenCount
+from pretrain_lib.data.inspection import inspect_data
 from pretrain_lib.data.pool import run_tasks
 from pretrain_lib.data.prepare import groups, stream_errors
 from pretrain_lib.data.prepare.job import open_units
@@ -807,3 +808,16 @@ def test_a_stream_is_not_copied(tmp_path, job):
     with pytest.raises(ValueError, match="must be whole numbers"):
         dataset.batch([1.5])
     dataset.close()
+
+
+def test_a_spool_is_described_but_not_read_as_a_prepared_folder(tmp_path, job, recipe):
+    spool = open_small(job, tmp_path / "spool")
+    dataset = read(spool)
+    dataset.batch([WINDOWS])
+    dataset.close()
+    segments = len(list(spool.folder.glob("segment-*.json")))
+    described = list(inspect_data([spool.folder], sequence_length=LENGTH, window=0))
+    assert described[-1].startswith(f"spool       {segments} segments of {SEGMENT} tokens of a")
+    assert any(line.startswith(f"validation  {HELD_OUT} tokens") for line in described)
+    with pytest.raises(ValueError, match="is the spool of a stream, .* give a prepared folder"):
+        open_corpus(change(recipe, data={"path": str(spool.folder)}))

@@ -79,8 +79,13 @@ def _open_prepared(folder: Place, data: DataConfig, vocabulary_size: int) -> Cor
             f"prepared with ({folder / TOKENIZER_FOLDER}); omit data.tokenizer, or prepare the "
             f"text again"
         )
-    highest = manifest["splits"]["train"]["highest_id"]
-    check_ids(highest, manifest["vocabulary_size"], vocabulary_size, folder)
+    train = manifest["splits"]["train"]
+    if not train["tokens"]:
+        raise ValueError(
+            f"data.path={folder} is the spool of a stream, which is read with data.streaming=true "
+            f"alone; give a prepared folder"
+        )
+    check_ids(train["highest_id"], manifest["vocabulary_size"], vocabulary_size, folder)
     return Corpus(
         name=f"{', '.join(manifest['sources'])} in {folder}",
         train=(open_split(folder, "train"),),

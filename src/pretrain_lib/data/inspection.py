@@ -18,11 +18,13 @@ from pretrain_lib.data.tokens.foreign import (
     refuse_litdata_folder,
 )
 from pretrain_lib.data.tokens.headerless import IdType
+from pretrain_lib.data.tokens.manifests import JOB
 from pretrain_lib.data.tokens.places import Place, open_place
 from pretrain_lib.data.tokens.shards import read_manifest
 from pretrain_lib.data.windows.batches import PackedDataset
 from pretrain_lib.data.windows.best_fit import BestFitPlan, open_plan, plan_folder
 from pretrain_lib.data.windows.shuffled import Shuffle
+from pretrain_lib.files.reading import read_object
 from pretrain_lib.wording import plural
 
 QUANTILES = {0: "min", 0.1: "10 %", 0.5: "median", 0.9: "90 %", 1: "max"}
@@ -53,11 +55,15 @@ def inspect_data(
     """Yield the lines of `pretrain inspect`.
 
     They describe the content of each path, how much packing cuts and pads, the epochs of a run that
-    reads `planned_tokens` tokens, and the decoded window number `window`. `dtype` is the
-    type of ids in arrays without a header.
+    reads `planned_tokens` tokens, and the decoded window number `window`; with a stream's spool
+    among the paths the content alone. `dtype` is the type of ids in arrays without a header.
     """
     opened = [_open(open_place(path), dtype) for path in paths]
     check_dtype([one.train for one in opened], dtype)
+    if any(map(_is_spool, opened)):
+        for one in opened:
+            yield from _describe(one)
+        return
     plans = None
     for one in opened:
         yield from _describe(one)
@@ -138,6 +144,17 @@ def _describe(one: Inspected) -> Iterator[str]:
             yield from _describe_documents(tokens)
             yield from _describe_mask(tokens)
     yield from describe_left_out(manifest["left_out"])
+    if _is_spool(one):
+        segments = len(list(one.path.glob("segment-*.json")))
+        tokens = read_object(one.path / JOB)["segment_tokens"]
+        yield (
+            f"spool       {plural(segments, 'segment')} of {tokens:,} tokens of a stream, which a "
+            f"run writes ahead of its steps"
+        )
+
+
+def _is_spool(one: Inspected) -> bool:
+    return one.manifest is not None and not one.manifest["splits"]["train"]["tokens"]
 
 
 def _describe_mask(tokens: TokenArray) -> Iterator[str]:
