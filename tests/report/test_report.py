@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from pretrain_lib import GPT2, open_corpus, start_accelerator, train
+from pretrain_lib.report import facts
 from pretrain_lib.report.changes import changed_settings, differences, format_value
 from pretrain_lib.report.charts import thin
 from pretrain_lib.report.facts import cost_facts, device_hours, state_of
 from pretrain_lib.report.report import write_report
 from pretrain_lib.report.runs import open_runs
 from pretrain_lib.run_folder.folder import open_run_folder, write_recipe
+from pretrain_lib.run_folder.metrics import human, human_time
 from pretrain_lib.run_folder.rows import mean_mfu
 from tests.conftest import change
 from tests.report.test_pictures import write_run
@@ -152,13 +154,22 @@ def timed_run(folder, steps, *, starts, parent=None, begun=0.0):
         5 * [(100, 1.0, 2e-4)] + 5 * [(10_000, 5.0, 2e-4)],  # a batch that grows
     ],
 )
-def test_the_mfu_is_that_of_all_tokens_in_all_the_time(tmp_path, steps, parent):
+def test_the_cost_is_that_of_all_own_tokens_in_all_the_own_time(
+    tmp_path, monkeypatch, steps, parent
+):
     starts = [(0 if parent is None else 50, 1)]
     run = timed_run(tmp_path / "run", steps, starts=starts, parent=parent, begun=7.0)
     tokens, seconds, share = sum(s[0] for s in steps), sum(s[1] for s in steps), steps[0][2]
     assert mean_mfu(run.rows, run.manifest) == pytest.approx(share * tokens / seconds)
-    told = cost_facts(run, watts=None)["FLOPs utilization (MFU)"]
-    assert told == f"{share * tokens / seconds:.1%}"
+    monkeypatch.setattr(facts, "flops_per_token", lambda _: 0.5)
+    assert cost_facts(run, watts=1000) == {
+        "Time in training steps": human_time(seconds),
+        "Device hours": f"{seconds / 3600:.3g} h",
+        "Energy": f"{seconds / 3600:.3g} kWh at 1000 W per device",
+        "Speed": f"{human(tokens / seconds)} tokens per second",
+        "Model FLOPs": f"{0.5 * tokens:.3g}".replace("e+", "e"),
+        "FLOPs utilization (MFU)": f"{share * tokens / seconds:.1%}",
+    }
 
 
 @pytest.mark.parametrize(

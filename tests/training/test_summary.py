@@ -13,6 +13,7 @@ from pretrain_lib import GPT2, open_corpus
 from pretrain_lib.config.units import TokenCount
 from pretrain_lib.corpus.corpus import build_dataset
 from pretrain_lib.run_folder.folder import SCORES, read_status
+from pretrain_lib.run_folder.metrics import human
 from pretrain_lib.training import summary
 from pretrain_lib.training.banner import banner
 from pretrain_lib.training.failures import remark_on
@@ -50,6 +51,21 @@ def test_a_run_ends_with_what_it_cost_and_where_all_lies(recipe, capsys):
     assert max(map(len, own)) <= 100
     for riddle in ("eta", "ppl", "1 x 1", "+256", "TFLOP/s taken", "1 steps", "1 tokens"):
         assert riddle not in output
+
+
+def test_a_fork_tells_its_own_time_and_speed(recipe, tmp_path, capsys):
+    run(change(recipe, run={"max_steps": 4}))
+    fork = change(recipe, run={"dir": str(tmp_path / "fork"), "resume": recipe.run.dir})
+    capsys.readouterr()
+    run(fork)
+    ended = table(capsys.readouterr().out)
+    parent, own = read_rows(recipe.run.dir, clock=True), read_rows(fork.run.dir, clock=True)
+    before, after = ([r for r in rows if r["kind"] == "train"][-1] for rows in (parent, own))
+    tokens, seconds = (after[name] - before[name] for name in ("tokens", "seconds"))
+    assert (before["step"], after["step"]) == (4, 8)
+    assert ended["tokens"] == "2,048 in 8 steps"
+    assert ended["training time"].endswith(", not counting evaluation, of the fork alone")
+    assert ended["speed"] == f"{human(tokens / seconds, digits=3)} tokens/s"
 
 
 def test_damaged_rows_leave_a_run_done_that_is_done(recipe, capsys):

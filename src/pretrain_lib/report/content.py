@@ -21,12 +21,11 @@ from pretrain_lib.report.facts import (
     event_blocks,
     result_facts,
     state_of,
-    training_seconds,
 )
 from pretrain_lib.report.runs import Run
 from pretrain_lib.report.score_tables import score_table, scored
 from pretrain_lib.run_folder.metrics import human, human_time, perplexity
-from pretrain_lib.run_folder.rows import last_row, read_samples
+from pretrain_lib.run_folder.rows import last_row, own_part, read_samples
 from pretrain_lib.wording import plural
 
 SHOWN_STEPS = 12  # at which samples are shown
@@ -74,7 +73,7 @@ def _key_figures(run: Run) -> tuple[tuple[str, str, str], ...]:
         figures.append(_loss_figure("Training loss", train))
     if train:
         figures.append(("Tokens", human(train["tokens"]), plural(train["step"], "step")))
-        seconds = training_seconds(run.rows)
+        _, seconds = own_part(run.rows, run.manifest)
         remark = "in training steps" if hours is None else f"{hours:,.3g} device hours"
         figures.append(("Time", human_time(seconds), remark))
     best = [(key, score) for key, score in scored(run).scores.items() if score.error]
@@ -176,9 +175,13 @@ def _cost_section(runs: Sequence[Run], watts: float | None) -> Section:
     def facts(run: Run) -> dict[str, str]:
         return cost_facts(run, watts=watts)
 
-    text = "The time is that spent in training steps, without evaluations, saves and waiting."
+    text = (
+        "The time is that spent in training steps. What they wait for data, or for a save to end, "
+        "counts; evaluations do not. Steps that a rollback has undone count in the time, but not "
+        "in FLOPs and MFU."
+    )
     if any(run.manifest.get("parent") for run in runs):
-        text += " A fork includes the time of the run that it was forked from."
+        text += " A fork counts its own steps, not those of the run that it was forked from."
     if watts is None:
         text += " With --watts N, the power of a device, the report has the energy too."
     return Section("Cost", (side_by_side([run.name for run in runs], runs, facts), text))

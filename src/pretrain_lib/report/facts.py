@@ -9,7 +9,7 @@ from pretrain_lib.report.blocks import Table
 from pretrain_lib.report.runs import Run, flops_per_token
 from pretrain_lib.run_folder.folder import PRECISIONS, read_status
 from pretrain_lib.run_folder.metrics import human, human_time, perplexity
-from pretrain_lib.run_folder.rows import Rows, begun_at, last_row, mean_mfu
+from pretrain_lib.run_folder.rows import begun_at, last_row, mean_mfu, own_part
 from pretrain_lib.wording import plural
 
 SHOWN_EVENTS = 100
@@ -70,11 +70,6 @@ def bits(row: dict) -> str:
     return "" if found is None else f"{found:.4f} bits per byte"
 
 
-def training_seconds(rows: Rows) -> float:
-    """Return the time spent in steps, in seconds."""
-    return last_row(rows, "train").get("seconds") or 0.0
-
-
 def device_hours(run: Run) -> float | None:
     """Return the time spent in steps times the number of devices; None if that is unknown.
 
@@ -101,9 +96,8 @@ def device_hours(run: Run) -> float | None:
 
 
 def cost_facts(run: Run, *, watts: float | None) -> dict[str, str]:
-    """Return time, device hours, energy (with `watts` per device) and FLOPs of a run."""
-    seconds, hours = training_seconds(run.rows), device_hours(run)
-    tokens = last_row(run.rows, "train").get("tokens", 0)
+    """Return time, device hours, energy (with `watts` per device) and FLOPs of the own steps."""
+    (tokens, seconds), hours = own_part(run.rows, run.manifest), device_hours(run)
     rate = flops_per_token(run.settings)
     mfu = mean_mfu(run.rows, run.manifest)
     facts = {

@@ -100,6 +100,19 @@ def begun_at(manifest: dict) -> tuple[float, float]:
     return first.get("tokens", unknown), first.get("seconds", unknown)
 
 
+def own_part(rows: Rows, manifest: dict) -> tuple[int, float]:
+    """Return the tokens and the seconds of a run's own steps, without those of a fork's parent.
+
+    Where it is unknown what the run began with, its first row is left out.
+    """
+    trained = [(row["tokens"], row.get("seconds") or 0.0) for row in rows if row["kind"] == "train"]
+    if not trained:
+        return 0, 0.0
+    begun = np.array(begun_at(manifest))
+    tokens, seconds = trained[-1] - np.where(np.isnan(begun), trained[0], begun)
+    return int(tokens), float(seconds)
+
+
 def mean_mfu(rows: Rows, manifest: dict) -> float | None:
     """Return the MFU over all steps of a run, each weighed by its time; None if it is unknown.
 

@@ -10,7 +10,7 @@ from pretrain_lib.files.reading import read_if_whole
 from pretrain_lib.models.flops import count_parameters, has_data_sheet
 from pretrain_lib.run_folder.folder import CHECKPOINTS, MANIFEST, METRICS, SAMPLES, SCORES
 from pretrain_lib.run_folder.metrics import human, human_time
-from pretrain_lib.run_folder.rows import COMMON, Rows, mean_mfu, read_rows
+from pretrain_lib.run_folder.rows import COMMON, Rows, mean_mfu, own_part, read_rows
 from pretrain_lib.training.console_lines import WIDTH, fill
 from pretrain_lib.training.measurements import Memory, peak_memory
 from pretrain_lib.training.run import Run
@@ -68,12 +68,14 @@ def _headline(run: Run, state: str, reason: str, newest: Path | None) -> list[st
 def _cost(run: Run, rows: Rows) -> Iterator[tuple[str, str]]:
     state, trained = run.state, [row for row in rows if row["kind"] == "train"]
     yield "tokens", f"{state.tokens:,} in {plural(state.step, 'step')}"
-    if not state.seconds or not trained:
+    manifest, now = read_if_whole(run.folder / MANIFEST), vars(state) | {"kind": "train"}
+    tokens, seconds = own_part([*trained, now], manifest)
+    if not seconds or not trained:
         return
-    speed = state.tokens / state.seconds
-    yield "training time", f"{human_time(state.seconds)}, not counting evaluation"
-    yield "speed", f"{human(speed, digits=3)} tokens/s"
-    if (mfu := mean_mfu(rows, read_if_whole(run.folder / MANIFEST))) is not None:
+    of_fork = ", of the fork alone" if manifest.get("parent") else ""
+    yield "training time", f"{human_time(seconds)}, not counting evaluation{of_fork}"
+    yield "speed", f"{human(tokens / seconds, digits=3)} tokens/s"
+    if (mfu := mean_mfu(rows, manifest)) is not None:
         yield "MFU", f"{mfu:.1%} of {_describe_peak(run)}"
     memory = peak_memory(run.accelerator.device)
     largest = max([memory.peak_bytes, *(row.get("peak_memory_bytes") or 0 for row in trained)])
