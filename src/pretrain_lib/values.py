@@ -254,7 +254,8 @@ def _read_one(kind: Any, written: Any) -> Any:
     if kind in (str, Path) and not written.strip():
         return UNREADABLE
     if kind is Path:
-        return UNREADABLE if "://" in written else Path(os.path.expanduser(written))  # noqa: PTH111 (leaves an unknown ~name alone)
+        # Unlike Path.expanduser, this leaves an unknown ~name alone.
+        return UNREADABLE if "://" in written else Path(os.path.expanduser(written))  # noqa: PTH111
     try:
         return kind.parse(written) if hasattr(kind, "parse") else kind(written)
     except ValueError:
