@@ -20,6 +20,7 @@ from pretrain_lib import (
     open_tasks,
     save_pretrained,
 )
+from pretrain_lib.evaluate.item_faults import named_by_harness
 from pretrain_lib.evaluate.live_model import LiveModel, transformers_tokenizer
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
 from pretrain_lib.evaluate.prefix_trees import grow_trees
@@ -154,14 +155,16 @@ def test_generation_settings_that_are_not_known_are_refused(live):
             live.generate_until(asked)
 
 
-def test_what_cannot_be_scored_is_refused_with_its_task_and_item(live):
+def test_what_cannot_be_scored_is_refused_with_its_task_and_item(live, hflm):
     long = "a b c " * CONTEXT
     asked = [
         Instance("loglikelihood", {}, each, 0, ("riddles", number, 1))
         for number, each in enumerate([("a", " b"), ("a", f" {long}")])
     ]
-    with pytest.raises(ValueError, match=r"task riddles, item 1 has .* tokens to score, .*1 to 40"):
-        live.loglikelihood(asked)
+    message = r"task riddles, item 1 has .* tokens to score, .*1 to 40"
+    for model in (live, hflm):
+        with named_by_harness(), pytest.raises(ValueError, match=message):
+            model.loglikelihood(asked)
 
 
 def test_sampled_texts_of_one_context_differ_and_come_again(live):

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -145,6 +146,34 @@ def test_a_prompt_without_tokens_is_refused_and_no_prompts_are_none():
     with pytest.raises(ValueError, match="each needs a token"):
         generate(random_model(), [[1], []], new_tokens=1, context_length=CONTEXT)
     assert generate(random_model(), [], new_tokens=1, context_length=CONTEXT) == []
+
+
+@pytest.mark.parametrize("prompts", [[1, 2], ["def"], "def", torch.tensor([1, 2]), [[[1]]]])
+def test_prompts_that_are_not_rows_of_ids_are_refused(prompts):
+    with pytest.raises(ValueError, match=r"^prompts=.* must be several lists of token ids"):
+        generate(random_model(), prompts, new_tokens=1, context_length=CONTEXT)
+    rows, options = [[1, 2], [3, 4]], {"new_tokens": 4, "context_length": CONTEXT}
+    expected = generate(random_model(), rows, **options)
+    assert generate(random_model(), np.array(rows), **options) == expected
+    assert generate(random_model(), torch.tensor(rows), **options) == expected
+
+
+def test_a_text_or_a_tokenizer_of_another_library_is_refused(prepared):
+    tokenizer = load_tokenizer(prepared / "tokenizer")
+    options = {"per_prompt": 1, "new_tokens": 1, "context_length": CONTEXT, "seed": 0}
+    with pytest.raises(ValueError, match="^prompts='?def'? must be several texts"):
+        sample_texts(random_model(), tokenizer, "def", **options)
+    with pytest.raises(ValueError, match=r"^tokenizer is .* must be a pretrain_lib.Tokenizer"):
+        sample_texts(random_model(), tokenizer.backend, ["def"], **options)
+
+
+def test_a_model_in_training_mode_generates_without_dropout():
+    config = replace(CONFIG, dropout=0.5)
+    model, options = random_model(config), {"new_tokens": 8, "context_length": CONTEXT}
+    expected = generate(model, PROMPTS, temperature=0, **options)
+    model.train()
+    assert generate(model, PROMPTS, temperature=0, **options) == expected
+    assert all(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,9 @@ def test_an_adapter_takes_causal_language_models_only(device):
         pl.CausalLMAdapter(BertLMHeadModel(BertConfig(**BERT, is_decoder=True)))
         with pytest.raises(ValueError, match=r"^model\.config: tokens of bert attend to later"):
             pl.CausalLMAdapter(BertLMHeadModel(BertConfig(**BERT)))
+    for other in ("gpt2", MODELS["gpt2"](), pl.GPT2):
+        with pytest.raises(ValueError, match=r"^model is .* must be a model of transformers"):
+            pl.CausalLMAdapter(other)
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,12 @@ def test_20_steps_equal_the_formulas_in_float64(name, dtype, tolerance):
         )
 
 
+@pytest.mark.parametrize("dtype", ["bf16", torch.float16, torch.int32])
+def test_a_dtype_that_does_not_orthogonalize_is_refused(dtype):
+    with pytest.raises(ValueError, match=r"^dtype=.* must be torch.bfloat16, torch.float32 or"):
+        build_muon(MODELS["gpt2"](), **RATES, dtype=dtype)
+
+
 @pytest.mark.parametrize("shape", [(1, 5, 5), (3, 4, 9), (2, 9, 4), (2, 1, 7), (0, 3, 3)])
 def test_orthogonalizing_changes_nothing_but_the_singular_values(shape):
     generator = torch.Generator().manual_seed(0)

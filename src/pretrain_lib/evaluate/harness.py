@@ -16,6 +16,7 @@ from accelerate.utils import patch_environment
 
 from pretrain_lib.data.text.tokenizer import Tokenizer
 from pretrain_lib.evaluate.error_bars import safe_perplexities
+from pretrain_lib.evaluate.item_faults import named_by_harness
 from pretrain_lib.evaluate.per_token import add_per_token
 from pretrain_lib.evaluate.tasks import Tasks, open_tasks
 from pretrain_lib.models.any_model import is_ours, load_pretrained
@@ -193,9 +194,13 @@ def _run(
     tracker = EvaluationTracker()
     # Otherwise lm-eval forks a process per core for bootstrapping, although only one does the work.
     # Avoid that in a process with threads and a GPU.
-    quietly = patch.object(lm_eval.evaluator, "get_git_commit_hash", _git_revision)
-    multi = patch_environment(DISABLE_MULTIPROC="1")
-    with multi, quietly, safe_perplexities(), contextlib.redirect_stdout(io.StringIO()):
+    with (
+        patch_environment(DISABLE_MULTIPROC="1"),
+        patch.object(lm_eval.evaluator, "get_git_commit_hash", _git_revision),
+        named_by_harness(),
+        safe_perplexities(),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         results = lm_eval.simple_evaluate(
             tasks=tasks.names,
             task_manager=tasks.manager,

@@ -17,7 +17,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from pretrain_lib.data.text.tokenizer import Tokenizer
-from pretrain_lib.evaluate.prefix_trees import find_fault
+from pretrain_lib.evaluate.item_faults import Request, check_requests, name_item
 from pretrain_lib.evaluate.scoring import Score, score_endings
 from pretrain_lib.models.flops import count_parameters
 from pretrain_lib.models.generation import generate
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from transformers import PreTrainedTokenizerFast
 
-Request = tuple[tuple[str, str] | None, list[int], list[int]]  # texts, context, ending
 Outcomes = Generator[tuple[int, Any], None, None]  # (index of the item, outcome)
 Deal = Callable[["LiveModel", str, Sequence], Outcomes]
 
@@ -128,9 +127,7 @@ class LiveModel(TemplateLM):
     ) -> list[Score]:
         scores: list[Score] = [(0.0, False)] * len(requests)
         pairs = [(context, ending) for _, context, ending in requests]
-        for asked, pair in zip(self._asked, pairs, strict=bool(self._asked)):
-            if fault := find_fault(*pair, self.max_length):
-                raise ValueError(f"{_name(asked)} {fault}")
+        check_requests(self._asked, requests, self.max_length)
         options = {"total": len(requests), "disable": disable_tqdm, "desc": "Scoring"}
         with closing(self._deal(self, "score", pairs)) as found:
             for number, score in tqdm(found, **options):
@@ -202,7 +199,7 @@ class LiveModel(TemplateLM):
             return self._read_settings(settings)
         except ValueError as error:
             first = next(request for request in requests if request.args[1] == settings)
-            raise ValueError(f"{_name(first)}: {error}") from error
+            raise ValueError(f"{name_item(first)}: {error}") from error
 
     def _read_settings(self, settings: dict) -> tuple[list[str], int, dict[str, float]]:
         """Return the stop sequences, the maximum number of new tokens, and the sampling options.
@@ -257,10 +254,6 @@ class LiveModel(TemplateLM):
             "model_num_parameters": count_parameters(self.model),
             "model_dtype": self.model.head_weight.dtype,
         }
-
-
-def _name(request: "Instance") -> str:
-    return f"task {request.task_name}, item {request.doc_id}"
 
 
 def transformers_tokenizer(tokenizer: Tokenizer) -> "PreTrainedTokenizerFast":

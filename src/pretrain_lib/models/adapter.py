@@ -20,6 +20,7 @@ from pretrain_lib.models.transformers_family import (
     check_causal,
     check_class,
     check_documents,
+    check_is_model,
     find_blocks,
 )
 from pretrain_lib.models.transformers_head import (
@@ -44,6 +45,7 @@ class CausalLMAdapter(nn.Module):
 
     def __init__(self, model: "PreTrainedModel", config: CausalLMConfig | None = None) -> None:
         super().__init__()
+        check_is_model(model)
         self.config = describe_hf(model.config) if config is None else config
         if config is None:  # a recipe checks the configuration that it builds a model of
             check_class(model, self.config)

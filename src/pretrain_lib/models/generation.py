@@ -10,11 +10,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pretrain_lib.data.text.tokenizer import Tokenizer
 from pretrain_lib.models.adapter import CausalLMAdapter
-from pretrain_lib.models.any_model import new_cache
+from pretrain_lib.models.any_model import check_tokenizer, new_cache
 from pretrain_lib.models.cache import KeyValueCache
 from pretrain_lib.models.interface import Model, unwrap
 from pretrain_lib.models.modes import evaluation_mode
 from pretrain_lib.models.transformers_cache import TransformersCache
+from pretrain_lib.values import show
 
 
 @torch.no_grad()
@@ -34,6 +35,7 @@ def generate(
 ) -> list[list[int]]:
     """Generate up to `new_tokens` token ids after each prompt, stopping at `end_of_text_id`.
 
+    The model generates as in evaluation mode, without dropout; its own mode is unchanged.
     Temperature 0 is greedy decoding. `top_k` samples from the k most likely tokens, `top_p` from
     the smallest set of tokens whose probability reaches p (Holtzman et al. 2020); with both, the
     probabilities are those among the k tokens. Row i uses a random generator seeded with (`seed`,
@@ -53,15 +55,16 @@ def generate(
     ]
     texts: list[list[int]] = [[] for _ in prompts]
     for group in _groups(model, prompts):
-        found = _generate_together(
-            model,
-            [prompts[i] for i in group],
-            [choosers[i] for i in group],
-            new_tokens=new_tokens,
-            context_length=context_length,
-            end_of_text_id=end_of_text_id,
-            is_done=is_done or (lambda _: False),
-        )
+        with evaluation_mode(model):
+            found = _generate_together(
+                model,
+                [prompts[i] for i in group],
+                [choosers[i] for i in group],
+                new_tokens=new_tokens,
+                context_length=context_length,
+                end_of_text_id=end_of_text_id,
+                is_done=is_done or (lambda _: False),
+            )
         for i, text in zip(group, found, strict=True):
             texts[i] = text
     return texts
@@ -88,7 +91,7 @@ def _generate_together(
     end_of_text_id: int | None,
     is_done: Callable[[list[int]], bool],
 ) -> list[list[int]]:
-    rows = [list(prompt) for prompt in prompts]
+    rows = [[int(token) for token in prompt] for prompt in prompts]
     longest = max(map(len, rows), default=0) + new_tokens
     cache = new_cache(model, rows=len(rows), slots=min(longest, context_length))
     unfinished = list(range(len(rows)))
@@ -113,6 +116,11 @@ def _generate_together(
 def _check(
     prompts: Sequence[Sequence[int]], temperature: float, top_k: int | None, top_p: float | None
 ) -> None:
+    if any(np.ndim(ids) != 1 for ids in prompts):
+        raise ValueError(
+            f"prompts={show(prompts)} must be several lists of token ids, such as "
+            f"[tokenizer.encode(text)]"
+        )
     if not all(map(len, prompts)):
         raise ValueError(f"prompts={prompts}: each needs a token, such as the end of text")
     if (
@@ -193,26 +201,27 @@ def sample_texts(
     top_p: float | None = None,
     rows: slice = slice(None),
 ) -> list[dict[str, str]]:
-    """Return `{"prompt", "text"}` for each sample; training mode and global RNG are unchanged.
+    """Return `{"prompt", "text"}` for each sample; global random numbers are unchanged.
 
     `rows` selects which samples to generate; their texts do not depend on the selection.
     """
-    model = unwrap(model)
+    check_tokenizer(tokenizer)
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts={show(prompts)} must be several texts, such as [text]")
     chosen = [prompt for prompt in prompts for _ in range(per_prompt)]
     numbers, chosen = range(len(chosen))[rows], chosen[rows]
-    with evaluation_mode(model):
-        texts = generate(
-            model,
-            [[tokenizer.end_of_text_id, *tokenizer.encode(prompt)] for prompt in chosen],
-            row_numbers=numbers,
-            new_tokens=new_tokens,
-            context_length=context_length,
-            end_of_text_id=tokenizer.end_of_text_id,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-        )
+    texts = generate(
+        model,
+        [[tokenizer.end_of_text_id, *tokenizer.encode(prompt)] for prompt in chosen],
+        row_numbers=numbers,
+        new_tokens=new_tokens,
+        context_length=context_length,
+        end_of_text_id=tokenizer.end_of_text_id,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
     return [
         {"prompt": prompt, "text": _decode_after(tokenizer, prompt, ids)}
         for prompt, ids in zip(chosen, texts, strict=True)

@@ -16,6 +16,7 @@ from torch import nn
 from pretrain_lib.models.transformers_cache import TransformersCache, cache_name
 from pretrain_lib.models.transformers_config import CausalLMConfig, needs_padding, unset_token
 from pretrain_lib.models.transformers_head import find_body
+from pretrain_lib.values import show
 from pretrain_lib.wording import in_line
 
 if TYPE_CHECKING:
@@ -55,6 +56,18 @@ def check_causal(config: CausalLMConfig) -> None:
             f"model.config: tokens of {config.model_type} attend to later ones, so it cannot learn "
             f"to predict them; where it has one, set its option (--model.changes "
             f"'{{is_decoder: true}}')"
+        )
+
+
+def check_is_model(model: object) -> None:
+    """Raise ValueError for anything but a model of transformers."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"model is {show(model) if isinstance(model, str) else type(model).__name__}, it must "
+            f"be a model of transformers, as AutoModelForCausalLM.from_pretrained loads it; models "
+            f"of pretrain_lib need no adapter"
         )
 
 

@@ -58,6 +58,8 @@ def build_muon(
     `build_adamw`. A layer is a numbered module, as of an `nn.ModuleList`; ValueError without any.
     """
     check_value(momentum, "momentum", float, minimum=0, below=1)
+    if dtype not in (torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"dtype={dtype!r} must be torch.bfloat16, torch.float32 or torch.float64")
     check_moments(moments, betas)
     rates = learning_rate, matrix_learning_rate, embedding_learning_rate
     groups = rated_groups(model, *rates, weight_decay=weight_decay, muon=True)

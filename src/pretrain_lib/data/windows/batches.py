@@ -85,7 +85,7 @@ class PackedDataset(Dataset):
             num_tokens=tuple(len(source) for source in self.sources),
             sequence_length=sequence_length,
             seed=seed,
-            weights=tuple(weights) if weights else None,
+            weights=None if weights is None else tuple(weights),
             planned_windows=tuple(plan.num_windows for plan in plans) if plans else None,
             names=tuple(map(name_source, self.sources)),
         )
