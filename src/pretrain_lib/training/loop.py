@@ -74,9 +74,8 @@ def train(config: Recipe, model: Model, corpus: Corpus, accelerator: Accelerator
 
 def _step(run: Run, micro_batches: list[Batch]) -> tuple[StepResult, Limits]:
     """Run one optimizer step; return its result and the spike limits that applied."""
-    config, state = run.config, run.state
-    settings = {"sigma": config.stability.spike_sigma, "window": config.stability.spike_window}
-    limits = spike_limits(state.recent, **settings)
+    config, state, stability = run.config, run.state, run.config.stability
+    limits = spike_limits(state.recent, sigma=stability.spike_sigma, window=stability.spike_window)
     accumulated = accumulate_gradients(
         run.accelerator, run.prepared_model, micro_batches, seed=config.run.seed, step=state.step
     )
@@ -128,9 +127,14 @@ def _record(run: Run, result: StepResult, *, seconds: float) -> None:
         "peak_memory_bytes": memory.peak_bytes,
     }
     run.metrics.write(row)
-    shown = {"memory": memory, "left": estimate_left(run)}
-    shown["shows_mfu"] = has_data_sheet(run.accelerator.device)
-    run.metrics.say(format_step(row, total_steps=run.last_step, **shown))
+    line = format_step(
+        row,
+        total_steps=run.last_step,
+        memory=memory,
+        left=estimate_left(run),
+        shows_mfu=has_data_sheet(run.accelerator.device),
+    )
+    run.metrics.say(line)
     state.begin_row()
 
 
