@@ -63,7 +63,7 @@ def test_the_clock_of_a_run_starts_with_its_launcher_and_not_with_a_shell(monkey
         "import os, psutil, sys; from pretrain_lib.distributed.launched import launch_time;"
         "print(launch_time() == psutil.Process().parent().create_time())"
     )
-    for name, expected in (("accelerate", "True"), ("shell", "False")):
+    for name, expected in (("accelerate", "True"), ("shell", "False"), ("accelerate.py", "False")):
         starter = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
         result = run_command(sys.executable, "-c", starter, name)
         assert result.stdout.strip() == expected, result.stderr

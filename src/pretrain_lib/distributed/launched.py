@@ -16,6 +16,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch.distributed import distributed_c10d
 
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+MODULES = ("accelerate.commands.launch", "accelerate.commands.accelerate_cli")
+LAUNCHERS = ("accelerate", "accelerate-launch", *MODULES)
 
 
 def is_elastic() -> bool:
@@ -59,7 +61,7 @@ def find_launcher() -> psutil.Process | None:
         words = parent.cmdline()
     except psutil.Error:  # the parent has ended, or belongs to another user
         return None
-    return parent if any("accelerate" in Path(word).name for word in words) else None
+    return parent if any(Path(word).name in LAUNCHERS for word in words) else None
 
 
 def refuse_together(reason: str) -> bool:
