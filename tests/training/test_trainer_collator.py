@@ -200,6 +200,20 @@ def test_the_trainer_of_transformers_trains_on_the_windows_in_order(tmp_path, pa
     assert {step: rest[step] for step in (7, 8)} == {step: losses[step] for step in (7, 8)}
 
 
+@pytest.mark.parametrize("packed", [True], indirect=True, ids=["document_masking"])
+def test_a_plain_loop_without_a_cache_keeps_documents_apart(packed):
+    model = make_model("llama")
+    model.config.use_cache = False
+    batches = [packed.batch(range(k, k + BATCH)) for k in range(0, len(packed) - 1, BATCH)]
+    loader = DataLoader(packed, batch_size=BATCH, collate_fn=collate_for_transformers)
+    for batch, inputs in zip(batches, loader, strict=False):
+        targets = int((inputs["shift_labels"] != IGNORED_TARGET).sum())
+        expected = sum_losses(model, batch).item() / targets
+        assert model(**inputs).loss.item() == pytest.approx(expected, abs=1e-5)
+        # Several processes that share a stream concatenate what they receive: only tensors.
+        assert all(isinstance(each, torch.Tensor) for each in inputs.values())
+
+
 def test_each_epoch_of_the_trainer_has_windows_of_its_own(tmp_path, packed):
     model, size = make_model("gpt2"), len(packed)
     received, _ = run_trainer(copy.deepcopy(model), packed, tmp_path, steps=None)

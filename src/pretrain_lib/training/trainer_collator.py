@@ -14,9 +14,11 @@ def collate_for_transformers(items: Sequence[Batch]) -> Batch:
     """Collate windows into inputs of transformers' causal language models (a `data_collator`).
 
     `shift_labels` are the targets; `labels`, by which the Trainer counts targets, are the same
-    shifted right by one. With document masking, `position_ids` restart at each document: the models
-    of transformers then mask attention across documents, provided that no attention mask is given.
-    All tensors are (B, T).
+    shifted right by one. With document masking, `position_ids` restart at each document: models of
+    transformers whose family heeds them then mask attention across documents, provided that no
+    attention mask is given and no cache is made. The Trainer makes none; in a loop of your own, set
+    `model.config.use_cache = False`. Families that ignore position ids, such as OPT, MPT and Mamba,
+    do not keep documents apart, and say nothing. All tensors are (B, T).
     """
     batch = default_collate(items)
     targets = batch["targets"]
