@@ -35,6 +35,8 @@ from pretrain_lib.data.windows.batches import PackedDataset
 from pretrain_lib.data.windows.best_fit import BestFitPlan, open_plan, plan_folder, plan_name
 from pretrain_lib.data.windows.streaming import StreamingDataset
 from pretrain_lib.files.reading import read_object
+from pretrain_lib.models.any_model import check_pair
+from pretrain_lib.models.transformers_config import CausalLMConfig
 from pretrain_lib.ranks import is_local_main_rank, is_main_rank
 
 SEGMENT_STEPS = 4  # minimum optimizer steps per stream segment, within which windows are shuffled
@@ -46,9 +48,14 @@ def open_corpus(config: Recipe) -> Corpus:
 
     Must be called before the process group is initialized: rank 0 prepares the data while the other
     ranks wait for it. Raises ValueError for data that is missing, does not fit the model, or is too
-    short for the batch or the validation.
+    short for the batch or the validation, and for a tokenizer that does not go with the model.
     """
-    corpus = _open_stream(config) if config.data.streaming else _open_paths(config)
+    data = config.data
+    is_named = data.source is not None and data.tokenizer is not None
+    if is_named and isinstance(config.model, CausalLMConfig) and is_main_rank():
+        check_pair(config.model, load_tokenizer(data.tokenizer))  # before the text is prepared
+    corpus = _open_stream(config) if data.streaming else _open_paths(config)
+    check_pair(config.model, corpus.tokenizer)
     length = config.batch.sequence_length
     if corpus.spool is None:
         build_dataset(config, corpus)

@@ -14,7 +14,8 @@ from unittest.mock import patch
 import torch
 from accelerate.utils import patch_environment
 
-from pretrain_lib.data.text.tokenizer import Tokenizer
+from pretrain_lib.data.text.tokenizer import Tokenizer, load_tokenizer
+from pretrain_lib.data.text.tokenizer_files import is_of_run
 from pretrain_lib.evaluate.error_bars import safe_perplexities
 from pretrain_lib.evaluate.item_faults import named_by_harness
 from pretrain_lib.evaluate.per_token import add_per_token
@@ -92,8 +93,6 @@ def evaluate_folder(
     ValueError for a folder without a model, an unknown `dtype` or task, or a dataset that is not
     available.
     """
-    from transformers import AutoTokenizer
-
     folder = Path(folder)
     _check_folder(folder)
     check_weights(folder)
@@ -102,22 +101,39 @@ def evaluate_folder(
     device = device or _default_device()
     with keep_random_state():
         opened = open_tasks(tasks, include_path=include_path)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = _tokenizer_of(folder)
         foreign = harness or not is_ours(folder)
-        model = {"dtype": dtype, "device": device, "batch_size": batch_size}
-        return _run(
+        if foreign:
+            model = _foreign_model(folder, tokenizer, dtype=dtype)
+        else:
+            options = {"dtype": dtype, "device": device, "batch_size": batch_size}
+            model = _own_model(folder, tokenizer, **options)
+        results = _run(
             opened,
             tokenizer=tokenizer,
-            **_foreign_model(folder, dtype) if foreign else _own_model(folder, tokenizer, **model),
+            **model,
             num_fewshot=num_fewshot,
             batch_size=batch_size,
             device=device,
             limit=limit,
             log_samples=log_samples,
         )
+    results["config"]["model_args"].pop("tokenizer", None)  # it is no text
+    return results
 
 
-def _foreign_model(folder: Path, dtype: str) -> dict:
+def _tokenizer_of(folder: Path) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer that transformers loads from a folder; of a checkpoint, its run's."""
+    from transformers import AutoTokenizer
+
+    from pretrain_lib.evaluate.live_model import transformers_tokenizer
+
+    if is_of_run(folder):
+        return transformers_tokenizer(load_tokenizer(folder))
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _foreign_model(folder: Path, tokenizer: "PreTrainedTokenizerBase", *, dtype: str) -> dict:
     """Return the arguments that make lm-eval load a folder itself."""
     arguments = {
         "pretrained": str(folder),
@@ -126,6 +142,8 @@ def _foreign_model(folder: Path, dtype: str) -> dict:
         "softmax_dtype": "float32",
         "use_safetensors": True,
     }
+    if is_of_run(folder):
+        arguments["tokenizer"] = tokenizer
     return {"model": "hf", "model_args": arguments}
 
 

@@ -40,7 +40,7 @@ def check_export(
     This is the maximum absolute difference relative to the largest logit, in fp32 on the CPU.
     `model` must hold the weights rounded to `dtype`. Raises ValueError naming everything that
     differs: a setting, a weight, a missing or unexpected tensor, logits by more than 1e-4, a
-    special token, or the ids of a text.
+    special token, a part of the tokenizer, or the ids of a text.
     """
     with tempfile.TemporaryDirectory() as temporary:
         expected = Path(temporary)

@@ -10,9 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 import xxhash
 from safetensors.torch import load_file
+
+from pretrain_lib.data.text.same_ids import differing_parts
 
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")
 WEIGHTS, LOGITS, TEXTS, RESULT = "weights.json", "logits.safetensors", "texts.json", "result.json"
@@ -44,7 +47,7 @@ def find_problems(folder: Path, expected: Path) -> tuple[list[str], float | None
     found, difference = _compare_model(folder, expected)
     problems += found
     if (expected / TEXTS).is_file():
-        problems += _compare_tokenizer(folder, _read(expected / TEXTS))
+        problems += _compare_tokenizer(folder, expected)
     return problems, difference
 
 
@@ -121,14 +124,15 @@ def _compare_logits(
     ], difference
 
 
-def _compare_tokenizer(folder: Path, expected: dict) -> list[str]:
-    """Compare special tokens, vocabulary size, and the ids of texts and their decoding."""
+def _compare_tokenizer(folder: Path, wanted: Path) -> list[str]:
+    """Compare special tokens, vocabulary size, parts, and the ids of texts and their decoding."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:
         return [f"transformers does not load the tokenizer: {_line(error)}"]
+    expected = _read(wanted / TEXTS)
     values = expected["values"]
     found = {name: getattr(tokenizer, name) for name in values if name != "length"}
     found["length"] = len(tokenizer)
@@ -137,6 +141,9 @@ def _compare_tokenizer(folder: Path, expected: dict) -> list[str]:
         for name in values
         if found[name] != values[name]
     ]
+    own = tokenizers.Tokenizer.from_file(str(wanted / SETTINGS[-1]))
+    for part in differing_parts(own, tokenizer.backend_tokenizer):
+        problems.append(f"the loaded tokenizer has another {part}")
     for text, plain, parsed, decoded in expected["texts"]:
         # First as lm-eval and others call the tokenizer, then as documents are tokenized here.
         ids = {"": tokenizer(text)["input_ids"]}

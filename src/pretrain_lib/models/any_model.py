@@ -49,6 +49,12 @@ def check_model(config: ModelConfig, *, document_masking: bool) -> None:
             check_documents(config)
 
 
+def check_pair(config: ModelConfig, tokenizer: Tokenizer | None) -> None:
+    """Raise ValueError if a folder with both would not be loaded with this tokenizer."""
+    if isinstance(config, CausalLMConfig) and tokenizer is not None:
+        transformers_folder.check_pair(config, tokenizer)
+
+
 def name_class(config: ModelConfig) -> str:
     """Return the name of the class of a model, such as GPT2 or Qwen3ForCausalLM."""
     if isinstance(config, CausalLMConfig):
@@ -136,10 +142,11 @@ def save_pretrained(
     weights are split into shards of at most `max_shard_bytes` (a larger tensor gets a shard of its
     own); by default they are one file. Weights that were in the folder are replaced once all is
     written: until then it holds the old model, and takes the room of both. Returns the xxh3_128 of
-    each weight file by name. Raises ValueError as `check_saving` and `unwrap` do.
+    each weight file by name. Raises ValueError as `check_saving`, `check_pair` and `unwrap` do.
     """
     model = unwrap(model)
     check_saving(dtype=dtype, tokenizer=tokenizer, max_shard_bytes=max_shard_bytes)
+    check_pair(model.config, tokenizer)
     tensors = to_folder(model, saved_tensors(model))
     sizes = {n: t.numel() * stored_dtype(t, dtype).itemsize for n, t in tensors.items()}
     shards, digests, files = split_by_size(sizes, max_shard_bytes), {}, {}

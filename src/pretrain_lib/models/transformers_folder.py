@@ -6,10 +6,12 @@ are one tensor in memory and many in a folder. transformers converts them.
 
 import copy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
 
+from pretrain_lib.data.text.same_ids import differing_parts
 from pretrain_lib.data.text.tokenizer import Tokenizer
 from pretrain_lib.models.adapter import CausalLMAdapter
 from pretrain_lib.models.interface import saved_tensors
@@ -55,6 +57,31 @@ def write_configuration(
     hf.dtype = dtype
     hf.architectures = [class_name(config)]
     hf.save_pretrained(folder)
+
+
+def check_pair(config: CausalLMConfig, tokenizer: Tokenizer) -> None:
+    """Raise ValueError if transformers loads another tokenizer from a folder with this model.
+
+    For some families it builds their own from the vocabulary, whatever the tokenizer's files say.
+    """
+    from transformers import AutoTokenizer
+
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        tokenizer.save(folder)
+        write_configuration(config, folder, tokenizer=tokenizer, dtype=torch.float32)
+        try:
+            loaded = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+            differing = differing_parts(tokenizer.backend, loaded)
+        except Exception:  # transformers raises many types
+            differing = ["model"]
+    if differing:
+        raise ValueError(
+            f"model_type={config.model_type} does not go with the tokenizer: from a folder with "
+            f"both, transformers builds the tokenizer of that family, with another "
+            f"{' and '.join(differing)}, and every tool would give a text other ids than training "
+            f"did; use a tokenizer of that family, or a family that takes any, such as qwen3"
+        )
 
 
 def class_name(config: CausalLMConfig) -> str:

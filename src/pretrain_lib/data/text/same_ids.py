@@ -14,13 +14,23 @@ SCORE_DIGITS = 6  # a score that was parsed by another library may differ in its
 
 def has_same_ids(own: tokenizers.Tokenizer, other: tokenizers.Tokenizer) -> bool:
     """Return whether two tokenizers give the same ids to every text, special tokens left aside."""
+    return set(differing_parts(own, other)) <= {"decoder"}
+
+
+def differing_parts(own: tokenizers.Tokenizer, other: tokenizers.Tokenizer) -> list[str]:
+    """Return the names of the parts in which two tokenizers differ, special tokens left aside."""
     special = {token.content for backend in (own, other) for token in _added(backend, special=True)}
-    return (
-        _steps(own.normalizer) == _steps(other.normalizer)
-        and _steps(own.pre_tokenizer) == _steps(other.pre_tokenizer)
-        and _numbered(own) == _numbered(other)
-        and _model(own, special) == _model(other, special)
+    one, two = (
+        {
+            "normalizer": _steps(backend.normalizer),
+            "pre-tokenizer": _steps(backend.pre_tokenizer),
+            "added tokens": _numbered(backend),
+            "model": _model(backend, special),
+            "decoder": _decoder(backend.decoder),
+        }
+        for backend in (own, other)
     )
+    return [name for name in one if one[name] != two[name]]
 
 
 def has_gpt2_shape(backend: tokenizers.Tokenizer) -> bool:
@@ -46,6 +56,12 @@ def _steps(part: object | None) -> list[dict]:
     return steps
 
 
+def _decoder(part: object | None) -> list[dict]:
+    """Return the steps of a decoder; the settings of that of bytes change nothing."""
+    steps = part_steps(part)
+    return [{"type": s["type"]} if s["type"] == "ByteLevel" else s for s in steps]
+
+
 def _added(backend: tokenizers.Tokenizer, *, special: bool) -> list[tokenizers.AddedToken]:
     added = backend.get_added_tokens_decoder().values()
     return [token for token in added if token.special == special]
@@ -64,7 +80,7 @@ def _model(backend: tokenizers.Tokenizer, special: set[str]) -> dict:
     if missing_bytes(backend) == []:  # nothing is unknown
         settings.pop("unk_token", None)
         settings.pop("fuse_unk", None)
-    vocabulary = settings["vocab"]
+    vocabulary = settings.get("vocab", {})  # it may be empty
     if isinstance(vocabulary, list):
         settings["vocab"] = [(piece, round(score, SCORE_DIGITS)) for piece, score in vocabulary]
     else:

@@ -14,6 +14,7 @@ END_OF_TEXT = "<|endoftext|>"
 TOKENIZER, CONFIG, ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
 MODEL, SPECIAL = "config.json", "special_tokens_map.json"
 GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
+RUN_FILES = "training/files.json"  # of a checkpoint: it names what the run has written
 PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")  # they take tokenizer.json as is
 PLAIN_MODELS = (None, "gpt2", "llama", "qwen3")  # for which transformers takes the class named
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -22,7 +23,8 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 def read_backend(name: str | Path) -> tuple[tokenizers.Tokenizer, str | None]:
     """Return a tokenizer and its end-of-text token, None where no file names one.
 
-    What the files beside it change is left to `transformers`, so that the ids are those it gives.
+    What the files beside it change is left to `transformers`, so that the ids are those it gives;
+    in a checkpoint of a run, they are those of training, whatever the family of the model.
     """
     path = Path(name).expanduser()
     if path.name == TOKENIZER and path.is_file():
@@ -31,6 +33,8 @@ def read_backend(name: str | Path) -> tuple[tokenizers.Tokenizer, str | None]:
         return _read(path), _declared_end(path.parent)
     if not path.is_dir():
         return _load_from_hub(str(name))
+    if is_of_run(path):
+        return _read(path / TOKENIZER), _declared_end(path)
     if (path / TOKENIZER).is_file():
         return _as_transformers(_read(path / TOKENIZER), path)
     if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
@@ -38,6 +42,11 @@ def read_backend(name: str | Path) -> tuple[tokenizers.Tokenizer, str | None]:
     raise ValueError(
         f"data.tokenizer={name}: the folder needs tokenizer.json, or vocab.json and merges.txt"
     )
+
+
+def is_of_run(folder: Path) -> bool:
+    """Return whether a folder is a checkpoint with the tokenizer that its run trained with."""
+    return TOKENIZER in _settings(folder / RUN_FILES)
 
 
 def byte_level(model: tokenizers.models.Model) -> tokenizers.Tokenizer:

@@ -1,4 +1,4 @@
-"""The normalizer and pre-tokenizer of a tokenizer: their settings, and what these imply."""
+"""The normalizer, pre-tokenizer and decoder of a tokenizer: settings, and what they imply."""
 
 import json
 
@@ -10,12 +10,12 @@ PREPEND_SPACE = {"type": "Prepend", "prepend": "\u2581"}
 
 
 def part_settings(part: object | None) -> dict | None:
-    """Return the settings of a normalizer or pre-tokenizer, as a `tokenizer.json` has them."""
+    """Return the settings of a part of a tokenizer, as a `tokenizer.json` has them."""
     return None if part is None else json.loads(part.__getstate__())
 
 
 def part_steps(part: object | None) -> list[dict]:
-    """Return the settings of each step of a normalizer or pre-tokenizer, in order."""
+    """Return the settings of each step of a normalizer, pre-tokenizer or decoder, in order."""
     return [] if part is None else _flatten(part_settings(part))
 
 
@@ -37,5 +37,6 @@ def spelled_bytes() -> dict[str, int]:
 
 
 def _flatten(settings: dict) -> list[dict]:
-    own = settings.get("normalizers", settings.get("pretokenizers"))
+    lists = (settings[n] for n in ("normalizers", "pretokenizers", "decoders") if n in settings)
+    own = next(lists, None)
     return [settings] if own is None else [step for part in own for step in _flatten(part)]
