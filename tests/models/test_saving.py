@@ -61,6 +61,12 @@ def test_arguments_are_refused_before_anything_is_written(changed, reason, tmp_p
         assert not (tmp_path / "new").exists()
 
 
+def test_the_folder_may_be_given_as_text(tmp_path):
+    model = model_of(0)
+    pl.save_pretrained(model, str(tmp_path / "model"), tokenizer=None)
+    assert is_model(tmp_path / "model", model)
+
+
 def test_an_error_while_writing_leaves_the_old_model(tmp_path, monkeypatch):
     pl.save_pretrained(model_of(0), tmp_path, tokenizer=None)
     before = bytes_in(tmp_path)

@@ -130,7 +130,7 @@ def loaded_tensors(model: Model) -> dict[str, torch.Tensor]:
 
 def save_pretrained(
     model: Model,
-    folder: Path,
+    folder: Path | str,
     *,
     tokenizer: Tokenizer | None,
     dtype: torch.dtype = torch.float32,
@@ -150,7 +150,7 @@ def save_pretrained(
     tensors = to_folder(model, saved_tensors(model))
     sizes = {n: t.numel() * stored_dtype(t, dtype).itemsize for n, t in tensors.items()}
     shards, digests, files = split_by_size(sizes, max_shard_bytes), {}, {}
-    with replacing_model(folder) as new:
+    with replacing_model(Path(folder)) as new:
         for index, names in enumerate(shards):
             file = weight_file(index, len(shards))
             files |= dict.fromkeys(names, file)
