@@ -10,7 +10,18 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 
-from pretrain_lib import GPT2, GPT2Config, open_corpus, save_pretrained, start_accelerator, train
+from pretrain_lib import (
+    GPT2,
+    GPT2Config,
+    TrainingState,
+    build_adamw,
+    load_tokenizer,
+    open_corpus,
+    save_checkpoint,
+    save_pretrained,
+    start_accelerator,
+    train,
+)
 from pretrain_lib.export.card import Known, gather, write_card
 from pretrain_lib.export.export import export_checkpoint
 from pretrain_lib.models.hf import load_pretrained
@@ -25,6 +36,7 @@ def run(config):
     corpus = open_corpus(config)
     model = GPT2(config.model).initialize(config.run.seed)
     train(config, model, corpus, start_accelerator(config))
+    return model
 
 
 def table(card):
@@ -289,3 +301,34 @@ def test_a_picture_travels_with_an_export_which_can_be_replaced(bare, tmp_path):
     assert (tmp_path / "out" / "curves.png").read_bytes() == b"png"
     export_checkpoint(bare, tmp_path / "out")
     assert not (tmp_path / "out" / "curves.png").exists()
+
+
+@pytest.mark.parametrize("manifest", [{}, {"note": "by hand"}])
+def test_a_checkpoint_of_a_loop_of_one_s_own_is_exported_and_begins_runs(
+    recipe, manifest, tmp_path, prepared
+):
+    model, state = GPT2(recipe.model).initialize(3), TrainingState()
+    optimizer, tokenizer = (
+        build_adamw(model, learning_rate=1e-3),
+        load_tokenizer(prepared / "tokenizer"),
+    )
+    state.count_step(windows=4, tokens=256, seconds=0.1)
+    path = save_checkpoint(
+        tmp_path / "own" / "checkpoints",
+        state,
+        model,
+        optimizer,
+        tokenizer=tokenizer,
+        manifest=manifest,
+    )
+    assert export_checkpoint(path, tmp_path / "out") < 1e-6
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "pretrained on 256 tokens" in card and "## Training" not in card
+    fork = change(recipe, run={"resume": str(path)})
+    with pytest.raises(
+        ValueError, match=f"was saved by a loop of one's own, .*initial_weights={path}"
+    ):
+        run(fork)
+    begun = run(change(recipe, run={"initial_weights": str(path), "max_steps": 0}))
+    for ours, theirs in zip(begun.parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)

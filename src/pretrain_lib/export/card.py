@@ -70,7 +70,8 @@ def gather(checkpoint: Path, model: Model, *, scores: Path | None = None) -> Kno
     manifest, state, rows, samples = {}, {}, [], []
     run = run_of(checkpoint)
     if (checkpoint / STATE).is_file():
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        found = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        manifest = found if "run_id" in found else {}  # of a loop of one's own
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     if state and run is not None:
         rows = [row for row in read_rows(run / METRICS) if row["step"] <= state["step"]]
@@ -148,7 +149,7 @@ def _describe(model: Model, known: Known) -> str:
 
 
 def _training_section(known: Known, picture: str | None) -> str:
-    if not known.state:
+    if not known.manifest:
         return ""
     config, state = known.manifest["config"], known.state
     train, validation = last_row(known.rows, "train"), last_row(known.rows, "validation")

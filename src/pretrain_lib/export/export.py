@@ -88,7 +88,9 @@ def is_by_transformers(checkpoint: Path) -> bool:
     path = checkpoint / MANIFEST
     if not path.is_file():
         return False
-    return "config" in json.loads(path.read_text(encoding="utf-8"))["config"]["model"]
+    # The manifest of a checkpoint that a loop of one's own has saved may be empty.
+    settings = json.loads(path.read_text(encoding="utf-8")).get("config", {})
+    return "config" in settings.get("model", {})
 
 
 def check_export_folder(out: Path, checkpoint: Path) -> None:

@@ -95,6 +95,11 @@ def _load(
             f"{path} is not visible to every process: run.dir must be on a shared disk"
         )
     state, before = read_state(path)
+    if "config" not in before:
+        raise ValueError(
+            f"{path} was saved by a loop of one's own, so that it is not known how it was trained; "
+            f"begin a run with its weights, by run.initial_weights={path}"
+        )
     if state.order_version != ORDER_VERSION:
         raise ValueError(
             f"{path}: order_version={state.order_version}; this version of pretrain_lib reads the "
