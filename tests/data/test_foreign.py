@@ -206,7 +206,7 @@ def test_an_npz_that_was_renamed_is_no_array_of_bare_ids(tmp_path):
         ("a*.bin", None, "there is no such file"),
         ("a.npy", b"", "has no .npy header"),
         ("a.npy", b"\x93NUMPY\1\0", "is not a .npy array"),
-        ("a.bin", b"", "0 bytes"),
+        ("a.bin", b"", "holds no tokens; leave it out, or write it again"),
         ("a.bin", b"abc", "3 bytes are not a whole number of uint16 ids"),
         (
             "a.bin",
@@ -244,6 +244,23 @@ def test_truncated_files_are_refused(tmp_path):
         (tmp_path / name).write_bytes(raw[:-2])
         with pytest.raises(ValueError, match=message):
             open_foreign(tmp_path / name, vocabulary_size=50_257)
+
+
+def test_an_empty_shard_is_no_obstacle_and_nothing_but_empty_ones_are_refused(tmp_path):
+    """A process of datatrove's without documents writes them."""
+    (tmp_path / "0.ds").write_bytes(b"")
+    (tmp_path / "0.ds.index").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"\*\.ds holds no tokens$"):
+        open_foreign(tmp_path / "*.ds", vocabulary_size=10)
+    write_datatrove(tmp_path, "1.ds", [[1, 2, 3], [4]], 2)
+    tokens = open_foreign(tmp_path / "*.ds", vocabulary_size=10)
+    assert tokens.read(0, len(tokens)).tolist() == [1, 2, 3, 4]
+    assert tokens.document_ends(0, 4).tolist() == [3]
+    (tmp_path / "a.bin").write_bytes(b"")  # which says nothing of being empty
+    np.save(tmp_path / "a.npy", np.empty(0, np.uint16))
+    for name in ("a.bin", "a.npy"):
+        with pytest.raises(ValueError, match=f"{name} holds no tokens; leave it out"):
+            open_foreign(tmp_path / name, vocabulary_size=10)
 
 
 def test_an_index_of_other_tokens_is_refused(tmp_path):
@@ -303,7 +320,7 @@ def test_an_index_that_falls_is_refused(tmp_path):
 
 def test_an_index_without_documents_is_refused(tmp_path):
     write_datatrove(tmp_path, "a.ds", [], 2)
-    with pytest.raises(ValueError, match="0 bytes do not fit"):
+    with pytest.raises(ValueError, match="a.ds holds no tokens"):
         open_foreign(tmp_path / "a.ds", vocabulary_size=10)
 
 

@@ -264,8 +264,30 @@ def test_a_compressed_file_that_loses_a_member_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.txt.xz", "a.ndjson.bz2"])
 def test_a_file_that_is_not_compressed_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(lines(TEXTS))
-    with pytest.raises(ValueError, match=r"read behind document 0 \(it does not begin like"):
+    with pytest.raises(
+        ValueError, match=r"\(it does not begin like .* rename it if it was"
+    ) as error:
         read(tmp_path / name)
+    assert "read behind document 0" in str(error.value)
+
+
+def test_a_dictionary_that_is_missing_is_named(tmp_path):
+    texts = [f"{{'text': 'sample number {i} of a dictionary'}}".encode() for i in range(3000)]
+    dictionary = zstandard.train_dictionary(4096, texts)
+    compress = zstandard.ZstdCompressor(dict_data=dictionary).compress
+    (tmp_path / "a.jsonl.zst").write_bytes(compress(lines(TEXTS)))
+    with pytest.raises(
+        ValueError, match=r"with a dictionary.*; decompress it with that dictionary"
+    ):
+        read(tmp_path / "a.jsonl.zst")
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_nul_bytes_behind_the_last_line_are_blank(tmp_path, compress):
+    path = tmp_path / ("a.jsonl" if compress is bytes else "a.jsonl.gz")
+    for padding in (b"\0" * 50, b"\0" * 50 + b"\n", b" \0\n\0"):
+        path.write_bytes(compress(lines(["a", "b"]) + padding))
+        assert read(path) == [Document("a"), Document("b")]
 
 
 @pytest.mark.parametrize(("kind", "compress"), COMPRESSORS.items())
@@ -520,7 +542,7 @@ def test_a_damaged_row_group_is_refused_and_named(tmp_path, options, damaged):
             ("not a JSON object in UTF-8", line)
             for line in (b'{"text": "a"},', b'{"text": "a"} x', b'{"text": "a", "b": "\xff"}')
         ),
-        *(("not a JSON object in UTF-8", line) for line in (b"[" * 9**5, b"\0\0", b"NaN")),
+        *(("not a JSON object in UTF-8", line) for line in (b"[" * 9**5, b"\0x\0", b"NaN")),
         ("no field data.text_field='text'", b'{"other": "field"}'),
         *(
             ("no text in data.text_field='text'", line)
@@ -677,6 +699,10 @@ def test_an_archive_is_refused_under_the_name_of_a_text(tmp_path, name, compress
 
 
 LATIN = "Ein Text, größer als vierzig Zeichen: “Zitat” – und mehr.\n"
+HINDI = "यह एक लंबा पाठ है जो हिंदी में लिखा गया है, और इसे ठीक से पढ़ा जाना चाहिए।\n"
+THAI = "นี่คือข้อความภาษาไทย ที่ยาวพอสมควร สำหรับการทดสอบ\n"
+OTHERS = ["తెలుగు భాష చాలా అందంగా ఉంటుంది\n", "ਇਹ ਇੱਕ ਲੰਮਾ ਪਾਠ ਹੈ\n", "ഇത് ഒരു നീണ്ട വാചകമാണ്\n"]
+OTHERS += ["ဒါဟာ စာသား တစ်ခုဖြစ်ပါတယ်\n", "འདི་ནི་ཡི་གེ་ཡིན། འདི་ནི་ཡི་གེ།\n"]
 CYRILLIC = "Текст, который длиннее сорока знаков, и ещё немного.\n"
 WIDE = ("UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE")
 
@@ -687,7 +713,8 @@ def test_text_of_two_or_four_bytes_a_character_is_refused_by_name(
     tmp_path, name, compress, encoding
 ):
     message = f"{name} is text in {encoding}, not UTF-8; .* iconv -f {encoding} -t UTF-8"
-    for mark, text in (("", LATIN), ("", CYRILLIC), ("", LATIN * 99), ("\ufeff", "你好")):
+    texts = [LATIN, CYRILLIC, LATIN * 99, *(text * 9 for text in (HINDI, THAI, *OTHERS))]
+    for mark, text in [*(("", text) for text in texts), ("\ufeff", "你好")]:
         content = json.dumps({"text": text}, ensure_ascii=False) if "jsonl" in name else text
         (tmp_path / name).write_bytes(compress((mark + content).encode(encoding)))
         with pytest.raises(ValueError, match=message):
@@ -705,6 +732,7 @@ def test_no_text_in_utf8_is_taken_for_another_format(text):
     "raw",
     [
         *(b"a\0b", b"\0" * 999, b"word\0" * 200, b"abc\0" * 200, b"text" + b"\0" * 999),
+        *(b"1\t2\t3\t4\n" * 100, b"\0" + b"\n" * 99, b"\0" + b"1\t2\t" * 99),
         *(b"\x0bab\t\r\n" * 100, b" " * 257 + b"ustar is a format" + b" " * 257, b"PK"),
     ],
 )

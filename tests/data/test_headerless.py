@@ -76,6 +76,13 @@ def test_ids_of_the_other_byte_order_are_refused_with_what_converts_them(
     assert tokens.read(0, len(tokens)).tolist() == ids.tolist()
 
 
+@pytest.mark.parametrize("vocabulary", [65, 100, 255])
+def test_big_endian_uint16_of_a_small_vocabulary_is_refused(tmp_path, vocabulary):
+    ids_below(vocabulary).astype(">u2").tofile(tmp_path / "train.bin")
+    with pytest.raises(ValueError, match="holds big-endian ids"):
+        open_foreign(tmp_path / "train.bin", vocabulary_size=50_257)
+
+
 @pytest.mark.parametrize("vocabulary", [4, 20, 65, 50_257, 65_536])
 def test_uint16_is_read_without_being_told(tmp_path, vocabulary):
     ids = ids_below(vocabulary)

@@ -237,8 +237,12 @@ def test_the_format_on_disk_is_frozen(tmp_path):
 @pytest.mark.parametrize(
     ("files", "path", "remedy"),
     [
-        (["train.bin", "val.bin"], "", r"folder of token arrays; .*, \S+/folder/\*.bin$"),
-        (["part.npy"], "", r"folder of token arrays; .*, \S+/folder/\*.npy$"),
+        (
+            ["train.bin", "val.bin"],
+            "",
+            r"folder of token arrays; .*, such as \S+/folder/train\*.bin,",
+        ),
+        (["part.npy"], "", r"folder of token arrays; .*, such as \S+/folder/train\*.npy,"),
         (["ids.pt"], "ids.pt", r"neither one of text nor a token array .*numpy.save"),
         (
             ["a.jsonl"],

@@ -574,7 +574,10 @@ except ValueError as error:
         cwd=tmp_path,
         check=True,
     )
-    assert "nobody/no-such-dataset:config could not be loaded" in result.stdout
+    assert (
+        "nobody/no-such-dataset:config is no file or folder here, and could not be loaded"
+        in result.stdout
+    )
     for advice in ("corpus.jsonl", "--data.path", "python-stdlib"):
         assert advice in result.stdout
 

@@ -53,6 +53,7 @@ from pretrain_lib.data.text import sources
 from pretrain_lib.data.text.formats import Document
 from pretrain_lib.data.text.tokenizer import load_tokenizer
 from pretrain_lib.data.windows.packing import IGNORED_TARGET
+from pretrain_lib.wording import plural
 from tests.conftest import ROOT, change, forked_launchers, read_rows, run_command, tiny_flags
 from tests.data.test_order import plain_keys, plain_permute
 from tests.test_recipes import gpt2_124m
@@ -817,7 +818,9 @@ def test_a_spool_is_described_but_not_read_as_a_prepared_folder(tmp_path, job, r
     dataset.close()
     segments = len(list(spool.folder.glob("segment-*.json")))
     described = list(inspect_data([spool.folder], sequence_length=LENGTH, window=0))
-    assert described[-1].startswith(f"spool       {segments} segments of {SEGMENT} tokens of a")
+    assert described[-1].startswith(
+        f"spool       {plural(segments, 'segment')} of {SEGMENT} tokens"
+    )
     assert any(line.startswith(f"validation  {HELD_OUT} tokens") for line in described)
     with pytest.raises(ValueError, match="is the spool of a stream, .* give a prepared folder"):
         open_corpus(change(recipe, data={"path": str(spool.folder)}))

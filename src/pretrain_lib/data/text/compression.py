@@ -15,6 +15,7 @@ from pretrain_lib.wording import show_path
 READ_BYTES = 2**14  # compressed bytes at once: what they expand to is held in memory
 BUFFER_BYTES = 2**20
 WINDOW_BYTES = 2**31  # the largest window of the zstd command, which a worker then needs as memory
+ZSTD_DICTIONARY = "ictionary mismatch"  # in the message of zstd without the right one
 ZSTD_MEMORY = "requires too much memory"  # in the message of zstd for a larger window
 TRAILING = "bytes behind the end of the compressed data are ignored"
 
@@ -59,6 +60,18 @@ class WindowError(MemberError):
     """Says that decompression needs too much memory."""
 
     remedy = "compress it again with --long=31 or less"
+
+
+class DictionaryError(MemberError):
+    """Says that decompression needs the dictionary of the compression."""
+
+    remedy = "decompress it with that dictionary (zstd -d -D DICTIONARY)"
+
+
+class UncompressedError(MemberError):
+    """Says that data are not compressed."""
+
+    remedy = "restore the file, or rename it if it was decompressed"
 
 
 class CompressedFile(io.RawIOBase):
@@ -115,6 +128,8 @@ class CompressedFile(io.RawIOBase):
             if ZSTD_MEMORY in str(error):
                 window = f"its zstd window is larger than {WINDOW_BYTES >> 20} MiB"
                 raise WindowError(window) from error
+            if ZSTD_DICTIONARY in str(error):
+                raise DictionaryError("it was compressed with a dictionary") from error
             raise MemberError(error) from error
         self._input = b""
         if self._member.eof:
@@ -135,7 +150,7 @@ class CompressedFile(io.RawIOBase):
             return False
         if not data.startswith(self._format.starts):
             if self._is_first:
-                raise MemberError(f"it does not begin like a {self._name} file")
+                raise UncompressedError(f"it does not begin like a {self._name} file")
             self.trailing = True
             return False
         self._member, self._is_first = self._format.new(), False

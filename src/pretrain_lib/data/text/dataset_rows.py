@@ -234,9 +234,9 @@ def _load_from_hub(name: str, text_field: str) -> DatasetSource:
     except Exception as error:  # datasets and huggingface_hub raise many types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"data.source={name} could not be loaded from the Hugging Face Hub ({reason}). Without "
-            f"a network, use local files (--data.source corpus.jsonl), a folder that `pretrain "
-            f"prepare` made elsewhere (--data.path FOLDER), or python-stdlib "
-            f"(--data.source {EMBEDDED_CORPUS})"
+            f"data.source={name} is no file or folder here, and could not be loaded from the "
+            f"Hugging Face Hub ({reason}). Without a network, use local files (--data.source "
+            f"corpus.jsonl), a folder that `pretrain prepare` made elsewhere (--data.path FOLDER), "
+            f"or python-stdlib (--data.source {EMBEDDED_CORPUS})"
         ) from error
     return DatasetSource(rows, name, text_field)

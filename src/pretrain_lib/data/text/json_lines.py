@@ -15,8 +15,11 @@ WHITE_SPACE = " \t\n\r"  # between the parts of JSON
 
 
 def is_blank(line: bytes) -> bool:
-    """Return whether a line has nothing but white space, and the mark that may begin a file."""
-    return not line.removeprefix(codecs.BOM_UTF8).strip()
+    """Return whether a line has nothing but white space, and the mark that may begin a file.
+
+    NUL bytes are blank, too: a crash of its writer leaves them behind the last line.
+    """
+    return not line.removeprefix(codecs.BOM_UTF8).strip(b" \t\r\n\v\f\0")
 
 
 def refuse_other_json(line: bytes, where: str) -> None:

@@ -14,10 +14,11 @@ MARKS = {  # those of UTF-32 first: one of UTF-16 begins one of them
     "UTF-16BE": codecs.BOM_UTF16_BE,
 }
 # Where in four bytes the low bytes of characters are. All others are the numbers of alphabets, of
-# which those up to Arabic are below 8; text in UTF-8 has such bytes as an exception.
+# which those up to Arabic are below 8; text in UTF-8 has such bytes as an exception. Those up to
+# Burmese are below 17, like tabs and line feeds; a NUL, the half of a space, tells them from these.
 LOW_BYTES = {"UTF-16LE": {0, 2}, "UTF-16BE": {1, 3}, "UTF-32LE": {0}, "UTF-32BE": {3}}
-ALPHABETS = bytes(range(8))
-MOST, FEW = 3 / 4, 1 / 16
+ALPHABETS, MORE_ALPHABETS = bytes(range(8)), bytes(range(17))
+MOST, HALF, FEW, RARE = 3 / 4, 1 / 2, 1 / 16, 1 / 128
 LEAST_BYTES = 32  # of which an encoding can be told
 
 
@@ -57,9 +58,17 @@ def encoding_of(start: bytes) -> str | None:
     if len(start) < LEAST_BYTES:
         return None
     parts = [start[place::4] for place in range(4)]
-    shares = [1 - len(part.translate(None, ALPHABETS)) / len(part) for part in parts]
+    kinds = (b"\0", ALPHABETS, MORE_ALPHABETS)
+    nuls, shares, more = ([_share(part, kind) for part in parts] for kind in kinds)
     for name, low in LOW_BYTES.items():
         high = set(range(4)) - low
         if max(shares[i] for i in low) <= FEW and min(shares[i] for i in high) >= MOST:
             return name
+        has_spaces = sum(nuls[i] for i in high) >= RARE * len(high)
+        if has_spaces and max(more[i] for i in low) <= HALF and min(more[i] for i in high) >= MOST:
+            return name
     return None
+
+
+def _share(part: bytes, kind: bytes) -> float:
+    return 1 - len(part.translate(None, kind)) / len(part)

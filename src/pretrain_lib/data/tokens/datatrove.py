@@ -24,6 +24,8 @@ def open_datatrove(path: Place, dtype: IdType | None) -> TokenFile:
     with index.open("rb") as file:
         file.seek(max(0, index.stat().st_size - 8))
         last = int.from_bytes(file.read(8), "little")
+    if size == index.stat().st_size == 0:  # of a process that had no documents
+        return TokenFile(path, 0, np.dtype("<u2"), foreign_ends=EndsTable(index))
     bytes_per_id, stated = size // last if last else 0, _stated_bytes(path)
     if bytes_per_id not in (2, 4) or size % last or index.stat().st_size % 8:
         raise ValueError(f"{path}: {size} bytes do not fit the documents that {index.name} lists")

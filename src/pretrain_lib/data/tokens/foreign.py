@@ -96,6 +96,10 @@ def open_array(
         _check_name(each)
         files.append(open_chunk(each, index) if index else _open_file(each, dtype))
         _check_file(files[-1])
+    # A writer of several shards makes empty ones where a process of it had no documents.
+    files = [file for file in files if file.num_tokens]
+    if not files:
+        raise ValueError(f"{path} holds no tokens")
     _check_masks(files)
     return TokenArray(files, vocabulary_size=vocabulary_size)
 
@@ -162,11 +166,13 @@ def _check_file(file: TokenFile) -> None:
     """Raise ValueError unless the file holds its tokens and nothing else."""
     size = file.path.stat().st_size
     needed = file.header_bytes + file.num_tokens * file.dtype.itemsize
-    if size != needed or not file.num_tokens:
+    if size != needed:
         raise ValueError(
             f"{file.path}: {size} bytes, but its tokens need {needed}, for {file.num_tokens} "
             f"{file.dtype.name}; copy or write the file again"
         )
+    if not file.num_tokens and file.foreign_ends is None:  # nothing says that it is to be empty
+        raise ValueError(f"{file.path} holds no tokens; leave it out, or write it again")
 
 
 def _open_npy(path: Place, dtype: IdType | None) -> TokenFile:

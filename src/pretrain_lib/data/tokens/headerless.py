@@ -23,7 +23,7 @@ def open_headerless(path: Place, dtype: IdType | None) -> TokenFile:
     size = path.stat().st_size
     if dtype is None:
         refuse_container(path)
-    if dtype is None and path.suffix == ".npy":
+    if dtype is None and path.suffix.lower() == ".npy":
         raise ValueError(
             f"{path} has no .npy header: if it holds bare ids, as OLMo and dolma write them, give "
             f"their type by data.dtype=uint16 or data.dtype=uint32"
@@ -92,10 +92,10 @@ def _are_bytes(low: np.ndarray, high: np.ndarray) -> bool:
 def _are_swapped(low: np.ndarray, high: np.ndarray) -> bool:
     """Return whether the low bytes stop where those of a vocabulary do, and the high ones do not.
 
-    A vocabulary of less than 61,440 ids has no high bytes from 0xF0 on.
+    A vocabulary of less than 61,440 ids has no high bytes from 0xF0 on, one of up to 256 only zero.
     """
     many = len(low) >= FEWEST_IDS and len(np.unique(high)) >= FEWEST_VALUES
-    return many and low.max() < 0xF0 and high.max() == 0xFF
+    return many and (low.max() == 0 or (low.max() < 0xF0 and high.max() == 0xFF))
 
 
 def find_longer(samples: list[bytes], order: str) -> tuple[str, np.dtype] | None:

@@ -25,7 +25,10 @@ def explain_unprepared(path: Place) -> str:
         )
     for suffix in FOREIGN_SUFFIXES:
         if any(path.glob(f"*{suffix}")):
-            return f"it is a folder of token arrays; give a pattern of its files, {own}/*{suffix}"
+            return (
+                f"it is a folder of token arrays; give a pattern of those to train on, such as "
+                f"{own}/train*{suffix}, and of others by data.validation"
+            )
     return (
         "it is not a prepared folder; if it is one of text, run `pretrain prepare` on it and give "
         "the folder that this writes"
