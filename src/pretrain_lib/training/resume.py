@@ -90,21 +90,7 @@ def _load(
     run_id: str,
     manifest: dict,
 ) -> Start:
-    if not path.is_dir():
-        raise ValueError(
-            f"{path} is not visible to every process: run.dir must be on a shared disk"
-        )
-    state, before = read_state(path)
-    if "config" not in before:
-        raise ValueError(
-            f"{path} was saved by a loop of one's own, so that it is not known how it was trained; "
-            f"begin a run with its weights, by run.initial_weights={path}"
-        )
-    if state.order_version != ORDER_VERSION:
-        raise ValueError(
-            f"{path}: order_version={state.order_version}; this version of pretrain_lib reads the "
-            f"data in order {ORDER_VERSION}"
-        )
+    state, before = _read_checkpoint(path)
     now = manifest["config"]
     changes = setting_changes(with_new_names(before["config"], now=now), now)
     fingerprint_differs, is_other = _compare_data(before, manifest)
@@ -134,6 +120,26 @@ def _load(
         run_id=run_id if fork else before["run_id"],
         changes=tuple(describe_changes(changes)),
     )
+
+
+def _read_checkpoint(path: Path) -> tuple[TrainingState, dict]:
+    """Return the state and the manifest of a checkpoint, or raise ValueError if it is no run's."""
+    if not path.is_dir():
+        raise ValueError(
+            f"{path} is not visible to every process: run.dir must be on a shared disk"
+        )
+    state, before = read_state(path)
+    if "config" not in before:
+        raise ValueError(
+            f"{path} was saved by a loop of one's own, so that it is not known how it was trained; "
+            f"begin a run with its weights, by run.initial_weights={path}"
+        )
+    if state.order_version != ORDER_VERSION:
+        raise ValueError(
+            f"{path}: order_version={state.order_version}; this version of pretrain_lib reads the "
+            f"data in order {ORDER_VERSION}"
+        )
+    return state, before
 
 
 def _compare_data(before: dict, now: dict) -> tuple[bool, bool]:
