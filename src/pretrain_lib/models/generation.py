@@ -54,8 +54,8 @@ def generate(
         partial(_choose, **options, generator=_row_generator(seed, number)) for number in numbers
     ]
     texts: list[list[int]] = [[] for _ in prompts]
-    for group in _groups(model, prompts):
-        with evaluation_mode(model):
+    with evaluation_mode(model):
+        for group in _groups(model, prompts):
             found = _generate_together(
                 model,
                 [prompts[i] for i in group],
@@ -65,8 +65,8 @@ def generate(
                 end_of_text_id=end_of_text_id,
                 is_done=is_done or (lambda _: False),
             )
-        for i, text in zip(group, found, strict=True):
-            texts[i] = text
+            for i, text in zip(group, found, strict=True):
+                texts[i] = text
     return texts
 
 
