@@ -31,9 +31,9 @@ def check_resume(config: Recipe) -> None:
 
     Of the run's own checkpoints, `choose_checkpoint` knows more.
     """
-    wanted, own = config.run.resume, Path(config.run.dir, CHECKPOINTS).resolve()
-    known = wanted in CHOICES or wanted == _last_settings(config)["run"]["resume"]
-    if not (known or Path(wanted).is_dir() or Path(wanted).parent.resolve() == own):
+    wanted, checkpoints = config.run.resume, Path(config.run.dir, CHECKPOINTS).resolve()
+    is_known = wanted in CHOICES or wanted == _last_settings(config)["run"]["resume"]
+    if not (is_known or Path(wanted).is_dir() or Path(wanted).parent.resolve() == checkpoints):
         raise ValueError(
             f"run.resume={wanted} is not a whole checkpoint, there is no such folder; give "
             f"{', '.join(CHOICES)}, RUN/checkpoints/step-NNNNNNNN or a run folder"
@@ -43,33 +43,40 @@ def check_resume(config: Recipe) -> None:
 
 def choose_checkpoint(config: Recipe) -> tuple[Path | None, bool]:
     """Return the checkpoint to load, if any, and whether loading it makes this run a fork."""
-    own, wanted = Path(config.run.dir) / CHECKPOINTS, config.run.resume
-    restarted = was_begun_here(own.parent)
+    folder, wanted = Path(config.run.dir) / CHECKPOINTS, config.run.resume
+    restarted = was_begun_here(folder.parent)
     if wanted == "never" and not restarted:
         return None, False
     named = None if wanted in CHOICES else Path(wanted)
     if named is not None and (named / CHECKPOINTS).is_dir():
         named = find_newest(named / CHECKPOINTS) or named
-    is_own = named is not None and named.resolve().parent == own.resolve()
+    is_own = named is not None and named.resolve().parent == folder.resolve()
     if is_own and not restarted and not _went_back(config):
         return _whole(named), False
-    restore_replaced(own)
-    if (newest := find_newest(own)) is not None:  # also for a fork with checkpoints of its own
-        kept = {name: getattr(config.checkpoint, name) for name in ("keep_last", "keep_every")}
+    restore_replaced(folder)
+    if (newest := find_newest(folder)) is not None:  # also for a fork with checkpoints of its own
+        settings = config.checkpoint
         state, _ = read_state(newest)
-        steps = {state.step_of_best(config.checkpoint.keep_best), state.turn_back_to}
-        prune(own, newest, **kept, steps=steps, later=False)  # old ones back after a power cut
-        remove_leftovers(own)
+        prune(  # old ones are back after a power cut
+            folder,
+            newest,
+            keep_last=settings.keep_last,
+            keep_every=settings.keep_every,
+            steps={state.step_of_best(settings.keep_best), state.turn_back_to},
+            later=False,
+        )
+        remove_leftovers(folder)
         return newest, False
-    if broken := [path for path in own.glob("step-*") if path.is_dir()]:
+    if broken := [path for path in folder.glob("step-*") if path.is_dir()]:
         raise ValueError(
-            f"{own} holds {plural(len(broken), 'checkpoint')} and none is whole "
+            f"{folder} holds {plural(len(broken), 'checkpoint')} and none is whole "
             f"({verify_checkpoint(max(broken))[0]}): restore one, or delete them to start anew"
         )
-    if (reached := read_status(own.parent).get("step") or 0) > 0:
+    if (reached := read_status(folder.parent).get("step") or 0) > 0:
         raise ValueError(
-            f"run.dir={own.parent} had a checkpoint of step {reached} and has none: a start from "
-            f"the beginning would drop its metrics; put the checkpoint back, or give another folder"
+            f"run.dir={folder.parent} had a checkpoint of step {reached} and has none: a start "
+            f"from the beginning would drop its metrics; put the checkpoint back, or give another "
+            f"folder"
         )
     return (None, False) if named is None else (_whole(named), True)
 

@@ -55,10 +55,10 @@ def format_sample(sample: dict[str, str], *, step: int) -> str:
     """Format a sample as two blocks of text, the prompt and what the model wrote after it."""
     lines = [f"sample at step {step:,}"]
     for label, name in (("prompt", "prompt"), ("model", "text")):
-        shown = _text_lines(sample[name], WIDTH - 11)
-        if (more := len(shown) - MOST_LINES) > 0:
-            shown[MOST_LINES:] = [f"({plural(more, 'more line')} in samples.jsonl)"]
-        lines += [f"  {'' if i else label:<6} | {line}" for i, line in enumerate(shown)]
+        wrapped = _text_lines(sample[name], WIDTH - 11)
+        if (hidden := len(wrapped) - MOST_LINES) > 0:
+            wrapped[MOST_LINES:] = [f"({plural(hidden, 'more line')} in samples.jsonl)"]
+        lines += [f"  {'' if i else label:<6} | {line}" for i, line in enumerate(wrapped)]
     return "\n".join(lines)
 
 
@@ -70,8 +70,9 @@ def _text_lines(text: str, width: int) -> list[str]:
             c if c.isprintable() else c.encode("unicode_escape").decode()
             for c in line.expandtabs(4)
         )
-        options = {"drop_whitespace": False, "replace_whitespace": False, "expand_tabs": False}
-        lines += textwrap.wrap(printable, width, **options) or [""]
+        lines += textwrap.wrap(
+            printable, width, drop_whitespace=False, replace_whitespace=False, expand_tabs=False
+        ) or [""]
     return lines
 
 
@@ -80,5 +81,11 @@ def fill(text: str, *, indent: int = 4) -> str:
 
     White space stays as it is, and so do words that are longer, such as paths.
     """
-    options = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
-    return textwrap.fill(text, WIDTH, subsequent_indent=" " * indent, **options)
+    return textwrap.fill(
+        text,
+        WIDTH,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+    )

@@ -112,13 +112,13 @@ def _validate(run: Run) -> None:
 
 def _score(run: Run) -> None:
     """Score the current model, and note whether what `checkpoint.keep_best` names is the best."""
-    results, state, kept = _score_together(run), run.state, run.config.checkpoint.keep_best
-    if kept is None or kept == VALIDATION_LOSS:
+    results, state, metric = _score_together(run), run.state, run.config.checkpoint.keep_best
+    if metric is None or metric == VALIDATION_LOSS:
         return
-    value, higher = on_main(run.accelerator, lambda: find_score(results, kept))
-    best, _ = state.best_scores.get(kept, (None, 0))
+    value, higher = on_main(run.accelerator, lambda: find_score(results, metric))
+    best, _ = state.best_scores.get(metric, (None, 0))
     if _is_better(value, best, higher=higher):
-        state.best_scores = {kept: [value, state.step]}
+        state.best_scores = {metric: [value, state.step]}
 
 
 def _is_better(value: float, best: float | None, *, higher: bool) -> bool:
@@ -136,18 +136,24 @@ def _score_together(run: Run) -> dict:
 
     scores, state, tokenizer = run.config.scores, run.state, run.corpus.tokenizer
     if not run.accelerator.is_main_process:
-        own = transformers_tokenizer(tokenizer)
-        follow(run.accelerator, LiveModel(run.model, own, batch_size=scores.batch_size))
+        hf_tokenizer = transformers_tokenizer(tokenizer)
+        follow(run.accelerator, LiveModel(run.model, hf_tokenizer, batch_size=scores.batch_size))
         return {}
     started = time.monotonic()
-    options = {"limit": scores.limit, "batch_size": scores.batch_size}
     with lead(run.accelerator) as deal, without_foreign_progress():
-        results = evaluate_model(run.model, tokenizer, run.tasks, deal=deal, **options)
+        results = evaluate_model(
+            run.model,
+            tokenizer,
+            run.tasks,
+            deal=deal,
+            limit=scores.limit,
+            batch_size=scores.batch_size,
+        )
     write_results(results, run.folder / SCORES / f"step-{state.step:08d}.json")
     row = {"kind": "evaluation", "step": state.step, "tokens": state.tokens}
     for task, metric, value, error in iterate_scores(results):
-        known = error if isinstance(error, float) else None  # it is "N/A" for a single item
-        row |= {f"{task}/{metric}": value, f"{task}/{metric}_stderr": known}
+        stderr = error if isinstance(error, float) else None  # it is "N/A" for a single item
+        row |= {f"{task}/{metric}": value, f"{task}/{metric}_stderr": stderr}
     run.metrics.write(row)
     seconds = time.monotonic() - started
     text = f"scores at step {state.step:,}, in {seconds:.1f} s: {format_line(results)}"
@@ -160,7 +166,7 @@ def _sample(run: Run) -> None:
     settings, accelerator = run.config.samples, run.accelerator
     process, processes = accelerator.process_index, accelerator.num_processes
     with accelerator.autocast():
-        own = sample_texts(
+        texts = sample_texts(
             run.model,
             run.corpus.tokenizer,
             settings.prompts,
@@ -173,7 +179,7 @@ def _sample(run: Run) -> None:
             top_p=settings.top_p,
             rows=slice(process, None, processes),
         )
-    numbered = [(process + i * processes, sample) for i, sample in enumerate(own)]
+    numbered = [(process + i * processes, sample) for i, sample in enumerate(texts)]
     samples = [sample for _, sample in sorted(gather_object(numbered), key=itemgetter(0))]
     if accelerator.is_main_process:
         with (run.folder / SAMPLES).open("a", encoding="utf-8") as file:

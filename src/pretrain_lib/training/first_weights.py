@@ -88,13 +88,13 @@ def check_first_weights(config: Recipe) -> None:
             f"run.initial_weights={name} is a {kinds[0]}, the recipe trains a {kinds[1]}: take the "
             f"recipe of the other"
         )
-    ours, given = asdict(config.model), asdict(theirs)
-    differ = [key for key in given if key not in FREE_FIELDS and given[key] != ours[key]]
+    ours, stored = asdict(config.model), asdict(theirs)
+    differ = [key for key in stored if key not in FREE_FIELDS and stored[key] != ours[key]]
     if differ:
-        found = ", ".join(f"model.{key}={ours[key]}" for key in differ)
-        flags = " ".join(f"--model.{key} {_flag(given[key])}" for key in differ)
+        settings = ", ".join(f"model.{key}={ours[key]}" for key in differ)
+        flags = " ".join(f"--model.{key} {_flag(stored[key])}" for key in differ)
         raise ValueError(
-            f"run.initial_weights={name} holds another model than {found}: give {flags}"
+            f"run.initial_weights={name} holds another model than {settings}: give {flags}"
         )
 
 
@@ -103,10 +103,10 @@ def _check_same_family(name: str, ours: dict, given: dict) -> None:
     names = sorted(key for key in ours.keys() | given.keys() if not _is_free(key))
     differ = [key for key in names if ours.get(key) != given.get(key)]
     if differ:
-        found = ", ".join(f"{key}={ours.get(key)}, not {given.get(key)}" for key in differ)
+        settings = ", ".join(f"{key}={ours.get(key)}, not {given.get(key)}" for key in differ)
         raise ValueError(
-            f"run.initial_weights={name} holds another model than model.config, which has {found}: "
-            f"give --model.config {name}"
+            f"run.initial_weights={name} holds another model than model.config, which has "
+            f"{settings}: give --model.config {name}"
         )
 
 

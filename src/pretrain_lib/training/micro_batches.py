@@ -24,9 +24,9 @@ def count_targets(
     for index, batch in enumerate(listed):
         is_mapping = isinstance(batch, Mapping)
         if not is_mapping or not isinstance(batch.get("targets"), torch.Tensor):
-            found = f"has {', '.join(map(str, batch))}" if is_mapping else type(batch).__name__
+            actual = f"has {', '.join(map(str, batch))}" if is_mapping else type(batch).__name__
             raise ValueError(
-                f"micro_batches[{index}] {'' if is_mapping else 'is '}{found}; micro_batches must "
+                f"micro_batches[{index}] {'' if is_mapping else 'is '}{actual}; micro_batches must "
                 f"be {EXPECTED}, whose targets are the ids that follow input_ids, shifted by one"
             )
     return listed, sum((batch["targets"] != IGNORED_TARGET).sum() for batch in listed)

@@ -28,8 +28,9 @@ def turn_back_or_go_on(run: Run, result: StepResult, limits: Limits) -> bool:
     finite = math.isfinite(result.loss) and math.isfinite(result.grad_norm)
     if settings.spike_action == "rollback" and finite and _roll_back(run, reason):
         return True
-    numbers = {"loss": result.loss, "grad_norm": result.grad_norm}
-    report_event(run, "skipped", f"{reason}: update left out", **numbers)
+    report_event(
+        run, "skipped", f"{reason}: update left out", loss=result.loss, grad_norm=result.grad_norm
+    )
     if (number := state.skipped_in_a_row) >= settings.max_skipped:
         there_is = on_main(run.accelerator, lambda: find_newest(run.folder / CHECKPOINTS))
         resume = "resume from a checkpoint before it" if there_is else "start anew: there is none"

@@ -83,8 +83,10 @@ def start_run(config: Recipe, model: Model, corpus: Corpus, accelerator: Acceler
     that each process allocates only what it holds.
     """
     tasks = open_scored_tasks(config, corpus, accelerator)
-    options = {"max_tokens": config.validation.tokens, "tokenizer": corpus.tokenizer}
-    stretches = choose_stretches(corpus.validation, config.batch.sequence_length, **options)
+    length = config.batch.sequence_length
+    stretches = choose_stretches(
+        corpus.validation, length, max_tokens=config.validation.tokens, tokenizer=corpus.tokenizer
+    )
     has_weights = not next(model.parameters()).is_meta
     prepared_model, optimizer = place(config, model, accelerator)
     manifest = build_manifest(config, corpus, accelerator)

@@ -59,8 +59,14 @@ def train_step(
     if max_grad_norm != math.inf:  # which clips nothing
         check_value(max_grad_norm, "max_grad_norm", float, above=0)
     accumulated = accumulate_gradients(accelerator, model, micro_batches, seed=seed, step=step)
-    options = {"learning_rate": learning_rate, "max_grad_norm": max_grad_norm}
-    return apply_update(accelerator, model, optimizer, accumulated, **options)
+    return apply_update(
+        accelerator,
+        model,
+        optimizer,
+        accumulated,
+        learning_rate=learning_rate,
+        max_grad_norm=max_grad_norm,
+    )
 
 
 def accumulate_gradients(
