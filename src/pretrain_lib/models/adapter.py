@@ -102,8 +102,8 @@ class CausalLMAdapter(nn.Module):
             )
         if self._adds_router_loss():
             router_loss = self._head.router_loss(output)
-            more = self.config.hf.router_aux_loss_coef * router_loss * count
-            loss = loss + (more - more.detach())  # in the gradient alone, as the z-loss
+            weighted = self.config.hf.router_aux_loss_coef * router_loss * count
+            loss = loss + (weighted - weighted.detach())  # in the gradient alone, as the z-loss
         return loss, count
 
     def hidden_states(
@@ -148,8 +148,8 @@ class CausalLMAdapter(nn.Module):
             fill(parameter, other)
         if theirs:
             raise ValueError(f"the tensors {sorted(theirs)[:3]} have no place in the model")
-        for own, other in zip(self.model.buffers(), model.buffers(), strict=True):
-            own.copy_(other)
+        for buffer, other in zip(self.model.buffers(), model.buffers(), strict=True):
+            buffer.copy_(other)
 
     def to_empty(self, *, device: torch.device | str, recurse: bool = True) -> "CausalLMAdapter":
         """As `nn.Module.to_empty`; weights that were tied are so afterwards."""

@@ -67,8 +67,8 @@ def read_shape(section: dict) -> ModelConfig:
     if "config" in section:
         return CausalLMConfig(**section)
     kind = LlamaConfig if "mlp_width" in section else GPT2Config
-    known = {each.name for each in fields(kind)} - {"rope_scaling"}
-    return kind(**{name: value for name, value in section.items() if name in known})
+    names = {each.name for each in fields(kind)} - {"rope_scaling"}
+    return kind(**{name: value for name, value in section.items() if name in names})
 
 
 def load_pretrained(
@@ -167,8 +167,8 @@ def check_saving(
 ) -> None:
     """Raise ValueError for arguments of `save_pretrained` with which no folder can be written."""
     if dtype not in WEIGHT_DTYPES:
-        known = ", ".join(map(str, WEIGHT_DTYPES))
-        raise ValueError(f"dtype={dtype} must be one of {known}, in which weights are stored")
+        names = ", ".join(map(str, WEIGHT_DTYPES))
+        raise ValueError(f"dtype={dtype} must be one of {names}, in which weights are stored")
     if max_shard_bytes is not None and max_shard_bytes < 1:
         raise ValueError(
             f"max_shard_bytes={max_shard_bytes} must be at least 1, or None for one file"

@@ -27,8 +27,9 @@ def causal_attention(
     `document_boundaries`. Returns (B, H, T, D).
     """
     if boundaries is None:
-        options = {"dropout_p": dropout, "enable_gqa": q.shape[1] != k.shape[1]}
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
+        )
     if has_document_kernel(q) and dropout == 0:
         return attend_in_documents(q, k, v, boundaries)
     B, _, T, _ = q.shape
@@ -45,9 +46,10 @@ def masked_attention(
 
     `q` (B, H, T, D); `k`, `v` (B, H_kv, S, D) with H a multiple of H_kv. Returns (B, H, T, D).
     """
-    options = {"dropout_p": dropout, "enable_gqa": q.shape[1] != k.shape[1]}
     with sdpa_kernel(MASKED_BACKENDS):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
+        )
 
 
 def document_index(document_ends: torch.Tensor, length: int) -> torch.Tensor:

@@ -83,5 +83,5 @@ def checkpoint_options(kind: ActivationCheckpointing) -> dict:
 
 
 def _policy(_: object, operator: object, *args: object, **options: object) -> CheckpointPolicy:
-    kept = operator in KEPT
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+    is_kept = operator in KEPT
+    return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE

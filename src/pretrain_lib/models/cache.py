@@ -70,7 +70,7 @@ class KeyValueCache:
         used = int(other.lengths.max())
         for pair in self.layers:
             chosen = rows.to(pair[0].device)
-            copies = [kept[:, :, :used].index_select(0, chosen) for kept in pair]
+            copies = [stored[:, :, :used].index_select(0, chosen) for stored in pair]
             other.layers.append(tuple(_fit(copy, slots) for copy in copies))
         return other
 
@@ -94,9 +94,9 @@ class CachedLayer:
             layers.append((k.new_zeros(shape), v.new_zeros(shape)))
         rows = torch.arange(k.shape[0], device=k.device)[:, None]
         seen = []
-        for kept, new in zip(layers[self.number], (k, v), strict=True):
-            kept[rows, :, self.slots] = new.transpose(1, 2)
-            seen.append(kept[:, :, : self.mask.shape[-1]])
+        for stored, new in zip(layers[self.number], (k, v), strict=True):
+            stored[rows, :, self.slots] = new.transpose(1, 2)
+            seen.append(stored[:, :, : self.mask.shape[-1]])
         return attend_where(self.mask, q, *seen)
 
 

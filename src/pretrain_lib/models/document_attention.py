@@ -150,8 +150,8 @@ def _attend_on_cuda(
         for first in range(0, B, rows):
             last = min(first + rows, B)
             starts = boundaries[first * documents : last * documents + 1] - first * T
-            own = (x[first:last] for x in (q, k, v))
-            parts.append(_attend_to_rows(*own, starts, options))
+            slices = (x[first:last] for x in (q, k, v))
+            parts.append(_attend_to_rows(*slices, starts, options))
         out = torch.cat(parts)
     return out.transpose(1, 2)
 

@@ -126,8 +126,8 @@ def device_peak(device: torch.device, dtype: torch.dtype) -> float | None:
     For GPUs in `DEVICES` it is the value of the data sheet. For other GPUs, slices of a GPU, and
     CPUs it is the rate of a matrix product in `dtype`, measured once, in about half a second.
     """
-    if device.type == "cuda" and (known := known_peak(torch.cuda.get_device_name(device))):
-        return known
+    if device.type == "cuda" and (peak := known_peak(torch.cuda.get_device_name(device))):
+        return peak
     return measured_matrix_rate(device, dtype) if device.type in MATRIX_SIZE else None
 
 
@@ -140,8 +140,8 @@ def known_peak(name: str) -> float | None:
     """Return the peak FLOP/s of a GPU by the name that its driver reports; None if unknown."""
     if PART_OF_A_DEVICE.search(name):
         return None
-    known = [key for key in PEAK_TFLOPS if re.search(rf"\b{key}\b", name)]
-    return PEAK_TFLOPS[max(known, key=len)] * 1e12 if known else None
+    names = [key for key in PEAK_TFLOPS if re.search(rf"\b{key}\b", name)]
+    return PEAK_TFLOPS[max(names, key=len)] * 1e12 if names else None
 
 
 def measured_matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -49,14 +49,12 @@ def generate(
     _check(prompts, temperature, top_k, top_p)
     _check_lengths(context_length, new_tokens)
     numbers = range(len(prompts)) if row_numbers is None else row_numbers
-    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    choosers = [
-        partial(_choose, **options, generator=_row_generator(seed, number)) for number in numbers
-    ]
+    choose = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p)
+    choosers = [partial(choose, generator=_row_generator(seed, number)) for number in numbers]
     texts: list[list[int]] = [[] for _ in prompts]
     with evaluation_mode(model):
         for group in _groups(model, prompts):
-            found = _generate_together(
+            continued = _generate_together(
                 model,
                 [prompts[i] for i in group],
                 [choosers[i] for i in group],
@@ -65,7 +63,7 @@ def generate(
                 end_of_text_id=end_of_text_id,
                 is_done=is_done or (lambda _: False),
             )
-            for i, text in zip(group, found, strict=True):
+            for i, text in zip(group, continued, strict=True):
                 texts[i] = text
     return texts
 

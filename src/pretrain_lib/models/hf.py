@@ -85,9 +85,9 @@ def load_weights(model: OwnModel, folder: Path) -> None:
         parameter = parameters.pop(name)
         needed = to_hf(name, torch.empty(parameter.shape, device="meta"), model.config).shape
         if needed != tensor.shape:
-            found = tuple(tensor.shape)
+            shape = tuple(tensor.shape)
             raise ValueError(
-                f"{folder}: {stored} has shape {found}, the model needs {tuple(needed)}"
+                f"{folder}: {stored} has shape {shape}, the model needs {tuple(needed)}"
             )
         fill(parameter, tensor.t() if _is_transposed(name, model.config) else tensor)
     if parameters:

@@ -140,18 +140,18 @@ def _rope_from_hf(hf: dict, path: Path) -> tuple[float, RopeScaling | None]:
             f"{path}: rotary scaling {rope} of rope_type={kind!r} is not supported, only "
             f"{', '.join(FIELDS)}"
         )
-    known = {ROPE_NAMES[name]: name for name in ("factor", *FIELDS[kind])}
+    names = {ROPE_NAMES[name]: name for name in ("factor", *FIELDS[kind])}
     needed = {"factor"} | ({"low_freq_factor", "high_freq_factor"} if kind == "llama3" else set())
-    if not needed <= rope.keys() <= known.keys():
+    if not needed <= rope.keys() <= names.keys():
         raise ValueError(
             f"{path}: rotary scaling {rope} of rope_type={kind!r} is not supported, only with "
-            f"{', '.join(sorted(needed))} and nothing but {', '.join(known)}"
+            f"{', '.join(sorted(needed))} and nothing but {', '.join(names)}"
         )
     if "original_context_length" in FIELDS[kind]:
         if "original_max_position_embeddings" in hf:  # which goes before that of the scaling
             raise ValueError(f"{path}: original_max_position_embeddings is supported in it only")
         rope = {"original_max_position_embeddings": hf["max_position_embeddings"]} | rope
-    return theta, RopeScaling(kind, **{known[key]: value for key, value in rope.items()})
+    return theta, RopeScaling(kind, **{names[key]: value for key, value in rope.items()})
 
 
 def _require(hf: dict, path: Path, expected: dict) -> None:
@@ -169,7 +169,7 @@ def _gpt2_from_hf(hf: dict, path: Path, multiple: int) -> GPT2Config:
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
     }
-    _require(hf, path, expected | {alias: hf[own] for alias, own in GPT2_ALIASES.items()})
+    _require(hf, path, expected | {alias: hf[name] for alias, name in GPT2_ALIASES.items()})
     if hf.get("n_inner") not in (None, 4 * hf["n_embd"]):
         raise ValueError(f"{path}: n_inner={hf['n_inner']} must be 4 x n_embd")
     dropouts = {hf.get(f"{place}_pdrop", 0.1) for place in ("embd", "attn", "resid")}

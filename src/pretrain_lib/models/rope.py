@@ -70,13 +70,13 @@ class RopeScaling:
 
 def read_scaling(written: dict) -> RopeScaling:
     """Return the scaling of a mapping of its fields, such as {"kind": "linear", "factor": 2.0}."""
-    known = [field.name for field in fields(RopeScaling)]
-    wrong = [f"has no {show(name)}{did_you_mean(name, known)}" for name in written.keys() - known]
+    names = [field.name for field in fields(RopeScaling)]
+    wrong = [f"has no {show(name)}{did_you_mean(name, names)}" for name in written.keys() - names]
     wrong += [f"lacks {name}" for name in ("kind", "factor") if name not in written]
     if wrong:
         raise ValueError(
             f"model.rope_scaling={written} must be a RopeScaling or its fields "
-            f"({', '.join(known)}): it {wrong[0]}"
+            f"({', '.join(names)}): it {wrong[0]}"
         )
     return RopeScaling(**written)
 
@@ -106,8 +106,8 @@ def _scale(
         return frequencies
     if scaling.kind == "linear":
         return frequencies / scaling.factor
-    kept = _kept_by_llama3 if scaling.kind == "llama3" else _kept_by_yarn
-    share = kept(frequencies, head_width, theta, scaling)  # weight of the unscaled frequency
+    rule = _kept_by_llama3 if scaling.kind == "llama3" else _kept_by_yarn
+    share = rule(frequencies, head_width, theta, scaling)  # weight of the unscaled frequency
     return (1 - share) * frequencies / scaling.factor + share * frequencies
 
 

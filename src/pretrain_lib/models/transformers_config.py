@@ -100,8 +100,8 @@ class CausalLMConfig:
             raise ValueError(f"model.config is refused by transformers: {reason}") from error
         for name in SPECIAL_TOKENS:
             id_ = getattr(hf, name, None)
-            known = isinstance(id_, int) and 0 <= id_ < hf.get_text_config().vocab_size
-            if name == "pad_token_id" or not known:
+            is_id = isinstance(id_, int) and 0 <= id_ < hf.get_text_config().vocab_size
+            if name == "pad_token_id" or not is_id:
                 unset_token(hf, name)
         return hf
 
@@ -126,8 +126,8 @@ class CausalLMConfig:
 
         Raises ValueError for a configuration that names none, as that of a state-space model.
         """
-        found = [getattr(self.hf, name, None) for name in CONTEXT_FIELDS]
-        length = next((value for value in found if value is not None), None)
+        lengths = [getattr(self.hf, name, None) for name in CONTEXT_FIELDS]
+        length = next((value for value in lengths if value is not None), None)
         if length is None:
             raise ValueError(
                 f"model.config of model_type={self.model_type} names no longest sequence, which "
@@ -220,9 +220,9 @@ def check_spelling(fields: dict) -> None:
     from transformers import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[fields["model_type"]]
-    known = {*_fields_of(kind), *kind.attribute_map}
-    for name in sorted(fields.keys() - known):
-        near = difflib.get_close_matches(name, known - fields.keys(), n=1, cutoff=SPELLED_ALIKE)
+    names = {*_fields_of(kind), *kind.attribute_map}
+    for name in sorted(fields.keys() - names):
+        near = difflib.get_close_matches(name, names - fields.keys(), n=1, cutoff=SPELLED_ALIKE)
         if near:
             raise ValueError(
                 f"model.config: {name} is no field of model_type={fields['model_type']}; did you "
@@ -261,14 +261,14 @@ def _read_named(name: str) -> dict:
     from transformers.utils import cached_file
 
     try:
-        found = cached_file(name, "config.json")
+        file = cached_file(name, "config.json")
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"{show(name)} is neither a file nor a folder, and the Hugging Face Hub has no "
             f"config.json of that name within reach ({reason})"
         ) from error
-    return parse_hf_config(Path(found))
+    return parse_hf_config(Path(file))
 
 
 def _typed(written: Any) -> Any:

@@ -41,11 +41,11 @@ def find_blocks(model: "PreTrainedModel") -> list[nn.Module]:
 
 def count_experts(hf: "PreTrainedConfig") -> tuple[int, float] | None:
     """Return the number of experts and the share that a token uses; None if there are none."""
-    found = [
+    counts = [
         next((number for name in names if (number := getattr(hf, name, None))), None)
         for names in (EXPERTS, CHOSEN_EXPERTS)
     ]
-    number, chosen = found
+    number, chosen = counts
     return (number, chosen / number) if number and chosen else None
 
 
@@ -128,11 +128,11 @@ def _runs_with_cache(key: str) -> bool:
     _, body = find_body(_small_copy(key))
     if cache_name(body) is None:
         return False
-    kept, ids = TransformersCache(rows=1, slots=TOKENS), torch.arange(TOKENS)[None]
+    key_values, ids = TransformersCache(rows=1, slots=TOKENS), torch.arange(TOKENS)[None]
     try:
-        for some in (ids[:, :-1], ids[:, -1:]):
-            kept.run(body, some)
-            kept.advance(some.shape[1])
+        for part in (ids[:, :-1], ids[:, -1:]):
+            key_values.run(body, part)
+            key_values.advance(part.shape[1])
     except FAILURES:  # as where no layer has attention, whose cache counts the tokens
         return False
     return True

@@ -80,8 +80,8 @@ def _attention_width(layer: "PreTrainedConfig", kind: str) -> float:
 
     def shape(name: str) -> Any:
         """Return a field, which layers with a window may have for themselves."""
-        own = getattr(layer, f"swa_{name}", None) if kind == "hybrid_sliding" else None
-        return own or getattr(layer, name, None)
+        sliding = getattr(layer, f"swa_{name}", None) if kind == "hybrid_sliding" else None
+        return sliding or getattr(layer, name, None)
 
     heads = shape("num_attention_heads")
     if not heads:

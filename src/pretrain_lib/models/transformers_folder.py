@@ -30,8 +30,8 @@ def to_folder(model: CausalLMAdapter, tensors: dict[str, torch.Tensor]) -> dict[
     """Return whole tensors, by the names that they have in the adapter, as a folder holds them."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    return revert_weight_conversion(model.model, own)
+    state = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    return revert_weight_conversion(model.model, state)
 
 
 def names_in_folder(model: CausalLMAdapter) -> dict[str, list[str]]:
@@ -126,9 +126,9 @@ def load_whole(folder: Path, hf: "PreTrainedConfig") -> "PreTrainedModel":
             )
         except RuntimeError as error:
             raise ValueError(in_line(error)) from error
-    for name, found, needed in sorted(report["mismatched_keys"]):
+    for name, shape, needed in sorted(report["mismatched_keys"]):
         raise ValueError(
-            f"{name} has shape {tuple(found)}, the model of config.json needs {tuple(needed)}"
+            f"{name} has shape {tuple(shape)}, the model of config.json needs {tuple(needed)}"
         )
     for kind in ("missing_keys", "unexpected_keys"):
         if names := sorted(map(str, report[kind])):

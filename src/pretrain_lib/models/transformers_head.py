@@ -51,8 +51,10 @@ class TransformersHead:
         self._body.output = output
         ids = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
         options = {"output_router_logits": False} | options
-        kept = {name: value for name, value in options.items() if hasattr(self._head.config, name)}
-        return self._head(input_ids=ids, use_cache=False, **kept)
+        supported = {
+            name: value for name, value in options.items() if hasattr(self._head.config, name)
+        }
+        return self._head(input_ids=ids, use_cache=False, **supported)
 
 
 class _Output(SimpleNamespace):
@@ -121,16 +123,16 @@ def is_plain_head(model: "PreTrainedModel") -> bool:
     if len(names) != 1:
         return False
     with torch.no_grad(), torch.device("cpu"):
-        hidden, given = (
+        hidden, expected = (
             torch.linspace(*PROBE, 4 * width).view(1, 4, width)
             for width in (head.in_features, head.out_features)
         )
         body_name, body = find_body(model)
         stand_in = _Given(body)
         stand_in.output = _Output(last_hidden_state=hidden)
-        probe = _replaced(model, {names[0]: _GivenLogits(hidden, given), body_name: stand_in})
+        probe = _replaced(model, {names[0]: _GivenLogits(hidden, expected), body_name: stand_in})
         logits = probe(input_ids=torch.zeros(1, 4, dtype=torch.int64), use_cache=False).logits
-        return logits.shape == given.shape and torch.equal(logits.float(), given)
+        return logits.shape == expected.shape and torch.equal(logits.float(), expected)
 
 
 def find_body(model: "PreTrainedModel") -> tuple[str, nn.Module]:
@@ -141,8 +143,8 @@ def find_body(model: "PreTrainedModel") -> tuple[str, nn.Module]:
     if name in model._modules:
         return name, model._modules[name]
     # A family whose prefix is that of a larger model; without a body it has no last hidden state.
-    own = ((n, m) for n, m in model.named_children() if isinstance(m, PreTrainedModel))
-    return next(own, ("", model))
+    bodies = ((n, m) for n, m in model.named_children() if isinstance(m, PreTrainedModel))
+    return next(bodies, ("", model))
 
 
 def _replaced(model: nn.Module, modules: dict[str, nn.Module]) -> nn.Module:
@@ -169,8 +171,8 @@ def chunked_loss(
     row_bytes = vocabulary_size * torch.float32.itemsize
     rows = chunk_rows(len(hidden), row_bytes, hidden.device.type)
     loss = hidden.new_zeros((), dtype=torch.float32)
-    for some, own in zip(hidden.split(rows), targets.split(rows), strict=True):
-        arguments = head, some, own, z_loss
+    for part, part_targets in zip(hidden.split(rows), targets.split(rows), strict=True):
+        arguments = head, part, part_targets, z_loss
         if torch.is_grad_enabled():
             loss = loss + checkpoint(chunk_loss, *arguments, use_reentrant=False)
         else:
