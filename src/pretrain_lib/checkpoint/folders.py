@@ -85,14 +85,14 @@ def _problem(folder: Path, name: str, expected: dict) -> str | None:
     if name.startswith("/") or ".." in name.split("/"):
         return "missing"  # what lies outside of the folder is no part of the checkpoint
     try:
-        found = _describe(folder / name)
+        described = _describe(folder / name)
     except (FileNotFoundError, NotADirectoryError):
         return "missing"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     except ValueError:  # a null byte in the name
         return "missing"
-    return None if found == expected else "its bytes differ from its hash"
+    return None if described == expected else "its bytes differ from its hash"
 
 
 def check_free_space(folder: Path, needed: int) -> None:
@@ -161,9 +161,9 @@ def prune(
     if keep_last:
         earlier = [path for path in _by_age(folder) if path.name < newest.name]
         too_old = earlier[: max(0, len(earlier) + 1 - keep_last)]
-        kept = [p for p in too_old if keep_every and step_of(p) % keep_every == 0]
-        kept += [path for path in too_old if step_of(path) in steps]
-        obsolete += [path for path in too_old if path not in kept]
+        spared = [p for p in too_old if keep_every and step_of(p) % keep_every == 0]
+        spared += [path for path in too_old if step_of(path) in steps]
+        obsolete += [path for path in too_old if path not in spared]
     for path in obsolete:
         try:
             # Rename before deleting, so that a half-deleted one is not taken for a checkpoint.

@@ -82,8 +82,8 @@ def collect_part(
 
     def gather(tensor: torch.Tensor, owner: int) -> torch.Tensor | None:
         whole = whole_tensor(tensor.detach())
-        own = holder.index == owner and not holder.is_copy
-        return (whole if holder.count == 1 else whole.cpu()) if own else None
+        is_owner = holder.index == owner and not holder.is_copy
+        return (whole if holder.count == 1 else whole.cpu()) if is_owner else None
 
     weights = {n: gather(tensor, owners[n]) for n, tensor in saved_tensors(model).items()}
     moments = _moments(model, optimizer)
@@ -164,8 +164,8 @@ def load_moments(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> 
     optimizer, or if stored moments belong to no parameter, or to none of the optimizer.
     """
     files = [path / name for name in listed_files(path) if fnmatch(name, OPTIMIZER_FILES)]
-    stored, known = read_pieces(files), _known_state(path, files, optimizer)
-    dtype = moment_dtype(optimizer) if known else None
+    stored, expected = read_pieces(files), _known_state(path, files, optimizer)
+    dtype = moment_dtype(optimizer) if expected else None
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     updated = {parameter for parameter in held if parameter.requires_grad}
     without = {name for name, parameter in model.named_parameters() if parameter in updated}
@@ -179,8 +179,8 @@ def load_moments(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> 
                 f"{path} holds {', '.join(sorted(kinds))} of {name}, which the optimizer does not "
                 f"update: build it from all parameters that were trained"
             )
-        if kinds and known and sorted(kinds) != sorted(known[parameter]):
-            raise _other_optimizer(path, name, kinds, known[parameter])
+        if kinds and expected and sorted(kinds) != sorted(expected[parameter]):
+            raise _other_optimizer(path, name, kinds, expected[parameter])
         optimizer.state[parameter] = {
             kind: _load_state(parameter, stored.pop(f"{name}.{kind}"), dtype) for kind in kinds
         }
@@ -200,10 +200,10 @@ def _known_state(
     now = other_kind(optimizer)
     before = read_note(files[0], KIND) if files else now
     if before != now:
-        stored, own = (kind or "AdamW or Muon" for kind in (before, now))
+        stored, current = (kind or "AdamW or Muon" for kind in (before, now))
         raise ValueError(
-            f"{path} holds the state of {stored}, the optimizer is {own}: load it into one of the "
-            f"kind that was saved, or only the weights, with load_pretrained"
+            f"{path} holds the state of {stored}, the optimizer is {current}: load it into one of "
+            f"the kind that was saved, or only the weights, with load_pretrained"
         )
     return state_names(optimizer) if now is None else None
 
@@ -212,11 +212,11 @@ def _load_state(
     parameter: torch.Tensor, pieces: list[StoredPiece], dtype: torch.dtype | None
 ) -> torch.Tensor:
     """Return a stored tensor, or the local shard of it; moments in `dtype` (None: as stored)."""
-    own = pieces[0].piece.tensor.dtype
+    dtype_on_disk = pieces[0].piece.tensor.dtype
     if pieces[0].piece.shape:
-        value = torch.zeros_like(parameter, dtype=dtype or own)
+        value = torch.zeros_like(parameter, dtype=dtype or dtype_on_disk)
     else:  # such as the step count
-        value = torch.zeros((), dtype=None if dtype else own, device=parameter.device)
+        value = torch.zeros((), dtype=None if dtype else dtype_on_disk, device=parameter.device)
     fill_piece(local_piece(value), pieces)
     return value
 

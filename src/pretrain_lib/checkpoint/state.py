@@ -28,13 +28,7 @@ from pretrain_lib.checkpoint.folders import (
     remove_leftovers,
     staging_path,
 )
-from pretrain_lib.checkpoint.parts import (
-    Part,
-    collect_part,
-    load_moments,
-    on_writers,
-    write_part,
-)
+from pretrain_lib.checkpoint.parts import Part, collect_part, load_moments, on_writers, write_part
 from pretrain_lib.data.permutation import ORDER_VERSION
 from pretrain_lib.data.text.tokenizer import Tokenizer
 from pretrain_lib.files.writes import write_json

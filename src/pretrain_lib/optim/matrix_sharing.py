@@ -42,10 +42,10 @@ class MatrixSharing:
     ) -> torch.Tensor:
         """Work on the own share of matrices, which every process holds, and gather the results."""
         share = deal(len(whole), self.count)[0]
-        own = function(whole[self.index * share :][:share])
-        padded = own.new_zeros(share, *own.shape[1:])
-        padded[: len(own)] = own
-        gathered = own.new_empty(self.count * share, *own.shape[1:])
+        local = function(whole[self.index * share :][:share])
+        padded = local.new_zeros(share, *local.shape[1:])
+        padded[: len(local)] = local
+        gathered = local.new_empty(self.count * share, *local.shape[1:])
         distributed.all_gather_into_tensor(gathered, padded, group=self.group)
         return gathered[: len(whole)]
 
@@ -56,13 +56,15 @@ class MatrixSharing:
         columns, shares = held.shape[2], deal(len(held), self.count)
         heights = deal(rows, self.count)
         assert held.shape[1] == heights[self.index], "FSDP2 must shard rows as torch.chunk does"
-        own = shares[self.index]
+        matrices = shares[self.index]
         sent = [share * held.shape[1] * columns for share in shares]
-        received = [own * height * columns for height in heights]
+        received = [matrices * height * columns for height in heights]
         flat = held.new_empty(sum(received))
         self._exchange(flat, held.reshape(-1), received, sent)
         pieces = zip(flat.split(received), heights, strict=True)
-        whole = torch.cat([piece.view(own, height, columns) for piece, height in pieces], dim=1)
+        whole = torch.cat(
+            [piece.view(matrices, height, columns) for piece, height in pieces], dim=1
+        )
         done = function(whole)
         flat = torch.cat([piece.reshape(-1) for piece in done.split(heights, dim=1)])
         back = done.new_empty(held.numel())

@@ -37,9 +37,9 @@ class _MatrixUpdates(torch.optim.AdamW):
 
     def __setstate__(self, state: dict) -> None:
         """Restore a state, also after `load_state_dict`; that of a matrix is its momentum alone."""
-        momenta = {p: kept for p, kept in state["state"].items() if MOMENTUM in kept}
-        others = {p: kept for p, kept in state["state"].items() if p not in momenta}
-        super().__setstate__(state | {"state": defaultdict(dict, others)})  # reads their steps
+        momenta = {p: values for p, values in state["state"].items() if MOMENTUM in values}
+        adamw_state = {p: values for p, values in state["state"].items() if p not in momenta}
+        super().__setstate__(state | {"state": defaultdict(dict, adamw_state)})  # reads their steps
         self.state.update(momenta)
 
     @torch.no_grad()

@@ -24,18 +24,18 @@ def state_names(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, tuple[st
 def other_kind(optimizer: torch.optim.Optimizer) -> str | None:
     """Return the class of an optimizer that keeps something else than AdamW and Muon, else None."""
     inner, names = unwrapped(optimizer), state_names(optimizer)
-    more = any(group.get("amsgrad") for group in optimizer.param_groups)
-    kept = ((parameter, tuple(sorted(state))) for parameter, state in inner.state.items() if state)
-    as_known = all(names.get(parameter) == own for parameter, own in kept)
-    is_known = isinstance(inner, torch.optim.Adam) and as_known and not more
+    uses_amsgrad = any(group.get("amsgrad") for group in optimizer.param_groups)
+    held = ((parameter, tuple(sorted(state))) for parameter, state in inner.state.items() if state)
+    as_known = all(names.get(parameter) == keys for parameter, keys in held)
+    is_known = isinstance(inner, torch.optim.Adam) and as_known and not uses_amsgrad
     return None if is_known else type(inner).__name__
 
 
 def check_holds(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Raise ValueError if an optimizer updates a tensor that is no parameter of the model."""
-    own = set(model.parameters())
+    parameters = set(model.parameters())
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if strangers := [parameter for parameter in held if parameter not in own]:
+    if strangers := [parameter for parameter in held if parameter not in parameters]:
         raise ValueError(
             f"the optimizer holds other tensors than the model ({len(strangers):,} of its "
             f"{len(held):,} are no parameters of it): build it from this model"
@@ -89,8 +89,8 @@ def moment_bytes(optimizer: torch.optim.Optimizer) -> int:
     Of an optimizer that is not AdamW or Muon, it is that of what it keeps now.
     """
     if other_kind(optimizer) is not None:
-        kept = (v for state in unwrapped(optimizer).state.values() for v in state.values())
-        return sum(value.numel() * value.dtype.itemsize for value in kept)
+        tensors = (v for state in unwrapped(optimizer).state.values() for v in state.values())
+        return sum(value.numel() * value.dtype.itemsize for value in tensors)
     elements = sum(
         parameter.numel() * sum(name != "step" for name in names)
         for parameter, names in state_names(optimizer).items()
