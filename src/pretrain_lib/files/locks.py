@@ -122,10 +122,10 @@ def _in_use(folder: Path, setting: str, holder: dict) -> str:
 @contextmanager
 def _hold_by_file(folder: Path, setting: str) -> Iterator[None]:
     """Lock a folder by a file that is created exclusively and touched while it is held."""
-    own = json.dumps({"token": secrets.token_hex(8), **_this_process()}) + "\n"
+    claim = json.dumps({"token": secrets.token_hex(8), **_this_process()}) + "\n"
     path, ended = folder / HOLDER, threading.Event()
     for _ in range(ATTEMPTS):
-        if _create(path, own):
+        if _create(path, claim):
             break
         if (holder := _holder(folder)) is not None and _has_ended(holder):
             _remove_ended(path, holder)
@@ -147,7 +147,7 @@ def _hold_by_file(folder: Path, setting: str) -> Iterator[None]:
         ended.set()
         heart.join()
         with suppress(FileNotFoundError):
-            if path.read_text(encoding="utf-8") == own:
+            if path.read_text(encoding="utf-8") == claim:
                 path.unlink()
 
 
@@ -194,8 +194,12 @@ def _holder(folder: Path) -> dict | None:
 
 def _has_ended(holder: dict) -> bool:
     """Return whether the process that holds a lock has provably ended."""
-    own = _this_process()
-    if own["system"] is None or holder.get("system") != own["system"] or "token" not in holder:
+    process = _this_process()
+    if (
+        process["system"] is None
+        or holder.get("system") != process["system"]
+        or "token" not in holder
+    ):
         return False
     number, started = holder.get("process"), holder.get("started")
     if not isinstance(number, int) or not isinstance(started, int):

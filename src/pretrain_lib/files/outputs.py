@@ -28,10 +28,10 @@ def check_folder(
         if foreign and is_ours(folder):
             return  # a disk that is full now may have room when it is needed
         if foreign:
-            more = ", ..." if len(foreign) > SHOWN else ""
+            ellipsis = ", ..." if len(foreign) > SHOWN else ""
             raise ValueError(
                 f"{named}{folder} is neither empty nor {kind}: it holds "
-                f"{', '.join(foreign[:SHOWN])}{more}; give a new folder"
+                f"{', '.join(foreign[:SHOWN])}{ellipsis}; give a new folder"
             )
         _try_to_write(folder, named)
     except OSError as error:
@@ -67,8 +67,8 @@ def _is_object_with(path: Path, fields: Sequence[str]) -> bool:
 def foreign_files(folder: Path, *, hidden: bool = False) -> list[str]:
     """Return the names in a folder that are neither hidden nor logs of the console, in order."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    kept = [n for n in names if not n.startswith(".") and not n.endswith(CONSOLE_SUFFIXES)]
-    return names if hidden else kept
+    visible = [n for n in names if not n.startswith(".") and not n.endswith(CONSOLE_SUFFIXES)]
+    return names if hidden else visible
 
 
 def _try_to_write(folder: Path, named: str, path: Path | None = None) -> None:

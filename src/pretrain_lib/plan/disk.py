@@ -16,11 +16,11 @@ def most_checkpoints(config: Recipe) -> dict[str, int]:
         return {"checkpoint.keep_last": len(steps)}
     older = steps[: -1 - checkpoint.keep_last]
     every = checkpoint.keep_every
-    kept = [step for step in older if every is not None and step % every == 0]
+    periodic = [step for step in older if every is not None and step % every == 0]
     counts = {
         "checkpoint.keep_last": checkpoint.keep_last,
-        "checkpoint.keep_best": int(bool(set(older).intersection(best).difference(kept))),
-        "checkpoint.keep_every": len(kept),
+        "checkpoint.keep_best": int(bool(set(older).intersection(best).difference(periodic))),
+        "checkpoint.keep_every": len(periodic),
         SAVING: 1,
     }
     return {name: count for name, count in counts.items() if count}

@@ -117,10 +117,10 @@ def _gradient_bytes(model: nn.Module, step: Step, world: World) -> _Gradients:
         waiting = table * tied
         return _Gradients(whole, whole + waiting, whole + waiting, whole + table * (1 + tied))
     if world.is_sharded:
-        own = FP32 * sizes.total // world.group
+        shard = FP32 * sizes.total // world.group
         in_flight = FP32 * min(GATHERED_LAYERS, sizes.num_layers) * sizes.block
         root = FP32 * sizes.root
-        return _Gradients(0, table + in_flight, own + root + in_flight, own + root)
+        return _Gradients(0, table + in_flight, shard + root + in_flight, shard + root)
     whole = FP32 * sizes.total
     missing = FP32 * sizes.block + table * (not tied)
     return _Gradients(0, table, whole - missing, whole + table * tied)

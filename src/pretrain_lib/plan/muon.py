@@ -39,13 +39,13 @@ def muon_cost(model: nn.Module, world: World, *, itemsize: int) -> MuonCost:
     shapes = _layer_matrices(model)
     elements = sum(rows * columns * n for (rows, columns, _), n in shapes.items())
     shares = {shape: -(-number // workers) for shape, number in shapes.items()}
-    others = (workers - 1) / workers
+    other_share = (workers - 1) / workers
     # Sharded, a device sends its rows, and later the rows of others of the matrices that it had.
     trips = 2 / workers if world.is_sharded else 1
     return MuonCost(
         elements=elements,
         working_bytes=itemsize * max(_elements_at_a_time(*s, n) for s, n in shares.items()),
-        sent_bytes=trips * others * itemsize * elements,
+        sent_bytes=trips * other_share * itemsize * elements,
         flops=sum(
             share * parts * newton_schulz_flops(rows // parts, columns)
             for (rows, columns, parts), share in shares.items()

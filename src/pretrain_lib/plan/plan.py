@@ -49,9 +49,9 @@ def format_plan(config: Recipe, hardware: Hardware) -> str:
     config = config.with_text(_tokens_to_train_on(config))
     with torch.device("meta"):
         model = build_model(config.model)
-    asked, node = config.system.processes, hardware.node
-    shown = (1, node, NODES * node)
-    numbers = [asked] if asked else [n for n in shown if n == 1 or divides(config, n)]
+    processes, node = config.system.processes, hardware.node
+    choices = (1, node, NODES * node)
+    numbers = [processes] if processes else [n for n in choices if n == 1 or divides(config, n)]
     worlds = [w for number in dict.fromkeys(numbers) for w in worlds_of(number, config, node)]
     planned = Planned(config, documents_per_token(config))
     placements = [place(planned, model, world, hardware) for world in worlds]
@@ -183,7 +183,7 @@ def _tokens_on_disk(path: str, dtype: IdType | None) -> int | None:
     """Return the number of training tokens of a path, or None if it does not exist (yet)."""
     folder = open_place(path)
     if is_foreign(path):
-        there = any(folder.parent.glob(folder.name))
-        return len(open_array(folder, vocabulary_size=None, dtype=dtype)) if there else None
-    there = (folder / MANIFEST).is_file()
-    return read_manifest(folder)["splits"]["train"]["tokens"] if there else None
+        exists = any(folder.parent.glob(folder.name))
+        return len(open_array(folder, vocabulary_size=None, dtype=dtype)) if exists else None
+    exists = (folder / MANIFEST).is_file()
+    return read_manifest(folder)["splits"]["train"]["tokens"] if exists else None

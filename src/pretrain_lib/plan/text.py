@@ -90,17 +90,17 @@ def _disk_text(config: Recipe, model: Model) -> str:
     step = Step(sequences=1, length=1, moments=config.optimizer.moments, muon=is_muon)
     size = FP32 * count_parameters(model) + moment_bytes(model, step)
     counts = most_checkpoints(config)
-    kept = ", ".join(f"{count:,} ({name})" for name, count in counts.items() if name != SAVING)
-    more = " and one more while saving" if SAVING in counts else ""
-    return f"{_gb(sum(counts.values()) * size)} GB: checkpoints of {_gb(size)} GB, {kept}{more}"
+    parts = ", ".join(f"{count:,} ({name})" for name, count in counts.items() if name != SAVING)
+    spare = " and one more while saving" if SAVING in counts else ""
+    return f"{_gb(sum(counts.values()) * size)} GB: checkpoints of {_gb(size)} GB, {parts}{spare}"
 
 
 def kept_lines(config: Recipe, memory: dict[str, Memory]) -> list[str]:
     batch = config.batch
     mode = "eager" if config.system.compile is False else "compiled"
-    kept = ", ".join(f"{name} {_gb(some.activations)}" for name, some in memory.items())
+    sizes = ", ".join(f"{name} {_gb(estimate.activations)}" for name, estimate in memory.items())
     return [
-        f"activations      {kept} GB, of {batch.micro_batch} x "
+        f"activations      {sizes} GB, of {batch.micro_batch} x "
         f"{batch.sequence_length:,} tokens in bf16, {mode}",
         f"head and loss    {_gb(memory['none'].loss)} GB beside them",
         *([ESTIMATED] if isinstance(config.model, CausalLMConfig) else []),
@@ -127,13 +127,13 @@ def table_lines(placements: list[Placement], hardware: Hardware) -> Iterator[str
 
 
 def _row(placement: Placement, limit: float) -> tuple[str, ...]:
-    some = placement.memory["none"]
+    memory = placement.memory["none"]
     peaks = (m.peak for m in placement.memory.values())
     return (
         f"{placement.world.devices:,}",
         placement.world.sharding,
         f"{placement.micro_batches:,}",
-        *(_gb(b) for b in (some.weights, some.gradients, some.moments, some.buffers)),
+        *(_gb(b) for b in (memory.weights, memory.gradients, memory.moments, memory.buffers)),
         *(f"{_gb(peak)}{'!' if peak > limit else ' '}" for peak in peaks),
         _gb(placement.sent_bytes),
         human_time(placement.seconds),

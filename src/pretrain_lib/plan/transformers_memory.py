@@ -51,12 +51,12 @@ def _autocast(low: bool) -> torch.autocast:
 def _saved_bytes(model: nn.Module, ids: torch.Tensor) -> int:
     """Return the bytes of the storages that a forward saves, those of weights left out."""
     weights = [*model.parameters(), *model.buffers()]
-    known = {tensor.untyped_storage()._cdata for tensor in weights}
+    in_weights = {tensor.untyped_storage()._cdata for tensor in weights}
     storages = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in known:
+        if storage._cdata not in in_weights:
             storages[storage._cdata] = storage
         return tensor
 
@@ -95,10 +95,10 @@ class _Allocated(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage()._cdata for t in _tensors((args, kwargs))}
+        inputs = {t.untyped_storage()._cdata for t in _tensors((args, kwargs))}
         for result in _tensors(results):
             storage = result.untyped_storage()
-            if storage not in self._known and storage._cdata not in given:
+            if storage not in self._known and storage._cdata not in inputs:
                 self._known.add(storage)
                 self._add(storage.nbytes())
                 weakref.finalize(storage, self._add, -storage.nbytes())
@@ -118,8 +118,8 @@ def loops(model: CausalLMAdapter) -> float:
     kinds = tuple({type(block) for block in model.blocks})
     calls = count_calls(model.config).kept
     named = model.model.named_modules()
-    kept = sum(calls[name] for name, module in named if isinstance(module, kinds))
-    return kept / len(model.blocks) or 1
+    count = sum(calls[name] for name, module in named if isinstance(module, kinds))
+    return count / len(model.blocks) or 1
 
 
 def token_bytes(block: nn.Module, width: int, low: int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ def drop_rows_after(path: Path, step: int, *, evaluated: bool = True) -> None:
     """
     if not path.exists():
         return
-    kept = []
+    kept_lines = []
     *lines, _ = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         try:
@@ -28,5 +28,5 @@ def drop_rows_after(path: Path, step: int, *, evaluated: bool = True) -> None:
             continue
         of_step = evaluated or row.get("kind") in OF_STEPS
         if row["step"] < step or (row["step"] == step and of_step):
-            kept.append(line + b"\n")
-    write_atomically(path, b"".join(kept))
+            kept_lines.append(line + b"\n")
+    write_atomically(path, b"".join(kept_lines))

@@ -212,10 +212,10 @@ def device_name(device: torch.device) -> str | None:
     cpus = Path("/proc/cpuinfo")  # Linux
     if device.type != "cpu" or not cpus.is_file():
         return None
-    found = re.search(
+    match = re.search(
         r"^model name\s*: (.+)$", cpus.read_text(encoding="utf-8"), flags=re.MULTILINE
     )
-    return found[1] if found else None
+    return match[1] if match else None
 
 
 def _program() -> Path | None:

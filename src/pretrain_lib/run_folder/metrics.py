@@ -79,8 +79,8 @@ class Metrics:
         """Print text above the progress bar, escaping what the console's encoding lacks."""
         if self.is_main:
             encoding = sys.stdout.encoding or "utf-8"
-            known = text.encode(encoding, "backslashreplace").decode(encoding)
-            tqdm.write(known, file=sys.stdout)
+            printable = text.encode(encoding, "backslashreplace").decode(encoding)
+            tqdm.write(printable, file=sys.stdout)
             sys.stdout.flush()
 
     def advance(self) -> None:
@@ -121,7 +121,7 @@ def start_trackers(accelerator: Accelerator, settings: dict, *, run_id: str) -> 
     Trackers that identify runs by an id (wandb, trackio) continue the run `run_id`.
     """
     if accelerator.log_with:
-        own = {
+        options = {
             # By default wandb writes into the working directory.
             "wandb": {"dir": settings["run"]["dir"], "id": run_id, "resume": "allow"},
             "trackio": {"name": run_id, "resume": "allow"},
@@ -131,7 +131,7 @@ def start_trackers(accelerator: Accelerator, settings: dict, *, run_id: str) -> 
             for name, value in dotted(settings)
             if not isinstance(value, dict)
         }
-        accelerator.init_trackers("pretrain_lib", config=flat, init_kwargs=own)
+        accelerator.init_trackers("pretrain_lib", config=flat, init_kwargs=options)
 
 
 def perplexity(loss: float) -> float:

@@ -64,15 +64,15 @@ def _read_row(line: bytes, path: Path, number: int) -> dict:
 
 def parse_row(line: bytes, name: str) -> dict:
     """Return the row in a line of the file `name`; raises ValueError, saying why, without one."""
-    shown, fields = ascii(line[:60].decode(errors="replace")), FIELDS[name]
+    excerpt, fields = ascii(line[:60].decode(errors="replace")), FIELDS[name]
     try:
         row = parse_json(line)
     except ValueError as error:
-        raise ValueError(f"is not JSON: {shown}") from error
+        raise ValueError(f"is not JSON: {excerpt}") from error
     if isinstance(row, dict) and row.get("kind") == "event":
         fields = fields | {"event": str}
     if not isinstance(row, dict) or not row.keys() >= fields.keys():
-        raise ValueError(f"is not a row with {', '.join(fields)}: {shown}")
+        raise ValueError(f"is not a row with {', '.join(fields)}: {excerpt}")
     kinds = fields | NUMBERS
     for field, value in row.items():
         if not isinstance(value, kinds.get(field, object)):
@@ -124,9 +124,9 @@ def mean_mfu(rows: Rows, manifest: dict) -> float | None:
     counts = np.diff([begun_at(manifest)[0], *(row["tokens"] for row in trained)])
     seconds = counts / np.array([row.get("tokens_per_second") or np.nan for row in trained])
     shares = np.array([row.get("mfu") for row in trained], dtype=np.float64)
-    known = np.isfinite(shares * seconds)
-    total = seconds[known].sum()
-    return float((shares * seconds)[known].sum() / total) if total else None
+    finite = np.isfinite(shares * seconds)
+    total = seconds[finite].sum()
+    return float((shares * seconds)[finite].sum() / total) if total else None
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:

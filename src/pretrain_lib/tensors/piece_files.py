@@ -98,7 +98,7 @@ def _copy_overlap(target: Piece, source: Piece) -> int:
     size = [end - start for start, end in zip(begin, ends, strict=True)]
 
     def box(piece: Piece) -> torch.Tensor:
-        offsets = [start - own for start, own in zip(begin, piece.offsets, strict=True)]
+        offsets = [start - offset for start, offset in zip(begin, piece.offsets, strict=True)]
         return piece.tensor[box_slices(offsets, size)]
 
     overlap = box(target)
