@@ -129,8 +129,8 @@ def _origins(known: Known) -> list[Origin]:
 
 def _hub_names(known: Known) -> list[str]:
     sources = [source for origin in _origins(known) for source in origin.sources]
-    found = [HUB_NAME.fullmatch(source) for source in sources if not Path(source).exists()]
-    return list(dict.fromkeys(match[1] for match in found if match))
+    matches = [HUB_NAME.fullmatch(source) for source in sources if not Path(source).exists()]
+    return list(dict.fromkeys(match[1] for match in matches if match))
 
 
 def _describe(model: Model, known: Known) -> str:
@@ -171,10 +171,10 @@ def _training_section(known: Known, picture: str | None) -> str:
         "software": ", ".join(f"{name} {versions[name]}" for name in names if name in versions),
         "revision": _revision(known.manifest["git"]),
     }
-    shown = {section: config[section] for section in RECIPE}
-    shown["data"] = {key: config["data"][key] for key in OF_DATA if config["data"].get(key)}
-    shown["run"] = {"seed": config["run"]["seed"]}
-    settings = yaml.safe_dump(shown, sort_keys=False)
+    chosen = {section: config[section] for section in RECIPE}
+    chosen["data"] = {key: config["data"][key] for key in OF_DATA if config["data"].get(key)}
+    chosen["run"] = {"seed": config["run"]["seed"]}
+    settings = yaml.safe_dump(chosen, sort_keys=False)
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value)
     curves = f"![The curves of the run]({picture})\n\n" if picture else ""
     recipe = f"The recipe:\n\n```yaml\n{settings}```"
@@ -185,8 +185,8 @@ def _loss(row: dict) -> str:
     if row.get("loss") is None:
         return ""
     bits = row.get("bits_per_byte")
-    more = "" if bits is None else f", {bits:.4f} bits per byte"
-    loss = f"{row['loss']:.4f} nats per token (perplexity {perplexity(row['loss']):.5g}{more})"
+    per_byte = "" if bits is None else f", {bits:.4f} bits per byte"
+    loss = f"{row['loss']:.4f} nats per token (perplexity {perplexity(row['loss']):.5g}{per_byte})"
     return f"{loss} at step {row['step']:,}"
 
 

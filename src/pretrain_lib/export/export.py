@@ -55,13 +55,13 @@ def export_checkpoint(
         tensor.copy_(tensor.to(stored_dtype(tensor, dtype)))
     files = {"dtype": dtype, "tokenizer": tokenizer}
     run = run_of(checkpoint)
-    shown = {} if picture is None else {"picture": PICTURE}
+    shown = None if picture is None else PICTURE
     try:
         with naming(out):
             save_pretrained(model, staging, max_shard_bytes=max_shard_bytes, **files)
             if picture is not None:
                 shutil.copyfile(picture, staging / PICTURE)
-            write_card(staging, out.name if run is None else run.name, model, known, **shown)
+            write_card(staging, out.name if run is None else run.name, model, known, picture=shown)
         difference = check_export(model, staging, **files)
         flush_to_disk(staging)
     except BaseException:
@@ -95,8 +95,7 @@ def is_by_transformers(checkpoint: Path) -> bool:
 
 def check_export_folder(out: Path, checkpoint: Path) -> None:
     """Raise ValueError unless `out` is new, empty or another export, which will be replaced."""
-    options = {"is_ours": _is_replaceable, "replaced": True}
-    check_folder(out, named="out=", kind="an export", **options)
+    check_folder(out, named="out=", kind="an export", is_ours=_is_replaceable, replaced=True)
     if out.resolve() == checkpoint.resolve():
         raise ValueError(f"out={out} is the folder that is exported: give another one")
 
@@ -107,7 +106,7 @@ def _is_replaceable(out: Path) -> bool:
     exported |= {"tokenizer.json", "tokenizer_config.json", CARD, PICTURE}
     if not out.is_dir():
         return False
-    found = {path.name for path in out.iterdir() if not WEIGHT_FILE.fullmatch(path.name)}
-    weights = len(list(out.iterdir())) > len(found)
-    is_bare = bool(found) and found <= {CARD, PICTURE}  # a README.md alone is not an export
-    return found <= exported and (weights or not is_bare)
+    names = {path.name for path in out.iterdir() if not WEIGHT_FILE.fullmatch(path.name)}
+    weights = len(list(out.iterdir())) > len(names)
+    is_bare = bool(names) and names <= {CARD, PICTURE}  # a README.md alone is not an export
+    return names <= exported and (weights or not is_bare)

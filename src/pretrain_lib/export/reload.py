@@ -44,8 +44,8 @@ def find_problems(folder: Path, expected: Path) -> tuple[list[str], float | None
     logits could not be compared.
     """
     problems = [p for name in SETTINGS for p in _compare_settings(folder / name, expected / name)]
-    found, difference = _compare_model(folder, expected)
-    problems += found
+    faults, difference = _compare_model(folder, expected)
+    problems += faults
     if (expected / TEXTS).is_file():
         problems += _compare_tokenizer(folder, expected)
     return problems, difference
@@ -57,11 +57,11 @@ def _compare_settings(path: Path, expected: Path) -> list[str]:
         return []
     if not expected.is_file() or not path.is_file():
         return [f"{path.name} {'is unexpected' if path.is_file() else 'is missing'}"]
-    found, wanted = _read(path), _read(expected)
+    actual, wanted = _read(path), _read(expected)
     return [
-        f"{path.name}: {field} is {_show(found, field)}, not {_show(wanted, field)}"
-        for field in sorted(found.keys() | wanted.keys())
-        if field not in found or field not in wanted or found[field] != wanted[field]
+        f"{path.name}: {field} is {_show(actual, field)}, not {_show(wanted, field)}"
+        for field in sorted(actual.keys() | wanted.keys())
+        if field not in actual or field not in wanted or actual[field] != wanted[field]
     ]
 
 
@@ -92,8 +92,8 @@ def _compare_model(folder: Path, expected: Path) -> tuple[list[str], float | Non
 
 def _compare_weights(tensors: dict[str, torch.Tensor], digests: dict[str, str]) -> list[str]:
     differ = [n for n, d in digests.items() if n not in tensors or digest(tensors[n]) != d]
-    more = f" and {len(differ) - NAMED} more" if len(differ) > NAMED else ""
-    names = f"{', '.join(differ[:NAMED])}{more}"
+    remainder = f" and {len(differ) - NAMED} more" if len(differ) > NAMED else ""
+    names = f"{', '.join(differ[:NAMED])}{remainder}"
     return [f"the weights {names} differ from the model's"] if differ else []
 
 
@@ -108,14 +108,14 @@ def _compare_logits(
 ) -> tuple[list[str], float | None]:
     try:
         # Without the cache, which in some families does not work, or changes what they compute.
-        found = model.eval()(expected["ids"], use_cache=False).logits
+        logits = model.eval()(expected["ids"], use_cache=False).logits
     except Exception as error:  # such as an id beyond a truncated embedding
         return [f"the loaded model does not compute logits: {_line(error)}"], None
     wanted = expected["logits"]
-    if found.shape != wanted.shape:
-        shapes = f"{tuple(found.shape)}, not {tuple(wanted.shape)}"
+    if logits.shape != wanted.shape:
+        shapes = f"{tuple(logits.shape)}, not {tuple(wanted.shape)}"
         return [f"the logits under transformers have the shape {shapes}"], None
-    difference = float((found - wanted).abs().max() / wanted.abs().max())
+    difference = float((logits - wanted).abs().max() / wanted.abs().max())
     if difference <= TOLERANCE:
         return [], difference
     return [
@@ -134,15 +134,15 @@ def _compare_tokenizer(folder: Path, wanted: Path) -> list[str]:
         return [f"transformers does not load the tokenizer: {_line(error)}"]
     expected = _read(wanted / TEXTS)
     values = expected["values"]
-    found = {name: getattr(tokenizer, name) for name in values if name != "length"}
-    found["length"] = len(tokenizer)
+    actual = {name: getattr(tokenizer, name) for name in values if name != "length"}
+    actual["length"] = len(tokenizer)
     problems = [
-        f"the loaded tokenizer has {name}={found[name]}, not {values[name]}"
+        f"the loaded tokenizer has {name}={actual[name]}, not {values[name]}"
         for name in values
-        if found[name] != values[name]
+        if actual[name] != values[name]
     ]
-    own = tokenizers.Tokenizer.from_file(str(wanted / SETTINGS[-1]))
-    for part in differing_parts(own, tokenizer.backend_tokenizer):
+    original = tokenizers.Tokenizer.from_file(str(wanted / SETTINGS[-1]))
+    for part in differing_parts(original, tokenizer.backend_tokenizer):
         problems.append(f"the loaded tokenizer has another {part}")
     for text, plain, parsed, decoded in expected["texts"]:
         # First as lm-eval and others call the tokenizer, then as documents are tokenized here.
@@ -162,8 +162,8 @@ def _read(path: Path) -> Any:
 
 
 def _show(values: dict, field: str) -> str:
-    shown = json.dumps(values[field]) if field in values else "missing"
-    return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
+    text = json.dumps(values[field]) if field in values else "missing"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _line(error: Exception) -> str:

@@ -20,10 +20,10 @@ def scores_of_file(path: Path, checkpoint: Path, model: Model) -> tuple[tuple[Sc
     """
     results = read_results(path)
     parameters = results["config"].get("model_num_parameters")
-    if parameters not in (None, own := count_parameters(model)):
+    if parameters not in (None, count := count_parameters(model)):
         raise ValueError(
             f"scores={path} has the scores of a model of {parameters:,} parameters, but this one "
-            f"has {own:,}: give the scores of this model"
+            f"has {count:,}: give the scores of this model"
         )
     scored = _scored_folder(results["config"])
     if scored is not None and not _has_same_weights(scored, checkpoint):

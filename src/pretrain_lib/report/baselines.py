@@ -28,8 +28,8 @@ def score_baselines(settings: Sequence[dict], task: str, metric: str) -> list[Fi
 
 def _published(settings: Sequence[dict], task: str, metric: str) -> list[Figure]:
     names = [name for each in settings for name in models_near(_rough_size(each))]
-    found = [find_figure(name, task, metric) for name in dict.fromkeys(names)]
-    return [figure for figure in found if figure and figure.model.startswith(FAMILY)]
+    figures = [find_figure(name, task, metric) for name in dict.fromkeys(names)]
+    return [figure for figure in figures if figure and figure.model.startswith(FAMILY)]
 
 
 def _rough_size(settings: dict) -> float:
@@ -43,10 +43,10 @@ def _validates_on_recipe_text(settings: dict) -> bool:
     if settings.get("model", {}).get("vocabulary_size") != VOCABULARY:
         return False
     origins = find_origins(settings["data"])
-    own = [source.partition("@")[0] for origin in origins for source in origin.sources]
+    sources = [source.partition("@")[0] for origin in origins for source in origin.sources]
     rules = [settings["data"]["validation"], *(origin.validation for origin in origins)]
     wanted = parse_validation(HELD_OUT)
-    return own == [SOURCE] and all(rule and _is_rule(rule, wanted) for rule in rules)
+    return sources == [SOURCE] and all(rule and _is_rule(rule, wanted) for rule in rules)
 
 
 def _is_rule(rule: str, wanted: tuple) -> bool:

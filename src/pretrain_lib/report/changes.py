@@ -64,8 +64,8 @@ def _rows_that_differ(things: list[dict], units: dict[str, str]) -> tuple[tuple[
         values = [thing.get(name, MISSING) for thing in things]
         if name not in LEFT_OUT and any(value != values[0] for value in values):
             unit = units.get(name, "")
-            shown = ["" if value is MISSING else format_value(value, unit) for value in values]
-            rows.append((name, *shown))
+            cells = ["" if value is MISSING else format_value(value, unit) for value in values]
+            rows.append((name, *cells))
     return tuple(rows)
 
 

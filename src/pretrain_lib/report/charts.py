@@ -27,8 +27,8 @@ def chart_data(runs: Sequence[Run], scores: Sequence[Scored]) -> dict:
     charts = [_loss_chart(runs, places)]
     charts += [_training_chart(runs, places, name) for name in TITLES]
     charts += _score_charts(runs, places)
-    found = [each for each in scores if each.scores]
-    summary = _summary_chart(found) if found else None
+    scored = [each for each in scores if each.scores]
+    summary = _summary_chart(scored) if scored else None
     return {
         "axes": {axis: AXIS_TITLES[axis] for axis in axes},
         "charts": [chart for chart in charts if chart["traces"]],
@@ -125,8 +125,10 @@ def _noisy(
     traces = []
     if window > 1:
         traces.append(_trace(place, rows[pale], values[pale], look="pale", color=color))
-    more = {"name": run.name, "legend": legend}
-    return [*traces, _trace(place, rows[thick], average[thick], look="line", color=color, **more)]
+    line = _trace(
+        place, rows[thick], average[thick], look="line", color=color, name=run.name, legend=legend
+    )
+    return [*traces, line]
 
 
 def _measured(
@@ -142,40 +144,42 @@ def _measured(
     _, values = column(run.rows, kind, name)
     if not np.isfinite(values).any():
         return []
-    kept = thin(values, MOST_POINTS)
-    errors = column(run.rows, kind, f"{name}_stderr")[1][kept]
-    more = {"name": run.name, "legend": legend}
+    points = thin(values, MOST_POINTS)
+    errors = column(run.rows, kind, f"{name}_stderr")[1][points]
+    options = {"name": run.name, "legend": legend}
     if np.isfinite(errors).any():
-        more["errors"] = [_rounded(error) for error in errors]
-    rows = _rows_of(run, kind)[kept]
-    return [_trace(place, rows, values[kept], look=look, color=color, **more)]
+        options["errors"] = [_rounded(error) for error in errors]
+    rows = _rows_of(run, kind)[points]
+    return [_trace(place, rows, values[points], look=look, color=color, **options)]
 
 
 def _events(run: Run, place: Places, color: int, *, many: bool) -> list[dict]:
     rows = _rows_of(run, "event")
     if not len(rows):
         return []
-    said = [run.rows[i] for i in rows]
+    event_rows = [run.rows[i] for i in rows]
     texts = [
         f"step {row['step']:,}: {row.get('message') or row['event'].replace('_', ' ')}"
-        for row in said
+        for row in event_rows
     ]
     heights = np.full(len(rows), 0.04 * color)  # of the height of the chart
     legend = f"{run.name}, events" if many else "events"
-    more = {"name": run.name, "legend": legend, "texts": texts}
-    return [_trace(place, rows, heights, look="event", color=color, **more)]
+    events = _trace(
+        place, rows, heights, look="event", color=color, name=run.name, legend=legend, texts=texts
+    )
+    return [events]
 
 
 def thin(values: np.ndarray, most: int) -> np.ndarray:
     """Return the indices of at most about `most` values: of each stretch its lowest and highest."""
     if len(values) <= most:
         return np.arange(len(values))
-    kept = {0, len(values) - 1}
+    indices = {0, len(values) - 1}
     for part in np.array_split(np.arange(len(values)), most // 2):
         finite = part[np.isfinite(values[part])]
         if len(finite):
-            kept |= {int(finite[values[finite].argmin()]), int(finite[values[finite].argmax()])}
-    return np.array(sorted(kept))
+            indices |= {int(finite[values[finite].argmin()]), int(finite[values[finite].argmax()])}
+    return np.array(sorted(indices))
 
 
 def _summary_chart(runs: Sequence[Scored]) -> dict | None:
@@ -186,9 +190,9 @@ def _summary_chart(runs: Sequence[Scored]) -> dict | None:
         return None
     series = []
     for number, each in enumerate(runs):
-        own = [each.scores.get(key) for key in keys]
-        values = [None if score is None else _rounded(score.value) for score in own]
-        errors = [None if score is None or score.error is None else score.error for score in own]
+        scores = [each.scores.get(key) for key in keys]
+        values = [None if score is None else _rounded(score.value) for score in scores]
+        errors = [None if score is None or score.error is None else score.error for score in scores]
         series.append({"name": each.run.name, "color": number, "y": values, "errors": errors})
     models = dict.fromkeys(model for each in runs for model in each.models)
     for model in models:

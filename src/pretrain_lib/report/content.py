@@ -98,14 +98,14 @@ def _curve_blocks(runs: Sequence[Run]) -> tuple[Block, ...]:
 
 
 def _score_section(runs: Sequence[Run]) -> Section:
-    found = [scored(run) for run in runs]
-    if not any(each.scores for each in found):
+    all_scores = [scored(run) for run in runs]
+    if not any(each.scores for each in all_scores):
         return Section("Scores", ("No scores have been measured.",))
-    table, notes = score_table(found)
+    table, notes = score_table(all_scores)
     intro = ["Value ± standard error."]
     if notes:
         intro.append("Published scores of models of similar size have the letter of their source.")
-    intro += [source for each in found for source in each.sources]
+    intro += [source for each in all_scores for source in each.sources]
     return Section("Scores", (" ".join(intro), Charts("scores"), table, *notes))
 
 
@@ -114,11 +114,11 @@ def _sample_section(runs: Sequence[Run]) -> Section:
     for run in runs:
         rows = read_samples(run.folder)
         steps = list(dict.fromkeys(row["step"] for row in rows))
-        shown = _spread(steps, SHOWN_STEPS if len(runs) == 1 else SHOWN_OF_SEVERAL)
-        if len(shown) < len(steps):
-            text = f"Samples at {len(shown)} of {len(steps)} steps; samples.jsonl has all."
+        chosen = _spread(steps, SHOWN_STEPS if len(runs) == 1 else SHOWN_OF_SEVERAL)
+        if len(chosen) < len(steps):
+            text = f"Samples at {len(chosen)} of {len(steps)} steps; samples.jsonl has all."
             blocks.append(text if len(runs) == 1 else f"{run.name}: {text}")
-        for step in shown:
+        for step in chosen:
             texts = [Sample(r["prompt"], r["text"]) for r in rows if r["step"] == step]
             title = f"Step {step:,}" if len(runs) == 1 else f"{run.name}, step {step:,}"
             blocks.append(Samples(title, tuple(texts), is_open=step == steps[-1]))
@@ -142,12 +142,12 @@ def _setting_sections(runs: Sequence[Run]) -> list[Section]:
         sections.append(Section("Differences between the runs", blocks))
     blocks: list[Block] = []
     for run in runs:
-        found = changed_settings(run)
+        changes = changed_settings(run)
         whose = "" if len(runs) == 1 else f"{run.name}: "
-        if found is None:
+        if changes is None:
             blocks.append(f"{whose}The settings are unknown: there is no manifest.json.")
             continue
-        source, table = found
+        source, table = changes
         number = plural(len(table.rows), "setting")
         verb = "differs" if len(table.rows) == 1 else "differ"
         text = (

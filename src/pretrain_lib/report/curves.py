@@ -96,8 +96,7 @@ def draw_noisy(
     With `spikes`, extreme values are left out of the average.
     """
     # Rasterized: as vector graphics, a hundred thousand points would take megabytes of SVG.
-    pale = {"linewidth": 0.6, "alpha": 0.3, "rasterized": True}
-    panel.plot(x, values, color=look.color, **pale)
+    panel.plot(x, values, color=look.color, linewidth=0.6, alpha=0.3, rasterized=True)
     window = max(1, round(len(values) * SMOOTHED_SHARE))
     usual = without_spikes(x, values, window) if spikes else values
     draw_line(panel, x, smooth(usual, window), look)
@@ -110,9 +109,9 @@ def without_spikes(x: np.ndarray, values: np.ndarray, window: int) -> np.ndarray
     the first `SKIPPED_SHARE` of the run.
     """
     above = values - smooth(values, window)
-    known = np.abs(above[np.isfinite(above)])
+    deviations = np.abs(above[np.isfinite(above)])
     # The standard deviation of a normal distribution is 1.4826 times its MAD.
-    sigma = 1.4826 * np.median(known) if len(known) else 0.0
+    sigma = 1.4826 * np.median(deviations) if len(deviations) else 0.0
     is_spike = (above > SPIKE_SIGMA * sigma) & _is_later(x)
     return np.where(is_spike, np.nan, values) if sigma else values
 
@@ -142,9 +141,8 @@ def draw_measured(
     """Draw periodic measurements as hollow markers on a thin line, with errors as a band."""
     color = look.validation_color
     if errors is not None:
-        known = np.nan_to_num(errors)
-        band = {"color": color, "alpha": 0.15, "linewidth": 0}
-        panel.fill_between(x, values - known, values + known, **band)
+        half = np.nan_to_num(errors)
+        panel.fill_between(x, values - half, values + half, color=color, alpha=0.15, linewidth=0)
     panel.plot(
         x,
         values,
@@ -189,10 +187,10 @@ def draw_baselines(
 
 def _densely(x: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return the points of a curve, and interpolated ones between them: `(N, 2)`."""
-    known = np.isfinite(values)
-    if not known.any():
+    finite = np.isfinite(values)
+    if not finite.any():
         return np.zeros((0, 2))
-    x, values = x[known], values[known]
+    x, values = x[finite], values[finite]
     between = np.linspace(x[0], x[-1], POINTS_BETWEEN)
     filled = np.concatenate([values, np.interp(between, x, values)])
     return np.column_stack([np.concatenate([x, between]), filled])
@@ -234,9 +232,16 @@ def event_entries(runs: Iterable[Rows]) -> list["Line2D"]:
     from matplotlib.lines import Line2D
 
     names = Counter(row["event"] for rows in runs for row in rows if row["kind"] == "event")
-    style = {"color": GREY, "linestyle": "none", "markersize": 6}
     return [
-        Line2D([], [], marker=EVENT_MARKERS.get(name, OTHER_EVENT), label=label, **style)
+        Line2D(
+            [],
+            [],
+            marker=EVENT_MARKERS.get(name, OTHER_EVENT),
+            label=label,
+            color=GREY,
+            linestyle="none",
+            markersize=6,
+        )
         for name, label in ((n, f"{n.replace('_', ' ')} ({count:,})") for n, count in names.items())
     ]
 
@@ -250,7 +255,7 @@ def robust_limits(
     height beside it, so that a short run shows its whole fall and a long one its end. Values in
     `lines` are included unless they are too far away.
     """
-    start, kept = [np.zeros(0)], [np.zeros(0)]
+    start, parts = [np.zeros(0)], [np.zeros(0)]
     for x, values in curves:
         finite = np.isfinite(values)
         is_later = finite & _is_later(x)
@@ -258,9 +263,9 @@ def robust_limits(
         later = values[is_later]
         if len(later) >= FEWEST_WITH_SPIKES:
             later = later[later <= np.quantile(later, 1 - spike_share)]
-        kept.append(later)
+        parts.append(later)
         start.append(values[finite & ~is_later])
-    values = np.concatenate(kept)
+    values = np.concatenate(parts)
     if not len(values):
         return 0.0, 1.0
     whole = np.concatenate([values, *start])

@@ -60,14 +60,14 @@ def format_loss(row: dict) -> str:
     loss = row.get("loss")
     if loss is None:
         return ""
-    known = ", ".join(filter(None, [f"perplexity {perplexity(loss):,.4g}", bits(row)]))
-    return f"{loss:.4f} nats per token at step {row['step']:,} ({known})"
+    details = ", ".join(filter(None, [f"perplexity {perplexity(loss):,.4g}", bits(row)]))
+    return f"{loss:.4f} nats per token at step {row['step']:,} ({details})"
 
 
 def bits(row: dict) -> str:
     """Return the bits per byte of a validation row, empty if unknown."""
-    found = row.get("bits_per_byte")
-    return "" if found is None else f"{found:.4f} bits per byte"
+    value = row.get("bits_per_byte")
+    return "" if value is None else f"{value:.4f} bits per byte"
 
 
 def device_hours(run: Run) -> float | None:
@@ -86,8 +86,8 @@ def device_hours(run: Run) -> float | None:
     of_parent = begun_at(run.manifest)[1]
     if np.isnan(of_parent):  # the first row, of which a part is the parent's, is left out
         of_parent = trained[0]["seconds"]
-    known = [(row["step"], row["seconds"]) for row in trained]
-    steps, seconds = np.array([(starts[0]["step"], of_parent), *known]).T
+    points = [(row["step"], row["seconds"]) for row in trained]
+    steps, seconds = np.array([(starts[0]["step"], of_parent), *points]).T
     begins = [start["step"] for start in starts]
     ends = [min(begins[number:]) for number in range(1, len(begins))] + [steps[-1]]
     lengths = np.interp(ends, steps, seconds) - np.interp(begins, steps, seconds)
@@ -156,11 +156,11 @@ def event_blocks(run: Run) -> list[str | Table]:
     if not events:
         return ["No update was left out, and the run was neither rolled back nor resumed."]
     counts = Counter(event for _, event, _ in events)
-    said = [
+    phrases = [
         f"{number:,} {(EVENT_NOUNS if number == 1 else EVENT_PLURALS).get(event, event)}"
         for event, number in counts.items()
     ]
-    text = f"{', '.join(said)}."
+    text = f"{', '.join(phrases)}."
     if len(events) > SHOWN_EVENTS:
         text += f" The last {SHOWN_EVENTS} of {len(events):,} are shown."
     rows = [(f"{s:,}", e.replace("_", " "), m) for s, e, m in events[-SHOWN_EVENTS:]]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,10 +128,10 @@ def choose_panels(runs: Sequence[Rows], settings: Sequence[dict]) -> list[Panel]
     panels = []
     for task, metrics in scored_tasks(runs).items():
         published = {metric: tuple(score_baselines(settings, task, metric)) for metric in metrics}
-        own = [metric for metric in metrics if metric != PER_TOKEN]
-        own.sort(key=lambda metric: (not published[metric], _rank(metric)))
+        usual = [metric for metric in metrics if metric != PER_TOKEN]
+        usual.sort(key=lambda metric: (not published[metric], _rank(metric)))
         second = [PER_TOKEN] if published.get(PER_TOKEN) else []
-        panels += [Panel(task, metric, published[metric]) for metric in [*own[:1], *second]]
+        panels += [Panel(task, metric, published[metric]) for metric in [*usual[:1], *second]]
     return panels
 
 
@@ -244,20 +245,29 @@ def _add_legend(
     """Add a legend of the lines and marks of the panels `shown`, and runs, above the panels."""
     from matplotlib.lines import Line2D
 
-    entries, first = [], looks[0]
+    entry, entries, first = partial(Line2D, [], []), [], looks[0]
     if len(runs) > 1:
         first = Look(GREY, GREY, "o", True)
         for run, look in zip(runs, looks, strict=True):
-            style = {"color": look.color, "marker": look.marker, "markersize": 6}
-            entries.append(Line2D([], [], linewidth=2.5, label=run.name, **style))
-    marker = first.marker if first.marks_noisy else None
-    train = {"color": first.color, "linewidth": 1.6, "marker": marker}
+            curve = entry(
+                label=run.name, color=look.color, linewidth=2.5, marker=look.marker, markersize=6
+            )
+            entries.append(curve)
     if shown:
-        entries.append(Line2D([], [], label="train, average without spikes", **train))
-    hollow = {"marker": "o", "markerfacecolor": "white", "linewidth": 1.2, "markersize": 5}
+        marker = first.marker if first.marks_noisy else None
+        label = "train, average without spikes"
+        entries.append(entry(label=label, color=first.color, linewidth=1.6, marker=marker))
     label = "; ".join(["validation"] * ("loss" in shown) + ["scores, ± stderr"] * scored)
     if label:
-        entries.append(Line2D([], [], color=first.validation_color, label=label, **hollow))
+        hollow = entry(
+            label=label,
+            color=first.validation_color,
+            linewidth=1.2,
+            marker="o",
+            markersize=5,
+            markerfacecolor="white",
+        )
+        entries.append(hollow)
     entries += event_entries(run.rows for run in runs if "loss" in shown)
     figure.legend(
         handles=entries,

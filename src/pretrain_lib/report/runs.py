@@ -112,13 +112,13 @@ def positions(rows: Rows, axis: Axis, *, flops_per_token: float | None = None) -
     if axis == "steps":
         return np.array([row["step"] for row in rows], dtype=np.float64)
     if axis == "hours":
-        known = [(0, 0.0)]
-        known += [
+        points = [(0, 0.0)]
+        points += [
             (row["step"], row["seconds"] / 3600)
             for row in rows
             if row["kind"] == "train" and row.get("seconds") is not None
         ]
-        steps, hours = np.array(sorted(known), dtype=np.float64).T
+        steps, hours = np.array(sorted(points), dtype=np.float64).T
         return np.interp([row["step"] for row in rows], steps, hours)
     tokens = np.array([row["tokens"] for row in rows], dtype=np.float64)
     return tokens if axis == "tokens" else tokens * flops_per_token

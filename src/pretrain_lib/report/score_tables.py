@@ -42,21 +42,21 @@ class Scored:
 
 def scored(run: Run) -> Scored:
     """Return the scores of a run's last evaluation, and those of a `scores.json` in its folder."""
-    found, step = last_scores(run.folder, run.rows)
+    last, step = last_scores(run.folder, run.rows)
     sources = []
-    if found:
+    if last:
         sources.append(f"{run.name}: lm-evaluation-harness during training, at step {step:,}.")
-    scores = {(score.task, score.metric): score for score in found}
+    scores = {(score.task, score.metric): score for score in last}
     path = run.folder / OF_COMMAND
     if path.is_file():
         results = read_results(path)
-        others = {(s.task, s.metric): s for s in scores_of_results(results)}
+        of_files = {(s.task, s.metric): s for s in scores_of_results(results)}
         model = (results["config"].get("model_args") or {}).get("pretrained", "")
         of = f" of {model}" if model else ""
         by = f"lm-evaluation-harness {results.get('lm_eval_version', '')}".strip()
-        if others.keys() - scores.keys():
+        if of_files.keys() - scores.keys():
             sources.append(f"{run.name}: {by}, from {OF_COMMAND}{of}.")
-        scores = others | scores
+        scores = of_files | scores
     return Scored(run, scores, tuple(sources))
 
 
@@ -76,14 +76,14 @@ def score_table(runs: Sequence[Scored]) -> tuple[Table, tuple[Note, ...]]:
             columns[model] = [_with_letter(figure, letters) for figure in figures]
     rows = []
     for number, key in enumerate(keys):
-        some = next(each.scores[key] for each in runs if key in each.scores)
-        items = "" if some.items is None else f"{some.items:,}"
-        shots = "" if some.shots is None else str(some.shots)
-        own = [format_score(each.scores.get(key)) for each in runs]
-        rows.append((*key, items, shots, *own, *(column[number] for column in columns.values())))
+        score = next(each.scores[key] for each in runs if key in each.scores)
+        items = "" if score.items is None else f"{score.items:,}"
+        shots = "" if score.shots is None else str(score.shots)
+        values = [format_score(each.scores.get(key)) for each in runs]
+        rows.append((*key, items, shots, *values, *(column[number] for column in columns.values())))
     header = ("Task", "Metric", "Items", "Shots", *(each.run.name for each in runs), *columns)
-    kept = [i for i in range(len(header)) if any(row[i] for row in rows)]  # items may be unknown
-    header, *rows = (tuple(cells[i] for i in kept) for cells in (header, *rows))
+    filled = [i for i in range(len(header)) if any(row[i] for row in rows)]  # items may be unknown
+    header, *rows = (tuple(cells[i] for i in filled) for cells in (header, *rows))
     notes = [Note(f"{letter}: {s.title}; {s.note}.", s.url) for s, letter in letters.items()]
     table = Table(header, tuple(rows), numeric=tuple(range(2, len(header))))
     return table, tuple(notes)

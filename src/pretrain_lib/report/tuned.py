@@ -47,6 +47,13 @@ def _fill(panel: "object", losses: Mapping[Trial, float], index: int) -> None:
             if trial.tokens == tokens and math.isfinite(loss)
         )
         if points:
-            look = {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)]}
             x, y = zip(*points, strict=True)
-            panel.plot(x, y, linestyle="", markersize=5, label=f"{human(tokens)} tokens", **look)
+            panel.plot(
+                x,
+                y,
+                linestyle="",
+                markersize=5,
+                label=f"{human(tokens)} tokens",
+                color=COLORS[place % len(COLORS)],
+                marker=MARKERS[place % len(MARKERS)],
+            )
