@@ -31,8 +31,8 @@ def parse_recipe(
     rules = _recipe_rules(defaults)
     options = _build_parser(defaults, presets or {}, rules).parse_args(arguments)
     overlays, flags = _overlays(options, presets or {}, rules), _flags(options, rules)
-    given = _replace(defaults, overlays | flags)
-    config = derive_defaults(defaults, given, overlays=overlays, flags=flags)
+    recipe = _replace(defaults, overlays | flags)
+    config = derive_defaults(defaults, recipe, overlays=overlays, flags=flags)
     config.check_values()
     refuse_unread(config, flags)
     if options.print_config:
@@ -52,14 +52,14 @@ def _recipe_rules(defaults: Recipe) -> dict[str, Rule]:
 
 def _overlays(options: Namespace, presets: dict[str, dict], rules: dict[str, Rule]) -> dict:
     """Return the values that preset and overlays name, by dotted name."""
-    given = dict(presets[options.preset]) if options.preset else {}
+    settings = dict(presets[options.preset]) if options.preset else {}
     for file in options.config:
         for name, written in read_overlay(file).items():
             if name not in rules:
                 hint = now_called(name) or f"is no setting{meant(name, rules)}"
                 raise ValueError(f"{file}: {show(name)} {hint}")
-            given[name] = _read(rules[name], written, f"{file}: {name}")
-    return given
+            settings[name] = _read(rules[name], written, f"{file}: {name}")
+    return settings
 
 
 def _flags(options: Namespace, rules: dict[str, Rule]) -> dict[str, Any]:
@@ -118,8 +118,8 @@ def _build_parser(defaults: Recipe, presets: dict[str, dict], rules: dict[str, R
     add("--preset", choices=sorted(presets), metavar="NAME", help=text)
     add("--print_config", action="store_true", help="print all settings as YAML, and exit")
     text = f"print what the run costs on such devices ({HARDWARE.device}), and exit"
-    devices = {"choices": sorted(PEAK_TFLOPS), "metavar": "DEVICE"}
-    add("--plan", nargs="?", const=HARDWARE.device, help=text, **devices)
+    devices = sorted(PEAK_TFLOPS)
+    add("--plan", nargs="?", const=HARDWARE.device, choices=devices, metavar="DEVICE", help=text)
     mfu = Rule(float, above=0, maximum=1, help="MFU by which --plan tells the time")
     add_argument(parser, "--plan_mfu", mfu, default=HARDWARE.mfu, metavar="X")
     node = Rule(int, minimum=1, help="devices in a machine, for --plan")

@@ -34,13 +34,13 @@ def derive_defaults(defaults: Recipe, config: Recipe, *, overlays: Given, flags:
         return config
     # What an overlay says about its own text does not hold for another.
     replaced = overlays.get("data.source") not in (None, data.source)
-    asked = flags if replaced else given
+    explicit = flags if replaced else given
     samples, scores, model = config.samples, config.scores, config.model
-    if "samples.prompts" not in asked:
+    if "samples.prompts" not in explicit:
         samples = dataclasses.replace(samples, prompts=None)
-    if "scores.tasks" not in asked:
+    if "scores.tasks" not in explicit:
         scores = dataclasses.replace(scores, tasks=[])
-    if not _names_vocabulary(asked) and config.run.initial_weights is None:
+    if not _names_vocabulary(explicit) and config.run.initial_weights is None:
         size = _vocabulary_size(data, given) or model.vocabulary_size
         model = model.with_vocabulary_size(size)
     return dataclasses.replace(config, samples=samples, scores=scores, model=model)
@@ -118,8 +118,8 @@ def _vocabulary_size(data: DataConfig, given: Given) -> int | None:
     if data.tokenizer is None:
         return data.train_tokenizer
     # What is on the Hub is loaded when the run starts, not to print its settings.
-    there = "data.tokenizer" in given and Path(data.tokenizer).expanduser().exists()
-    return load_tokenizer(data.tokenizer).vocabulary_size if there else None
+    exists = "data.tokenizer" in given and Path(data.tokenizer).expanduser().exists()
+    return load_tokenizer(data.tokenizer).vocabulary_size if exists else None
 
 
 def manifest_of(path: str) -> dict | None:

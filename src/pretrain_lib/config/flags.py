@@ -32,9 +32,9 @@ class Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise ValueError with argparse's message."""
         message = re.sub(r"^argument ([^:]+):", r"\1", message)
-        known = [*self._commands(), *self.flags()]
+        choices = [*self._commands(), *self.flags()]
         near = "".join(
-            did_you_mean(word, known) for word in re.findall(r"choice: '(.*?)'", message)
+            did_you_mean(word, choices) for word in re.findall(r"choice: '(.*?)'", message)
         )
         raise ValueError(f"{message}{near} {HINT}")
 

@@ -18,8 +18,8 @@ DATA = "data"  # in `run.allow_changes`, allows a run to resume with other data
 
 def check_together(config: Any) -> None:
     """Raise ValueError for settings that contradict one another."""
-    own = ("matrix_learning_rate", "embedding_learning_rate")
-    rates = {name: getattr(config.optimizer, name) for name in own}
+    names = ("matrix_learning_rate", "embedding_learning_rate")
+    rates = {name: getattr(config.optimizer, name) for name in names}
     try:
         check_moments(config.optimizer.moments, config.optimizer.betas)
         check_rates(config.optimizer.learning_rate, **rates)
@@ -73,10 +73,10 @@ def check_best(config: Any) -> None:
 
 def check_changes(config: Any) -> None:
     """Raise ValueError for an unknown name in `run.allow_changes`."""
-    known = {DATA, *dict(dotted(dataclasses.asdict(config)))}
+    settings = {DATA, *dict(dotted(dataclasses.asdict(config)))}
     for name in config.run.allow_changes:
-        if name not in known:
-            hint = now_called(name) or f"is no setting{did_you_mean(name, known)}"
+        if name not in settings:
+            hint = now_called(name) or f"is no setting{did_you_mean(name, settings)}"
             raise ValueError(f"run.allow_changes={show(config.run.allow_changes)}: {name} {hint}")
 
 

@@ -4,12 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from pretrain_lib.config.rules import (
-    check_changes,
-    check_division,
-    check_together,
-    does_not_divide,
-)
+from pretrain_lib.config.rules import check_changes, check_division, check_together, does_not_divide
 from pretrain_lib.config.run_sections import (
     CheckpointConfig,
     LogConfig,
@@ -133,8 +128,8 @@ class Recipe:
     def check_length(self) -> None:
         """Raise ValueError for a run that is shorter than one step, or than its phases."""
         schedule = self.learning_rate()
-        rest = self.whole_run() - schedule.total_steps
-        for name, steps in (("tokens", schedule.total_steps), ("continue_at_floor", rest)):
+        floor_steps = self.whole_run() - schedule.total_steps
+        for name, steps in (("tokens", schedule.total_steps), ("continue_at_floor", floor_steps)):
             if (tokens := getattr(self.schedule, name)) is not None and steps < 1:
                 raise ValueError(
                     f"schedule.{name}={tokens} is less than one step of "

@@ -245,9 +245,11 @@ class ScheduleConfig:
     def in_tokens(self, train_tokens: int) -> "ScheduleConfig":
         """Return the schedule with all lengths in tokens; an epoch has `train_tokens`."""
         tokens = TokenCount(self.epochs * train_tokens) if self.tokens is None else self.tokens
-        known = dataclasses.replace(self, tokens=tokens, epochs=None)
-        lengths = {
-            "warmup_tokens": known.count_warmup_tokens(),
-            "decay_tokens": known.count_decay_tokens(),
-        }
-        return dataclasses.replace(known, **lengths, warmup_fraction=None, decay_fraction=None)
+        schedule = dataclasses.replace(self, tokens=tokens, epochs=None)
+        return dataclasses.replace(
+            schedule,
+            warmup_tokens=schedule.count_warmup_tokens(),
+            decay_tokens=schedule.count_decay_tokens(),
+            warmup_fraction=None,
+            decay_fraction=None,
+        )

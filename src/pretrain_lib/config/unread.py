@@ -73,9 +73,9 @@ def _refuse_for_prepared(data: DataConfig, chosen: Given, flags: Given) -> None:
     if wanted == "none" or names_tokens(wanted):
         return
     for path in paths:
-        there = (manifest_of(path) or {}).get("validation", "none")
-        if there != "none" and parse_validation(wanted) != parse_validation(there):
-            reason = f"is not read: data.path={path} was prepared with {there}"
+        prepared = (manifest_of(path) or {}).get("validation", "none")
+        if prepared != "none" and parse_validation(wanted) != parse_validation(prepared):
+            reason = f"is not read: data.path={path} was prepared with {prepared}"
             raise _unread("data.validation", flags, reason, AGAIN)
 
 

@@ -74,8 +74,13 @@ def build_dataset(
         "document_masking": data.document_masking,
     }
     if corpus.spool is None:
-        own = {"weights": data.weights, "plans": corpus.plans, "shuffle": data.shuffle}
-        return PackedDataset(corpus.train, **own, **shared)
+        return PackedDataset(
+            corpus.train,
+            weights=data.weights,
+            plans=corpus.plans,
+            shuffle=data.shuffle,
+            **shared,
+        )
     return StreamingDataset(
         corpus.spool,
         first_window=first_window,
@@ -144,15 +149,15 @@ def _join_validation(parts: list[Corpus], data: DataConfig) -> tuple[HeldOut, ..
     if names_tokens(data.validation):
         return parts[0].validation  # the same for all parts
     weights = data.weights or [sum(map(len, part.train)) for part in parts]
-    found, names = [], set()
+    joined, names = [], set()
     for part, weight in zip(parts, weights, strict=True):
         for held_out in part.validation:
             name, number = held_out.name, 2
             while name in names:
                 name, number = f"{held_out.name}-{number}", number + 1
             names.add(name)
-            found.append(replace(held_out, name=name, weight=weight))
-    return tuple(found)
+            joined.append(replace(held_out, name=name, weight=weight))
+    return tuple(joined)
 
 
 def _open_plan(path: Place, part: Corpus, config: Recipe) -> BestFitPlan:

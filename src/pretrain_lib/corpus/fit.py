@@ -58,7 +58,7 @@ def first_words(corpus: Corpus) -> list[str]:
     searched = min(len(tokens), SEARCHED_TOKENS)
     ids = tokens.read(0, searched)
     ends = tokens.document_ends(0, searched) if tokens.has_documents else [searched // DOCUMENTS]
-    starts = (_first_ids(own, tokenizer.end_of_text_id) for own in np.split(ids, ends))
+    starts = (_first_ids(document, tokenizer.end_of_text_id) for document in np.split(ids, ends))
     prompts = map(tokenizer.decode, islice(filter(len, starts), DOCUMENTS))
     return [prompt.rstrip("\ufffd") for prompt in prompts]  # a character may have been cut
 

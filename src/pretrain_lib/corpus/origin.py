@@ -39,7 +39,7 @@ def _origin_of(path: Place) -> Origin:
         if not manifest.is_file():
             return Origin((), None, path.name)
         with interpreting(manifest):
-            found = read_object(manifest)
-            return Origin(tuple(found["sources"]), found["validation"], path.name)
+            record = read_object(manifest)
+            return Origin(tuple(record["sources"]), record["validation"], path.name)
     except Unreachable:  # a report of a run does not need its data
         return Origin((), None, path.name)

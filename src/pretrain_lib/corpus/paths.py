@@ -105,23 +105,23 @@ def open_validation(
         path = open_place(data.validation, cache_gib=data.remote_cache_gib)
         sha256 = manifest["tokenizer_sha256"]
         return (_open_validation_path(path, data, sha256, vocabulary_size),)
-    wanted, there = parse_validation(data.validation), manifest["validation"]
+    wanted, rule = parse_validation(data.validation), manifest["validation"]
     if wanted[0] == "none":
         return ()
-    if wanted != parse_validation(there) and data.source is not None:
+    if wanted != parse_validation(rule) and data.source is not None:
         raise ValueError(
-            f"data.validation={data.validation}, but data.path={folder} was prepared with {there}; "
-            f"set data.validation={there}, or give another folder"
+            f"data.validation={data.validation}, but data.path={folder} was prepared with {rule}; "
+            f"set data.validation={rule}, or give another folder"
         )
     if not manifest["splits"]["validation"]["tokens"]:
         documents = plural(manifest["splits"]["train"]["documents"], "document")
-        none = "" if there == "none" else f", which held out none of {documents}"
+        none = "" if rule == "none" else f", which held out none of {documents}"
         raise ValueError(
-            f"data.path={folder} has no validation text: it was prepared with {there}{none}; set "
+            f"data.path={folder} has no validation text: it was prepared with {rule}{none}; set "
             f"data.validation=none to train without, or to the path of other tokens, or prepare "
             f"the text into another folder with first:TOKENS of the source"
         )
-    return (HeldOut(folder.name, open_split(folder, "validation"), there),)
+    return (HeldOut(folder.name, open_split(folder, "validation"), rule),)
 
 
 def check_together(corpus: Corpus, data: DataConfig) -> None:
@@ -223,8 +223,8 @@ def _check_array(
 ) -> None:
     """Raise ValueError if the model lacks an id of an array."""
     lowest, highest = _id_range(tokens)
-    given = f"if data.dtype={dtype} is not their type, give the one that is; otherwise "
-    doubt = given if dtype in {file.dtype.name for file in tokens.files} else ""
+    advice = f"if data.dtype={dtype} is not their type, give the one that is; otherwise "
+    doubt = advice if dtype in {file.dtype.name for file in tokens.files} else ""
     if lowest < 0:
         raise ValueError(
             f"{path}: its ids go down to {lowest}, but no id is below 0; {doubt}write them again, "

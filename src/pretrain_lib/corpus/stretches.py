@@ -41,7 +41,7 @@ def choose_stretches(
     shorter than a window, or if a loss mask leaves out all of it.
     """
     total = sum(text.weight for text in held_out)
-    found = []
+    stretches = []
     for text in held_out:
         share = None if max_tokens is None else int(max_tokens * text.weight / total)
         windows = validation_windows(text.tokens, sequence_length, max_tokens=share)
@@ -65,8 +65,8 @@ def choose_stretches(
         if tokenizer is not None and counts is None and gives_back_text(tokenizer.backend):
             ids = text.tokens.read(0, windows * sequence_length + 1)
             size = tokenizer.count_bytes(ids[1:], before=int(ids[0]))
-        found.append(Stretch(text.name, text.tokens, windows, sequence_length, size))
-    return tuple(found)
+        stretches.append(Stretch(text.name, text.tokens, windows, sequence_length, size))
+    return tuple(stretches)
 
 
 def identify(stretches: Sequence[Stretch], *, document_masking: bool = False) -> str:
