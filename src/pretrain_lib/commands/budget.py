@@ -61,8 +61,8 @@ def within_budget(words: list[str], settings: Settings, budget: float) -> list[s
         schedule = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["schedule"]
         print(f"{folder} goes on with the schedule that it began with", flush=True)
         names = CHOSEN if schedule["kind"] == "wsd" else CHOSEN - DECAY
-        known = sorted(names & schedule.keys())  # an older run has no decay_fraction
-        return as_flags({f"schedule.{name}": schedule[name] for name in known})
+        present = sorted(names & schedule.keys())  # an older run has no decay_fraction
+        return as_flags({f"schedule.{name}": schedule[name] for name in present})
     if resume not in ("auto", "never"):
         raise ValueError(
             f"budget={show_duration(budget)}: a run that begins with run.resume={resume} has a "
@@ -143,10 +143,10 @@ def measure_steps(console: Path, words: list[str], folder: Path, budget: float) 
     `words` start the run, which writes to the file `console`. Raises ValueError if it fails or the
     time is over after one step, Stopped if it is told to stop.
     """
-    own = {"run.max_steps": MEASURED_STEPS, "log.every": 1}
-    own |= {"run.max_time": f"{budget + START_SECONDS:.1f}s"}
+    overrides = {"run.max_steps": MEASURED_STEPS, "log.every": 1}
+    overrides |= {"run.max_time": f"{budget + START_SECONDS:.1f}s"}
     for _ in range(2):  # the first time may have gone into the preparation of the data
-        is_done = launch_into(console, [*words, *as_flags(own)], folder)
+        is_done = launch_into(console, [*words, *as_flags(overrides)], folder)
         if is_done or read_status(folder)["step"] >= FEWEST_MEASURED:
             return read_measured(folder)
     raise ValueError(

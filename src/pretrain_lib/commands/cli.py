@@ -259,8 +259,8 @@ def _add_eval(command: AddCommand) -> None:
 
 def _add_rest(parser: Parser, text: str) -> None:
     """Add all that stands behind RECIPE, which may be nothing."""
-    rest = parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="FLAGS", help=text)
-    rest.required = False  # argparse would name it among what is missing
+    flags = parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="FLAGS", help=text)
+    flags.required = False  # argparse would name it among what is missing
 
 
 def _add_switch(parser: Parser, name: str, text: str) -> None:

@@ -46,8 +46,8 @@ def run_prepare(options: argparse.Namespace) -> None:
     if options.validation != "none" and holds_out_nothing(sources, job.validation):
         print(_nothing_held_out(job.validation), file=sys.stderr)
     manifest = prepare(job, options.out, workers=options.workers)
-    if (asked := options.train_tokenizer or 0) > (there := manifest["vocabulary_size"]):
-        print(f"the text is too short for {asked:,} ids: the tokenizer has {there:,}")
+    if (wanted := options.train_tokenizer or 0) > (reached := manifest["vocabulary_size"]):
+        print(f"the text is too short for {wanted:,} ids: the tokenizer has {reached:,}")
     for line in describe_prepared(options.out, manifest):
         print(line)
 
@@ -62,7 +62,7 @@ def describe_prepared(folder: Path, manifest: dict) -> Iterator[str]:
     yield f"vocabulary  {plural(manifest['vocabulary_size'], 'token')}"
     yield f"fingerprint {manifest['fingerprint'][:12]}"
     tokens = manifest["splits"]["train"]["tokens"]
-    flags, model = next((own for limit, *own in FITTING if tokens < limit), ("", ""))
+    flags, model = next((choice for limit, *choice in FITTING if tokens < limit), ("", ""))
     command = f"pretrain train gpt2_124m{flags} --data.path {shlex.quote(str(folder))}"
     if not manifest["splits"]["validation"]["tokens"]:
         yield _nothing_held_out(manifest["validation"])

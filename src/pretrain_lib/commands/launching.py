@@ -50,11 +50,11 @@ def launch_into(console: Path, words: list[str], run: Path) -> bool:
 
     console.parent.mkdir(parents=True, exist_ok=True)
     with console.open("a", encoding="utf-8") as file:
-        own = ["--run.resume", "auto", "--run.dir", str(run)]
-        code, told = launch([*words, *own], output=file)
+        flags = ["--run.resume", "auto", "--run.dir", str(run)]
+        code, signalled = launch([*words, *flags], output=file)
     reason = read_status(run).get("reason", "") if code == RESUMABLE else ""
     # Negative: the launcher was ended by a signal.
-    if code < 0 or (told and code in (DONE, RESUMABLE)) or reason.startswith("signal "):
+    if code < 0 or (signalled and code in (DONE, RESUMABLE)) or reason.startswith("signal "):
         raise Stopped
     if code == DONE or reason.startswith("run.max_time="):
         return code == DONE
@@ -102,10 +102,10 @@ def launch(words: list[str], *, output: IO | None = None) -> tuple[int, bool]:
     command = [sys.executable, "-P", "-m", "accelerate.commands.launch", *words]
     recipes: set[psutil.Process] = set()  # that were told to stop
     launchers: list[subprocess.Popen] = []
-    told: list[int] = []
+    signals: list[int] = []
 
     def hand_on(number: int, _: FrameType | None) -> None:
-        told.append(number)
+        signals.append(number)
         for launcher in launchers:
             recipes.update(_recipes_of(launcher, words))
         # A terminal sends Ctrl-C to all processes: a second one would stop the run without a save.
@@ -124,13 +124,13 @@ def launch(words: list[str], *, output: IO | None = None) -> tuple[int, bool]:
             preexec_fn=partial(stop_with, os.getpid()),
         )
         launchers.append(process)
-        if told:  # while it was being started
+        if signals:  # while it was being started
             process.terminate()
         code = process.wait()
         psutil.wait_procs(recipes)  # Ctrl-C ends a launcher at once, and the run saves first
         if file.is_file():
-            return int(file.read_text(encoding="utf-8")), bool(told)
-        return RESUMABLE if told else code, bool(told)
+            return int(file.read_text(encoding="utf-8")), bool(signals)
+        return RESUMABLE if signals else code, bool(signals)
 
 
 def _recipes_of(launcher: subprocess.Popen, words: list[str]) -> list[psutil.Process]:

@@ -129,9 +129,9 @@ def check_device(name: str | None) -> None:
     if name is None or name == "cpu":
         return
     kind, _, index = name.partition(":")
-    found = torch.cuda.device_count() if kind == "cuda" else int(torch.backends.mps.is_available())
-    if int(index or 0) >= found:
-        raise ValueError(f"--device {name} is not on this machine, which has {found} of {kind}")
+    count = torch.cuda.device_count() if kind == "cuda" else int(torch.backends.mps.is_available())
+    if int(index or 0) >= count:
+        raise ValueError(f"--device {name} is not on this machine, which has {count} of {kind}")
 
 
 def model_folder(path: Path) -> Path:

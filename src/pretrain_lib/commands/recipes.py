@@ -39,8 +39,8 @@ def run_new(options: argparse.Namespace) -> None:
     # It adds to a folder of the user's own and replaces no file there.
     check_folder(out, named="FOLDER ", kind="a folder", is_ours=lambda _: True)
     files = (f"{name}.py", *RECIPES[name])
-    if there := [file for file in files if (out / file).exists()]:
-        raise ValueError(f"{out / there[0]} is there already: give another folder, or delete it")
+    if existing := [file for file in files if (out / file).exists()]:
+        raise ValueError(f"{out / existing[0]} is there already: give another folder, or delete it")
     out.mkdir(parents=True, exist_ok=True)
     write_files({out / file: (packaged("recipes") / file).read_bytes() for file in files})
     print(f"{out / files[0]}: the recipe, to be changed")
@@ -54,8 +54,8 @@ def run_train(options: argparse.Namespace) -> int:
     chosen, flags = split_flags(options, add_train_flags)
     recipe = find_recipe(options.recipe)
     flags = find_overlays(flags, recipe.parent)
-    if asked := ANSWERED_AT_ONCE & {flag.partition("=")[0] for flag in flags}:
-        flags = _as_flags_of_recipe(chosen, asked) + flags
+    if questions := ANSWERED_AT_ONCE & {flag.partition("=")[0] for flag in flags}:
+        flags = _as_flags_of_recipe(chosen, questions) + flags
         return subprocess.run([sys.executable, recipe, *flags]).returncode
     try:
         with on_signals(stop):
@@ -116,7 +116,7 @@ def find_recipe(name: str) -> Path:
 
 def find_overlays(flags: list[str], folder: Path) -> list[str]:
     """Replace the names of overlays that lie beside the recipe, in `folder`, by their paths."""
-    found, is_overlay = [], False
+    overlays, is_overlay = [], False
     for flag in flags:
         head, equals, value = flag.partition("=")
         if is_overlay:
@@ -124,8 +124,8 @@ def find_overlays(flags: list[str], folder: Path) -> list[str]:
         elif equals and head == "--config":
             flag = f"--config={_overlay(value, folder)}"
         is_overlay = flag == "--config"
-        found.append(flag)
-    return found
+        overlays.append(flag)
+    return overlays
 
 
 def _overlay(name: str, folder: Path) -> str:
@@ -158,10 +158,10 @@ def _launch_configuration(name: Path) -> Path:
     folder = packaged("accelerate_configs")
     if (packed := folder / name.with_suffix(".yaml").name).is_file():
         return packed
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
     raise ValueError(
-        f"--config_file {name} is neither a file nor one of {', '.join(known)}"
-        f"{did_you_mean(name, known)}"
+        f"--config_file {name} is neither a file nor one of {', '.join(names)}"
+        f"{did_you_mean(name, names)}"
     )
 
 

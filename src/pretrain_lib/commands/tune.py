@@ -81,18 +81,18 @@ def run_tune(options: argparse.Namespace) -> int:
     """Find the learning rates of a recipe; the same command continues what was interrupted."""
     chosen, flags = split_flags(options, add_tune_flags)
     recipe = find_recipe(options.recipe)
-    found = find_overlays(flags, recipe.parent)
+    overlays = find_overlays(flags, recipe.parent)
     out = chosen.out or Path("runs", f"tune_{recipe.stem}")
-    settings = read_settings(recipe, found)
+    settings = read_settings(recipe, overlays)
     check_searchable(settings)
     width = chosen.width or default_width(settings["model"])
     common = as_flags(common_settings(settings, width))
-    shared = read_settings(recipe, [*found, *common])
+    shared = read_settings(recipe, [*overlays, *common])
     names = RATES[settings["optimizer"]["kind"]]
     check_folder(out, named="--out ", kind="a search", is_ours=lambda f: (f / PLAN).is_file())
     try:
         with on_signals(stop), lock_folder(out, setting="out"):
-            words = ["--quiet", *launch_flags(chosen), str(recipe), *found, *common]
+            words = ["--quiet", *launch_flags(chosen), str(recipe), *overlays, *common]
             tuning = Tuning(options.recipe, flags, words, settings, shared, names, width, out)
             _tune(tuning, budget=chosen.budget)
     except Stopped:
@@ -102,9 +102,9 @@ def run_tune(options: argparse.Namespace) -> int:
 
 
 def _tune(tuning: Tuning, *, budget: float) -> None:
-    asked = {"recipe": tuning.recipe, "flags": tuning.flags, "width": tuning.width}
-    asked |= {"budget": budget, "settings": tuning.shared}
-    plan = read_plan(tuning.out, asked)
+    request = {"recipe": tuning.recipe, "flags": tuning.flags, "width": tuning.width}
+    request |= {"budget": budget, "settings": tuning.shared}
+    plan = read_plan(tuning.out, request)
     if "tokens" not in plan:
         cost = _measure(tuning, budget)
         tokens = choose_tokens(tuning.settings, tuning.names, cost, budget)
@@ -122,16 +122,16 @@ def _tune(tuning: Tuning, *, budget: float) -> None:
         print(follow.line(tuning.names, trial, losses[trial]), flush=True)
         return losses[trial]
 
-    found = find_rates(space, evaluate)
-    _tell(tuning, space, found, losses)
+    result = find_rates(space, evaluate)
+    _tell(tuning, space, result, losses)
 
 
 def _measure(tuning: Tuning, budget: float) -> Cost:
     """Prepare the data, and measure a few steps of the smaller model."""
     several = 100 * tuning.settings["batch"]["tokens"]  # longer than any warm-up
     trial = Trial(rates_of(tuning.settings, tuning.names), several)
-    given = trial_settings(tuning.settings, tuning.names, trial)
-    words = [*tuning.words, *as_flags(given)]
+    settings = trial_settings(tuning.settings, tuning.names, trial)
+    words = [*tuning.words, *as_flags(settings)]
     with folder_to_measure(beside=tuning.out) as (run, console):
         what = f"measuring {MEASURED_STEPS} steps of width {tuning.width}"
         print(f"{what}; progress is logged to {console}", flush=True)
@@ -139,8 +139,8 @@ def _measure(tuning: Tuning, budget: float) -> Cost:
         started = time.monotonic()
         measured = measure_steps(console, words, run, budget)
         seconds = time.monotonic() - started
-    rest = max(0.0, seconds - measured.seconds)
-    return Cost(tokens_per_second=measured.tokens_per_second, seconds=rest)
+    remaining = max(0.0, seconds - measured.seconds)
+    return Cost(tokens_per_second=measured.tokens_per_second, seconds=remaining)
 
 
 def _run(tuning: Tuning, trial: Trial) -> tuple[float, bool]:
@@ -158,10 +158,10 @@ def _run(tuning: Tuning, trial: Trial) -> tuple[float, bool]:
 
 def _start(tuning: Tuning, trial: Trial, folder: Path) -> None:
     """Run or resume a trial; raises ValueError if it fails for another reason than its rates."""
-    given = trial_settings(tuning.settings, tuning.names, trial)
+    settings = trial_settings(tuning.settings, tuning.names, trial)
     console = folder.with_name(f"{folder.name}.log")
     try:
-        if not launch_into(console, [*tuning.words, *as_flags(given)], folder):
+        if not launch_into(console, [*tuning.words, *as_flags(settings)], folder):
             raise Stopped
     except ValueError:
         if read_loss(folder) is None:
@@ -194,8 +194,8 @@ class _Progress:
         result = f"loss {loss:.4f}" if math.isfinite(loss) else "diverged"
         rates = ", ".join(f"{n} {r:g}" for n, r in zip(names, trial.rates, strict=True))
         number = max(len(self._expected), self._done)
-        rest = f", {human_time(left)} left" if left else ""
-        return f"{self._done}/{number}  {human(trial.tokens)} tokens, {rates}: {result}{rest}"
+        time_left = f", {human_time(left)} left" if left else ""
+        return f"{self._done}/{number}  {human(trial.tokens)} tokens, {rates}: {result}{time_left}"
 
 
 def _tell(tuning: Tuning, space: Space, found: Found, losses: dict[Trial, float]) -> None:
@@ -203,7 +203,7 @@ def _tell(tuning: Tuning, space: Space, found: Found, losses: dict[Trial, float]
     tuned = dict(zip(tuning.names, found.trial.rates, strict=True))
     kind, wanted = tuning.settings["optimizer"]["kind"], tuning.settings["model"]["width"]
     rates = at_width(tuned, kind=kind, tuned=tuning.width, wanted=wanted)
-    own = losses.get(Trial(space.center, space.tokens))
+    default_loss = losses.get(Trial(space.center, space.tokens))
     write_result(
         tuning.out,
         tuning.names,
@@ -215,7 +215,7 @@ def _tell(tuning: Tuning, space: Space, found: Found, losses: dict[Trial, float]
     draw_search(
         losses, tuning.names, found.trial, picture, title=f"{tuning.recipe} at width {tuning.width}"
     )
-    compared = f" (the recipe's own rates: {own:.4f})" if own else ""
+    compared = f" (the recipe's own rates: {default_loss:.4f})" if default_loss else ""
     print(
         f"\nlowest validation loss at width {tuning.width} after {human(space.tokens)} tokens: "
         f"{found.loss:.4f}{compared}"

@@ -47,8 +47,8 @@ class Cost:
 def rates_of(settings: Settings, names: tuple[str, ...]) -> tuple[float, ...]:
     """Return the recipe's own rates; one that is null is the base rate."""
     optimizer = settings["optimizer"]
-    own = (optimizer[BASE if optimizer[name] is None else name] for name in names)
-    return tuple(round_rate(rate) for rate in own)
+    rates = (optimizer[BASE if optimizer[name] is None else name] for name in names)
+    return tuple(round_rate(rate) for rate in rates)
 
 
 def unit_width(model: dict[str, Any]) -> int:
@@ -126,7 +126,7 @@ def shorter_schedule(settings: Settings, tokens: int) -> dict[str, Any]:
     `check_shortened` has passed.
     """
     schedule, whole = settings["schedule"], settings["schedule"]["tokens"]
-    rest = round((schedule["continue_at_floor"] or 0) / whole * tokens)
+    floor_tokens = round((schedule["continue_at_floor"] or 0) / whole * tokens)
     warmup = schedule["warmup_fraction"]
     if schedule["warmup_tokens"] is not None:
         warmup = schedule["warmup_tokens"] / whole
@@ -136,7 +136,9 @@ def shorter_schedule(settings: Settings, tokens: int) -> dict[str, Any]:
         "schedule.warmup_tokens": None,
         "schedule.warmup_fraction": warmup,
         **_shorter_decay(schedule, tokens),
-        "schedule.continue_at_floor": rest if rest >= settings["batch"]["tokens"] else None,
+        "schedule.continue_at_floor": floor_tokens
+        if floor_tokens >= settings["batch"]["tokens"]
+        else None,
     }
 
 
@@ -233,14 +235,14 @@ def flag_values(flags: list[str]) -> dict[str, str]:
 
 def without_flags(flags: list[str], names: set[str]) -> list[str]:
     """Return the flags without those of the settings `names`, each with its value."""
-    kept, skips = [], False
+    kept_flags, skips = [], False
     for flag in flags:
         name, equals, _ = flag.partition("=")
         if name.removeprefix("--") in names and name.startswith("--"):
             skips = not equals
         elif not skips or flag.startswith("--"):
-            kept.append(flag)
+            kept_flags.append(flag)
             skips = False
         else:
             skips = False
-    return kept
+    return kept_flags

@@ -87,10 +87,12 @@ def read_plan(out: Path, asked: dict) -> dict:
     old, new = (_as_written(plan) for plan in (asked | before, asked))
     other = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if other:
-        there = ", ".join(f"{name} {old[name]}" if name in old else f"no {name}" for name in other)
-        given = ", ".join(new.get(name, f"no {name}") for name in other)
+        earlier = ", ".join(
+            f"{name} {old[name]}" if name in old else f"no {name}" for name in other
+        )
+        now = ", ".join(new.get(name, f"no {name}") for name in other)
         raise ValueError(
-            f"out={out} holds a search with {there}, not {given}: give the same command to go on "
+            f"out={out} holds a search with {earlier}, not {now}: give the same command to go on "
             f"with it, or another folder"
         )
     if "settings" in before:  # not in a plan of an earlier version
