@@ -5,11 +5,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    AutocastKwargs,
-    GradientAccumulationPlugin,
-    InitProcessGroupKwargs,
-)
+from accelerate.utils import AutocastKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from pretrain_lib.config.settings import Recipe
 from pretrain_lib.distributed.float8 import float8_recipe
@@ -83,8 +79,8 @@ def choose_precision(wanted: str, cpu: bool) -> tuple[str, str | None]:
 
 def _uses_cpu(cpu: bool) -> bool:
     """Return whether a run will use the CPU: `cpu`, or the launcher's flag, or what there is."""
-    found = torch.cuda.is_available() or torch.backends.mps.is_available()
-    return cpu or is_set("ACCELERATE_USE_CPU") or not found
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return cpu or is_set("ACCELERATE_USE_CPU") or not has_gpu
 
 
 def _speed_in_bf16(cpu: bool) -> tuple[str, bool]:

@@ -120,11 +120,11 @@ def check_world(accelerator: Accelerator, *, launched: int, expected: int | None
 
 def check_accumulation(config: Recipe, *, processes: int) -> None:
     """Raise ValueError if the launcher's gradient accumulation differs from the recipe's."""
-    batch, told = config.batch, os.environ.get(ACCUMULATION, "1")
+    batch, stated = config.batch, os.environ.get(ACCUMULATION, "1")
     derived = batch.tokens // (processes * batch.micro_batch * batch.sequence_length)
-    if told not in ("1", str(derived)):
+    if stated not in ("1", str(derived)):
         raise ValueError(
-            f"gradient_accumulation_steps={told} was given to accelerate launch ({ACCUMULATION}) "
+            f"gradient_accumulation_steps={stated} was given to accelerate launch ({ACCUMULATION}) "
             f"but batch.tokens={batch.tokens} makes "
             f"{plural(derived, 'micro-batch', 'micro-batches')} on "
             f"{plural(processes, 'process', 'processes')}: omit it, and change batch.tokens or "

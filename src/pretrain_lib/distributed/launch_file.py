@@ -44,10 +44,10 @@ def launch_remarks(*, processes: int) -> list[str]:
     configuration = launch_configuration()
     remarks = [default_line(configuration)]
     by_file = configuration["settings"].get("num_processes")
-    asked = getattr(arguments, "num_processes", None) or by_file or 1
-    if arguments is not None and arguments.cpu and asked > processes == 1:
+    wanted = getattr(arguments, "num_processes", None) or by_file or 1
+    if arguments is not None and arguments.cpu and wanted > processes == 1:
         remarks.append(
-            f"`accelerate launch --cpu` starts one process, not the {asked} asked for: for two on "
+            f"`accelerate launch --cpu` starts one process, not the {wanted} asked for: for two on "
             f"the CPU use --config_file accelerate_configs/cpu_2proc.yaml without --cpu"
         )
     return [remark for remark in remarks if remark is not None]

@@ -116,8 +116,8 @@ def on_all(function: Callable[[], Any]) -> Any:
         result = function()
     except ValueError as error:
         problem = str(error)
-    if told := [text for text in gather_object([problem]) if text is not None]:
-        raise ValueError(told[0])
+    if problems := [text for text in gather_object([problem]) if text is not None]:
+        raise ValueError(problems[0])
     return result
 
 
