@@ -59,19 +59,19 @@ def _do_together(
     """
     outcomes, problem = [], None
     try:
-        own = share(live, work, items, accelerator.process_index, accelerator.num_processes)
+        numbers = share(live, work, items, accelerator.process_index, accelerator.num_processes)
         with accelerator.autocast():
-            done = live.do(work, [items[i] for i in own])
-            outcomes = [(own[place], outcome) for place, outcome in done]
+            done = live.do(work, [items[i] for i in numbers])
+            outcomes = [(numbers[place], outcome) for place, outcome in done]
     except Exception as error:  # reported to the other processes, which would wait otherwise
         problem = error
-    told = gather_object([(outcomes, None if problem is None else repr(problem))])
+    answers = gather_object([(outcomes, None if problem is None else repr(problem))])
     if problem is not None:
         raise problem
-    texts = [text for _, text in told if text is not None]
+    texts = [text for _, text in answers if text is not None]
     if texts:
         raise RuntimeError(f"another process failed in its share of the evaluation: {texts[0]}")
-    return [outcome for outcomes, _ in told for outcome in outcomes]
+    return [outcome for outcomes, _ in answers for outcome in outcomes]
 
 
 def share(
@@ -84,5 +84,5 @@ def share(
     """
     if work == "write":
         return range(process, len(items), processes)
-    own = grow_trees(items, live.model.config)[process::processes]
-    return [number for tree in own for number, _ in tree.endings]
+    trees = grow_trees(items, live.model.config)[process::processes]
+    return [number for tree in trees for number, _ in tree.endings]

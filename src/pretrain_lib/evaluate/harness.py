@@ -56,12 +56,12 @@ def evaluate_model(
     """
     from pretrain_lib.evaluate.live_model import LiveModel, transformers_tokenizer
 
-    model, own = unwrap(model), transformers_tokenizer(tokenizer)
+    model, hf_tokenizer = unwrap(model), transformers_tokenizer(tokenizer)
     with keep_random_state():
         return _run(
             tasks,
-            tokenizer=own,
-            model=LiveModel(model, own, batch_size=batch_size, deal=deal),
+            tokenizer=hf_tokenizer,
+            model=LiveModel(model, hf_tokenizer, batch_size=batch_size, deal=deal),
             limit=limit,
             batch_size=batch_size,
             device=str(model.head_weight.device),
@@ -106,8 +106,7 @@ def evaluate_folder(
         if foreign:
             model = _foreign_model(folder, tokenizer, dtype=dtype)
         else:
-            options = {"dtype": dtype, "device": device, "batch_size": batch_size}
-            model = _own_model(folder, tokenizer, **options)
+            model = _own_model(folder, tokenizer, dtype=dtype, device=device, batch_size=batch_size)
         results = _run(
             opened,
             tokenizer=tokenizer,

@@ -115,11 +115,12 @@ class LiveModel(TemplateLM):
     def _encode_all(self, texts: Iterable[str]) -> dict[str, list[int]]:
         encoded = {}
         for special in (True, False):
-            some = [text for text in texts if text.startswith(self._prefix) is not special]
-            if some:
-                options = {"add_special_tokens": special, "return_attention_mask": False}
-                ids = self.tokenizer(some, **options, verbose=False)["input_ids"]
-                encoded |= zip(some, ids, strict=True)
+            group = [text for text in texts if text.startswith(self._prefix) is not special]
+            if group:
+                output = self.tokenizer(
+                    group, add_special_tokens=special, return_attention_mask=False, verbose=False
+                )
+                encoded |= zip(group, output["input_ids"], strict=True)
         return encoded
 
     def _loglikelihood_tokens(
@@ -128,9 +129,10 @@ class LiveModel(TemplateLM):
         scores: list[Score] = [(0.0, False)] * len(requests)
         pairs = [(context, ending) for _, context, ending in requests]
         check_requests(self._asked, requests, self.max_length)
-        options = {"total": len(requests), "disable": disable_tqdm, "desc": "Scoring"}
-        with closing(self._deal(self, "score", pairs)) as found:
-            for number, score in tqdm(found, **options):
+        with closing(self._deal(self, "score", pairs)) as numbered:
+            for number, score in tqdm(
+                numbered, total=len(requests), disable=disable_tqdm, desc="Scoring"
+            ):
                 scores[number] = score
                 if texts := requests[number][0]:
                     self.cache_hook.add_partial("loglikelihood", texts, score)
@@ -146,15 +148,15 @@ class LiveModel(TemplateLM):
         windows: list[Request] = []
         owners = []
         for number, request in enumerate(requests):
-            own = get_rolling_token_windows(
+            text_windows = get_rolling_token_windows(
                 token_list=self.tok_encode(request.args[0]),
                 prefix_token=self.prefix_token_id,
                 max_seq_len=self.max_length,
                 context_len=1,
             )
-            own = [(None, *make_disjoint_window(window)) for window in own]
-            windows += own
-            owners += [number] * len(own)
+            text_windows = [(None, *make_disjoint_window(window)) for window in text_windows]
+            windows += text_windows
+            owners += [number] * len(text_windows)
         totals = [0.0] * len(requests)
         self._asked = [requests[number] for number in owners]
         try:
@@ -176,19 +178,19 @@ class LiveModel(TemplateLM):
             group_by="gen_kwargs",
             group_fn=lambda arguments: arguments[1],
         )
-        asked = [*order.get_batched(n=self.batch_size)]
+        groups = [*order.get_batched(n=self.batch_size)]
         batches = [
             (seed, [context for context, _ in batch], *self._settings(requests, batch[0][1]))
-            for seed, batch in enumerate(asked)
+            for seed, batch in enumerate(groups)
         ]
         texts: dict[int, list[str]] = {}
         bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Generating")
         with bar, closing(self._deal(self, "write", batches)) as done:
-            for number, found in done:
-                texts[number] = found
-                for request, text in zip(asked[number], found, strict=True):
+            for number, written in done:
+                texts[number] = written
+                for request, text in zip(groups[number], written, strict=True):
                     self.cache_hook.add_partial("generate_until", request, text)
-                bar.update(len(found))
+                bar.update(len(written))
         return order.get_original([text for number in sorted(texts) for text in texts[number]])
 
     def _settings(
@@ -233,7 +235,7 @@ class LiveModel(TemplateLM):
         options: dict[str, float],
     ) -> list[str]:
         decode = self.tokenizer.decode
-        found = generate(
+        rows = generate(
             self.model,
             [self.tok_encode(context)[new_tokens - self.max_length :] for context in contexts],
             new_tokens=new_tokens,
@@ -245,7 +247,7 @@ class LiveModel(TemplateLM):
         )
         return [
             postprocess_generated_text(decode(ids, skip_special_tokens=True), stops, None)
-            for ids in found
+            for ids in rows
         ]
 
     def get_model_info(self) -> dict:

@@ -29,8 +29,8 @@ def add_per_token(results: dict, tokenizer: "PreTrainedTokenizerBase") -> None:
         pairs = [tuple(pair) for sample in scored for pair in _of_context(sample, "arguments")]
         counts = iter(count_ending_tokens(pairs, tokenizer))
         for sample in scored:
-            found = _of_context(sample, "filtered_resps")
-            scores = [nats / next(counts) for nats, _ in found]
+            responses = _of_context(sample, "filtered_resps")
+            scores = [nats / next(counts) for nats, _ in responses]
             sample[METRIC] = float(_is_right(sample, scores.index(max(scores))))
             sample["metrics"] = [*sample["metrics"], METRIC]
         for kind in dict.fromkeys(sample["filter"] for sample in scored):
@@ -52,11 +52,12 @@ def count_ending_tokens(
     spaces.
     """
     texts = dict.fromkeys(text for c, e in pairs for text in (c.rstrip(), c + e) if text)
-    options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
     lengths = {"": 0}
     if texts:
-        ids = tokenizer([*texts], **options)["input_ids"]
-        lengths |= {text: len(each) for text, each in zip(texts, ids, strict=True)}
+        output = tokenizer(
+            [*texts], add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
+        lengths |= {text: len(ids) for text, ids in zip(texts, output["input_ids"], strict=True)}
     return [lengths[context + ending] - lengths[context.rstrip()] for context, ending in pairs]
 
 

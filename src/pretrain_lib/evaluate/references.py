@@ -51,8 +51,8 @@ def models_near(parameters: int) -> list[str]:
 def find_figure(model: str, task: str, metric: str, *, shots: int = 0) -> Figure | None:
     """Return a model's published score, or None."""
     wanted = (model, task, metric, shots)
-    found = (f for f in figures() if (f.model, f.task, f.metric, f.shots) == wanted)
-    return next(found, None)
+    matches = (f for f in figures() if (f.model, f.task, f.metric, f.shots) == wanted)
+    return next(matches, None)
 
 
 @cache

@@ -17,14 +17,14 @@ def write_results(results: dict, path: Path) -> None:
     from lm_eval.utils import handle_non_serializable, hash_string
 
     samples = results.get("samples", {})
-    kept = {key: value for key, value in results.items() if key != "samples"}
-    kept["task_hashes"] = {
+    stored = {key: value for key, value in results.items() if key != "samples"}
+    stored["task_hashes"] = {
         task: hash_string(
             "".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in rows)
         )
         for task, rows in samples.items()
     }
-    text = json.dumps(kept, indent=2, default=handle_non_serializable, ensure_ascii=False)
+    text = json.dumps(stored, indent=2, default=handle_non_serializable, ensure_ascii=False)
     make_folder(path.parent)
     write_atomically(path, text.encode())
     for task, rows in samples.items():
@@ -79,8 +79,8 @@ def iterate_scores(results: dict) -> Iterator[tuple[str, str, float, float | str
                 continue
             label = metric if kind == "none" else f"{metric} ({kind})"
             error = scores.get(f"{metric}_stderr,{kind}")
-            known = not isinstance(error, float) or math.isfinite(error)
-            yield task, label, value, error if known else None
+            is_known = not isinstance(error, float) or math.isfinite(error)
+            yield task, label, value, error if is_known else None
 
 
 def find_score(results: dict, name: str) -> tuple[float, bool]:
@@ -104,10 +104,10 @@ def _published(
     """Return a column of published scores per model, headed by its name, and the sources."""
     shots, columns, letters = results.get("n-shot", {}), [], {}
     for model in models_near(results.get("config", {}).get("model_num_parameters", 0)):
-        found = [find_figure(model, *score, shots=shots.get(score[0], 0)) for score in scores]
-        if any(found):
+        figures = [find_figure(model, *score, shots=shots.get(score[0], 0)) for score in scores]
+        if any(figures):
             cells = []
-            for figure in found:
+            for figure in figures:
                 letter = figure and letters.setdefault(figure.source, chr(ord("a") + len(letters)))
                 cells.append(f"{figure.value:.4f} {letter}" if figure else "")
             columns.append([f"{model}  ", *cells])

@@ -68,9 +68,9 @@ def last_scores(run: Path, rows: Rows) -> tuple[tuple[Score, ...], int]:
     if path.is_file():
         return scores_of_results(read_results(path)), row["step"]
     names = [name for name in row if name not in COMMON and not name.endswith("_stderr")]
-    found = [
+    scores = [
         Score(*name.rsplit("/", 1), row[name], row.get(f"{name}_stderr"), None, None)
         for name in names
         if "/" in name and row[name] is not None
     ]
-    return tuple(found), row["step"]
+    return tuple(scores), row["step"]

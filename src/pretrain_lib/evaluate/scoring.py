@@ -43,13 +43,13 @@ def _score_trees(
         for row, tree in enumerate(trees)
         for number, places in tree.endings
     ]
-    places = torch.tensor([place for _, own in endings for place in own])  # (N,)
+    places = torch.tensor([place for _, ending in endings for place in ending])  # (N,)
     targets = torch.tensor([token for number, _ in endings for token in requests[number][1]])
     # Endings with a common prefix share hidden states.
     chosen, owners = places.unique(return_inverse=True)
     states = hidden.flatten(0, 1)[chosen.to(hidden.device)]  # (S, D)
     nats, hits = head.score(states, owners.to(hidden.device), targets.to(hidden.device))
-    lengths = [len(own) for _, own in endings]
+    lengths = [len(ending) for _, ending in endings]
     parts = zip(endings, nats.split(lengths), hits.split(lengths), strict=True)
     for (number, _), own_nats, own_hits in parts:
         yield number, (float(own_nats.sum()), bool(own_hits.all()))
@@ -81,15 +81,15 @@ class Head:
         normalizers, likeliest, logits = [], [], targets.new_zeros(len(targets), dtype=torch.float)
         first = 0
         chunks = -(-len(states) // len(self.buffer))
-        for some in states.to(self.weight.dtype).chunk(chunks):
-            found = self._project(some)
-            own = ((owners >= first) & (owners < first + len(some))).nonzero()[:, 0]
-            logits[own] = found[owners[own] - first, targets[own]].float()
-            for block in found.split(self._block_rows()):
+        for part in states.to(self.weight.dtype).chunk(chunks):
+            projected = self._project(part)
+            local = ((owners >= first) & (owners < first + len(part))).nonzero()[:, 0]
+            logits[local] = projected[owners[local] - first, targets[local]].float()
+            for block in projected.split(self._block_rows()):
                 normalizer, best = _reduce(block)
                 normalizers.append(normalizer)
                 likeliest.append(best)
-            first += len(some)
+            first += len(part)
         nats = (logits - torch.cat(normalizers)[owners]).cpu().double()
         return nats, (torch.cat(likeliest)[owners] == targets).cpu()
 
@@ -97,8 +97,8 @@ class Head:
         """Return the logits (S, V) of hidden states (S, D); the next call may overwrite them."""
         if not self.model.has_plain_head:
             return self.model.logits(states[None])[0]
-        found = torch.mm(states, self.weight.T, out=self.buffer[: len(states)])
-        return found[:, : self.vocabulary_size]
+        product = torch.mm(states, self.weight.T, out=self.buffer[: len(states)])
+        return product[:, : self.vocabulary_size]
 
     def _block_rows(self) -> int:
         if self.weight.device.type != "cpu":

@@ -91,8 +91,10 @@ def open_scored_tasks(config: Recipe, corpus: Corpus, accelerator: Accelerator) 
 
     def fetch() -> None:
         with without_foreign_progress():
-            options = {"include_path": _include_path(config), "section": "scores."}
-            opened.append(open_tasks(config.scores.tasks, **options))
+            include_path = _include_path(config)
+            opened.append(
+                open_tasks(config.scores.tasks, include_path=include_path, section="scores.")
+            )
 
     on_main(accelerator, fetch)
     return opened[0] if opened else None
@@ -101,8 +103,8 @@ def open_scored_tasks(config: Recipe, corpus: Corpus, accelerator: Accelerator) 
 def check_task_names(config: Recipe) -> None:
     """Raise ValueError if `config.scores` names an unknown task."""
     if config.scores.tasks:
-        options = {"include_path": _include_path(config), "section": "scores."}
-        find_tasks(config.scores.tasks, **options)
+        include_path = _include_path(config)
+        find_tasks(config.scores.tasks, include_path=include_path, section="scores.")
 
 
 def _include_path(config: Recipe) -> Path | None:
@@ -131,14 +133,14 @@ def find_tasks(
     if include_path is not None:
         with _reading(tasks, section):
             manager = TaskManager(include_path=str(include_path), include_defaults=False)
-            found = [manager.match_tasks([task]) for task in tasks]
+            matches = [manager.match_tasks([task]) for task in tasks]
         # A group may include tasks of lm-eval, so only single tasks can do without the index.
-        if tasks and all(names and set(names) <= set(manager.all_subtasks) for names in found):
-            return manager, _flatten(found)
+        if tasks and all(names and set(names) <= set(manager.all_subtasks) for names in matches):
+            return manager, _flatten(matches)
     with _reading(tasks, section):
         manager = _all_of_lm_eval(include_path)
-        found = [manager.match_tasks([task]) for task in tasks]
-    missing = [task for task, names in zip(tasks, found, strict=True) if not names]
+        matches = [manager.match_tasks([task]) for task in tasks]
+    missing = [task for task, names in zip(tasks, matches, strict=True) if not names]
     if missing or not tasks:
         unknown = f"not known to lm-eval, and there is no {section}include_path"
         if include_path is not None:
@@ -148,7 +150,7 @@ def find_tasks(
             f"the tasks of lm-eval, and {section}include_path may name a folder of your own task "
             f"files" + "".join(f"; {problem}" for problem in _broken_files(include_path))
         )
-    return manager, _flatten(found)
+    return manager, _flatten(matches)
 
 
 def _broken_files(include_path: Path | None) -> list[str]:
