@@ -14,8 +14,8 @@ def kinds_of(kind: Any) -> tuple[Any, ...]:
 
 def plain(kind: Any, value: Any) -> Any:
     """Return a value of a type with the numbers of Python, or UNREADABLE if it is of another."""
-    found = (_plain_one(one, value) for one in kinds_of(kind))
-    return next((one for one in found if one is not UNREADABLE), UNREADABLE)
+    values = (_plain_one(one, value) for one in kinds_of(kind))
+    return next((one for one in values if one is not UNREADABLE), UNREADABLE)
 
 
 def _plain_one(kind: Any, value: Any) -> Any:

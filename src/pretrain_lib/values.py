@@ -67,11 +67,11 @@ class Rule:
 
         Raises ValueError, as `read` does, for a value of the wrong type or out of range.
         """
-        found = plain(self.kind, value)
-        if found is not UNREADABLE and all(map(self._in_range, numbers_in(found))):
-            return found
+        plain_value = plain(self.kind, value)
+        if plain_value is not UNREADABLE and all(map(self._in_range, numbers_in(plain_value))):
+            return plain_value
         # The default maximum is named only if exceeded, not in every help text.
-        too_large = any(number > self._largest() for number in numbers_in(found))
+        too_large = any(number > self._largest() for number in numbers_in(plain_value))
         rule = dataclasses.replace(self, maximum=self._largest()) if too_large else self
         shown = self._show(value) if shown is None else shown
         raise ValueError(f"{shown} must be {rule.describe()}{self._suggest(value)}")
@@ -158,8 +158,8 @@ def check_fields(settings: Any, *, name: str) -> None:
 def take_plain(settings: Any) -> None:
     """Replace the numbers of numpy and others in settings by Python's own, which are recorded."""
     for name, rule in rules_of(type(settings)).items():
-        if (found := plain(rule.kind, getattr(settings, name))) is not UNREADABLE:
-            object.__setattr__(settings, name, found)
+        if (value := plain(rule.kind, getattr(settings, name))) is not UNREADABLE:
+            object.__setattr__(settings, name, value)
 
 
 def take_paths(settings: Any, *names: str) -> None:
