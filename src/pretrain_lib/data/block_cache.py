@@ -85,17 +85,17 @@ class BlockCache:
         return self.folder / key / f"{number:08d}"
 
     def _delete_oldest(self) -> None:
-        found = []
+        entries = []
         for path in self.folder.glob("*/*"):
             try:
                 status = path.stat()
             except FileNotFoundError:  # deleted by another process
                 continue
-            found.append((status.st_mtime_ns, status.st_size, path))
-        total = sum(size for _, size, _ in found)
+            entries.append((status.st_mtime_ns, status.st_size, path))
+        total = sum(size for _, size, _ in entries)
         if total <= FULL * self.limit:
             return
-        for _, size, path in sorted(found):
+        for _, size, path in sorted(entries):
             path.unlink(missing_ok=True)
             total -= size
             if total <= KEPT * self.limit:

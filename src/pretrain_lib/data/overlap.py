@@ -10,6 +10,7 @@ import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
@@ -98,12 +99,12 @@ class _NGrams:
             pairs = left[at] << 32 | right[at]
             ids = np.zeros(len(left), dtype=np.int64)
             if learn:
-                known, index = np.unique(pairs, return_inverse=True)
-                self.levels.append(known)
+                sorted_pairs, index = np.unique(pairs, return_inverse=True)
+                self.levels.append(sorted_pairs)
             else:
-                known = self.levels[level]
-                index = np.minimum(np.searchsorted(known, pairs), len(known) - 1)
-            ids[at] = np.where(known[index] == pairs, index + 1, 0)
+                sorted_pairs = self.levels[level]
+                index = np.minimum(np.searchsorted(sorted_pairs, pairs), len(sorted_pairs) - 1)
+            ids[at] = np.where(sorted_pairs[index] == pairs, index + 1, 0)
             width += step
         return ids
 
@@ -128,21 +129,21 @@ def find_overlap(
         raise ValueError(f"ngram={ngram} must be at least 1 word")
     if not sources:
         raise ValueError("sources is empty: name at least one to search")
-    options = {"text_field": text_field, "document_separator": document_separator}
-    opened = [open_source(name, **options) for name in sources]
-    known = _NGrams(ngram)
-    files, tested, ids = _read_items(items, fields, known)
-    numbers, words = known.number(ids, learn=True), list(known.words)
-    found, read = _search(opened, known, workers=workers, quiet=quiet)
+    opener = partial(open_source, text_field=text_field, document_separator=document_separator)
+    opened = [opener(name) for name in sources]
+    ngrams = _NGrams(ngram)
+    files, tested, ids = _read_items(items, fields, ngrams)
+    numbers, words = ngrams.number(ids, learn=True), list(ngrams.words)
+    places, read = _search(opened, ngrams, workers=workers, quiet=quiet)
     for file, line, part in tested:
         here = numbers[part].tolist()
-        own = dict.fromkeys(number for number in here if number)
-        file.ngrams += len(own)
-        if overlapping := [number for number in own if number in found]:
+        distinct = dict.fromkeys(number for number in here if number)
+        file.ngrams += len(distinct)
+        if overlapping := [number for number in distinct if number in places]:
             first = part.start + here.index(overlapping[0])
             example = " ".join(words[i - 1] for i in ids[first : first + ngram])
-            place, hits = found[overlapping[0]], len(overlapping)
-            file.overlaps.append(ItemOverlap(line, len(own), hits, example, *place))
+            place, hits = places[overlapping[0]], len(overlapping)
+            file.overlaps.append(ItemOverlap(line, len(distinct), hits, example, *place))
             file.overlapping += 1
             file.overlapping_ngrams += hits
     return OverlapReport(ngram, list(fields), read, files)
@@ -163,11 +164,11 @@ def format_overlap(report: OverlapReport) -> str:
         lines += [f"{file.path:{width}}  {numbers}  {share:>7}"]
     n = report.ngram
     lines += [f"tested: {n} words or more in one string; overlapping: {n} in a row in one document"]
-    found = [(file.path, item) for file in report.files for item in file.overlaps]
-    found.sort(key=lambda pair: (-pair[1].overlapping_ngrams / pair[1].ngrams, -pair[1].ngrams))
-    if found:
-        lines += ["", f"{min(WORST_SHOWN, len(found))} of {len(found):,}, largest share first:"]
-    for path, item in found[:WORST_SHOWN]:
+    pairs = [(file.path, item) for file in report.files for item in file.overlaps]
+    pairs.sort(key=lambda pair: (-pair[1].overlapping_ngrams / pair[1].ngrams, -pair[1].ngrams))
+    if pairs:
+        lines += ["", f"{min(WORST_SHOWN, len(pairs))} of {len(pairs):,}, largest share first:"]
+    for path, item in pairs[:WORST_SHOWN]:
         lines += [
             f"{path}, line {item.line}: {item.overlapping_ngrams} of {item.ngrams} {n}-grams:",
             f'  "{item.example}"',
@@ -231,10 +232,10 @@ def _search(
     scans = run_tasks(_scan_unit, tasks, workers=workers)
     hide = quiet or not sys.stderr.isatty()
     bar = tqdm(zip(units, scans, strict=True), "search", len(units), unit="unit", disable=hide)
-    found, read = {}, [SourceRead(show_path(source.name)) for source in sources]
+    places, read = {}, [SourceRead(show_path(source.name)) for source in sources]
     for (s, u, _), (first, documents, rejected) in bar:
         for number, place in first.items():
-            found.setdefault(number, (read[s].name, u, *place))
+            places.setdefault(number, (read[s].name, u, *place))
         read[s].documents += documents
         read[s].rejected += len(rejected)
         read[s].first_rejected = read[s].first_rejected or next(iter(rejected), None)
@@ -242,27 +243,27 @@ def _search(
         if not source.documents:
             reason = source.first_rejected or "it has none"
             raise ValueError(f"data.source={source.name}: no document can be read: {reason}")
-    return found, read
+    return places, read
 
 
 def _scan_unit(task: tuple[_NGrams, Source, Any]) -> tuple[dict[int, tuple], int, list[str]]:
     """Return where known n-grams first occur in a unit, its document count, and the rejected."""
-    known, source, unit = task
+    ngrams, source, unit = task
     first, files, rejected = {}, [], []
     pieces = _read_pieces(source, unit, files, rejected)
     ids, owners = np.zeros((2, 0), dtype=np.int64)
     while batch := list(islice(pieces, PIECES_AT_ONCE)):
         lengths = [len(words) for _, words in batch]
         words = chain.from_iterable(words for _, words in batch)
-        new = np.fromiter(map(known.words.get, words, repeat(0)), np.int64, count=sum(lengths))
+        new = np.fromiter(map(ngrams.words.get, words, repeat(0)), np.int64, count=sum(lengths))
         # Keep the last n - 1 words of the previous batch, so that no n-gram is split.
-        start = max(len(ids) - known.ngram + 1, 0)
+        start = max(len(ids) - ngrams.ngram + 1, 0)
         ids = np.concatenate([ids[start:], new])
         owners = np.concatenate([owners[start:], np.repeat([n for n, _ in batch], lengths)])
-        numbers = known.number(ids)
+        numbers = ngrams.number(ids)
         at = np.flatnonzero(numbers)
-        found, index = np.unique(numbers[at], return_index=True)
-        for number, owner in zip(found.tolist(), owners[at[index]].tolist(), strict=True):
+        hits, index = np.unique(numbers[at], return_index=True)
+        for number, owner in zip(hits.tolist(), owners[at[index]].tolist(), strict=True):
             first.setdefault(number, (owner, files[owner]))
     unread = [str(each) for each in rejected if each.documents]  # the others are warnings
     return first, len(files) - len(rejected), unread

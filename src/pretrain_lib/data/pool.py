@@ -79,7 +79,7 @@ def run_tasks(
         initializer=_start_worker,
         initargs=(_counters, survive_signals),
     )
-    others, pending, ended = set(active_children()), deque(), False
+    earlier, pending, ended = set(active_children()), deque(), False
     try:
         for task in tasks:
             pending.append(pool.submit(_run_task, function, task))
@@ -95,7 +95,7 @@ def run_tasks(
             f"`if __name__ == '__main__':`"
         ) from error
     finally:
-        for worker in () if ended else set(active_children()) - others:
+        for worker in () if ended else set(active_children()) - earlier:
             worker.kill()  # its result is no longer needed
         pool.shutdown(cancel_futures=True)
 

@@ -88,12 +88,17 @@ class Job:
 
     def open_sources(self) -> list[Source]:
         """Open the sources; raises ValueError for one that cannot be read."""
-        options = {
-            "text_field": self.text_field,
-            "document_separator": self.document_separator,
-            "loss_spans": self.loss_spans,
-        }
-        opened = [open_source(s, **options) if isinstance(s, str) else s for s in self.sources]
+        opened = [
+            open_source(
+                source,
+                text_field=self.text_field,
+                document_separator=self.document_separator,
+                loss_spans=self.loss_spans,
+            )
+            if isinstance(source, str)
+            else source
+            for source in self.sources
+        ]
         files = [file for s in opened if isinstance(s, FileSource) for file in s.files]
         if self.document_separator is not None and not any(map(is_one_document, files)):
             raise ValueError(
@@ -121,7 +126,7 @@ class Job:
         tokenizer = f"trained, {self.train_tokenizer} ids"
         if self.tokenizer is not None:
             tokenizer = load_tokenizer(self.tokenizer).sha256
-        asked = {
+        settings = {
             "document_separator": self.document_separator,
             "loss_spans": self.loss_spans,
         }
@@ -131,7 +136,7 @@ class Job:
             "tokenizer": tokenizer,
             "validation": self.validation,
             "text_field": self.text_field,
-            **{name: value for name, value in asked.items() if value is not None},
+            **{name: value for name, value in settings.items() if value is not None},
         }
 
 
@@ -160,8 +165,8 @@ def _difference(key: str, before: Any, now: Any) -> str:
     names = [[show_path(source["name"]) for source in sources] for sources in (before, now)]
     if names[0] != names[1]:
         return f"sources: {', '.join(names[0])} there, {', '.join(names[1])} requested"
-    others = [n for n, old, new in zip(names[0], before, now, strict=True) if old != new]
-    return f"the text of {', '.join(others)} has changed since"
+    changed = [n for n, old, new in zip(names[0], before, now, strict=True) if old != new]
+    return f"the text of {', '.join(changed)} has changed since"
 
 
 def find_hints(job: Job, sources: Sequence[Source]) -> Iterator[str]:
@@ -248,8 +253,8 @@ def write_tokenizer(job: Job, sources: list[Source], folder: Path) -> Tokenizer:
 def load_prepared_tokenizer(folder: Place, manifest: dict) -> Tokenizer:
     """Load the tokenizer of a prepared folder; raises ValueError if it is another one."""
     check_tokenizer(folder, manifest)
-    with on_disk(folder / TOKENIZER_FOLDER, list(manifest["tokenizer_files"])) as own:
-        return load_tokenizer(own)
+    with on_disk(folder / TOKENIZER_FOLDER, list(manifest["tokenizer_files"])) as local:
+        return load_tokenizer(local)
 
 
 def _training_texts(sources: list[Source]) -> Iterator[str]:

@@ -29,8 +29,8 @@ class Report:
         self.rejected += other.rejected
         self.examples = (self.examples + other.examples)[:EXAMPLES]
         for new in other.reasons:
-            known = (entry for entry in self.reasons if entry["reason"] == new["reason"])
-            if (entry := next(known, None)) is not None:
+            same = (entry for entry in self.reasons if entry["reason"] == new["reason"])
+            if (entry := next(same, None)) is not None:
                 entry["documents"] += new["documents"]
             else:
                 self.reasons.append(dict(new))

@@ -34,13 +34,14 @@ def check_spans_tokenizer(tokenizer: Tokenizer, field: str) -> None:
             f"that --train_tokenizer trains"
         )
     for token in added:
-        own, strips = token["content"], token["lstrip"] or token["rstrip"]
+        text, strips = token["content"], token["lstrip"] or token["rstrip"]
         # The model's token of the same spelling stands for fewer bytes than the added one.
-        is_double = not own.isascii() and own in model["vocab"] and spelled_bytes().keys() >= {*own}
+        in_model = not text.isascii() and text in model["vocab"]
+        is_double = in_model and spelled_bytes().keys() >= {*text}
         if is_double or (strips and not token["special"]):
             raise ValueError(
                 f"data.loss_spans={field!r} needs a tokenizer whose tokens are the bytes of the "
-                f"text, but the added token {show(own)} strips white space (lstrip, rstrip) or is "
+                f"text, but the added token {show(text)} strips white space (lstrip, rstrip) or is "
                 f"one of the model's too; take such tokens out of its tokenizer.json"
             )
 
@@ -55,14 +56,14 @@ def mask_tokens(
     """Return which of `tokens` count: bool. They are those of `texts`, document after document."""
     sizes = _token_bytes(tokenizer.backend)[tokens]
     mask = np.ones(len(tokens), dtype=bool)
-    for start, end, text, own in zip([0, *ends[:-1]], ends, texts, spans, strict=True):
-        if own is None:
+    for start, end, text, text_spans in zip([0, *ends[:-1]], ends, texts, spans, strict=True):
+        if text_spans is None:
             continue
         stops = np.cumsum(sizes[start + 1 : end])  # the first token is that of the end of text
         assert len(stops) and stops[-1] == len(text), "the tokens are not the bytes of the text"
         begins = np.append(0, stops[:-1])
         mask[start:end] = False
-        for first, last in _in_bytes(text, own):
+        for first, last in _in_bytes(text, text_spans):
             low = np.searchsorted(stops, first, side="right")
             high = np.searchsorted(begins, last, side="left")
             mask[start + 1 + low : start + 1 + high] |= first < last

@@ -56,19 +56,19 @@ def write_manifest(
 
 def _hashes(paths: Iterable[Path]) -> dict[str, str]:
     """Return the sha256 of files by their names, in order; hidden files are not ours."""
-    kept = sorted(path for path in paths if not path.name.startswith("."))
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
+    visible = sorted(path for path in paths if not path.name.startswith("."))
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in visible}
 
 
 def update_left_out(folder: Path, report: Report) -> None:
     """Write into the manifest of a spool what was left out of its source, as far as it was read."""
     manifest = read_manifest(folder)
-    known, new = manifest["left_out"], asdict(report)
+    before, new = manifest["left_out"], asdict(report)
     counts = ("empty", "rejected")
-    if sum(new[key] for key in counts) > sum(known[key] for key in counts) or (
-        len(new["reasons"]) > len(known["reasons"])
+    if sum(new[key] for key in counts) > sum(before[key] for key in counts) or (
+        len(new["reasons"]) > len(before["reasons"])
     ):
-        new["skipped_files"] = known["skipped_files"]
+        new["skipped_files"] = before["skipped_files"]
         write_atomically(folder / MANIFEST, manifest_bytes(manifest | {"left_out": new}))
 
 
@@ -95,11 +95,11 @@ def summarize(folder: Path, names: list[str]) -> dict:
     is_masked = any("loss_sha256" in record for record in records)
     totals = (*SHARD_COUNTS, *(("counted_tokens",) if is_masked else ()))
     masks = MASK_HASHES.values() if is_masked else ()
-    kept = ("name", *totals, *SHARD_HASHES.values(), *masks)
+    keys = ("name", *totals, *SHARD_HASHES.values(), *masks)
     filled = [record for record in records if record["tokens"]]
     return {
         **{key: sum(record[key] for record in records) for key in totals},
         "lowest_id": min((record["lowest_id"] for record in filled), default=None),
         "highest_id": max((record["highest_id"] for record in filled), default=None),
-        "shards": [{key: record[key] for key in kept} for record in records],
+        "shards": [{key: record[key] for key in keys} for record in records],
     }

@@ -217,10 +217,10 @@ def _write_unit(task: Task, writer: ThreadPoolExecutor, writes: deque[Future]) -
     path = folder / f"{_unit_name(index)}.json"
     if path.is_file():
         with interpreting(path, remedy=REMEDY):
-            known, report = Report(**read_object(path, remedy=REMEDY)["report"]), Report()
+            finished, report = Report(**read_object(path, remedy=REMEDY)["report"]), Report()
             for _ in range(2):  # two of the same can be added, if nothing is wrong with them
-                report.add(known)
-            return known
+                report.add(finished)
+            return finished
     report, names, shards = Report(), {"train": [], "validation": []}, []
     size, counted = unit.source.unit_bytes(unit.unit), 0
     for group in gather_groups(unit, report):

@@ -86,7 +86,7 @@ class Spool:
             return Cursor()
         path = self.cursor_path(segment)
         with interpreting(path, remedy=REMEDY):
-            return Cursor(**known["begins"]) if (known := _read(path)) else None
+            return Cursor(**record["begins"]) if (record := _read(path)) else None
 
     def has_segment(self, segment: int) -> bool:
         """Return whether a segment is on disk and complete."""
@@ -175,11 +175,11 @@ def produce(spool: Spool, first: int, hint: dict | None, position: Any, workers:
 def _delete_far_from(spool: Spool, position: int) -> int:
     """Delete the segments that are not needed at segment `position`, and return `position`."""
     # It may lag: a resumed run may have read further already.
-    kept = range(position - SEGMENTS_BEHIND, position + SEGMENTS_BEHIND + SEGMENTS_AHEAD + 1)
+    near = range(position - SEGMENTS_BEHIND, position + SEGMENTS_BEHIND + SEGMENTS_AHEAD + 1)
     # Delete the .json first, without which a segment does not exist. This also removes the files of
     # a segment whose writing was interrupted.
     for path in sorted(spool.folder.glob("segment-*"), key=lambda path: path.suffix != ".json"):
-        if int(path.name.split(".")[0].removeprefix("segment-")) not in kept:
+        if int(path.name.split(".")[0].removeprefix("segment-")) not in near:
             path.unlink()
     return position
 

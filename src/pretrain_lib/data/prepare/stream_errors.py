@@ -19,9 +19,9 @@ def record_error(folder: Path, error: Exception) -> None:
     refused = isinstance(error, ValueError) and raised_here(error)
     number = error.errno if is_of_disk(error) else None
     message = str(error) if refused or number else traceback.format_exc()
-    said = {"refused": refused, "errno": number, "message": message, "process": os.getpid()}
+    record = {"refused": refused, "errno": number, "message": message, "process": os.getpid()}
     try:
-        write_json(folder / ERROR, said)
+        write_json(folder / ERROR, record)
     except OSError as problem:  # such as a full disk, of which the producer failed as well
         sys.exit(EXIT_BASE + (problem.errno or 0))
 

@@ -36,8 +36,8 @@ def count_bytes(
     is_first = np.diff(document, prepend=0) > 0
     total = 0
     for first in (True, False):
-        own, counts = np.unique(ids[has_text][is_first == first], return_counts=True)
-        tokens = (backend.id_to_token(int(number)) for number in own)
+        numbers, counts = np.unique(ids[has_text][is_first == first], return_counts=True)
+        tokens = (backend.id_to_token(int(number)) for number in numbers)
         sizes = [0 if token is None else size(token, first) for token in tokens]
         total += int(np.dot(sizes, counts)) if sizes else 0
     return total
@@ -78,8 +78,8 @@ def _tokenwise_size(
     if has_bytes and (byte := BYTE.fullmatch(token)) and int(byte[1], 16) >= 0x80:
         return 1  # a part of a character
     tokens = [token, ANCHOR] if first else [ANCHOR, token]
-    rest = len(backend.decoder.decode([ANCHOR, ANCHOR]).encode()) - 1 if first else 1
-    return len(backend.decoder.decode(tokens).encode()) - rest
+    overhead = len(backend.decoder.decode([ANCHOR, ANCHOR]).encode()) - 1 if first else 1
+    return len(backend.decoder.decode(tokens).encode()) - overhead
 
 
 def _decoded_bytes(backend: tokenizers.Tokenizer, ids: np.ndarray, starts: np.ndarray) -> int:

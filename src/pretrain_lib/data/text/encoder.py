@@ -160,9 +160,9 @@ def _as_gigatoken(tokenizer: Tokenizer) -> CachingEncoder | None:
 def _is_exact(encoder: Encoder, texts: Sequence[str]) -> bool:
     ids, ends = encoder.encode([text.encode() for text in texts])
     expected = encoder.tokenizer.encode_documents(texts)
-    return np.array_equal(ends, np.cumsum([len(own) for own in expected], dtype=np.int64)) and (
-        not texts or np.array_equal(ids, np.concatenate(expected))
-    )
+    return np.array_equal(
+        ends, np.cumsum([len(document) for document in expected], dtype=np.int64)
+    ) and (not texts or np.array_equal(ids, np.concatenate(expected)))
 
 
 def load_encoder(folder: Path, *, package: str, cuts_text: bool) -> Encoder:

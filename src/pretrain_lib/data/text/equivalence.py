@@ -80,14 +80,14 @@ def _new_bytes() -> list[re.Pattern[bytes]]:
         for block in range(low // 64, high // 64 + 1):  # characters that differ in the last byte
             ends = max(low, 64 * block), min(high, 64 * block + 63)
             head = chr(ends[0]).encode()[:-1]
-            own = b"-".join(_spell(chr(end).encode()[-1:]) for end in ends)
-            endings[head] = endings.get(head, b"") + own
+            last_bytes = b"-".join(_spell(chr(end).encode()[-1:]) for end in ends)
+            endings[head] = endings.get(head, b"") + last_bytes
     patterns = []
     for first in sorted({head[:1] for head in endings}):
         heads = [head for head in endings if head.startswith(first)]
         seconds = b"".join(_spell(second) for second in sorted({head[1:2] for head in heads}))
-        rest = b"|".join(b"%s[%s]" % (_spell(head[1:]), endings[head]) for head in heads)
-        patterns.append(re.compile(b"%s(?=[%s])(?:%s)" % (_spell(first), seconds, rest)))
+        tails = b"|".join(b"%s[%s]" % (_spell(head[1:]), endings[head]) for head in heads)
+        patterns.append(re.compile(b"%s(?=[%s])(?:%s)" % (_spell(first), seconds, tails)))
     return patterns
 
 
@@ -179,8 +179,8 @@ def word_pattern(pre_tokenizer: dict | None) -> str | None:
     if len(steps) == 1 and last["use_regex"]:
         return GPT2_WORDS
     split = steps[0]
-    own = len(steps) == 2 and split["type"] == "Split" and not last["use_regex"]
-    if own and split["behavior"] == "Isolated" and not split["invert"]:
+    is_pair = len(steps) == 2 and split["type"] == "Split" and not last["use_regex"]
+    if is_pair and split["behavior"] == "Isolated" and not split["invert"]:
         pattern = split["pattern"].get("Regex")
         return pattern if pattern in KNOWN_WORDS else None
     return None

@@ -18,7 +18,7 @@ def find_files(
     A folder is entered once, by its own path if it lies in `root`, else by the first link to it.
     Hidden files and folders are not read; the others that are not are counted by their ending.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     skipped: Counter[str] = Counter()
     seen, folders, links = {_identity(root)}, [root], []
     while folders or links:
@@ -36,7 +36,7 @@ def find_files(
                 if not path.exists():
                     skipped[LINKS] += 1
                 elif path.is_file() and is_readable(path):
-                    found.append(path)
+                    files.append(path)
                 else:
                     skipped[ending(path)] += 1
             elif path.is_symlink():
@@ -44,7 +44,7 @@ def find_files(
             elif (identity := _identity(path)) not in seen:
                 seen.add(identity)
                 folders.append(path)
-    return sorted(found), dict(sorted(skipped.items()))
+    return sorted(files), dict(sorted(skipped.items()))
 
 
 def _identity(folder: Path) -> tuple[int, int]:

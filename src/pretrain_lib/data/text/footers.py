@@ -37,8 +37,8 @@ _whole: set[tuple] = set()  # what has been read, by path, size and time
 
 def check_footers(paths: Sequence[Path | RemoteFile]) -> None:
     """Raise ValueError for a file whose damaged footer ends the process that reads it."""
-    known = {path: _identity(path) for path in paths}
-    new = [path for path, identity in known.items() if identity not in _whole]
+    identities = {path: _identity(path) for path in paths}
+    new = [path for path, identity in identities.items() if identity not in _whole]
     if not new:
         return
     with TemporaryDirectory() as folder, ThreadPoolExecutor(REQUESTS) as executor:
@@ -52,14 +52,14 @@ def check_footers(paths: Sequence[Path | RemoteFile]) -> None:
             f"data.source: {show_path(path)} cannot be read as .parquet (its footer is damaged so "
             f"that it ends the process that reads it); restore the file, or leave it out"
         )
-    _whole.update(known.values())
+    _whole.update(identities.values())
 
 
 def _identity(path: Path | RemoteFile) -> tuple:
     if isinstance(path, RemoteFile):
         return path, path.st_size, path.version
-    found = path.stat()
-    return path, found.st_size, found.st_mtime_ns
+    status = path.stat()
+    return path, status.st_size, status.st_mtime_ns
 
 
 def _on_disk(path: Path | RemoteFile, place: Path) -> Path:

@@ -33,8 +33,8 @@ def open_source(
     elif is_url(name) or path.is_dir():
         is_remote = is_url(name)
         find = find_remote if is_remote else find_files
-        found, skipped = find(name if is_remote else path, is_readable)
-        if not (files := tuple(found)):
+        paths, skipped = find(name if is_remote else path, is_readable)
+        if not (files := tuple(paths)):
             raise _nothing_to_read(shown, skipped)
     elif path.is_file():
         if not is_readable(path):
@@ -67,8 +67,8 @@ def open_source(
 
 def _nothing_to_read(shown: str, skipped: dict[str, int]) -> ValueError:
     """Return the error for a folder without text; `skipped` counts its files by kind."""
-    others = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items()) or "no files"
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items()) or "no files"
     hint = f"; {ARRAYS}" if any(kind in skipped for kind in FOREIGN_SUFFIXES) else ""
     return ValueError(
-        f"data.source={shown}: the folder holds none of {KNOWN} (it holds {others}){hint}"
+        f"data.source={shown}: the folder holds none of {KNOWN} (it holds {counts}){hint}"
     )

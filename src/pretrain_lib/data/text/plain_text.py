@@ -35,11 +35,11 @@ def _found_names(backend: tokenizers.Tokenizer) -> set[str]:
     model = backend.model
     added = backend.get_added_tokens_decoder().values()
     special = [token.content for token in added if token.special]
-    known = {name for name in special if model.token_to_id(name) is not None}
-    spelled_bytes = {name for name in known if BYTE.fullmatch(name)}
+    names = {name for name in special if model.token_to_id(name) is not None}
+    spelled_bytes = {name for name in names if BYTE.fullmatch(name)}
     if spelled_bytes and json.loads(model.__getstate__()).get("byte_fallback"):
-        known -= spelled_bytes
-    return {name for name in known if _may_find(model, name)}
+        names -= spelled_bytes
+    return {name for name in names if _may_find(model, name)}
 
 
 def _may_find(model: models.Model, name: str) -> bool:

@@ -34,7 +34,7 @@ def find_remote(
         infos = _list_files(storage, key, url)
         # S3 has empty files whose names end so where a console made a folder.
         infos = {place: info for place, info in infos.items() if not place.endswith("/")}
-    found, hidden, skipped = {}, set(), Counter()
+    files, hidden, skipped = {}, set(), Counter()
     for place, info in infos.items():
         parts = tuple(place.removeprefix(key).strip("/").split("/"))
         file = RemoteFile(storage.unstrip_protocol(place), 0, "")
@@ -43,12 +43,12 @@ def find_remote(
         elif is_readable(file):
             if info.get("size") is None or not version_of(info):  # the listing does not say it
                 info = answer(file.url, partial(storage.info, place))
-            found[parts] = describe_file(file.url, info)
+            files[parts] = describe_file(file.url, info)
         else:
             skipped[ending(PurePosixPath(file.name))] += 1
     if hidden:
         skipped[HIDDEN] = len(hidden)
-    return [found[parts] for parts in sorted(found)], dict(sorted(skipped.items()))
+    return [files[parts] for parts in sorted(files)], dict(sorted(skipped.items()))
 
 
 def _list_files(storage: Any, key: str, url: str) -> dict[str, dict]:
@@ -77,6 +77,6 @@ def _has_own_find(storage: Any) -> bool:
     from fsspec.asyn import AsyncFileSystem
     from fsspec.spec import AbstractFileSystem
 
-    own = type(storage)
+    kind = type(storage)
     inherited = AbstractFileSystem.find, AsyncFileSystem._find
-    return (own.find, getattr(own, "_find", inherited[1])) != inherited
+    return (kind.find, getattr(kind, "_find", inherited[1])) != inherited

@@ -15,11 +15,7 @@ import xxhash
 from pretrain_lib.data.remote import RemoteFile
 from pretrain_lib.data.text.dataset_rows import DatasetSource, HubSource
 from pretrain_lib.data.text.documents import Document, Fields, FileSlice, Rejected
-from pretrain_lib.data.text.formats import (
-    cut_file,
-    is_one_document,
-    read_documents,
-)
+from pretrain_lib.data.text.formats import cut_file, is_one_document, read_documents
 from pretrain_lib.data.text.unchanged import State, check_unchanged, check_versions, state_of
 
 UNIT_BYTES = (4 * 2**20, 64 * 2**20)  # smallest and largest unit of local text
@@ -67,8 +63,9 @@ class FileSource:
         return sum(piece.text_bytes for piece in pieces)
 
     def _cut(self, path: Path, size: int, *, cut_text: bool) -> list[FileSlice]:
-        options = {"text_field": self.text_field, "separator": self.separator}
-        return cut_file(path, size, cut_text=cut_text, **options)
+        return cut_file(
+            path, size, cut_text=cut_text, text_field=self.text_field, separator=self.separator
+        )
 
     def units(self, *, cut_text: bool = True) -> list[tuple[FileSlice, ...]]:
         """Divide the files into units of similar size, in an order that depends only on the files.

@@ -106,11 +106,11 @@ def _is_taken_as_is(own: tokenizers.Tokenizer, folder: Path) -> bool:
 
 def _is_changed(backend: tokenizers.Tokenizer, folder: Path, end: str | None) -> bool:
     """Return whether the files beside a tokenizer change the ids of a text, or add its end."""
-    own = [token.__getstate__() for token in backend.get_added_tokens_decoder().values()]
+    added = [token.__getstate__() for token in backend.get_added_tokens_decoder().values()]
     named = _named_tokens(backend, folder)
     prefix = _settings(folder / CONFIG).get("add_prefix_space")
     return (
-        any(not token.special and token.__getstate__() not in own for token in named)
+        any(not token.special and token.__getstate__() not in added for token in named)
         or any(token.content == end and backend.token_to_id(end) is None for token in named)
         or any(
             step["type"] == "ByteLevel" and prefix not in (None, step["add_prefix_space"])
@@ -128,13 +128,13 @@ def _named_tokens(backend: tokenizers.Tokenizer, folder: Path) -> list[tokenizer
                 tokenizers.AddedToken(t["content"], **{k: t[k] for k in FLAGS if k in t})
                 for t in settings["added_tokens_decoder"].values()
             ]
-    own = {token.content for token in backend.get_added_tokens_decoder().values()}
+    contents = {token.content for token in backend.get_added_tokens_decoder().values()}
     marks = [mark for key, mark in settings.items() if key.endswith("_token")]
     special = [mark.get("content") if isinstance(mark, dict) else mark for mark in marks]
     return [
         tokenizers.AddedToken(name, special=name in special, normalized=name not in special)
         for name in _settings(folder / ADDED)
-        if name not in own
+        if name not in contents
     ]
 
 
@@ -163,8 +163,9 @@ def _load_with_transformers(folder: Path) -> tuple[tokenizers.Tokenizer, str | N
     from transformers import AutoTokenizer
 
     try:
-        options = {"local_files_only": True, "trust_remote_code": False}
-        loaded = AutoTokenizer.from_pretrained(str(folder), **options)
+        loaded = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
         return _backend_of(loaded), loaded.eos_token
     except Exception as error:  # transformers raises many types
         raise ValueError(

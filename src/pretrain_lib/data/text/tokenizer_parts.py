@@ -31,12 +31,12 @@ def spelled_bytes() -> dict[str, int]:
     Printable bytes are represented by themselves, the others by the characters from 256 on.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
+    unprintable = [byte for byte in range(256) if byte not in printable]
     spelled = {chr(byte): byte for byte in printable}
-    return spelled | {chr(256 + i): byte for i, byte in enumerate(others)}
+    return spelled | {chr(256 + i): byte for i, byte in enumerate(unprintable)}
 
 
 def _flatten(settings: dict) -> list[dict]:
     lists = (settings[n] for n in ("normalizers", "pretokenizers", "decoders") if n in settings)
-    own = next(lists, None)
-    return [settings] if own is None else [step for part in own for step in _flatten(part)]
+    steps = next(lists, None)
+    return [settings] if steps is None else [step for part in steps for step in _flatten(part)]

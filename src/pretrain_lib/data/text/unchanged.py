@@ -30,7 +30,7 @@ def check_unchanged(path: Path, before: State) -> None:
 
 def check_versions(url: str, files: Sequence[RemoteFile]) -> None:
     """Raise ValueError if one of the files at or below a URL is no longer there, or another."""
-    found = {file.url: state_of(file) for file in find_remote(url, is_readable)[0]}
+    states = {file.url: state_of(file) for file in find_remote(url, is_readable)[0]}
     for file in files:
-        if (now := found.get(file.url)) != state_of(file):
+        if (now := states.get(file.url)) != state_of(file):
             raise changed(file, "it is gone" if now is None else f"version {now[1]} now")

@@ -175,11 +175,11 @@ class TokenArray:
         `(0, count)`; empty documents have none.
         """
         last = start + count - 1
-        found = [
+        parts = [
             file.ends.between(low, min(high, last - base)) + (base - start)
             for file, low, high, base in self._overlaps(start, count)
         ]
-        ends = found[0] if len(found) == 1 else np.concatenate([np.empty(0, np.int64), *found])
+        ends = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int64), *parts])
         # Empty documents end where the one before them does.
         return ends[np.diff(ends, prepend=-1) > 0] if len(ends) > 1 else ends
 
@@ -212,10 +212,10 @@ def open_split(folder: Place | str, split: str) -> TokenArray:
     check_value(split, "split", Literal["train", "validation"])
     manifest = read_manifest(folder)
     dtype = np.dtype(manifest["dtype"])
-    files, there = [], {path.name: path.stat().st_size for path in folder.glob("*.bin")}
+    files, sizes = [], {path.name: path.stat().st_size for path in folder.glob("*.bin")}
     for shard in manifest["splits"][split]["shards"]:
         path = folder / f"{Path(shard['name']).name}.bin"
-        size = there.get(path.name)
+        size = sizes.get(path.name)
         if size != shard["tokens"] * dtype.itemsize:
             raise ValueError(
                 f"{path}: {'missing' if size is None else f'{size} bytes'}, expected "
@@ -225,6 +225,7 @@ def open_split(folder: Place | str, split: str) -> TokenArray:
         if "loss_sha256" in shard:
             hashes = partial(read_hashes, path, "loss_blocks_xxh3_64", sha256)
             mask = CheckedHandle(path.with_suffix(".loss"), hashes)
-        own = {"record_sha256": sha256, "mask": mask}
-        files.append(TokenFile(path, shard["tokens"], dtype, is_shard=True, **own))
+        files.append(
+            TokenFile(path, shard["tokens"], dtype, is_shard=True, record_sha256=sha256, mask=mask)
+        )
     return TokenArray(files)

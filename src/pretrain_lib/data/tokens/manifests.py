@@ -59,10 +59,10 @@ def parse_manifest(path: Path) -> dict:
             f"data.path={path.parent} is the folder of a run, not of prepared data; give the one "
             f"that `pretrain prepare` has written"
         )
-    found = LAST_FIELD.search(raw)
-    if found is not None:
-        blank = raw[: found.start(1)] + ZEROS.encode() + raw[found.end(1) :]
-        is_whole = hashlib.sha256(blank).hexdigest().encode() == found[1]
+    field = LAST_FIELD.search(raw)
+    if field is not None:
+        blank = raw[: field.start(1)] + ZEROS.encode() + raw[field.end(1) :]
+        is_whole = hashlib.sha256(blank).hexdigest().encode() == field[1]
     else:
         is_whole = FILES not in manifest and OWN_HASH not in manifest
     if not is_whole:

@@ -65,7 +65,7 @@ def _problem(path: Place, sha256: str) -> str | None:
     """Return what is wrong with a file, None if it has the hash."""
     try:
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return "missing"
     except OSError as error:
@@ -74,4 +74,4 @@ def _problem(path: Place, sha256: str) -> str | None:
         raise
     except ValueError:  # a null byte in the name, or nothing behind a URL
         return "missing"
-    return None if found == sha256 else "its bytes differ from the manifest's hash"
+    return None if digest == sha256 else "its bytes differ from the manifest's hash"

@@ -68,9 +68,9 @@ def pack_best_fit(lengths: np.ndarray, *, capacity: int) -> tuple[np.ndarray, np
             bin_of[placed] = np.repeat(bins[:used], each)[: len(placed)]
             full, last, untouched = np.split(bins, [used - 1, used])
             left_in_last = room - (len(placed) - len(full) * each) * length
-            for left, some in ((room % length, full), (left_in_last, last), (room, untouched)):
-                if len(some):
-                    bins_with[left].append(some)
+            for left, group in ((room % length, full), (left_in_last, last), (room, untouched)):
+                if len(group):
+                    bins_with[left].append(group)
                     exists[left] = True
     return np.argsort(bin_of, kind="stable"), np.cumsum(np.bincount(bin_of))
 

@@ -67,8 +67,10 @@ class TokensByEpoch:
         if not self.permuted:
             return self.array
         if self._epoch != epoch:
-            options = {"seed": self.seed, "source": self.source, "epoch": epoch}
-            self._epoch, self._documents = epoch, ShuffledDocuments(self.array, **options)
+            self._documents = ShuffledDocuments(
+                self.array, seed=self.seed, source=self.source, epoch=epoch
+            )
+            self._epoch = epoch
         return self._documents
 
 
@@ -109,8 +111,8 @@ class ShuffledDocuments:
         """Set the `targets` `(n,)` from place `start` on that a mask leaves out to `ignored`."""
         if self.tokens.has_mask:
             for begin, low, high in self._pieces(start, len(targets)):
-                own = targets[begin - start : begin - start + high - low]
-                self.tokens.ignore_masked(own, low, ignored)
+                part = targets[begin - start : begin - start + high - low]
+                self.tokens.ignore_masked(part, low, ignored)
 
     def document_ends(self, start: int, count: int) -> np.ndarray:
         """Return the document ends within `[start, start + count)`, as `TokenArray` does."""
@@ -122,8 +124,8 @@ class ShuffledDocuments:
 
         A window asks twice, for its ids and for its document ends: the last answer is kept.
         """
-        asked, pieces = self._last
-        if asked != (start, count):
+        span, pieces = self._last
+        if span != (start, count):
             pieces = list(self._find(start, start + count))
             self._last = (start, count), pieces
         return pieces
@@ -180,8 +182,8 @@ class _DocumentTable:
         """Yield the number of a document, and the lengths of it and of those that follow it."""
         number = end = 0
         for ends in self.tokens.iterate_ends():
-            for some in np.split(ends, range(COUNTED_AT_ONCE, len(ends), COUNTED_AT_ONCE)):
-                yield number, np.diff(some, prepend=end)
-                number, end = number + len(some), int(some[-1]) if len(some) else end
+            for part in np.split(ends, range(COUNTED_AT_ONCE, len(ends), COUNTED_AT_ONCE)):
+                yield number, np.diff(part, prepend=end)
+                number, end = number + len(part), int(part[-1]) if len(part) else end
         if number < self.count:
             yield number, np.array([len(self.tokens) - end])

@@ -170,11 +170,14 @@ class StreamingDataset(IterableDataset):
             self._producer = producer
 
     def _check_producer(self) -> None:
-        own = self._producer
-        ended = own is not None and not own.is_alive()  # raised last: an error file says why
-        which = {"process": own and own.pid, "exit_code": own.exitcode if ended else None}
-        raise_error(self.spool.folder, **which)
-        if ended:
+        producer = self._producer
+        ended = producer is not None and not producer.is_alive()
+        raise_error(
+            self.spool.folder,
+            process=producer and producer.pid,
+            exit_code=producer.exitcode if ended else None,
+        )
+        if ended:  # raised last: an error file says why
             raise RuntimeError(
                 f"the process that fills {self.spool.folder} ended unexpectedly. If it ran out of "
                 f"memory, start again with fewer data.workers; a script of your own needs the "

@@ -11,9 +11,9 @@ def find_place(rank: int | None, world_size: int | None) -> tuple[int, int]:
     Raises ValueError for a rank that is not below the world size.
     """
     grouped = distributed.is_available() and distributed.is_initialized()
-    own = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
-    rank = own[0] if rank is None else rank
-    world_size = own[1] if world_size is None else world_size
+    defaults = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
+    rank = defaults[0] if rank is None else rank
+    world_size = defaults[1] if world_size is None else world_size
     check_value(world_size, "world_size", int, minimum=1)
     check_value(rank, "rank", int, minimum=0)
     if rank >= world_size:
