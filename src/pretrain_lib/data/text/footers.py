@@ -49,8 +49,9 @@ def check_footers(paths: Sequence[Path | RemoteFile]) -> None:
     if reader.returncode < 0:
         path = new[int(reader.stdout.split()[-1])]
         raise ValueError(
-            f"data.source: {show_path(path)} cannot be read as .parquet (its footer is damaged so "
-            f"that it ends the process that reads it); restore the file, or leave it out"
+            f"data.source: {show_path(path)} cannot be read as .parquet (its footer is damaged, or "
+            f"its columns are encrypted, so that the process that reads it ends); restore or "
+            f"decrypt the file, or leave it out"
         )
     _whole.update(identities.values())
 
