@@ -34,23 +34,41 @@ def test_scripts_run_and_learn(number, tmp_path):
     assert losses[-1] < losses[0] - 1
 
 
-@pytest.mark.slow
-def test_the_loop_of_the_documentation_is_the_same_on_two_processes(tmp_path):
-    (tmp_path / "alone").mkdir()
-    alone = run_script(SCRIPTS[0], tmp_path / "alone")
-    script = tmp_path / "script.py"
-    counts = 'print(f"process {accelerator.process_index}: {result.targets} targets", flush=True)'
-    script.write_text(f"import os\nos.chdir({str(tmp_path)!r})\n{SCRIPTS[0]}\n{counts}")
+def run_on_two_processes(text, folder):
+    """Run a script in a folder as the documentation says, in two processes."""
+    script = folder / "script.py"
+    script.write_text(f"import os\nos.chdir({str(folder)!r})\n{text}")
     flags = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     command = ["accelerate", "launch", *flags, str(script)]
-    together = run_command(*command, environment=forked_launchers())
+    return run_command(*command, environment=forked_launchers())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["schedule = ", "class RecurrentModel"])
+def test_loops_of_the_documentation_are_the_same_on_two_processes(name, tmp_path):
+    (script,) = (script for script in SCRIPTS if name in script)
+    (tmp_path / "alone").mkdir()
+    alone = run_script(script, tmp_path / "alone")
+    counts = 'print(f"process {accelerator.process_index}: {result.targets} targets", flush=True)'
+    together = run_on_two_processes(f"{script}\n{counts}", tmp_path)
     assert together.returncode == 0, together.stderr
     losses = [re.findall(r"loss (\d\.\d+)", out) for out in (alone, together.stdout)]
     assert len(losses[0]) == 30
     assert [*map(float, losses[1])] == pytest.approx([*map(float, losses[0])], abs=2e-3)
     for rank in range(2):  # 16 windows of 64 targets a step: of both processes, not of each
         assert f"process {rank}: 1024 targets" in together.stdout
-    assert (tmp_path / "runs" / "library" / "model" / "model.safetensors").is_file()
+    saved = tmp_path / "runs" / "library" / "model" / "model.safetensors"
+    assert saved.is_file() == ("save_pretrained" in script)
+
+
+@pytest.mark.slow
+def test_processes_that_accelerate_counts_as_one_are_refused(tmp_path):
+    made = "Accelerator(cpu=not torch.accelerator.is_available())"
+    (script,) = (script for script in SCRIPTS if "class RecurrentModel" in script)
+    run_script(script, tmp_path)  # the data: both processes would prepare them
+    result = run_on_two_processes(script.replace(made, "Accelerator(cpu=False)"), tmp_path)
+    assert result.returncode != 0
+    assert "accelerator counts 1, torch.distributed 2 processes" in result.stderr
 
 
 @pytest.mark.slow

@@ -82,8 +82,7 @@ def accumulate_gradients(
     The gradient is that of the loss summed over all ranks, divided by their number of targets. The
     dropout seed is derived from `(seed, step, micro-batch)`, so no random state needs saving.
     """
-    micro_batches, targets = count_targets(micro_batches)
-    targets = accelerator.reduce(targets, "sum")
+    micro_batches, targets = count_targets(accelerator, micro_batches)
     loss_sum = torch.zeros((), device=accelerator.device)
     accelerator.gradient_accumulation_steps = len(micro_batches)
     accelerator.step = 0
