@@ -1,6 +1,7 @@
 """The configuration of any causal language model: its notations, and what is refused by name."""
 
 import json
+import logging
 import sys
 
 import pytest
@@ -65,10 +66,15 @@ def test_changes_replace_fields_and_the_vocabulary_of_the_data_is_one_of_them():
     assert config.vocabulary_size == 61
 
 
-def test_ids_that_the_vocabulary_has_not_are_unset():
+def test_ids_that_the_vocabulary_has_not_are_unset_without_a_warning(monkeypatch):
+    logger, warnings = logging.getLogger("transformers"), []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", warnings.append)
+    monkeypatch.setattr(logger, "handlers", [handler])
     config = family("qwen3", bos_token_id=151_643, eos_token_id=7, pad_token_id=7)
     assert (config.hf.bos_token_id, config.hf.eos_token_id) == (None, 7)
     assert config.hf.pad_token_id is None  # its embedding would not be trained
+    assert not warnings
 
 
 REFUSED = {

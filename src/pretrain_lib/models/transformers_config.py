@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pretrain_lib.models.hf_config import parse_hf_config, read_hf_config
+from pretrain_lib.quiet import without_warnings_of
 from pretrain_lib.values import check_fields, did_you_mean, setting, show
 from pretrain_lib.wording import in_line
 
@@ -94,7 +95,8 @@ class CausalLMConfig:
 
         fields = _with_infinities(self.fields)
         try:
-            hf = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
+            with without_warnings_of("transformers.configuration_utils"):  # of ids unset below
+                hf = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
         except (ValueError, TypeError, LookupError, ArithmeticError, StrictDataclassError) as error:
             reason = in_line(error)
             raise ValueError(f"model.config is refused by transformers: {reason}") from error

@@ -16,16 +16,6 @@ POLICY = (
 ZOOM = '<p class="note">Drag over a chart to zoom in, double-click it to see all of it again.</p>'
 
 
-def check_plotly() -> None:
-    """Raise ValueError if plotly, whose script is embedded in the page, is not installed."""
-    try:
-        import plotly.offline  # noqa: F401
-    except ImportError:
-        raise ValueError(
-            "the charts of a report need plotly: run `pip install 'pretrain_lib[report]'`"
-        ) from None
-
-
 def to_html(report: Report, charts: dict) -> str:
     """Return the page of a report; `charts` are the data of `chart_data`."""
     from plotly.offline import get_plotlyjs

@@ -8,7 +8,7 @@ from pretrain_lib.files.writes import write_atomically
 from pretrain_lib.report.charts import chart_data
 from pretrain_lib.report.content import compose, has_curves
 from pretrain_lib.report.markdown_page import to_markdown
-from pretrain_lib.report.page import check_plotly, to_html
+from pretrain_lib.report.page import to_html
 from pretrain_lib.report.pictures import plot_runs
 from pretrain_lib.report.runs import open_runs
 from pretrain_lib.report.score_tables import scored
@@ -24,11 +24,10 @@ def write_report(
     `out` is the HTML page, by default `report.html` in the folder of a single run. Beside it are
     the same as Markdown and, once a step is logged, a PNG of the curves. With `watts` per device it
     has the energy in kWh. Raises ValueError for a folder that is not a run, several runs without
-    `out`, an `out` that does not end in .html, or if plotly is not installed.
+    `out`, or an `out` that does not end in .html.
     """
     opened = open_runs(runs, read=_read_any)
     out = check_page(runs, out)
-    check_plotly()
     report = compose(opened, watts=watts)
     html = to_html(report, chart_data(opened, [scored(run) for run in opened]))
     drawn = [run.folder for run in opened if has_curves(run)]
