@@ -260,7 +260,7 @@ def test_an_export_with_a_fault_does_not_appear(written, tmp_path, monkeypatch):
     source, out = written / "gpt2" / "model", tmp_path / "out"
     shutil.copytree(source, out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    monkeypatch.setattr(export, "write_card", lambda folder, *_: transpose_a_square(folder))
+    monkeypatch.setattr(export, "write_card", lambda folder, *_, **__: transpose_a_square(folder))
     with pytest.raises(ValueError, match=r"weights transformer\.h\.1\.attn\.c_proj\.weight differ"):
         export_checkpoint(source, out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
