@@ -2,14 +2,18 @@
 
 import base64
 import json
+import shlex
+import shutil
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from pretrain_lib import GPT2, GPT2Config, save_pretrained
 from pretrain_lib.commands.cli import main
+from pretrain_lib.export.export import export_checkpoint
 from tests.conftest import run_command
 
 
@@ -22,7 +26,7 @@ def folder(tmp_path_factory):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The three calls of an upload; `server.calls` holds what was sent to each."""
+    """The calls of an upload; `server.calls` holds what was sent, `server.files` the repository."""
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -36,13 +40,26 @@ class Hub(BaseHTTPRequestHandler):
             mode = {"uploadMode": "regular", "shouldIgnore": False}
             self.answer(200, {"files": [{"path": file["path"], **mode} for file in files]})
         elif self.path.endswith("/commit/main"):
+            for line in lines:
+                if line["key"] == "deletedFile":
+                    del self.server.files[line["value"]["path"]]
+                elif line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    self.server.files[line["value"]["path"]] = content
             commit = {"commitUrl": f"{address}/commit/0", "commitOid": "0"}
             self.answer(200, commit)
         else:
             self.answer(200, {"errors": [], "warnings": []})
 
     def do_GET(self):
-        self.answer(404, {})
+        if self.path == "/api/whoami-v2":
+            is_known = self.headers["Authorization"] == "Bearer hf_secret"
+            self.answer(200 if is_known else 401, {"name": "owner"})
+        elif "/tree/main" in self.path:
+            fields = {"type": "file", "size": 0, "oid": "0"}
+            self.answer(200, [{"path": name} | fields for name in self.server.files])
+        else:
+            self.answer(404, {})
 
     def answer(self, code, content):
         self.send_response(code)
@@ -56,7 +73,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.calls, server.refuses = {}, False
+    server.calls, server.files, server.refuses = {}, {}, False
     threading.Thread(target=server.serve_forever).start()
     yield server
     server.shutdown()
@@ -89,14 +106,22 @@ def test_all_files_of_an_export_arrive_in_one_commit(folder, hub, tmp_path):
     token, (created,) = hub.calls["/api/repos/create"]
     assert token == "Bearer hf_secret"
     assert created == {"name": "name", "organization": "owner", "visibility": "private"}
-    _, lines = hub.calls["/api/models/owner/name/commit/main"]
-    sent = {
-        line["value"]["path"]: base64.b64decode(line["value"]["content"])
-        for line in lines
-        if line["key"] == "file"
-    }
-    assert "README.md" in sent and "model-00001-of-00004.safetensors" in sent
-    assert sent == {path.name: path.read_bytes() for path in out.iterdir()}
+    assert "README.md" in hub.files and "model-00001-of-00004.safetensors" in hub.files
+    assert hub.files == {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_an_upload_leaves_nothing_of_an_earlier_export(folder, hub, tmp_path):
+    own = {"LICENSE": b"MIT", "onnx/model.safetensors": b"other", ".gitattributes": b"lfs"}
+    old = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "curves.png"]
+    old += ["model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"]
+    hub.files = own | dict.fromkeys(old, b"old")
+    export_checkpoint(folder, tmp_path / "one")
+    export_checkpoint(folder, tmp_path / "several", max_shard_bytes=2048)
+    for name in ("one", "several"):
+        out = tmp_path / name
+        code = f"print(push_to_hub(Path({str(out)!r}), 'owner/name', private=False))"
+        assert call(code, home=tmp_path, **address(hub)) == ""
+        assert hub.files == own | {path.name: path.read_bytes() for path in out.iterdir()}
 
 
 @pytest.mark.parametrize(("reachable", "message"), [(True, "403"), (False, "onnect")])
@@ -110,9 +135,23 @@ def test_an_upload_that_fails_says_what_to_do(reachable, message, folder, hub, t
     if reachable:
         _, (created,) = hub.calls["/api/repos/create"]
         assert created == {"name": "name", "organization": "owner"}  # as the owner's default is
-    assert error.endswith(f"`hf upload owner/name {folder}`")
-    private = call(code.replace("False", "True"), home=tmp_path, **variables).strip()
-    assert private.endswith(f"`hf upload owner/name {folder} --private`")
+    assert f"`hf upload owner/name {folder} --delete model.safetensors" in error
+    private = call(code.replace("False", "True"), home=tmp_path, **variables)
+    assert f"`hf upload owner/name {folder} --private --delete" in private
+
+
+def test_the_command_that_is_told_uploads_as_the_export_would_have(folder, hub, tmp_path):
+    out = tmp_path / "with a space"
+    shutil.copytree(folder, out)
+    hub.refuses = True
+    code = f"push_to_hub(Path({str(out)!r}), 'owner/name', private=False)"
+    command = call(code, home=tmp_path, **address(hub)).strip().split("`")[-2]
+    hub.refuses, hub.files = False, {"curves.png": b"old", "LICENSE": b"MIT"}
+    words = [str(Path(sys.executable).with_name("hf")), *shlex.split(command)[1:]]
+    done = run(*words, home=tmp_path, **address(hub))
+    assert done.returncode == 0, done.stderr
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert hub.files == files | {"LICENSE": b"MIT"}
 
 
 @pytest.mark.parametrize(
@@ -126,6 +165,15 @@ def test_an_upload_that_fails_says_what_to_do(reachable, message, folder, hub, t
 def test_what_cannot_be_uploaded_is_refused(name, variables, message, tmp_path):
     error = call(f"check_hub({name!r})", home=tmp_path, **variables).strip().splitlines()[-1]
     assert error.startswith("ValueError: push_to_hub=") and message in error
+
+
+def test_a_token_that_the_hub_does_not_know_is_refused_before_the_export(folder, hub, tmp_path):
+    out, flags = tmp_path / "out", ["--push_to_hub", "owner/name"]
+    variables = address(hub) | {"HF_TOKEN": "hf_wrong"}
+    done = run("pretrain", "export", folder, "--out", out, *flags, home=tmp_path, **variables)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "error: --push_to_hub owner/name: the hub has not accepted the token" in done.stderr
+    assert "Invalid user token" in done.stderr and not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,16 @@ from pretrain_lib.checkpoint.folders import MANIFEST
 from pretrain_lib.data.text.tokenizer import load_tokenizer
 from pretrain_lib.export.card import CARD, gather, run_of, write_card
 from pretrain_lib.export.check import check_export
+from pretrain_lib.export.reload import SETTINGS
 from pretrain_lib.files.outputs import check_folder
 from pretrain_lib.files.writes import flush, flush_to_disk, naming, staged
 from pretrain_lib.models.any_model import check_saving, load_pretrained, save_pretrained
 from pretrain_lib.models.interface import saved_tensors
-from pretrain_lib.models.weight_files import INDEX
+from pretrain_lib.models.weight_files import INDEX, SHARDS, WEIGHTS
 from pretrain_lib.tensors.files import stored_dtype
 
 PICTURE = "curves.png"
+VARYING = (WEIGHTS, SHARDS, INDEX, *SETTINGS[2:], PICTURE)  # patterns: what not every export has
 REPLACED = "pretrain_lib-old"  # ending of the hidden folder of an export that is replaced
 WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
@@ -102,8 +104,7 @@ def check_export_folder(out: Path, checkpoint: Path) -> None:
 
 def _is_replaceable(out: Path) -> bool:
     """Return whether a folder is empty or holds only the files of an export."""
-    exported = {"config.json", "generation_config.json", INDEX}
-    exported |= {"tokenizer.json", "tokenizer_config.json", CARD, PICTURE}
+    exported = {*SETTINGS, INDEX, CARD, PICTURE}
     if not out.is_dir():
         return False
     names = {path.name for path in out.iterdir() if not WEIGHT_FILE.fullmatch(path.name)}
