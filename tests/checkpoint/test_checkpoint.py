@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ from pretrain_lib import (
     train_step,
     verify_checkpoint,
 )
-from pretrain_lib.checkpoint.folders import FILES
+from pretrain_lib.checkpoint import folders
+from pretrain_lib.checkpoint.folders import FILES, still_there
 from pretrain_lib.checkpoint.state import TrainingState, read_state
 
 GPT2_SHAPE = GPT2Config(vocabulary_size=61, context_length=8, num_layers=2, num_heads=2, width=16)
@@ -135,6 +137,44 @@ def test_every_damage_is_found_and_the_newest_whole_one_taken(tmp_path):
         file.write_bytes(whole)
     assert verify_checkpoint(newer) == []
     assert find_newest(tmp_path) == newer
+
+
+def test_the_newest_is_taken_when_its_run_removes_the_one_before_meanwhile(tmp_path, monkeypatch):
+    old, new = (folders.checkpoint_path(tmp_path, step) for step in (1, 2))
+    model = build(GPT2_SHAPE)
+    save(tmp_path, 1, model, build_adamw(model, learning_rate=1e-2))
+
+    def save_the_next(path):
+        if not new.exists():
+            shutil.copytree(old, new)
+            shutil.rmtree(old)
+        return verify_checkpoint(path)
+
+    monkeypatch.setattr(folders, "verify_checkpoint", save_the_next)
+    assert find_newest(tmp_path) == new  # and no warning of a damaged one
+
+
+@pytest.mark.parametrize("problem", [None, OSError("no such file"), ValueError("no weights")])
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_what_is_read_is_that_of_one_folder(tmp_path, is_replaced, problem):
+    path = tmp_path / "step-00000001"
+    path.mkdir()
+    with pytest.raises(ValueError, match="was removed or replaced while it was read") as raised:  # noqa: SIM117
+        with still_there(path):
+            path.rename(tmp_path / "old")
+            if is_replaced:
+                path.mkdir()
+            if problem is not None:
+                raise problem
+    assert raised.value.__cause__ is problem
+
+
+def test_an_error_is_left_as_it_is_where_the_folder_stays(tmp_path):
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(ValueError, match="^broken$"), still_there(path):
+            raise ValueError("broken")
+    with pytest.raises(KeyboardInterrupt), still_there(tmp_path):
+        raise KeyboardInterrupt
 
 
 def test_a_half_written_checkpoint_does_not_count(tmp_path):

@@ -294,13 +294,19 @@ def test_a_run_in_fp32_is_said_to_be_so_and_its_curves_are_shown(recipe, bare, t
     assert "![The curves of the run](curves.png)" in card
 
 
-def test_a_picture_travels_with_an_export_which_can_be_replaced(bare, tmp_path):
-    (tmp_path / "drawn.png").write_bytes(b"png")
+def test_a_picture_travels_with_an_export_which_can_be_replaced(recipe, bare, tmp_path):
+    run(change(recipe, run={"max_steps": 2}, log={"every": 1}))
+    checkpoint, out = tmp_path / "run" / "checkpoints" / "step-00000002", tmp_path / "out"
+
+    def draw(path, step):
+        path.write_text(f"step {step}")
+
     for _ in range(2):
-        export_checkpoint(bare, tmp_path / "out", picture=tmp_path / "drawn.png")
-    assert (tmp_path / "out" / "curves.png").read_bytes() == b"png"
-    export_checkpoint(bare, tmp_path / "out")
-    assert not (tmp_path / "out" / "curves.png").exists()
+        export_checkpoint(checkpoint, out, draw=draw)
+    assert (out / "curves.png").read_text() == "step 2"
+    assert "![The curves of the run](curves.png)" in (out / "README.md").read_text()
+    export_checkpoint(bare, out, draw=draw)  # which has none
+    assert not (out / "curves.png").exists()
 
 
 @pytest.mark.parametrize("manifest", [{}, {"note": "by hand"}])

@@ -5,8 +5,8 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Container
-from contextlib import suppress
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pretrain_lib.files.reading import parse_json
@@ -39,12 +39,46 @@ def find_newest(
 
     Damaged and unreadable ones are skipped with a warning.
     """
-    for path in reversed(_by_age(Path(folder))):
-        if problems := verify_checkpoint(path):
+    folder = Path(folder)
+    for path in reversed(_by_age(folder)):
+        if not (problems := verify_checkpoint(path)):
+            if accept(path):
+                return path
+        elif path in _by_age(folder):
             warnings.warn(f"skipping a damaged checkpoint: {'; '.join(problems)}", stacklevel=2)
-        elif accept(path):
-            return path
+        else:  # its run has removed it meanwhile, and has others
+            return find_newest(folder, accept=accept)
     return None
+
+
+@contextmanager
+def still_there(folder: Path) -> Iterator[None]:
+    """Raise ValueError if a folder that is read meanwhile was removed or replaced.
+
+    A run does so with its old checkpoints. What failed was not the fault of the files then, and
+    what was read may be that of two checkpoints, or lack what the other readers found missing.
+    """
+    before, problem = _identify(folder), None
+    try:
+        yield
+    except Exception as error:  # transformers raises many types
+        problem = error
+    if _identify(folder) != before:
+        raise ValueError(
+            f"{folder} was removed or replaced while it was read, as a run does with its old "
+            f"checkpoints: start again, or give one that checkpoint.keep_every keeps"
+        ) from problem
+    if problem is not None:
+        raise problem
+
+
+def _identify(folder: Path) -> tuple[int, int] | None:
+    """Return what only this folder has while it exists, whatever its path; None without one."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def verify_checkpoint(path: Path | str) -> list[str]:

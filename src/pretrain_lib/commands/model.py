@@ -1,13 +1,11 @@
 """The subcommands for models and runs: tasks, export, eval, sample."""
 
 import argparse
-import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
-from pretrain_lib.checkpoint.folders import FILES, STATE, find_newest, verify_checkpoint
+from pretrain_lib.checkpoint.folders import FILES, find_newest, still_there, verify_checkpoint
 from pretrain_lib.data.text.tokenizer import load_tokenizer
 from pretrain_lib.evaluate.harness import evaluate_folder
 from pretrain_lib.evaluate.local_tasks import write_local_tasks
@@ -21,8 +19,7 @@ from pretrain_lib.models.any_model import is_ours, load_pretrained
 from pretrain_lib.models.generation import sample_texts
 from pretrain_lib.quiet import without_foreign_progress
 from pretrain_lib.report.pictures import plot_runs
-from pretrain_lib.run_folder.folder import CHECKPOINTS, METRICS
-from pretrain_lib.run_folder.rows import read_rows
+from pretrain_lib.run_folder.folder import CHECKPOINTS
 
 LM_EVAL_MODEL = "lm-eval's own model"
 OUR_MODEL = "our model under lm-eval (--harness for its own)"
@@ -36,19 +33,20 @@ def run_tasks(options: argparse.Namespace) -> None:
 
 def run_export(options: argparse.Namespace) -> None:
     """Export a checkpoint as a Hugging Face model folder, and optionally upload it to the hub."""
-    source, name = model_folder(options.checkpoint), options.push_to_hub
+    name = options.push_to_hub
     if options.private and name is None:
         raise ValueError("--private is for a repository on the hub: give --push_to_hub OWNER/NAME")
-    check_export_folder(options.out, source)
+    check_export_folder(options.out, options.checkpoint)
     if name is not None:
         check_hub(name)
-    with without_foreign_progress(), TemporaryDirectory() as folder:
+    source = model_folder(options.checkpoint)
+    with without_foreign_progress():
         difference = export_checkpoint(
             source,
             options.out,
             dtype=getattr(torch, options.dtype),
             scores=options.scores,
-            picture=_draw_curves(source, Path(folder)),
+            draw=lambda path, step: plot_runs([run_of(source)], path, last_step=step),
             max_shard_bytes=options.max_shard_size,
         )
     print(
@@ -59,19 +57,6 @@ def run_export(options: argparse.Namespace) -> None:
         with without_foreign_progress():
             address = push_to_hub(options.out, name, private=options.private)
         print(f"{options.out}: uploaded to {address}")
-
-
-def _draw_curves(checkpoint: Path, folder: Path) -> Path | None:
-    """Draw the run of a checkpoint up to it; return the picture, None if there are no rows."""
-    run = run_of(checkpoint)
-    if run is None or not (checkpoint / STATE).is_file():
-        return None
-    step = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["step"]
-    rows = [row for row in read_rows(run / METRICS) if row["step"] <= step]
-    if not any(row["kind"] == "train" for row in rows):
-        return None
-    (picture,) = plot_runs([run], folder / "curves.png", last_step=step)
-    return picture
 
 
 def run_eval(options: argparse.Namespace) -> None:
@@ -106,10 +91,10 @@ def run_eval(options: argparse.Namespace) -> None:
 def run_sample(options: argparse.Namespace) -> None:
     """Print texts sampled from a model."""
     folder = model_folder(options.folder)
-    tokenizer = load_tokenizer(folder)
-    model = load_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    with still_there(folder):
+        tokenizer, model = load_tokenizer(folder), load_pretrained(folder)
     texts = sample_texts(
-        model,
+        model.to("cuda" if torch.cuda.is_available() else "cpu"),
         tokenizer,
         options.prompt,
         per_prompt=options.count,
@@ -139,8 +124,12 @@ def model_folder(path: Path) -> Path:
 
     Raises ValueError for other folders, and for damaged checkpoints.
     """
-    if (path / FILES).is_file() and (problems := verify_checkpoint(path)):
-        raise ValueError(f"{path} is not whole: {'; '.join(problems)}")
+    # Slow, so not between the choice of a checkpoint and its reading: its run may remove it.
+    import transformers.utils  # noqa: F401
+
+    with still_there(path):
+        if (path / FILES).is_file() and (problems := verify_checkpoint(path)):
+            raise ValueError(f"{path} is not whole: {'; '.join(problems)}")
     if (path / "config.json").is_file():
         return path
     newest = find_newest(path / CHECKPOINTS) if (path / CHECKPOINTS).is_dir() else None

@@ -14,6 +14,7 @@ from unittest.mock import patch
 import torch
 from accelerate.utils import patch_environment
 
+from pretrain_lib.checkpoint.folders import still_there
 from pretrain_lib.data.text.tokenizer import Tokenizer, load_tokenizer
 from pretrain_lib.data.text.tokenizer_files import is_of_run
 from pretrain_lib.evaluate.error_bars import safe_perplexities
@@ -25,6 +26,7 @@ from pretrain_lib.models.interface import Model, unwrap
 from pretrain_lib.models.weight_files import check_weights
 
 if TYPE_CHECKING:
+    from lm_eval.api.model import LM
     from transformers import PreTrainedTokenizerBase
 
     from pretrain_lib.evaluate.live_model import Deal
@@ -94,30 +96,30 @@ def evaluate_folder(
     available.
     """
     folder = Path(folder)
-    _check_folder(folder)
-    check_weights(folder)
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} must be one of {', '.join(DTYPES)}")
-    device = device or _default_device()
+    computed = {"batch_size": batch_size, "device": device or _default_device()}
     with keep_random_state():
-        opened = open_tasks(tasks, include_path=include_path)
-        tokenizer = _tokenizer_of(folder)
-        foreign = harness or not is_ours(folder)
-        if foreign:
-            model = _foreign_model(folder, tokenizer, dtype=dtype)
-        else:
-            model = _own_model(folder, tokenizer, dtype=dtype, device=device, batch_size=batch_size)
+        with still_there(folder):  # read first: a run may remove it while tasks are downloaded
+            _check_folder(folder)
+            check_weights(folder)
+            tokenizer = _tokenizer_of(folder)
+            by_harness = harness or not is_ours(folder)
+            load = _foreign_model if by_harness else _own_model
+            model, arguments = load(folder, tokenizer, dtype=dtype, **computed)
         results = _run(
-            opened,
+            open_tasks(tasks, include_path=include_path),
             tokenizer=tokenizer,
-            **model,
+            model=model,
+            model_args=arguments,
             num_fewshot=num_fewshot,
-            batch_size=batch_size,
-            device=device,
             limit=limit,
             log_samples=log_samples,
+            **computed,
         )
     results["config"]["model_args"].pop("tokenizer", None)  # it is no text
+    if by_harness:  # as lm-eval says of one that it loads by name
+        results["config"]["model"] = results["model_source"] = "hf"
     return results
 
 
@@ -132,8 +134,17 @@ def _tokenizer_of(folder: Path) -> "PreTrainedTokenizerBase":
     return AutoTokenizer.from_pretrained(folder)
 
 
-def _foreign_model(folder: Path, tokenizer: "PreTrainedTokenizerBase", *, dtype: str) -> dict:
-    """Return the arguments that make lm-eval load a folder itself."""
+def _foreign_model(
+    folder: Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    dtype: str,
+    device: str,
+    batch_size: int,
+) -> tuple["LM", dict]:
+    """Load a folder as lm-eval's own `HFLM`; return it with its arguments."""
+    from lm_eval.models.huggingface import HFLM
+
     arguments = {
         "pretrained": str(folder),
         "dtype": dtype,
@@ -143,7 +154,7 @@ def _foreign_model(folder: Path, tokenizer: "PreTrainedTokenizerBase", *, dtype:
     }
     if is_of_run(folder):
         arguments["tokenizer"] = tokenizer
-    return {"model": "hf", "model_args": arguments}
+    return HFLM(**arguments, device=device, batch_size=batch_size), arguments
 
 
 def _own_model(
@@ -153,7 +164,7 @@ def _own_model(
     dtype: str,
     device: str,
     batch_size: int,
-) -> dict:
+) -> tuple["LM", dict]:
     """Load a folder as a `LiveModel`; return it with the arguments that lm-eval records."""
     from pretrain_lib.evaluate.live_model import LiveModel
 
@@ -162,8 +173,7 @@ def _own_model(
         dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     model = load_pretrained(folder).to(device, getattr(torch, dtype))
     arguments = {"pretrained": str(folder), "dtype": dtype}
-    live = LiveModel(model, tokenizer, batch_size=batch_size)
-    return {"model": live, "model_args": arguments}
+    return LiveModel(model, tokenizer, batch_size=batch_size), arguments
 
 
 @contextlib.contextmanager

@@ -3,11 +3,12 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from pretrain_lib.checkpoint.folders import MANIFEST
+from pretrain_lib.checkpoint.folders import MANIFEST, still_there
 from pretrain_lib.data.text.tokenizer import load_tokenizer
 from pretrain_lib.export.card import CARD, gather, run_of, write_card
 from pretrain_lib.export.check import check_export
@@ -31,25 +32,26 @@ def export_checkpoint(
     *,
     dtype: torch.dtype = torch.float32,
     scores: Path | None = None,
-    picture: Path | None = None,
+    draw: Callable[[Path, int], object] | None = None,
     max_shard_bytes: int | None = None,
 ) -> float:
     """Export the model and tokenizer of a checkpoint to `out`; return the result of `check_export`.
 
     The export has a model card, titled by the run's name; `scores` is a file of lm-eval results to
-    show in it, `picture` a PNG of the run's curves to copy beside it. Weight files hold at most
-    `max_shard_bytes`, or a single larger tensor (default: one file). An earlier export in `out` is
-    replaced. `out` appears only after a fresh process has loaded it with transformers as the same
-    model and tokenizer. Raises ValueError if `out` holds anything but an export, or if the check
-    fails.
+    show in it, `draw(path, step)` writes a PNG of the run's curves up to a step. Weight files hold
+    at most `max_shard_bytes`, or a single larger tensor (default: one file). An earlier export in
+    `out` is replaced. `out` appears only after a fresh process has loaded it with transformers as
+    the same model and tokenizer. Raises ValueError if `out` holds anything but an export, if the
+    check fails, or if a run removes the checkpoint while it is read.
     """
     check_saving(dtype=dtype, max_shard_bytes=max_shard_bytes)
     check_export_folder(out, checkpoint)
     out = out.resolve()
-    model = load_pretrained(checkpoint, by_transformers=is_by_transformers(checkpoint))
-    known = gather(checkpoint, model, scores=scores)
-    has_tokenizer = (checkpoint / "tokenizer.json").is_file()
-    tokenizer = load_tokenizer(checkpoint) if has_tokenizer else None
+    with still_there(checkpoint):
+        model = load_pretrained(checkpoint, by_transformers=is_by_transformers(checkpoint))
+        known = gather(checkpoint, model, scores=scores)
+        has_tokenizer = (checkpoint / "tokenizer.json").is_file()
+        tokenizer = load_tokenizer(checkpoint) if has_tokenizer else None
     staging, replaced = staged(out), out.with_name(f".{out.name}.{REPLACED}")
     _clean_up(out, staging, replaced)
     # Round the weights to the dtype on disk, so that the comparison is with the exported values.
@@ -57,12 +59,13 @@ def export_checkpoint(
         tensor.copy_(tensor.to(stored_dtype(tensor, dtype)))
     files = {"dtype": dtype, "tokenizer": tokenizer}
     run = run_of(checkpoint)
-    shown = None if picture is None else PICTURE
     try:
         with naming(out):
             save_pretrained(model, staging, max_shard_bytes=max_shard_bytes, **files)
-            if picture is not None:
-                shutil.copyfile(picture, staging / PICTURE)
+            is_drawn = draw is not None and any(row["kind"] == "train" for row in known.rows)
+            if is_drawn:
+                draw(staging / PICTURE, known.state["step"])
+            shown = PICTURE if is_drawn else None
             write_card(staging, out.name if run is None else run.name, model, known, picture=shown)
         difference = check_export(model, staging, **files)
         flush_to_disk(staging)

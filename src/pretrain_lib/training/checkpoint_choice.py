@@ -7,6 +7,7 @@ from pretrain_lib.checkpoint.folders import (
     prune,
     remove_leftovers,
     restore_replaced,
+    still_there,
     verify_checkpoint,
 )
 from pretrain_lib.checkpoint.state import read_state
@@ -94,9 +95,10 @@ def _went_back(config: Recipe) -> bool:
 
 
 def _whole(path: Path) -> Path:
-    if problems := verify_checkpoint(path):
-        raise ValueError(
-            f"run.resume={path} is not a whole checkpoint ({problems[0]}); give "
-            f"RUN/checkpoints/step-NNNNNNNN or a run folder"
-        )
+    with still_there(path):
+        if problems := verify_checkpoint(path):
+            raise ValueError(
+                f"run.resume={path} is not a whole checkpoint ({problems[0]}); give "
+                f"RUN/checkpoints/step-NNNNNNNN or a run folder"
+            )
     return path

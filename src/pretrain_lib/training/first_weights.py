@@ -5,7 +5,7 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
-from pretrain_lib.checkpoint.folders import find_newest
+from pretrain_lib.checkpoint.folders import find_newest, still_there
 from pretrain_lib.config.settings import Recipe
 from pretrain_lib.models.any_model import load_weights
 from pretrain_lib.models.hf_config import read_config
@@ -30,8 +30,10 @@ def set_first_weights(config: Recipe, model: Model, *, has_weights: bool) -> Non
     the local shards are filled.
     """
     if config.run.initial_weights is not None:
-        check_first_weights(config)
-        load_weights(model, find_weights(config.run.initial_weights))
+        folder = find_weights(config.run.initial_weights)
+        with still_there(folder):
+            check_first_weights(config)
+            load_weights(model, folder)
     elif not has_weights:
         model.initialize(config.run.seed)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from pretrain_lib.checkpoint.folders import checkpoint_path, prune, remove_leftovers
+from pretrain_lib.checkpoint.folders import checkpoint_path, prune, remove_leftovers, still_there
 from pretrain_lib.checkpoint.state import TrainingState, load_checkpoint, read_state
 from pretrain_lib.config.renamed import with_new_names
 from pretrain_lib.config.rules import DATA
@@ -76,8 +76,13 @@ def resume(
     )
     if path is None:
         return Start(TrainingState(), run_id=run_id)
-    parts = config, path, model, optimizer
-    return on_all(lambda: _load(*parts, fork=fork, run_id=run_id, manifest=manifest))
+
+    def load() -> Start:
+        parts = config, path, model, optimizer
+        with still_there(path):
+            return _load(*parts, fork=fork, run_id=run_id, manifest=manifest)
+
+    return on_all(load)
 
 
 def _load(
