@@ -157,6 +157,18 @@ def tiny_flags(prepared, folder):
     ]
 
 
+@pytest.fixture(params=["pipe", "disk"])
+def unread(request):
+    """A descriptor to print to in vain: a pipe whose reader has gone, a log on a full disk."""
+    if request.param == "disk":
+        descriptor = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reading, descriptor = os.pipe()
+        os.close(reading)
+    yield descriptor
+    os.close(descriptor)
+
+
 @pytest.fixture
 def disk(tmp_path):
     """A file system of 40 MB."""

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -299,3 +300,20 @@ def test_a_reader_that_has_seen_enough_is_no_error(prepared):
     )
     assert result.stdout.startswith("path")
     assert result.stderr == ""
+
+
+def test_what_does_not_fit_on_the_disk_is_an_error_in_one_line(tmp_path):
+    # Python itself would fail once more at its end, where it writes what is left.
+    command = f"PYTHONUNBUFFERED= pretrain new gpt2_124m {tmp_path} > /dev/full"
+    result = run_command("bash", "-c", command)
+    assert result.returncode == 2
+    assert result.stderr == "error: [Errno 28] No space left on device\n"
+
+
+def test_a_text_is_prepared_though_nobody_reads_how_far_it_is(tmp_path, unread):
+    (tmp_path / "text.txt").write_text("some words of a text\n" * 2000)
+    program = Path(sys.executable).with_name("pretrain")
+    words = [program, "prepare", tmp_path / "text.txt", "--train_tokenizer", "300"]
+    words += ["--out", tmp_path / "out", "--workers", "1"]
+    assert subprocess.run(words, stdout=unread, stderr=unread).returncode == 0
+    assert (tmp_path / "out" / "manifest.json").is_file()

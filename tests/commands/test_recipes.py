@@ -26,6 +26,7 @@ from tests.conftest import (
     run_python,
     tiny_flags,
 )
+from tests.forks import forked_python
 
 # A launcher that a signal ends before its recipe, as Ctrl-C ends that of one process.
 LAUNCHER = """
@@ -170,6 +171,14 @@ def test_it_trains_and_says_what_it_runs(prepared, tmp_path):
     first = result.stdout.splitlines()[0]
     assert first.startswith("accelerate launch --quiet --config_file ")
     assert first.endswith(shlex.join(flags))
+    assert read_rows(tmp_path / "run")[-1]["step"] == 8
+
+
+@pytest.mark.slow
+def test_it_trains_when_nobody_can_read_what_it_prints(prepared, tmp_path, unread):
+    words = ["train", "gpt2_124m", "--budget", "1h", *tiny_flags(prepared, tmp_path / "run")]
+    options = {"env": {**os.environ, **forked_launchers()}, "stdout": unread, "stderr": unread}
+    assert subprocess.run([forked_python(), PRETRAIN, *words], **options).returncode == 0
     assert read_rows(tmp_path / "run")[-1]["step"] == 8
 
 

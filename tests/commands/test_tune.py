@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -86,7 +87,9 @@ def test_a_search_that_is_interrupted_runs_nothing_twice(command, tmp_path):
     assert first and all(len(starts) == 1 for starts in first.values())
     wait_for(lambda: "running" not in states(folder))  # the run itself still saves
 
-    killed = subprocess.Popen(words, cwd=ROOT, start_new_session=True)
+    with Path("/dev/full").open("w") as full:  # a log that cannot grow
+        streams = {"stdout": full, "stderr": full}
+        killed = subprocess.Popen(words, cwd=ROOT, start_new_session=True, **streams)
     wait_for(lambda: "running" in states(folder), killed)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()

@@ -37,6 +37,7 @@ WORKERS = Rule(int, minimum=1, maximum=4096, unit="processes", help="by default 
 MODEL = Rule(Path, help="a model folder, a checkpoint, or a run folder: its newest")
 INCLUDE_PATH = Rule(Path, help="a folder with task files of your own")
 SHELLS = ("bash", "zsh", "tcsh")
+LASTING = ("train", "tune", "prepare")  # whose work goes on when nobody reads what they print
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,13 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         # A file that cannot be read or written is a user's error as well.
         code = report_errors(lambda: _run(arguments), user_errors=(ValueError, OSError))
-        sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output, such as `head`, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = DONE
     except KeyboardInterrupt:
         print("interrupted: what is written stays, the same command goes on", file=sys.stderr)
         code = INTERRUPTED
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would try it again at its end, and exit with a code of its own
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
@@ -61,11 +64,15 @@ def _run(arguments: Sequence[str] | None) -> int | None:
     if options.command is None:
         parser.print_help()
         return DONE
+    if options.command in LASTING:
+        open_console(lasting=True)
     # Imported late, because `--help` and the workers of `prepare` do not need torch, which is slow
     # to import.
     module = import_module(f"pretrain_lib.commands.{options.module}")
     try:
-        return getattr(module, f"run_{options.command}")(options)
+        code = getattr(module, f"run_{options.command}")(options)
+        sys.stdout.flush()
+        return code
     except ValueError as error:
         if not raised_here(error):
             raise

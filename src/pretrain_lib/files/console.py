@@ -44,7 +44,7 @@ class LastingStream:
 
 
 def open_console(*, lasting: bool = False) -> None:
-    """Make the console safe to write to; to be called once, by a program.
+    """Make the console safe to write to; to be called by a program, not by a library.
 
     What its encoding lacks is escaped. Streams that were closed lead nowhere, or the next file that
     is opened would get what is written to them. A `lasting` console never fails, whatever becomes
