@@ -148,6 +148,34 @@ def test_a_signal_to_the_launcher_of_two_processes_saves_the_run(prepared, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        (["accelerate", "launch", *TWO], signal.SIGUSR1),
+        (["torchrun", "--standalone", "--nproc_per_node", "2"], signal.SIGKILL),
+    ],
+)
+def test_a_launcher_that_ends_without_a_word_to_two_processes_saves_the_run(
+    command, number, prepared, tmp_path
+):
+    folder, errors = tmp_path / "run", tmp_path / "errors"
+    flags = [*tiny_flags(prepared, folder), "--schedule.tokens", "1e9", "--run.max_time", "5m"]
+    options = {"variables": {"ACCELERATE_USE_CPU": "true"}}
+    with errors.open("w") as file:
+        process = start(*command, "recipes/gpt2_124m.py", *flags, stderr=file, **options)
+        wait_for_step(process, 5)
+        process.send_signal(number)
+        process.stdout.read()  # until the run itself has ended
+    assert process.wait() == -number
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("resumable", "signal SIGTERM"), (
+        errors.read_text()
+    )
+    assert (folder / "checkpoints" / f"step-{status['step']:08d}").is_dir()
+    assert processes_of(folder) == []
+
+
+@pytest.mark.slow
 def test_a_group_that_lost_a_process_starts_again_and_is_the_run_that_never_did(prepared, tmp_path):
     flags = ["--checkpoint.every", "3", "--schedule.tokens", "8192"]
     command = ["accelerate", "launch", *TWO, "recipes/gpt2_124m.py"]

@@ -17,7 +17,8 @@ from torch.distributed import distributed_c10d
 
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 MODULES = ("accelerate.commands.launch", "accelerate.commands.accelerate_cli")
-LAUNCHERS = ("accelerate", "accelerate-launch", *MODULES)
+LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun", "torch.distributed.run", *MODULES)
+SET_BY_LAUNCHERS = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}
 
 
 def is_elastic() -> bool:
@@ -53,11 +54,11 @@ def launch_time() -> float:
 
 
 def find_launcher() -> psutil.Process | None:
-    """Return the `accelerate launch` process that started this one, or None."""
+    """Return the `accelerate launch` or `torchrun` process that started this one, or None."""
     parent = psutil.Process().parent()
-    if parent is None or "ACCELERATE_MIXED_PRECISION" not in os.environ:
+    if parent is None or SET_BY_LAUNCHERS.isdisjoint(os.environ):
         return None
-    try:  # a shell may have set that variable too, so look at the parent's command line
+    try:  # a shell may have set those variables too, so look at the parent's command line
         words = parent.cmdline()
     except psutil.Error:  # the parent has ended, or belongs to another user
         return None
@@ -129,13 +130,13 @@ def limit_waits(seconds: float) -> None:
 
 
 def stop_with_launcher() -> None:
-    """Make the kernel send SIGTERM (save and stop) to this single process when its launcher exits.
+    """Make the kernel send SIGTERM (save and stop) to this process when its launcher exits.
 
-    Accelerate's single-process launcher does not forward a SIGTERM: it exits and leaves the process
-    running. Linux only; on other systems, signal the Python process itself.
+    Accelerate's launcher of a single process hands on no signal: it exits and leaves the process
+    running. Torch's, of several, leaves them if it gets a SIGUSR1 or is killed. Linux only; on
+    other systems, signal the Python processes themselves.
     """
-    launcher = find_launcher()
-    if launcher is not None and "TORCHELASTIC_RUN_ID" not in os.environ:
+    if (launcher := find_launcher()) is not None:
         stop_with(launcher.pid)
 
 
