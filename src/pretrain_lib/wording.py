@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+QUERY = re.compile(r"(://[^\s'\"?]+\?)[^\s'\"]+")  # of a URL
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -18,6 +19,14 @@ def plural(count: int, noun: str, several: str | None = None) -> str:
 def in_line(value: object) -> str:
     """Return a text or an error, such as one of another library, in one line."""
     return " ".join(str(value).split())
+
+
+def without_queries(text: str) -> str:
+    """Return a text without the queries of URLs: a server may redirect to one that holds a secret.
+
+    Of `https://host/a?Signature=abc` is left `https://host/a?...`.
+    """
+    return QUERY.sub(r"\1...", text)
 
 
 def show_path(path: Path | str) -> str:

@@ -307,6 +307,31 @@ def test_a_failing_server_of_http_is_not_taken_for_a_missing_file(serve, setting
     assert not isinstance(missing.value, remote.Unreachable)
 
 
+class Signing(Stream):
+    """A server that sends on to a URL which holds a secret, and refuses that."""
+
+    def do_GET(self):
+        if "?" in self.path:
+            self.send_error(403)
+        else:
+            self.send_response(302)
+            self.send_header("Location", f"{self.path}?X-Amz-Signature=a-secret&Expires=9")
+            self.end_headers()
+
+    do_HEAD = do_GET
+
+
+def test_the_secret_of_a_url_that_a_server_sends_on_to_is_not_said(serve):
+    url = serve(Signing)
+    for name, start in (
+        ("a.jsonl", open_source),
+        ("a.bin", functools.partial(open_foreign, vocabulary_size=None)),
+    ):
+        with pytest.raises(remote.Unreachable, match=rf"{url}/{name} .*403.*\?\.\.\.") as error:
+            start(f"{url}/{name}")
+        assert "secret" not in str(error.value)
+
+
 def test_a_server_of_http_that_is_gone_is_not_taken_for_a_missing_file():
     with pytest.raises(remote.Unreachable, match="ConnectorError.*start the same command again"):
         open_source("http://127.0.0.1:9/a.jsonl")

@@ -16,6 +16,8 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from pretrain_lib.wording import without_queries
+
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+://")
 HTTP = ("http://", "https://")
 SECRETS = re.compile(r"signature|token|secret|password|credential|key|^sig$", re.IGNORECASE)
@@ -166,7 +168,7 @@ def _cause(url: str, error: Exception) -> Exception:
 
 def _describe(url: str, error: Exception) -> str:
     reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
-    return f"{url} cannot be read ({reason}); {AGAIN}"
+    return f"{url} cannot be read ({without_queries(reason)}); {AGAIN}"
 
 
 def version_of(info: dict) -> str:

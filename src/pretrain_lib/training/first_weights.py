@@ -13,7 +13,7 @@ from pretrain_lib.models.interface import Model
 from pretrain_lib.models.transformers_config import NOT_THE_SHAPE, CausalLMConfig
 from pretrain_lib.models.weight_files import check_weights
 from pretrain_lib.run_folder.layout import CHECKPOINTS, is_run_folder
-from pretrain_lib.wording import in_line
+from pretrain_lib.wording import in_line, without_queries
 
 # Fields that may differ from the folder, because its weights are valid for any value of them.
 FREE_FIELDS = ("dropout", "vocabulary_multiple")
@@ -59,7 +59,7 @@ def find_weights(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     except (ValueError, OSError) as error:
-        reason = in_line(error)
+        reason = without_queries(in_line(error))
         raise ValueError(
             f"run.initial_weights={name} is no folder, and the Hugging Face Hub has no such model "
             f"within reach ({reason}): give a folder with config.json, or a name on the hub"

@@ -9,7 +9,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from pretrain_lib.data.text.documents import Document, Rejected, is_text
-from pretrain_lib.wording import in_line
+from pretrain_lib.wording import in_line, without_queries
 
 EMBEDDED_CORPUS = "python-stdlib"
 HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?:@([\w.-]+))?")
@@ -233,6 +233,7 @@ def _load_from_hub(name: str, text_field: str) -> DatasetSource:
         rows = load_dataset(path, config, split="train", revision=revision, streaming=True)
     except Exception as error:  # datasets and huggingface_hub raise many types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = without_queries(reason)
         raise ValueError(
             f"data.source={name} is no file or folder here, and could not be loaded from the "
             f"Hugging Face Hub ({reason}). Without a network, use local files (--data.source "
