@@ -139,7 +139,7 @@ def test_a_server_that_is_gone_is_said_in_one_line(monkeypatch, folder):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     fsspec.filesystem("s3").clear_instance_cache()
-    with pytest.raises(ValueError, match="s3://corpus/in cannot be read .*start the same command"):
+    with pytest.raises(ValueError, match="s3://corpus/in cannot be read .*; once it can, start"):
         open_source("s3://corpus/in")
     fsspec.filesystem("s3").clear_instance_cache()
 

@@ -333,7 +333,7 @@ def test_the_secret_of_a_url_that_a_server_sends_on_to_is_not_said(serve):
 
 
 def test_a_server_of_http_that_is_gone_is_not_taken_for_a_missing_file():
-    with pytest.raises(remote.Unreachable, match="ConnectorError.*start the same command again"):
+    with pytest.raises(remote.Unreachable, match="ConnectorError.*once it can, start the same"):
         open_source("http://127.0.0.1:9/a.jsonl")
 
 

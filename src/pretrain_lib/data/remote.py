@@ -34,7 +34,7 @@ BLOCK_BYTES = 8 * 2**20  # read at once
 MISSING = (404, 410)  # the statuses of HTTP for what is not there
 RETRY_SECONDS = (0.5, 2.0)  # between the tries, besides those of the storage's own library
 DOWNLOAD = "download it, and give the local copy"
-AGAIN = "what was done is kept: start the same command again to continue"
+AGAIN = "once it can, start the same command again: what was done until then is kept"
 
 
 class Unreachable(ValueError):
