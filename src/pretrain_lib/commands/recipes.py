@@ -197,7 +197,7 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
 def add_tune_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `pretrain tune`."""
     budget = Rule(Duration, minimum=1, unit="seconds", help="the time that all runs may take")
-    add_argument(parser, "--budget", budget, default=Duration(7200), metavar="TIME")
+    add_argument(parser, "--budget", budget, default="2h", metavar="TIME")
     width = Rule(int, minimum=1, help="width of the smaller model; by default about 256")
     add_argument(parser, "--width", width, metavar="N")
     add_argument(parser, "--out", Rule(Path, help="where the runs go: runs/tune_RECIPE"))
