@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
-from pretrain_lib import build_adamw, build_muon, load_checkpoint
+from pretrain_lib import GPT2, build_adamw, build_muon, load_checkpoint
 from pretrain_lib.checkpoint.folders import TRAINING
 from pretrain_lib.checkpoint.parts import moments_file
 from pretrain_lib.tensors.piece_files import read_note
@@ -117,6 +117,25 @@ def test_moments_of_a_parameter_that_the_optimizer_leaves_alone_are_refused(kind
         group["params"] = [p for p in group["params"] if p is not model.head_weight]
     with pytest.raises(ValueError, match="of transformer.wte.weight, which the optimizer does not"):
         load_checkpoint(path, model, fewer)
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_a_parameter_that_had_no_gradient_yet_begins_without_moments(kind, tmp_path):
+    class Own(GPT2):
+        def __init__(self, config):
+            super().__init__(config)
+            self.experts = torch.nn.ModuleList([torch.nn.Linear(16, 16)])
+
+    models = [Own(GPT2_SHAPE).initialize(0) for _ in range(2)]
+    optimizers = [BUILDERS[kind](model) for model in models]
+    steps(models[0], optimizers[0], range(2))
+    load_checkpoint(save(tmp_path, 2, models[0], optimizers[0]), models[1], optimizers[1])
+    for model, optimizer in zip(models, optimizers, strict=True):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(one, other)
 
 
 class Counting(torch.optim.SGD):

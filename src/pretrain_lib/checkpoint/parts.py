@@ -160,18 +160,14 @@ def on_writers(part: Part, function: Callable[[], Any], *, first_only: bool = Fa
 def load_moments(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> None:
     """Load the optimizer state of a checkpoint, or the local shards of it.
 
-    Raises ValueError if only some parameters have stored moments, if those are of another kind of
-    optimizer, or if stored moments belong to no parameter, or to none of the optimizer.
+    A parameter without stored moments has had no gradient yet, and begins without them. Raises
+    ValueError if stored moments are of another kind of optimizer, or if they belong to no
+    parameter, or to none of the optimizer.
     """
     files = [path / name for name in listed_files(path) if fnmatch(name, OPTIMIZER_FILES)]
     stored, expected = read_pieces(files), _known_state(path, files, optimizer)
     dtype = moment_dtype(optimizer) if expected else None
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    updated = {parameter for parameter in held if parameter.requires_grad}
-    without = {name for name, parameter in model.named_parameters() if parameter in updated}
-    without -= {name.rsplit(".", 1)[0] for name in stored}
-    if stored and without:
-        raise ValueError(f"{path}: the optimizer moments of {sorted(without)[:3]}... are missing")
     for name, parameter in model.named_parameters():
         kinds = [key.rsplit(".", 1)[1] for key in stored if key.rsplit(".", 1)[0] == name]
         if kinds and parameter not in held:
