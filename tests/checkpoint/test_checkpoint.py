@@ -353,6 +353,16 @@ def test_a_file_list_with_a_flipped_bit_is_found(tmp_path):
     assert verify_checkpoint(path) == [f"{path / FILES}: not readable"]
 
 
+def test_a_file_list_that_names_what_lies_outside_is_no_whole_checkpoint(tmp_path):
+    model = build(GPT2_SHAPE)
+    path = save(tmp_path, 1, model, build_adamw(model, learning_rate=1e-2))
+    listed = json.loads((path / FILES).read_text())
+    (tmp_path / "config.json").write_bytes((path / "config.json").read_bytes())
+    for outside in ("../config.json", "training/../../config.json", f"{tmp_path}/config.json"):
+        (path / FILES).write_text(json.dumps(listed | {outside: listed["config.json"]}))
+        assert verify_checkpoint(path) == [f"{path / outside}: missing"]
+
+
 def json_of(text):
     try:
         return json.loads(text)

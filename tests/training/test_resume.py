@@ -156,7 +156,7 @@ def signal_in_step(monkeypatch):
 
 @pytest.mark.parametrize("number", [3, 7])
 def test_a_signal_leaves_the_evaluation_that_is_due_to_the_next_session(
-    recipe, tmp_path, signal_in_step, monkeypatch, number
+    recipe, tmp_path, signal_in_step, number, capsys
 ):
     run(recipe)
     stopped = elsewhere(recipe, tmp_path / "stopped")
@@ -169,8 +169,10 @@ def test_a_signal_leaves_the_evaluation_that_is_due_to_the_next_session(
     checkpoints = Path(stopped.run.dir, "checkpoints")
     (own,) = (path for path in checkpoints.iterdir() if int(path.name[5:]) == number + 1)
     own.rename(own.with_name(f".{own.name}.old"))
-    for _ in range(2):
+    for step in (number + 1, 8):
+        capsys.readouterr()
         run(stopped)
+        assert f"resumed at step {step} " in capsys.readouterr().out
         assert read_rows(stopped.run.dir) == read_rows(recipe.run.dir)
     states = [last_state(config) for config in (recipe, stopped)]
     assert states[0].best_loss == states[1].best_loss

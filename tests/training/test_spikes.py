@@ -47,9 +47,10 @@ def test_a_reason_names_what_was_too_high():
 
 
 class Spiking(GPT2):
-    """A GPT-2 whose loss is a thousand times as large on the windows that begin with these ids."""
+    """A GPT-2 whose loss is `factor` times as large on the windows that begin with these ids."""
 
     spikes: tuple = ()
+    factor = 1.0
     calls_left = math.inf
 
     def forward(self, input_ids, targets=None, **options):
@@ -62,7 +63,7 @@ class Spiking(GPT2):
             return result
         loss, count = result
         hit = any(torch.equal(row[: len(ids)], ids) for row in input_ids for ids in self.spikes)
-        return (1000 * loss if hit else loss), count
+        return (self.factor * loss if hit else loss), count
 
 
 def spiking_recipe(recipe, folder, *, every=5, **stability):
@@ -80,9 +81,10 @@ def spike_at(recipe, steps):
     return tuple(dataset[8 * step]["input_ids"] for step in steps)
 
 
-def run(recipe, steps=(), calls=math.inf):
+def run(recipe, steps=(), calls=math.inf, factor=1000.0):
     model = Spiking(recipe.model).initialize(recipe.run.seed)
     model.spikes, model.calls_left = spike_at(recipe, steps), calls
+    model.factor = factor
     end = train(recipe, model, open_corpus(recipe), start_accelerator(recipe))
     return end, model
 
@@ -142,6 +144,21 @@ def test_a_run_turns_back_and_goes_on_behind_the_spike(recipe, tmp_path):
     assert [row["loss"] for row in rows_of_steps(config)] == [
         row["loss"] for row in rows_of_steps(other)
     ]
+
+
+def test_a_run_that_turned_back_has_the_samples_of_each_step_once(recipe, tmp_path):
+    config = spiking_recipe(recipe, tmp_path / "run", spike_action="rollback")
+    run(change(config, samples={"prompts": ["def "], "every": 2}), steps=[7])
+    assert [event["to_step"] for event in events(config)] == [5]  # after samples at step 6
+    lines = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(2, STEPS + 1, 2))
+
+
+def test_a_loss_that_is_not_finite_is_no_spike_to_turn_back_from(recipe, tmp_path):
+    config = spiking_recipe(recipe, tmp_path / "run", spike_action="rollback")
+    end, _ = run(config, steps=[7], factor=math.inf)
+    assert end == "done"
+    assert [(event["event"], event["step"]) for event in events(config)] == [("skipped", 8)]
 
 
 def jump(path, *, windows):
