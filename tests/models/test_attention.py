@@ -213,6 +213,27 @@ def test_with_dropout_documents_are_kept_apart_all_the_same():
     assert not torch.equal(packed[:, :, :4], again[:, :, :4])
 
 
+@pytest.mark.parametrize("ends", [None, [[5, 12]]])
+def test_dropout_drops_and_leaves_attention_causal(ends):
+    q, k, v = torch.randn(3, 1, 2, 12, 4, generator=torch.Generator().manual_seed(8))
+    boundaries = ends and document_boundaries(torch.tensor(ends), 12)
+
+    def attend(v, dropout):
+        torch.manual_seed(0)
+        return causal_attention(q, k, v, boundaries=boundaries, dropout=dropout)
+
+    dropped = attend(v, 0.5)
+    assert not torch.allclose(dropped, attend(v, 0.0))
+    later = v.clone()
+    later[:, :, 9] += 100
+    assert torch.equal(attend(later, 0.5)[:, :, :9], dropped[:, :, :9])
+
+
+def test_ends_beyond_the_window_become_empty_documents():
+    boundaries = document_boundaries(torch.tensor([[5, 40], [3, 12]]), 12)
+    assert boundaries.tolist() == [0, 5, 12, 12, 12 + 3, 24, 24]
+
+
 def test_any_number_of_documents_is_one_graph_on_cuda(monkeypatch):
     graphs = []
 

@@ -81,8 +81,9 @@ def test_loss_and_gradients_equal_torch_in_float64(
     assert not weight.grad[vocabulary:].any()  # exactly zero
 
 
-def test_all_targets_ignored_give_zero_loss_and_zero_gradients():
-    hidden, weight, targets = random_problem(9, 4, 11, 5, 1.0, 0)
+@pytest.mark.parametrize("rows", [0, 9])
+def test_no_target_gives_zero_loss_and_zero_gradients(rows):
+    hidden, weight, targets = random_problem(rows, 4, 11, 5, 1.0, 0)
     loss, count = linear_cross_entropy(hidden, weight, targets, vocabulary_size=11)
     loss.backward()
     assert loss.item() == 0.0 and count.item() == 0
@@ -127,6 +128,23 @@ def test_bf16_autocast_is_within_one_per_cent_of_float64(monkeypatch, chunk_logi
     assert not weight.grad[1000:].any()
 
 
+def test_over_chunks_bf16_is_summed_in_fp32(monkeypatch):
+    def gradient(chunk_rows):
+        monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", chunk_rows * 2 * 1024)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss, _ = linear_cross_entropy(hidden, weight, targets, vocabulary_size=1000)
+        return loss.item(), torch.autograd.grad(loss, weight)[0]
+
+    hidden, weight, targets = random_problem(256, 32, 1000, 24, 0.1, 3, torch.float32)
+    loss, weight_grad = gradient(1)
+    low = hidden.detach().bfloat16(), weight.detach().bfloat16()
+    logits = torch.cat([row @ low[1].T for row in low[0].split(1)])[:, :1000]
+    expected = F.cross_entropy(logits.double(), targets, reduction="sum")
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    _, of_one_product = gradient(256)
+    assert relative_error(weight_grad, of_one_product.double()) < 3e-3
+
+
 class LargestTensor(TorchDispatchMode):
     """Remembers the most elements that any floating tensor made by an operation has."""
 
@@ -159,12 +177,13 @@ def test_the_weight_of_a_target_is_not_rounded_to_bf16(targets, weight_dtype):
         assert (error <= 1.0001 * ROUNDING[whole.dtype] * expected.abs()).all()
 
 
-def test_no_tensor_larger_than_a_chunk_is_made(monkeypatch):
+@pytest.mark.parametrize("rows", [95, 96])
+def test_no_tensor_larger_than_a_chunk_is_made(monkeypatch, rows):
     monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", 4 * 8 * 200)
-    hidden, weight, targets = random_problem(96, 4, 200, 0, 0.1, 4, torch.float32)
+    hidden, weight, targets = random_problem(rows, 4, 200, 0, 0.1, 4, torch.float32)
     with LargestTensor() as plain:
         F.cross_entropy(hidden @ weight.T, targets, reduction="sum").backward()
-    assert plain.elements == 96 * 200  # the measure sees the logits of a plain head
+    assert plain.elements == rows * 200  # the measure sees the logits of a plain head
     with LargestTensor() as fused:
         linear_cross_entropy(hidden, weight, targets)[0].backward()
     assert fused.elements == 8 * 200
@@ -201,12 +220,14 @@ def test_without_gradients_only_the_logits_are_multiplied():
         assert counter.get_total_flops() == products * product
 
 
-def test_frozen_weight_still_gives_the_gradient_of_hidden():
-    hidden, weight, targets = random_problem(10, 4, 13, 3, 0.2, 7)
-    _, hidden_grad, _ = reference(hidden, weight, targets, 13)
-    loss, _ = linear_cross_entropy(hidden, weight.detach(), targets, vocabulary_size=13)
+@pytest.mark.parametrize("trained", [0, 1])
+def test_of_hidden_and_weight_one_may_be_frozen(trained):
+    *tensors, targets = random_problem(10, 4, 13, 3, 0.2, 7)
+    _, *gradients = reference(*tensors, targets, 13)
+    tensors[1 - trained].requires_grad_(False)
+    loss, _ = linear_cross_entropy(*tensors, targets, vocabulary_size=13)
     loss.backward()
-    torch.testing.assert_close(hidden.grad, hidden_grad, rtol=1e-7, atol=1e-12)
+    torch.testing.assert_close(tensors[trained].grad, gradients[trained], rtol=1e-7, atol=1e-12)
 
 
 @given(magnitude=st.sampled_from([1e2, 1e4, 1e6, 1e12]), seed=st.integers(0, 1000))

@@ -51,13 +51,17 @@ def test_frozen_parameters_are_left_out():
     assert [id(p) for p in grouped] == [id(model[1].weight), id(model[1].bias)]
 
 
+DEFAULTS = {"betas": (0.9, 0.95), "epsilon": 1e-8, "weight_decay": 0.1}
+OTHERS = {"betas": (0.8, 0.9), "epsilon": 0.1, "weight_decay": 0.3}
+
+
+@pytest.mark.parametrize("options", [{}, OTHERS])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_fused_steps_equal_adamw_by_hand_in_float64(dtype, tolerance):
+def test_fused_steps_equal_adamw_by_hand_in_float64(dtype, tolerance, options):
     generator = torch.Generator().manual_seed(0)
     model = GPT2(SMALL_GPT2).initialize(0).to(dtype)
-    optimizer = build_adamw(
-        model, learning_rate=0.0, betas=(0.9, 0.95), epsilon=1e-8, weight_decay=0.1
-    )
+    optimizer = build_adamw(model, learning_rate=0.0, **options)
+    (beta1, beta2), epsilon, weight_decay = (DEFAULTS | options).values()
     assert all(group["fused"] for group in optimizer.param_groups)
     hand = {name: p.detach().double().clone() for name, p in model.named_parameters()}
     mean = {name: torch.zeros_like(p) for name, p in hand.items()}
@@ -70,11 +74,11 @@ def test_fused_steps_equal_adamw_by_hand_in_float64(dtype, tolerance):
             gradient = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.grad = gradient.to(dtype)
             gradient = parameter.grad.double()
-            decay = 0.1 if parameter.dim() >= 2 else 0.0
-            mean[name] = 0.9 * mean[name] + 0.1 * gradient
-            square[name] = 0.95 * square[name] + 0.05 * gradient**2
-            update = (mean[name] / (1 - 0.9**step)) / (
-                (square[name] / (1 - 0.95**step)).sqrt() + 1e-8
+            decay = weight_decay if parameter.dim() >= 2 else 0.0
+            mean[name] = beta1 * mean[name] + (1 - beta1) * gradient
+            square[name] = beta2 * square[name] + (1 - beta2) * gradient**2
+            update = (mean[name] / (1 - beta1**step)) / (
+                (square[name] / (1 - beta2**step)).sqrt() + epsilon
             )
             hand[name] = hand[name] - learning_rate * (decay * hand[name] + update)
         optimizer.step()
@@ -94,18 +98,19 @@ def kind_of(name, parameter):
     return "embedding_learning_rate" if embeds else "matrix_learning_rate"
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_the_first_update_of_a_plain_loop_is_as_large_as_each_rate(scale):
+@pytest.mark.parametrize(("scale", "matrix_rate"), [(1.0, 1e-5), (0.5, 1e-5), (1.0, 0.0)])
+def test_the_first_update_of_a_plain_loop_is_as_large_as_each_rate(scale, matrix_rate):
+    rates = RATES | {"matrix_learning_rate": matrix_rate}
     model = GPT2(SMALL_GPT2).initialize(0).double()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = build_adamw(model, **RATES, weight_decay=0.0, epsilon=1e-30)
+    optimizer = build_adamw(model, **rates, weight_decay=0.0, epsilon=1e-30)
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: scale)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()  # of a first gradient g, AdamW's update is rate * g / |g|
     for name, parameter in model.named_parameters():
         moved = (parameter.detach() - before[name]).abs()
-        rate = scale * RATES[kind_of(name, parameter)]
+        rate = scale * rates[kind_of(name, parameter)]
         torch.testing.assert_close(moved, torch.full_like(moved, rate), rtol=1e-9, atol=1e-15)
 
 

@@ -51,7 +51,8 @@ def newton_schulz(matrix):
 class ByHand:
     """Muon and AdamW by their formulas, in float64."""
 
-    def __init__(self, model):
+    def __init__(self, model, *, momentum=0.95, betas=(0.9, 0.95), epsilon=1e-8):
+        self.momentum, self.betas, self.epsilon = momentum, betas, epsilon
         self.weights = {n: p.detach().double().clone() for n, p in model.named_parameters()}
         self.moments = {n: [torch.zeros_like(p)] * 2 for n, p in self.weights.items()}
 
@@ -69,27 +70,33 @@ class ByHand:
             self.weights[name] = old - factor * rate * (decay * old + update)
 
     def muon_update(self, name, gradient):
-        momentum = 0.95 * self.moments[name][0] + 0.05 * gradient
+        share = self.momentum
+        momentum = share * self.moments[name][0] + (1 - share) * gradient
         self.moments[name] = [momentum]
-        direction = 0.05 * gradient + 0.95 * momentum
+        direction = (1 - share) * gradient + share * momentum
         parts = direction.chunk(3) if name.endswith("c_attn.weight") else [direction]
         scale = 0.2 * math.sqrt(max(parts[0].shape))
         return torch.cat([scale * newton_schulz(part) for part in parts])
 
     def adamw_update(self, name, gradient, number):
-        first, second = self.moments[name]
-        first, second = 0.9 * first + 0.1 * gradient, 0.95 * second + 0.05 * gradient**2
+        (first, second), (beta1, beta2) = self.moments[name], self.betas
+        first = beta1 * first + (1 - beta1) * gradient
+        second = beta2 * second + (1 - beta2) * gradient**2
         self.moments[name] = [first, second]
-        corrected = first / (1 - 0.9**number), second / (1 - 0.95**number)
-        return corrected[0] / (corrected[1].sqrt() + 1e-8)
+        corrected = first / (1 - beta1**number), second / (1 - beta2**number)
+        return corrected[0] / (corrected[1].sqrt() + self.epsilon)
 
 
+OTHERS = {"momentum": 0.8, "betas": (0.8, 0.9), "epsilon": 0.1}
+
+
+@pytest.mark.parametrize("options", [{}, OTHERS])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
-def test_20_steps_equal_the_formulas_in_float64(name, dtype, tolerance):
+def test_20_steps_equal_the_formulas_in_float64(name, dtype, tolerance, options):
     model = MODELS[name]().initialize(0).to(dtype)
-    optimizer = build_muon(model, **RATES, dtype=dtype)
-    hand = ByHand(model)
+    optimizer = build_muon(model, **RATES, dtype=dtype, **options)
+    hand = ByHand(model, **options)
     for step in range(20):
         set_gradients(model, step)
         hand.step(model, step + 1, factor=1 / (step + 1))
@@ -127,6 +134,19 @@ def test_in_bf16_the_directions_are_those_of_fp32():
     exact = orthogonalize(matrices)
     similarity = nn.functional.cosine_similarity(low.float().flatten(1), exact.flatten(1))
     assert (similarity > 0.99).all()
+
+
+def test_an_update_is_orthogonalized_in_the_dtype_that_is_asked_for():
+    model = nn.Sequential(nn.Linear(40, 24, bias=False))
+    model[0].weight.data.zero_()
+    set_gradients(model, 0)
+    direction = 0.05 * (1 + 0.95) * model[0].weight.grad  # Nesterov's, from no momentum
+    build_muon(model, learning_rate=1.0, dtype=torch.bfloat16).step()
+    expected = -0.2 * math.sqrt(40) * orthogonalize(direction[None].bfloat16())[0].float()
+    exact = -0.2 * math.sqrt(40) * orthogonalize(direction[None])[0]
+    found = model[0].weight.detach()
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+    assert (found - expected).norm() < 0.1 * (found - exact).norm()
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4, 4)])
@@ -199,6 +219,13 @@ def test_layers_that_a_model_numbers_itself_are_muons():
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 8), nn.LayerNorm(8))
     found = [p for g in build_muon(model, **RATES).param_groups if g["parts"] for p in g["params"]]
     assert [id(p) for p in found] == [id(model[1].weight), id(model[2].weight)]
+
+
+def test_a_projection_of_another_shape_is_one_matrix_and_a_kernel_is_none():
+    layer = nn.ModuleDict({"c_attn": nn.Linear(8, 12, bias=False), "conv": nn.Conv1d(3, 3, 2)})
+    groups = parameter_groups(nn.ModuleList([layer]), weight_decay=0.1, matrix_factor=2, muon=True)
+    found = [(g["parts"], g["lr_factor"], [p.dim() for p in g["params"]]) for g in groups]
+    assert found == [(1, 2, [2]), (0, 1, [3]), (0, 1, [1])]
 
 
 def test_a_model_of_which_muon_would_update_nothing_is_refused():

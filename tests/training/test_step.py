@@ -1,5 +1,6 @@
 """One optimizer step: every target weighs the same, however the batch is cut."""
 
+import math
 from functools import partial
 
 import pytest
@@ -11,7 +12,8 @@ from transformers import GPT2Config as HFConfig
 from transformers import GPT2LMHeadModel
 
 from pretrain_lib import GPT2, IGNORED_TARGET, GPT2Config, build_adamw, build_muon, train_step
-from pretrain_lib.training.step import Accumulated, apply_update
+from pretrain_lib.training import step as step_module
+from pretrain_lib.training.step import Accumulated, accumulate_gradients, apply_update
 
 CONFIG = GPT2Config(vocabulary_size=61, context_length=12, num_layers=2, num_heads=2, width=16)
 
@@ -141,6 +143,38 @@ def test_an_update_that_is_not_finite_is_left_out(accelerator, fused):
     assert float(optimizer.state[broken]["step"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("loss", "gradient", "limits"),
+    [
+        (1.0, 1.0, {"norm_limit": 0.5}),
+        (1.0, 1.0, {"loss_limit": 0.5}),
+        (math.inf, 1.0, {}),
+        (math.nan, 1.0, {}),
+        (1.0, math.inf, {}),
+        (1.0, math.nan, {}),
+    ],
+)
+@pytest.mark.parametrize("fused", [True, False])
+def test_each_reason_alone_leaves_an_update_out(accelerator, loss, gradient, limits, fused):
+    model = torch.nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
+    before = model.weight.item()
+    model.weight.grad = torch.full((1, 1), gradient)
+    accumulated = Accumulated(torch.tensor(loss), torch.tensor(1))
+    options = {"learning_rate": 0.1, "max_grad_norm": 1.0} | limits
+    assert apply_update(accelerator, model, optimizer, accumulated, **options).skipped
+    assert model.weight.item() == before
+
+
+def test_every_group_follows_the_scheduled_rate(accelerator):
+    model = GPT2(CONFIG).initialize(0)
+    rates = {"learning_rate": 1e-2, "matrix_learning_rate": 1e-3, "embedding_learning_rate": 5e-2}
+    optimizer = build_adamw(model, **rates)
+    step(accelerator, model, optimizer, [make_batch(2, ignored=[])], learning_rate=5e-3)
+    found = {group["lr"] for group in optimizer.param_groups}
+    assert sorted(found) == pytest.approx([5e-4, 5e-3, 2.5e-2])
+
+
 FUSED = {
     "adamw": build_adamw,
     "adamw in bf16": partial(build_adamw, moments="bf16"),
@@ -209,6 +243,22 @@ def test_dropout_depends_on_seed_step_and_micro_batch_alone(accelerator):
     assert loss() != loss(step=1)
     twice = [batch[0], batch[0]]
     assert loss(micro_batches=twice) != pytest.approx(loss(micro_batches=twice[:1]), abs=1e-6)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_dropout_does_not_depend_on_the_number_of_processes(accelerator, monkeypatch, processes):
+    model = GPT2(GPT2Config(**{**vars(CONFIG), "dropout": 0.3})).initialize(0)
+    batches = cut(make_batch(4, ignored=[]), 1)
+    monkeypatch.setattr(step_module, "count_targets", lambda _, own: (own, torch.tensor(48)))
+
+    def loss(rank, processes):
+        monkeypatch.setattr(Accelerator, "num_processes", processes)
+        monkeypatch.setattr(Accelerator, "process_index", rank)
+        own = batches[rank::processes]
+        return accumulate_gradients(accelerator, model, own, seed=0, step=0).loss_sum.item()
+
+    shared = sum(loss(rank, processes) for rank in range(processes))
+    assert shared == pytest.approx(loss(0, 1), rel=1e-6)
 
 
 def test_the_environment_cannot_change_the_accumulation(monkeypatch):
