@@ -2,6 +2,7 @@
 
 import re
 import sys
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,23 @@ def test_the_ramp_is_in_windows_and_has_to_divide(recipe):
     assert [sizes.at(step) for step in (0, 10_000)] == [2, 8]
     with pytest.raises(ValueError, match=r"batch\.ramp_from=64"):
         config.check(processes=2)
+
+
+def test_under_a_ramp_a_save_is_due_where_the_tokens_pass_a_multiple(recipe):
+    ramp = {"ramp_from": 64, "ramp_increment": 64, "ramp_tokens": 768}
+    sizes = [64] * 4 + [128] * 2 + [192] + [256] * 9  # of each step, in tokens
+    for every in range(32, 1200, 32):
+        checkpoint = {"every": None, "every_tokens": every}
+        config = change(recipe, batch=ramp, checkpoint=checkpoint)
+        totals = [0, *accumulate(sizes)]
+        passed = [after // every > before // every for before, after in pairwise(totals)]
+        due = [config.save_is_due(step, totals[step]) for step in range(1, len(totals))]
+        assert due == passed, every
+
+
+@pytest.mark.parametrize(("max_steps", "last"), [(None, 8), (5, 5), (8, 8), (100, 8)])
+def test_a_run_ends_with_its_schedule_or_before(recipe, max_steps, last):
+    assert change(recipe, run={"max_steps": max_steps}).last_step() == last
 
 
 @pytest.mark.parametrize(

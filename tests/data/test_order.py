@@ -152,6 +152,13 @@ def test_each_epoch_draws_every_window_once_and_stays_inside(tokens, length, see
         assert offset + windows * length + 1 + 2 * length > tokens  # less than two windows unread
 
 
+@pytest.mark.parametrize("tokens", range(9, 17))
+def test_a_source_of_one_window_stays_inside_in_every_epoch(tokens):
+    _, epoch, start = WindowOrder((tokens,), 8, 0).locate(np.arange(50))
+    assert epoch.tolist() == list(range(50))
+    assert start.min() >= 0 and start.max() + 8 + 1 <= tokens
+
+
 def test_boundaries_move_from_epoch_to_epoch():
     order = WindowOrder((100_000,), 1024, 0)
     assert len({order.offset(0, epoch) for epoch in range(20)}) > 15

@@ -64,6 +64,26 @@ def test_the_loss_is_the_mean_over_the_first_windows(tokens, max_tokens, windows
     )
 
 
+def test_dropout_is_off(tokens):
+    (stretch,) = choose_stretches([HeldOut("all", tokens, "")], 16, max_tokens=None)
+    results = []
+    for dropout in (0.0, 0.5):
+        model = GPT2(replace(CONFIG, dropout=dropout)).initialize(0)
+        results.append(validate(Accelerator(cpu=True), model, [stretch], micro_batch=4))
+    assert results[0] == results[1]
+
+
+def test_in_mixed_precision_the_loss_is_that_of_torchs_autocast(tokens):
+    model = GPT2(CONFIG).initialize(0)
+    (stretch,) = choose_stretches([HeldOut("all", tokens, "")], 16, max_tokens=None)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    result = validate(accelerator, model, [stretch], micro_batch=9)
+    ids = torch.from_numpy(tokens.read(0, 16 * 9 + 1))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, count = model(ids[:-1].view(9, 16), ids[1:].view(9, 16))
+    assert result.loss == loss.item() / count.item()
+
+
 def test_it_multiplies_no_more_than_a_forward_does(tokens):
     model = GPT2(CONFIG).initialize(0)
     (stretch,) = choose_stretches([HeldOut("all", tokens, "")], 16, max_tokens=None)

@@ -75,7 +75,7 @@ def fill_planned_window(
     masking = windows.document_ends is not None
     ids = np.empty(length + 1, dtype=np.int64)
     for start, count in plan.pieces(window).tolist():
-        # A piece shorter than a window is the last of its document.
+        # A piece shorter than a window is the last of its document, and need not be looked up.
         masked = masking and (count < length or _ends_at(tokens, start + count))
         read = count if masked or start + count == len(tokens) else count + 1
         tokens.read_into(start, ids[:read])
