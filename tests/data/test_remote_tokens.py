@@ -247,7 +247,7 @@ def test_a_run_on_tokens_behind_a_url_survives_the_server_and_is_bit_equal(
     assert f"returned non-zero exit status {FAILED}" in broken.stderr
     line = broken.stderr.splitlines()[0]
     assert line.startswith("error: data.path: s3://corpus/prepared/train-"), line
-    assert "cannot be read" in line and "start the same command again to continue" in line
+    assert "cannot be read" in line and "once it can, start the same command again" in line
     assert 0 < len(read_rows(tmp_path / "there")) < len(expected)
     resumed = train(*remotely)
     assert resumed.returncode == 0, resumed.stderr

@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -275,6 +276,16 @@ def test_other_families_are_scored_by_the_harness(workplace, tmp_path):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"not a model folder: it has no config\.json"):
         evaluate_folder(tmp_path, ["heldout_choice"])
+
+
+def test_a_broken_tokenizer_is_refused(workplace, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(workplace / "model", folder)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(
+        ValueError, match=f"^the tokenizer of {folder} cannot be loaded \\(KeyError"
+    ):
+        evaluate_folder(folder, ["heldout_choice"], include_path=workplace / "tasks")
 
 
 def test_an_unknown_dtype_is_refused(workplace):

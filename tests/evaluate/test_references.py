@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pretrain_lib import GPT2, GPT2Config, save_pretrained
+from pretrain_lib import GPT2, GPT2Config, save_pretrained, train_tokenizer
 from pretrain_lib.evaluate.per_token import BESIDE, METRIC
 from pretrain_lib.evaluate.references import figures, find_figure, models_near
 from pretrain_lib.evaluate.results import format_table
@@ -136,9 +136,9 @@ def test_the_readme_of_the_recipes_shows_every_figure():
 
 @pytest.mark.slow
 def test_a_suite_stands_for_its_tasks(tmp_path):
-    model = GPT2(GPT2Config(num_layers=1, num_heads=1, width=8)).initialize(0)
-    save_pretrained(model, tmp_path, tokenizer=None)
-    (tmp_path / "tokenizer.json").write_text("{}")  # no tokenizer could be loaded from this
+    config = GPT2Config(vocabulary_size=300, num_layers=1, num_heads=1, width=8)
+    tokenizer = train_tokenizer(["some words of a text"] * 100, vocabulary_size=300)
+    save_pretrained(GPT2(config).initialize(0), tmp_path, tokenizer=tokenizer)
     result = run_command(
         *("pretrain", "eval", tmp_path, "--suite", "llama_1_3b"),
         environment={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")},

@@ -24,6 +24,7 @@ from pretrain_lib.evaluate.tasks import Tasks, open_tasks
 from pretrain_lib.models.any_model import is_ours, load_pretrained
 from pretrain_lib.models.interface import Model, unwrap
 from pretrain_lib.models.weight_files import check_weights
+from pretrain_lib.wording import in_line
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -131,7 +132,13 @@ def _tokenizer_of(folder: Path) -> "PreTrainedTokenizerBase":
 
     if is_of_run(folder):
         return transformers_tokenizer(load_tokenizer(folder))
-    return AutoTokenizer.from_pretrained(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers raises many types
+        raise ValueError(
+            f"the tokenizer of {folder} cannot be loaded ({type(error).__name__}: "
+            f"{in_line(error)}); copy or export the folder again"
+        ) from error
 
 
 def _foreign_model(
